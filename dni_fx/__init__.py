@@ -1,0 +1,36 @@
+"""dni-fx: cut PyTorch models into segments that train on synthetic gradients."""
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dni_fx.api import plan, restore, transform
+    from dni_fx.artifact import load, save
+    from dni_fx.diffing import diff
+    from dni_fx.errors import DniFxError
+    from dni_fx.planning import Plan
+    from dni_fx.synthesizers import Synthesizer
+
+__version__ = version("dni-fx")
+
+__all__ = ["DniFxError", "Plan", "Synthesizer", "diff", "load", "plan", "restore", "save", "transform"]
+
+# Imported when first used: `dni-fx --help` must not wait seconds for torch.
+_HOME = {
+    "DniFxError": "errors",
+    "Plan": "planning",
+    "Synthesizer": "synthesizers",
+    "diff": "diffing",
+    "load": "artifact",
+    "plan": "api",
+    "restore": "api",
+    "save": "artifact",
+    "transform": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dni_fx' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dni_fx.{_HOME[name]}"), name)

@@ -1,0 +1,218 @@
+"""The functions that chain the steps: load, trace, annotate, partition, rewrite."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dni_fx import costs, cutting, inputs, verify
+from dni_fx.cutting import Cuts
+from dni_fx.errors import DniFxError
+from dni_fx.inputs import Inputs
+from dni_fx.module import DNI, Crossing, DecoupledModule, share_state
+from dni_fx.ops import Segment
+from dni_fx.passes import pipeline
+from dni_fx.passes.add_context import AddContext
+from dni_fx.passes.add_synthesizers import AddSynthesizers, crossing_name
+from dni_fx.passes.copy_written import CopyWritten
+from dni_fx.passes.decouple_cuts import DecoupleCuts
+from dni_fx.passes.inject_cuts import InjectCuts
+from dni_fx.passes.mark_segments import MarkSegments
+from dni_fx.passes.remove_dni import RemoveDni
+from dni_fx.planning import Plan, Rewrite
+from dni_fx.synthesizers import Activation, Factory, resolve
+from dni_fx.tracing import capture
+
+__all__ = ["plan", "restore", "rewrite", "transform"]
+
+
+def transform(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    cuts: Cuts = "auto",
+    synthesizer: str | Factory = "auto",
+    unlock: str = "backward",
+    mix: float = 0.0,
+    classes: int | None = None,
+    context_size: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> DecoupledModule:
+    """Cut a model into segments that train on synthetic gradients (Jaderberg et al. 2017).
+
+    The result shares the model's parameters and has its state_dict keys; what is new lives under `net.dni`.
+
+    Args:
+        model: Any module that torch.fx can trace.
+        example_inputs: A tensor or a tuple of positional arguments, batch first; None: shapes are tried until one
+            fits.
+        example_kwargs: Keyword arguments of the example call.
+        cuts: "auto"; a number of segments; names of modules or nodes to cut after; "every:Block", after each call of
+            that class; or a `Plan`.
+        synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, "auto", or a function `(activation, context_size)` that
+            makes a module, such as a subclass of `dni_fx.Synthesizer`.
+        unlock: "backward": every segment runs its backward pass as soon as it has run forward, which frees its
+            activations; "none": one ordinary autograd graph, which torch.compile and DistributedDataParallel take.
+        mix: Share of the true gradient handed upstream, 0 to 1 (BP(lambda)); needs `unlock="none"`.
+        classes: Condition the synthesizers on labels: call `net(x, dni_context=labels)` while training.
+        context_size: Condition them on any vector of so many entries a sample instead.
+        optimizer: One that the person has already: the synthesizers' parameters are added to it.
+
+    Raises:
+        DniFxError: If an argument is wrong, with what to do.
+        CaptureError: If the model cannot be traced, or its trace is not the same network.
+        NoLegalCutError: If there is no place to cut.
+    """
+    module, found = _captured(model, _inputs(model, example_inputs, example_kwargs), cuts)
+    net = rewrite(
+        module,
+        found,
+        synthesizer=synthesizer,
+        unlock=unlock,
+        mix=mix,
+        classes=classes,
+        context_size=context_size,
+    )
+    added = list(net.dni.parameters())
+    if optimizer is not None and added:
+        optimizer.add_param_group({"params": added})
+    return net
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    cuts: Cuts = "auto",
+) -> Plan:
+    """Decide where `transform` would cut, and build nothing. Arguments and errors are those of `transform`."""
+    return _captured(model, _inputs(model, example_inputs, example_kwargs), cuts)[1]
+
+
+def _inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs:
+    if not isinstance(model, nn.Module):
+        raise DniFxError(f"expected an nn.Module, not a {type(model).__name__}")
+    lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise DniFxError(f"parameter {lazy[0]!r} has no shape yet: call the model once before rewriting it")
+    if example_inputs is None and example_kwargs is None:
+        return inputs.probe(model)
+    return inputs.given(example_inputs, example_kwargs)
+
+
+def _captured(model: nn.Module, example: Inputs, cuts: Cuts) -> tuple[DecoupledModule, Plan]:
+    """Trace, compare with eager, annotate, partition."""
+    module = capture(model, example)
+    verify.verify(model, module, example)
+    costs.annotate(module, example)
+    chosen, why = cutting.choose(module.graph, costs.dataflow(module.graph), cuts)
+    described = inputs.describe(example)
+    return module, cutting.make_plan(
+        type(model).__name__, module.graph, chosen, why, described, example.source
+    )
+
+
+def rewrite(
+    module: DecoupledModule,
+    plan: Plan,
+    *,
+    synthesizer: str | Factory,
+    unlock: str,
+    mix: float,
+    classes: int | None,
+    context_size: int | None,
+) -> DecoupledModule:
+    """Put the synthesizers of `plan` into a captured, annotated module. Arguments and errors as for `transform`."""
+    _check_settings(unlock, mix, classes, context_size)
+    conditioned = classes is not None or context_size is not None
+    dni, names = _synthesizers(plan, module, synthesizer, classes, context_size)
+    dni.plan = plan.with_rewrite(Rewrite(unlock, mix, classes, context_size, names))
+    module.add_module("dni", dni)
+    module.dni.train(module.training)
+    boundary = [DecoupleCuts(), CopyWritten()] if unlock == "backward" else [InjectCuts(mix)]
+    pipeline.run(
+        module,
+        [
+            MarkSegments([cut.after for cut in plan.cuts]),
+            *([AddContext()] if conditioned else []),
+            AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
+            *boundary,
+        ],
+    )
+    return module
+
+
+def _check_settings(unlock: str, mix: float, classes: int | None, context_size: int | None) -> None:
+    if unlock not in ("none", "backward"):
+        raise DniFxError(f"unlock={unlock!r}: there are 'none' and 'backward'")
+    if not 0.0 <= mix <= 1.0:
+        raise DniFxError(f"mix={mix}: the share of the true gradient lies between 0 and 1")
+    if mix and unlock != "none":
+        raise DniFxError(
+            f"mix={mix} needs unlock='none': with unlock={unlock!r} the true gradient comes too late"
+        )
+    if classes is not None and context_size is not None:
+        raise DniFxError("classes and context_size exclude each other: labels are the context")
+    if (classes is not None and classes < 2) or (context_size is not None and context_size < 1):
+        raise DniFxError("classes must be 2 or more, context_size 1 or more")
+
+
+def _synthesizers(
+    plan: Plan,
+    module: DecoupledModule,
+    synthesizer: str | Factory,
+    classes: int | None,
+    context_size: int | None,
+) -> tuple[DNI, dict[str, str]]:
+    """The submodule `dni`, and the name of the synthesizer at each crossing."""
+    dni = DNI(plan)
+    names = {}
+    records = {node.name: node.meta["dni"] for node in module.graph.nodes}
+    parameters = dict(module.named_parameters())
+    for cut_index, cut in enumerate(plan.cuts):
+        for tensor in cut.tensors:
+            record = records[tensor.node]
+            axis = record.axis % len(record.shape)
+            activation = Activation(record.shape, record.dtype, record.device, axis)
+            crossing = crossing_name(cut_index, tensor.node)
+            names[crossing], factory = resolve(synthesizer, activation)
+            made = factory(activation, classes or context_size or 0)
+            if not isinstance(made, nn.Module):
+                raise DniFxError(
+                    f"synthesizer {names[crossing]!r} made a {type(made).__name__}, not an nn.Module"
+                )
+            made.to(device=activation.device, dtype=activation.dtype)
+            dni.add_module(crossing, Crossing(made, activation, classes=classes, context_size=context_size))
+        held = [p for name in plan.segments[cut_index].nodes for p in records[name].parameters]
+        dni.add_module(f"segment{cut_index}", Segment([parameters[p] for p in held]))
+    return dni, names
+
+
+def restore(net: DecoupledModule) -> nn.Module:
+    """The plain model with the trained weights.
+
+    Returns:
+        The very model that was given to `transform`, which shares its parameters with `net`; for one that came from
+        `dni_fx.load` without a model, the graph with all that the rewrite added taken out again.
+
+    Raises:
+        DniFxError: If `net` was not made by dni-fx.
+    """
+    if not isinstance(net, DecoupledModule):
+        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    original = net.__dict__.get("dni_original")
+    if isinstance(original, nn.Module):
+        share_state(net, original, without="dni")
+        return original
+    plain = DecoupledModule(net, torch.fx.Graph(), type(net).__name__)
+    share_state(net, plain, without="dni")
+    plain.graph = torch.fx.Graph()
+    plain.graph.output(plain.graph.graph_copy(net.graph, {}))
+    RemoveDni()(plain)
+    plain.graph.lint()
+    plain.recompile()
+    plain.training = net.training
+    return plain

@@ -1,0 +1,195 @@
+"""From what the person asks for (`cuts=...`) to places in the graph."""
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import networkx as nx
+from torch import fx
+
+from dni_fx import meta, partition
+from dni_fx.errors import DniFxError
+from dni_fx.partition import Position
+from dni_fx.planning import Cut, Plan, SegmentPlan, Tensor
+
+__all__ = ["Cuts", "choose", "fingerprint", "make_plan"]
+
+Cuts = str | int | Sequence[str] | Plan
+
+
+def choose(graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts) -> tuple[list[Position], str]:
+    """The cuts in the order of the graph, and why they are there.
+
+    Raises:
+        DniFxError: If `cuts` names what is not there, or what cannot be cut.
+        NoLegalCutError: If the model has no legal cut at all.
+    """
+    if isinstance(cuts, Plan):
+        return _from_plan(graph, flow, cuts), f"a saved plan: {cuts.why}"
+    if isinstance(cuts, bool) or (isinstance(cuts, int) and cuts < 2):
+        raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
+    if isinstance(cuts, int):
+        return partition.balanced(flow, cuts), f"{cuts} segments asked for; narrowest cuts, then even FLOPs"
+    if cuts == "auto":
+        found = partition.balanced(flow, None)
+        return (
+            found,
+            "auto: two layers with parameters a segment, four segments at most; narrowest cuts, then even FLOPs",
+        )
+    if isinstance(cuts, str) and cuts.startswith("every:"):
+        return _every(graph, flow, cuts.removeprefix("every:"))
+    names = [cuts] if isinstance(cuts, str) else list(cuts)
+    if not names:
+        raise DniFxError("cuts=[]: name at least one module or node")
+    positions = {p.index: p for name in names for p in _after(graph, flow, name)}
+    return _separated(
+        flow, [positions[i] for i in sorted(positions)]
+    ), f"after {', '.join(names)}, as asked for"
+
+
+def _calls(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
+    """The last node of every module call: by qualified name and by a key of the call."""
+    last: dict[tuple[str, str], fx.Node] = {}
+    for node in graph.nodes:
+        for key in meta.of(node).scope:
+            last[key.split("@")[0], key] = node
+    return last
+
+
+def _after(graph: fx.Graph, flow: "nx.DiGraph[str]", name: str) -> list[Position]:
+    """After every call of the module of that name, else after the node of that name."""
+    calls = [node for (module, _), node in _calls(graph).items() if module == name]
+    if calls:
+        return [partition.snap(flow, node.name, name) for node in calls]
+    if name in flow:
+        return [partition.snap(flow, name, name)]
+    known = list(dict.fromkeys([module for module, _ in _calls(graph)] + list(flow)))
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"; the nearest names are {', '.join(near)}" if near else f"; there are {', '.join(known[:8])}"
+    raise DniFxError(f"no module or node called {name!r} to cut after{hint}")
+
+
+def _every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> tuple[list[Position], str]:
+    last: dict[str, fx.Node] = {}
+    classes: set[str] = set()
+    for node in graph.nodes:
+        record = meta.of(node)
+        classes.update(record.classes)
+        last.update(
+            {key: node for key, cls in zip(record.scope, record.classes, strict=True) if cls == wanted}
+        )
+    if not last:
+        near = difflib.get_close_matches(wanted, sorted(classes), n=3) or sorted(classes)[:8]
+        raise DniFxError(f"the graph calls no module of class {wanted!r}; the nearest are {', '.join(near)}")
+    everywhere = partition.positions(flow)
+    order = {name: i for i, name in enumerate(flow)}
+    ends = sorted({order[node.name] for node in last.values()})
+    legal = [everywhere[i] for i in ends if i < len(everywhere) and not everywhere[i].obstacle]
+    if not legal:
+        reason = everywhere[ends[0]].obstacle if ends[0] < len(everywhere) else "nothing comes after it"
+        raise DniFxError(f"no call of {wanted} is a legal cut: {reason}")
+    skipped = len(last) - len(legal)
+    note = f" ({skipped} of {len(last)} calls are no legal cut)" if skipped else ""
+    return _separated(flow, legal, drop=True), f"after every call of {wanted}{note}"
+
+
+def _separated(flow: "nx.DiGraph[str]", positions: list[Position], *, drop: bool = False) -> list[Position]:
+    """Check that every segment uses a trainable parameter."""
+    names = list(flow)
+    kept: list[Position] = []
+    start = 0
+    for position in positions:
+        if not any(flow.nodes[n]["parameters"] for n in names[start : position.index + 1]):
+            if drop:
+                continue
+            raise DniFxError(
+                f"the segment between the cuts after {kept[-1].after!r} and {position.after!r} uses no trainable "
+                "parameter: drop one of the two"
+            )
+        kept.append(position)
+        start = position.index + 1
+    if not any(flow.nodes[n]["parameters"] for n in names[start:]):
+        raise DniFxError(f"no trainable parameter is used after {kept[-1].after!r}: drop that cut")
+    return kept
+
+
+def _from_plan(graph: fx.Graph, flow: "nx.DiGraph[str]", plan: Plan) -> list[Position]:
+    if plan.fingerprint != fingerprint(graph):
+        missing = [cut.after for cut in plan.cuts if cut.after not in flow]
+        detail = f": no node {missing[0]!r}" if missing else ""
+        raise DniFxError(
+            f"the plan was made for another graph (of {plan.model}){detail}; make a new one: dni-fx plan TARGET"
+        )
+    everywhere = {p.after: p for p in partition.positions(flow)}
+    chosen = [everywhere[cut.after] for cut in plan.cuts if cut.after in everywhere]
+    bad = [p for p in chosen if p.obstacle]
+    if bad or len(chosen) != len(plan.cuts) or not chosen:
+        raise DniFxError(f"the plan does not hold legal cuts{': ' + bad[0].obstacle if bad else ''}")
+    return _separated(flow, sorted(chosen, key=lambda p: p.index))
+
+
+def fingerprint(graph: fx.Graph) -> str:
+    """A digest of what the graph computes, without sizes: the same for any batch size."""
+    numbers: dict[fx.Node, str] = {}
+    lines = []
+
+    def argument(node: fx.Node) -> str:
+        return numbers[node]
+
+    for node in graph.nodes:
+        numbers[node] = f"%{len(numbers)}"
+        target = node.target if isinstance(node.target, str) else fx.node._get_qualified_name(node.target)
+        arguments = fx.node.map_arg((node.args, node.kwargs), argument)
+        lines.append(f"{node.op} {target} {arguments}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def make_plan(
+    model: str,
+    graph: fx.Graph,
+    positions: Sequence[Position],
+    why: str,
+    inputs: tuple[str, ...],
+    inputs_from: str,
+) -> Plan:
+    """The plan for cuts at these positions of an annotated graph of `model`'s class."""
+    nodes = list(graph.nodes)
+    by_name = {node.name: node for node in nodes}
+    ends = [-1, *(p.index for p in positions), len(nodes) - 1]
+    first = _first_uses(graph)
+    return Plan(
+        model=model,
+        fingerprint=fingerprint(graph),
+        inputs=inputs,
+        inputs_from=inputs_from,
+        cuts=tuple(Cut(p.after, tuple(_tensor(by_name[n]) for n in p.crossing)) for p in positions),
+        segments=tuple(
+            _segment(nodes[i + 1 : j + 1], first) for i, j in zip(ends[:-1], ends[1:], strict=True)
+        ),
+        why=why,
+    )
+
+
+def _first_uses(graph: fx.Graph) -> dict[fx.Node, int]:
+    """How many entries of trainable parameters each node is the first to use."""
+    owner: Any = graph.owning_module
+    sizes = {name: p.numel() for name, p in owner.named_parameters()}
+    return {node: sum(sizes.pop(p, 0) for p in meta.of(node).parameters) for node in graph.nodes}
+
+
+def _tensor(node: fx.Node) -> Tensor:
+    record = meta.of(node)
+    assert record.shape is not None and record.dtype is not None
+    size = node.meta["val"].numel() * record.dtype.itemsize
+    return Tensor(node.name, record.shape, str(record.dtype).removeprefix("torch."), size, record.axis)
+
+
+def _segment(nodes: Sequence[fx.Node], first_uses: dict[fx.Node, int]) -> SegmentPlan:
+    records = [meta.of(n) for n in nodes]
+    return SegmentPlan(
+        nodes=tuple(n.name for n in nodes),
+        parameters=sum(first_uses[n] for n in nodes),
+        flops=sum(r.flops for r in records),
+        activation_bytes=sum(r.bytes for n, r in zip(nodes, records, strict=True) if n.op.startswith("call")),
+    )

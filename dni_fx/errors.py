@@ -1,0 +1,42 @@
+"""The one error family of the project; the command line turns each into a line and an exit code."""
+
+__all__ = [
+    "BackwardOrderError",
+    "CaptureError",
+    "ContextError",
+    "DniFxError",
+    "NoLegalCutError",
+    "TargetError",
+]
+
+
+class DniFxError(Exception):
+    """Something the person can put right; the message says what, where, and what to do."""
+
+    exit_code = 2
+
+
+class TargetError(DniFxError):
+    """The person's file or module raised while it was loaded."""
+
+    exit_code = 3
+
+
+class CaptureError(DniFxError):
+    """The model could not be traced, or its trace is not the same network."""
+
+    exit_code = 3
+
+
+class NoLegalCutError(DniFxError):
+    """The model has no place where it can be cut."""
+
+    exit_code = 1
+
+
+class ContextError(DniFxError):
+    """`dni_context` is missing while training, or does not fit the activations."""
+
+
+class BackwardOrderError(DniFxError):
+    """Gradients of an unlocked segment were erased between the forward and the backward pass."""

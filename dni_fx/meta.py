@@ -1,0 +1,45 @@
+"""What the compiler knows of a node: one typed record in `node.meta["dni"]`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.fx import Node
+
+__all__ = ["NodeMeta", "Role", "of"]
+
+Role = Literal["model", "context", "detach", "synthesizer", "boundary", "copy"]
+
+
+@dataclass
+class NodeMeta:
+    """Filled in stage by stage: `costs` writes the first block, `passes` the second."""
+
+    shape: tuple[int, ...] | None = None  # None: the value is not one tensor
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    bytes: int = 0  # of the output's storage; a view or an in-place result adds none
+    flops: int = 0  # forward
+    parameters: tuple[str, ...] = ()  # trainable ones that this node uses
+    carries_gradient: bool = False
+    storages: frozenset[int] = frozenset()  # the memory that the output's tensors live in
+    mutates: frozenset[int] = frozenset()  # the memory that the node writes to
+    axis: int = -1  # the feature axis of the output
+    scope: tuple[
+        str, ...
+    ] = ()  # module calls around the node, outermost first: name, or name@n for call n + 1
+    classes: tuple[str, ...] = ()  # their class names
+
+    role: Role = "model"
+    segment: int | None = None
+    cut: int | None = None  # set where role is not "model"
+
+
+def of(node: Node) -> NodeMeta:
+    """The record of a node.
+
+    Raises:
+        KeyError: The graph was not annotated.
+    """
+    record: NodeMeta = node.meta["dni"]
+    return record

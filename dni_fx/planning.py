@@ -1,0 +1,110 @@
+"""The plan: where a model is cut and why; plain data that can be saved, read and applied again."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dni_fx.errors import DniFxError
+
+__all__ = ["Cut", "Plan", "Rewrite", "SegmentPlan", "Tensor"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that crosses a cut."""
+
+    node: str  # the node of the graph that makes it
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    axis: int  # the feature axis
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A boundary between two consecutive segments: the tensors that cross it."""
+
+    after: str  # the last node of the segment below
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """One segment, in the order of the graph, with its costs for the example inputs."""
+
+    nodes: tuple[str, ...]
+    parameters: int  # entries of the trainable parameters first used here
+    flops: int  # forward
+    activation_bytes: int  # outputs of its nodes; views and in-place results add none
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """How the cuts are rewritten."""
+
+    unlock: str
+    mix: float
+    classes: int | None
+    context_size: int | None
+    synthesizers: dict[str, str]  # by crossing, as in `net.code`
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decision: cuts, segments, their costs, why; and, once a model is rewritten, how."""
+
+    model: str  # class name
+    fingerprint: str  # of the traced graph, whatever its batch size
+    inputs: tuple[str, ...]  # the example inputs: name, shape, dtype
+    inputs_from: str
+    cuts: tuple[Cut, ...]
+    segments: tuple[SegmentPlan, ...]
+    why: str
+    frontend: str = "fx"
+    rewrite: Rewrite | None = None
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA} | asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "plan") -> "Plan":
+        """Read what `to_json` wrote.
+
+        Raises:
+            DniFxError: If the text is not a plan.
+        """
+        try:
+            data = json.loads(text)
+            if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+                raise ValueError(f'expected a plan with "schema": {SCHEMA}')
+            return cls._from_dict({k: v for k, v in data.items() if k != "schema"})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DniFxError(f"{source} is not a plan that dni-fx wrote: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan from a file, or from the folder that `dni_fx.save` or `dni-fx rewrite` wrote."""
+        path = Path(path)
+        path = path / "plan.json" if path.is_dir() else path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DniFxError(f"cannot read the plan {path}: {error}") from None
+        return cls.from_json(text, source=str(path))
+
+    @classmethod
+    def _from_dict(cls, data: dict[str, Any]) -> "Plan":
+        cuts = tuple(
+            Cut(str(c["after"]), tuple(Tensor(**(t | {"shape": tuple(t["shape"])})) for t in c["tensors"]))
+            for c in data["cuts"]
+        )
+        segments = tuple(SegmentPlan(**(s | {"nodes": tuple(s["nodes"])})) for s in data["segments"])
+        rewrite = Rewrite(**data["rewrite"]) if data["rewrite"] is not None else None
+        rest = {"cuts": cuts, "segments": segments, "rewrite": rewrite, "inputs": tuple(data["inputs"])}
+        return cls(**(data | rest))
+
+    def with_rewrite(self, rewrite: Rewrite) -> "Plan":
+        return replace(self, rewrite=rewrite)

@@ -1,0 +1,39 @@
+"""Look at a person's model without changing it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["preserved"]
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Undo, at the end, whatever a run or a trace did to the model's attributes, buffers, gradients and the RNG.
+
+    Values of parameters are not copied: nothing here runs an optimizer.
+    """
+    modules = list(model.modules())
+    attributes = [dict(m.__dict__) for m in modules]
+    registries = [{k: dict(v) for k, v in a.items() if isinstance(v, dict)} for a in attributes]
+    buffers: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
+    grads = [(p, p.grad) for p in model.parameters()]
+    devices = [p.device for p in model.parameters() if p.device.type == "cuda"]
+    try:
+        with torch.random.fork_rng(devices=sorted({d.index for d in devices})):
+            yield
+    finally:
+        for module, saved, dicts in zip(modules, attributes, registries, strict=True):
+            module.__dict__.clear()
+            module.__dict__.update(saved)
+            for name, content in dicts.items():
+                held = saved[name]
+                held.clear()
+                held.update(content)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for parameter, grad in grads:
+            parameter.grad = grad

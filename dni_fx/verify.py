@@ -1,0 +1,116 @@
+"""Never trust a capture: run it beside the eager model, and compare."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dni_fx.errors import CaptureError
+from dni_fx.inputs import Inputs
+from dni_fx.ops import batch_size
+from dni_fx.preserve import preserved
+
+__all__ = ["verify"]
+
+State = dict[str, Tensor]
+
+
+def verify(model: nn.Module, captured: nn.Module, inputs: Inputs) -> None:
+    """Compare outputs, gradients of every parameter and buffers after a step, then eval mode and another batch size.
+
+    Both modules share their parameters; the model is left as it was.
+
+    Raises:
+        CaptureError: Names the first check that failed.
+    """
+    both = (model, captured)
+    expected, got = (_train_step(m, model, inputs) for m in both)
+    for what, eager, traced in zip(("outputs", "gradients", "buffers"), expected, got, strict=True):
+        _compare(f"{what} in train mode", eager, traced)
+    _compare("outputs in eval mode", *(_outputs(m, model, inputs, train=False) for m in both))
+    larger = _larger_batch(inputs)
+    if larger is not None:
+        try:
+            eager = _outputs(model, model, larger, train=True)
+        except Exception:
+            return  # the model itself takes this batch size only
+        _compare(
+            "outputs for another batch size",
+            eager,
+            _attempt(lambda: _outputs(captured, model, larger, train=True)),
+        )
+
+
+def _attempt(run: Callable[[], State]) -> State:
+    try:
+        return run()
+    except Exception as error:
+        raise CaptureError(
+            f"the traced graph fails for a batch size other than the example's: {str(error).splitlines()[0]}. Write "
+            "sizes in forward in terms of x.shape, or move that part into a submodule of its own, which is kept whole"
+        ) from None
+
+
+def _train_step(module: nn.Module, owner: nn.Module, inputs: Inputs) -> tuple[State, State, State]:
+    parameters = {name: p for name, p in owner.named_parameters() if p.requires_grad}
+    with preserved(owner), torch.enable_grad():
+        _seed(module, train=True)
+        outputs = _call(module, inputs)
+        heads = [o for o in outputs.values() if o.requires_grad]
+        gradients: State = {}
+        if heads and parameters:
+            weights = [torch.randn_like(h) for h in heads]
+            found = torch.autograd.grad(heads, list(parameters.values()), weights, allow_unused=True)
+            gradients = {n: g for n, g in zip(parameters, found, strict=True) if g is not None}
+        buffers = {name: b.detach().clone() for name, b in owner.named_buffers()}
+        return outputs, gradients, buffers
+
+
+def _outputs(module: nn.Module, owner: nn.Module, inputs: Inputs, *, train: bool) -> State:
+    with preserved(owner), torch.no_grad():
+        _seed(module, train=train)
+        return _call(module, inputs)
+
+
+def _seed(module: nn.Module, *, train: bool) -> None:
+    module.train(train)
+    torch.manual_seed(0)
+
+
+def _call(module: nn.Module, inputs: Inputs) -> State:
+    fresh = inputs.map(lambda t: t.detach().clone())  # a model may write to its input
+    output: Any = module(*fresh.args, **fresh.kwargs)
+    leaves, spec = pytree.tree_flatten(output)
+    return {f"{i} of {spec.num_leaves}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+
+
+def _larger_batch(inputs: Inputs) -> Inputs | None:
+    """One row more in every tensor that has the first one's number of rows."""
+    tensors = inputs.tensors()
+    if not tensors or tensors[0].dim() < 2:
+        return None
+    rows = batch_size(tensors[0])
+    return inputs.map(lambda t: torch.cat([t, t[:1]]) if t.dim() and t.shape[0] == rows else t)
+
+
+def _compare(what: str, eager: State, traced: State) -> None:
+    advice = (
+        "The trace is not the same network: no_grad and autocast blocks, custom autograd functions, hooks and buffers "
+        "written in forward do not survive it. Move that part into a submodule of its own, which is kept whole"
+    )
+    if eager.keys() != traced.keys():
+        names = ", ".join(sorted(eager.keys() ^ traced.keys())[:3])
+        raise CaptureError(f"{what} differ from the eager model's: {names} only in one of them. {advice}")
+    for name, expected in eager.items():
+        got = traced[name]
+        try:
+            torch.testing.assert_close(got, expected, equal_nan=True)
+        except AssertionError:
+            largest = ""
+            if got.shape == expected.shape and got.numel():
+                largest = (
+                    f" by up to {float((got.to(torch.float64) - expected.to(torch.float64)).abs().max()):.2g}"
+                )
+            raise CaptureError(f"{what} differ from the eager model's: {name}{largest}. {advice}") from None

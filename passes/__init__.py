@@ -1,0 +1,1 @@
+"""Graph rewrites, one a file: each a torch.fx PassBase that changes one thing and leaves a legal graph."""

@@ -1,0 +1,53 @@
+"""Call a synthesizer on a detached copy of every tensor that crosses a cut."""
+
+from collections.abc import Sequence
+
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from dni_fx import meta
+from dni_fx.meta import NodeMeta
+
+__all__ = ["AddSynthesizers", "crossing_name"]
+
+
+def crossing_name(cut: int, node: str) -> str:
+    """Name under `net.dni` of the synthesizer of one tensor at one cut."""
+    return f"cut{cut}_{node}"
+
+
+class AddSynthesizers(PassBase):
+    """Needs: marked segments, a module `dni.<crossing_name>` for every crossing tensor.
+
+    Leaves, at the end of the segment below each cut and for each of its tensors, a `detach` (role "detach") and a
+    call of its synthesizer (role "synthesizer"); nothing uses them yet.
+
+    Args:
+        cuts: Names of the crossing tensors of each cut.
+    """
+
+    def __init__(self, cuts: Sequence[Sequence[str]]) -> None:
+        super().__init__()
+        self.cuts = cuts
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        graph = graph_module.graph
+        by_name = {node.name: node for node in graph.nodes}
+        context = next((n for n in graph.nodes if meta.of(n).role == "context"), None)
+        for cut, names in enumerate(self.cuts):
+            last = [n for n in graph.nodes if meta.of(n).segment == cut][-1]
+            for name in names:
+                last = _call_synthesizer(graph, cut, by_name[name], context, last)
+        return PassResult(graph_module, True)
+
+
+def _call_synthesizer(graph: Graph, cut: int, tensor: Node, context: Node | None, after: Node) -> Node:
+    with graph.inserting_after(after):
+        detached = graph.create_node("call_method", "detach", (tensor,), name=f"{tensor.name}_detached")
+    with graph.inserting_after(detached):
+        arguments = (detached,) if context is None else (detached, context)
+        target = f"dni.{crossing_name(cut, tensor.name)}"
+        prediction = graph.create_node("call_module", target, arguments, name=f"{tensor.name}_synthetic")
+    detached.meta["dni"] = NodeMeta(role="detach", segment=cut, cut=cut)
+    prediction.meta["dni"] = NodeMeta(role="synthesizer", segment=cut, cut=cut)
+    return prediction

@@ -1,0 +1,45 @@
+"""unlock="backward": run each segment's backward pass at its cut, and hand its outputs on, detached."""
+
+import operator
+
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from dni_fx import ops
+from dni_fx.meta import NodeMeta
+from dni_fx.passes.boundary import next_name, rewire, synthesizers_by_cut
+
+__all__ = ["DecoupleCuts"]
+
+
+class DecoupleCuts(PassBase):
+    """Needs: `AddSynthesizers`, a module `dni.segment<k>` for every segment with a cut above it.
+
+    Leaves: one `ops.decouple` a cut for all its tensors at once, and everything above the cut on its results
+    (role "boundary").
+    """
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        for cut, predictions in synthesizers_by_cut(graph_module.graph).items():
+            _decouple(graph_module.graph, cut, predictions)
+        return PassResult(graph_module, True)
+
+
+def _decouple(graph: Graph, cut: int, predictions: list[Node]) -> None:
+    detached = [prediction.args[0] for prediction in predictions]
+    outputs = [node.args[0] for node in detached if isinstance(node, Node) and isinstance(node.args[0], Node)]
+    with graph.inserting_after(predictions[-1]):
+        segment = graph.get_attr(f"dni.segment{cut}")
+    with graph.inserting_after(segment):
+        arguments = (tuple(outputs), tuple(detached), tuple(predictions), segment)
+        decoupled = graph.call_function(ops.decouple, arguments)
+    added = [segment, decoupled]
+    for i, output in enumerate(outputs):
+        with graph.inserting_after(added[-1]):
+            added.append(
+                graph.create_node("call_function", operator.getitem, (decoupled, i), name=next_name(output))
+            )
+    for node in added:
+        node.meta["dni"] = NodeMeta(role="boundary", segment=cut, cut=cut)
+    for output, following in zip(outputs, added[2:], strict=True):
+        rewire(output, following, cut)

@@ -1,0 +1,49 @@
+"""Take everything that a rewrite added out of a graph again."""
+
+
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from dni_fx import ops
+
+__all__ = ["RemoveDni"]
+
+
+class RemoveDni(PassBase):
+    """Needs nothing: works by targets, so on graphs without `node.meta` too. Leaves the graph that was captured."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        graph = graph_module.graph
+        for node in list(graph.nodes):
+            if node.target is ops.decouple:
+                for following in list(node.users):
+                    _replace(following, node.args[0][following.args[1]])
+                graph.erase_node(node)
+            elif node.target is ops.inject:
+                _replace(node, node.args[0])
+        for node in reversed(graph.nodes):
+            if not node.users and _is_ours(node):
+                graph.erase_node(node)
+        return PassResult(graph_module, True)
+
+
+def _replace(following: Node, value: Node) -> None:
+    for user in list(following.users):
+        if (
+            user.op == "call_method"
+            and user.target == "clone"
+            and "_next" in user.name
+            and "_copy" in user.name
+        ):
+            _replace(user, value)
+    following.replace_all_uses_with(value)
+    following.graph.erase_node(following)
+
+
+def _is_ours(node: Node) -> bool:
+    target = str(node.target)
+    if node.op == "placeholder":
+        return target == "dni_context"
+    if node.op in ("call_module", "get_attr"):
+        return target.startswith("dni.")
+    return node.op == "call_method" and target == "detach" and "_detached" in node.name
