@@ -10,8 +10,7 @@ from dni_fx import costs, cutting, inputs, verify
 from dni_fx.cutting import Cuts
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import Inputs
-from dni_fx.module import DNI, Crossing, DecoupledModule, share_state
-from dni_fx.ops import Segment
+from dni_fx.module import DecoupledModule, build_dni, hold_parameters, plain, share_state
 from dni_fx.passes import pipeline
 from dni_fx.passes.add_context import AddContext
 from dni_fx.passes.add_synthesizers import AddSynthesizers, crossing_name
@@ -19,12 +18,11 @@ from dni_fx.passes.copy_written import CopyWritten
 from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.inject_cuts import InjectCuts
 from dni_fx.passes.mark_segments import MarkSegments
-from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.planning import Plan, Rewrite
-from dni_fx.synthesizers import Activation, Factory, resolve
+from dni_fx.synthesizers import Factory, resolve
 from dni_fx.tracing import capture
 
-__all__ = ["plan", "restore", "rewrite", "transform"]
+__all__ = ["captured", "plan", "restore", "rewrite", "transform"]
 
 
 def transform(
@@ -65,7 +63,7 @@ def transform(
         CaptureError: If the model cannot be traced, or its trace is not the same network.
         NoLegalCutError: If there is no place to cut.
     """
-    module, found = _captured(model, _inputs(model, example_inputs, example_kwargs), cuts)
+    module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), cuts)
     net = rewrite(
         module,
         found,
@@ -89,10 +87,10 @@ def plan(
     cuts: Cuts = "auto",
 ) -> Plan:
     """Decide where `transform` would cut, and build nothing. Arguments and errors are those of `transform`."""
-    return _captured(model, _inputs(model, example_inputs, example_kwargs), cuts)[1]
+    return captured(model, example_inputs_of(model, example_inputs, example_kwargs), cuts)[1]
 
 
-def _inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs:
+def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs:
     if not isinstance(model, nn.Module):
         raise DniFxError(f"expected an nn.Module, not a {type(model).__name__}")
     lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
@@ -103,16 +101,14 @@ def _inputs(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, 
     return inputs.given(example_inputs, example_kwargs)
 
 
-def _captured(model: nn.Module, example: Inputs, cuts: Cuts) -> tuple[DecoupledModule, Plan]:
+def captured(model: nn.Module, example: Inputs, cuts: Cuts) -> tuple[DecoupledModule, Plan]:
     """Trace, compare with eager, annotate, partition."""
     module = capture(model, example)
     verify.verify(model, module, example)
     costs.annotate(module, example)
     chosen, why = cutting.choose(module.graph, costs.dataflow(module.graph), cuts)
     described = inputs.describe(example)
-    return module, cutting.make_plan(
-        type(model).__name__, module.graph, chosen, why, described, example.source
-    )
+    return module, cutting.make_plan(type(model).__name__, module.graph, chosen, why, described, example.source)
 
 
 def rewrite(
@@ -126,12 +122,15 @@ def rewrite(
     context_size: int | None,
 ) -> DecoupledModule:
     """Put the synthesizers of `plan` into a captured, annotated module. Arguments and errors as for `transform`."""
-    _check_settings(unlock, mix, classes, context_size)
+    check_settings(unlock, mix, classes, context_size)
     conditioned = classes is not None or context_size is not None
-    dni, names = _synthesizers(plan, module, synthesizer, classes, context_size)
-    dni.plan = plan.with_rewrite(Rewrite(unlock, mix, classes, context_size, names))
+    names, factories = _synthesizers(plan, synthesizer)
+    settled = plan.with_rewrite(Rewrite(unlock, mix, classes, context_size, names))
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    dni = build_dni(settled, factories, device=device)
+    hold_parameters(module, dni)
     module.add_module("dni", dni)
-    module.dni.train(module.training)
+    dni.train(module.training)
     boundary = [DecoupleCuts(), CopyWritten()] if unlock == "backward" else [InjectCuts(mix)]
     pipeline.run(
         module,
@@ -145,50 +144,27 @@ def rewrite(
     return module
 
 
-def _check_settings(unlock: str, mix: float, classes: int | None, context_size: int | None) -> None:
+def check_settings(unlock: str, mix: float, classes: int | None, context_size: int | None) -> None:
     if unlock not in ("none", "backward"):
         raise DniFxError(f"unlock={unlock!r}: there are 'none' and 'backward'")
     if not 0.0 <= mix <= 1.0:
         raise DniFxError(f"mix={mix}: the share of the true gradient lies between 0 and 1")
     if mix and unlock != "none":
-        raise DniFxError(
-            f"mix={mix} needs unlock='none': with unlock={unlock!r} the true gradient comes too late"
-        )
+        raise DniFxError(f"mix={mix} needs unlock='none': with unlock={unlock!r} the true gradient comes too late")
     if classes is not None and context_size is not None:
         raise DniFxError("classes and context_size exclude each other: labels are the context")
     if (classes is not None and classes < 2) or (context_size is not None and context_size < 1):
         raise DniFxError("classes must be 2 or more, context_size 1 or more")
 
 
-def _synthesizers(
-    plan: Plan,
-    module: DecoupledModule,
-    synthesizer: str | Factory,
-    classes: int | None,
-    context_size: int | None,
-) -> tuple[DNI, dict[str, str]]:
-    """The submodule `dni`, and the name of the synthesizer at each crossing."""
-    dni = DNI(plan)
-    names = {}
-    records = {node.name: node.meta["dni"] for node in module.graph.nodes}
-    parameters = dict(module.named_parameters())
-    for cut_index, cut in enumerate(plan.cuts):
+def _synthesizers(plan: Plan, synthesizer: str | Factory) -> tuple[dict[str, str], dict[str, Factory]]:
+    """Name and factory of the synthesizer at each crossing."""
+    names, factories = {}, {}
+    for index, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
-            record = records[tensor.node]
-            axis = record.axis % len(record.shape)
-            activation = Activation(record.shape, record.dtype, record.device, axis)
-            crossing = crossing_name(cut_index, tensor.node)
-            names[crossing], factory = resolve(synthesizer, activation)
-            made = factory(activation, classes or context_size or 0)
-            if not isinstance(made, nn.Module):
-                raise DniFxError(
-                    f"synthesizer {names[crossing]!r} made a {type(made).__name__}, not an nn.Module"
-                )
-            made.to(device=activation.device, dtype=activation.dtype)
-            dni.add_module(crossing, Crossing(made, activation, classes=classes, context_size=context_size))
-        held = [p for name in plan.segments[cut_index].nodes for p in records[name].parameters]
-        dni.add_module(f"segment{cut_index}", Segment([parameters[p] for p in held]))
-    return dni, names
+            crossing = crossing_name(index, tensor.node)
+            names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis)
+    return names, factories
 
 
 def restore(net: DecoupledModule) -> nn.Module:
@@ -207,12 +183,4 @@ def restore(net: DecoupledModule) -> nn.Module:
     if isinstance(original, nn.Module):
         share_state(net, original, without="dni")
         return original
-    plain = DecoupledModule(net, torch.fx.Graph(), type(net).__name__)
-    share_state(net, plain, without="dni")
-    plain.graph = torch.fx.Graph()
-    plain.graph.output(plain.graph.graph_copy(net.graph, {}))
-    RemoveDni()(plain)
-    plain.graph.lint()
-    plain.recompile()
-    plain.training = net.training
-    return plain
+    return plain(net)

@@ -46,12 +46,9 @@ class _Annotator(fx.Interpreter):
             bytes=sum(t.numel() * t.element_size() for t in tensors if self._storage(t) in fresh),
             flops=self.counter.get_total_flops() - before,
             parameters=self._parameters(n),
-            carries_gradient=n.op not in ("placeholder", "get_attr")
-            and any(t.requires_grad for t in tensors),
+            carries_gradient=n.op not in ("placeholder", "get_attr") and any(t.requires_grad for t in tensors),
             storages=storages,
-            mutates=frozenset(
-                self._storage(t) for t, v in zip(read, versions, strict=True) if t._version != v
-            ),
+            mutates=frozenset(self._storage(t) for t, v in zip(read, versions, strict=True) if t._version != v),
         )
         if not record.flops and (fresh or record.mutates) and n.op.startswith("call"):
             record.flops = sum(t.numel() for t in tensors)  # element-wise: one operation each
@@ -75,9 +72,7 @@ class _Annotator(fx.Interpreter):
         else:
             used = [self.fetch_attr(str(i.target)) for i in node.all_input_nodes if i.op == "get_attr"]
             used = [p for p in used if isinstance(p, nn.Parameter)]
-        return tuple(
-            dict.fromkeys(self.names[id(p)] for p in used if p.requires_grad and id(p) in self.names)
-        )
+        return tuple(dict.fromkeys(self.names[id(p)] for p in used if p.requires_grad and id(p) in self.names))
 
 
 def annotate(module: fx.GraphModule, inputs: Inputs) -> None:

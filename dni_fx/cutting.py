@@ -43,9 +43,7 @@ def choose(graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts) -> tuple[list[P
     if not names:
         raise DniFxError("cuts=[]: name at least one module or node")
     positions = {p.index: p for name in names for p in _after(graph, flow, name)}
-    return _separated(
-        flow, [positions[i] for i in sorted(positions)]
-    ), f"after {', '.join(names)}, as asked for"
+    return _separated(flow, [positions[i] for i in sorted(positions)]), f"after {', '.join(names)}, as asked for"
 
 
 def _calls(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
@@ -76,9 +74,7 @@ def _every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> tuple[list[
     for node in graph.nodes:
         record = meta.of(node)
         classes.update(record.classes)
-        last.update(
-            {key: node for key, cls in zip(record.scope, record.classes, strict=True) if cls == wanted}
-        )
+        last.update({key: node for key, cls in zip(record.scope, record.classes, strict=True) if cls == wanted})
     if not last:
         near = difflib.get_close_matches(wanted, sorted(classes), n=3) or sorted(classes)[:8]
         raise DniFxError(f"the graph calls no module of class {wanted!r}; the nearest are {', '.join(near)}")
@@ -164,9 +160,7 @@ def make_plan(
         inputs=inputs,
         inputs_from=inputs_from,
         cuts=tuple(Cut(p.after, tuple(_tensor(by_name[n]) for n in p.crossing)) for p in positions),
-        segments=tuple(
-            _segment(nodes[i + 1 : j + 1], first) for i, j in zip(ends[:-1], ends[1:], strict=True)
-        ),
+        segments=tuple(_segment(nodes[i + 1 : j + 1], first) for i, j in zip(ends[:-1], ends[1:], strict=True)),
         why=why,
     )
 

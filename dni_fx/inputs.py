@@ -90,9 +90,7 @@ def _from_match(spec: str, match: re.Match[str]) -> Tensor:
     shape = [int(n) for n in match["shape"].split("x")]
     dtype = getattr(torch, match["dtype"] or "float32", None)
     if not isinstance(dtype, torch.dtype):
-        raise DniFxError(
-            f"--input {spec!r}: {match['dtype']!r} is no torch dtype; try float32, int64 or bool"
-        )
+        raise DniFxError(f"--input {spec!r}: {match['dtype']!r} is no torch dtype; try float32, int64 or bool")
     if match["low"] is None:
         return _example(shape, dtype, 0, 2)
     low, high = int(match["low"]), int(match["high"])

@@ -16,7 +16,7 @@ from torch import nn
 from dni_fx.errors import DniFxError, TargetError
 from dni_fx.inputs import Inputs, given
 
-__all__ = ["load_target"]
+__all__ = ["errors_of", "load_target"]
 
 _NAMES = ("model", "build_model")
 
@@ -31,7 +31,7 @@ def load_target(target: str) -> tuple[nn.Module, Inputs | None]:
         TargetError: If the person's code raises.
     """
     where, _, attr = target.partition(":") if not target.endswith(".py") else (target, "", "")
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
         module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where, attr)
         model = _build(_lookup(module, attr, target) if attr else _discover(module, where), target)
         return model, _example_inputs(module, target)
@@ -46,7 +46,7 @@ def _import_file(path: Path) -> ModuleType:
         root, name = root.parent, f"{root.name}.{name}"
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    with _errors_of(path.name):
+    with errors_of(path.name):
         if "." in name:
             return importlib.import_module(name)
         # A module of its own: the file may be named like an installed package.
@@ -69,7 +69,7 @@ def _import_module(name: str, attr: str) -> ModuleType:
         raise DniFxError(f"{name!r} is neither a .py file nor package.module:attr{hint}")
     if "" not in sys.path:
         sys.path.insert(0, "")
-    with _errors_of(name):
+    with errors_of(name):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -81,7 +81,7 @@ def _import_module(name: str, attr: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _errors_of(name: str) -> Any:
+def errors_of(name: str) -> Any:
     """Turn what the person's code raises into one line that says where."""
     try:
         yield
@@ -148,10 +148,8 @@ def _build(value: Any, target: str) -> nn.Module:
                 f"{target}: a {type(value).__name__} is no nn.Module, nor a class or function that makes one"
             )
         if not _needs_no_arguments(value):
-            raise DniFxError(
-                f"{target}: {getattr(value, '__name__', value)} cannot be called without arguments"
-            )
-        with _errors_of(target):
+            raise DniFxError(f"{target}: {getattr(value, '__name__', value)} cannot be called without arguments")
+        with errors_of(target):
             value = value()
     if not isinstance(value, nn.Module):
         raise DniFxError(f"{target}: made a {type(value).__name__}, not an nn.Module")
@@ -162,7 +160,7 @@ def _example_inputs(module: ModuleType, target: str) -> Inputs | None:
     values = []
     for name in ("example_inputs", "example_kwargs"):
         value = getattr(module, name, None)
-        with _errors_of(target):
+        with errors_of(target):
             values.append(value() if callable(value) else value)
     if values[0] is None and values[1] is None:
         return None

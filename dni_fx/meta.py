@@ -25,9 +25,7 @@ class NodeMeta:
     storages: frozenset[int] = frozenset()  # the memory that the output's tensors live in
     mutates: frozenset[int] = frozenset()  # the memory that the node writes to
     axis: int = -1  # the feature axis of the output
-    scope: tuple[
-        str, ...
-    ] = ()  # module calls around the node, outermost first: name, or name@n for call n + 1
+    scope: tuple[str, ...] = ()  # module calls around the node, outermost first: name, or name@n for call n + 1
     classes: tuple[str, ...] = ()  # their class names
 
     role: Role = "model"

@@ -1,6 +1,8 @@
 """What `transform` returns: a GraphModule with everything new under `net.dni`."""
 
 import copy
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -9,10 +11,22 @@ from torch.fx.graph_module import reduce_graph_module
 
 from dni_fx import ops
 from dni_fx.errors import ContextError, DniFxError
+from dni_fx.passes.add_synthesizers import crossing_name
+from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.planning import Plan
-from dni_fx.synthesizers import Activation, expand_context
+from dni_fx.synthesizers import Activation, Factory, expand_context
 
-__all__ = ["DNI", "Crossing", "DecoupledModule", "adopt"]
+__all__ = [
+    "DNI",
+    "Crossing",
+    "DecoupledModule",
+    "adopt",
+    "build_dni",
+    "hold_parameters",
+    "plain",
+    "rename",
+    "share_state",
+]
 
 MEASURE_EVERY = 10  # steps between two looks at the targets; a look costs three passes over the tensor
 
@@ -45,9 +59,7 @@ class Crossing(nn.Module):
                     f"this model is conditioned on {what}: while training, call net(..., dni_context=...) "
                     "(in eval mode and under no_grad it is not needed)"
                 )
-            context = expand_context(
-                context, activation, self.axis, classes=self.classes, size=self.context_size
-            )
+            context = expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)
         prediction: Tensor = self.synthesizer(activation, context)
         if prediction.shape != activation.shape:
             raise DniFxError(
@@ -147,6 +159,63 @@ def adopt(model: nn.Module, graph: fx.Graph) -> DecoupledModule:
     net.training = model.training
     net.__dict__["dni_original"] = model
     return net
+
+
+def build_dni(plan: Plan, factories: Mapping[str, Factory], *, device: torch.device | str = "cpu") -> DNI:
+    """The submodule `dni` for a plan that says how it is rewritten; its segments hold no parameters yet.
+
+    Args:
+        factories: What makes the synthesizer of each crossing.
+    """
+    assert plan.rewrite is not None
+    dni = DNI(plan)
+    for index, cut in enumerate(plan.cuts):
+        for tensor in cut.tensors:
+            name = crossing_name(index, tensor.node)
+            dtype = getattr(torch, tensor.dtype)
+            axis = tensor.axis % len(tensor.shape)
+            activation = Activation(tensor.shape, dtype, torch.device(device), axis)
+            settings = plan.rewrite
+            made = factories[name](activation, settings.classes or settings.context_size or 0)
+            if not isinstance(made, nn.Module):
+                raise DniFxError(f"the synthesizer for {name} is a {type(made).__name__}, not an nn.Module")
+            made.to(device=activation.device, dtype=dtype)
+            crossing = Crossing(made, activation, classes=settings.classes, context_size=settings.context_size)
+            dni.add_module(name, crossing)
+        dni.add_module(f"segment{index}", ops.Segment())
+    return dni
+
+
+def hold_parameters(net: fx.GraphModule, dni: DNI) -> None:
+    """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
+    by_name = {node.name: node for node in net.graph.nodes}
+    for index in range(len(dni.plan.cuts)):
+        used: dict[int, nn.Parameter] = {}
+        for name in dni.plan.segments[index].nodes:
+            node = by_name[name]
+            if node.op == "call_module":
+                used.update({id(p): p for p in net.get_submodule(str(node.target)).parameters()})
+            for source in node.all_input_nodes:
+                value = attrgetter(str(source.target))(net) if source.op == "get_attr" else None
+                if isinstance(value, nn.Parameter):
+                    used[id(value)] = value
+        segment = dni.get_submodule(f"segment{index}")
+        assert isinstance(segment, ops.Segment)
+        segment.hold(used.values())
+
+
+def plain(net: DecoupledModule) -> DecoupledModule:
+    """The graph that was captured, on the parameters of `net`, without all that the rewrite added."""
+    result = DecoupledModule(nn.Module(), fx.Graph(), type(net).__name__)
+    share_state(net, result, without="dni")
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(net.graph, {}))
+    result.graph = graph
+    RemoveDni()(result)
+    result.graph.lint()
+    result.recompile()
+    result.training = net.training
+    return result
 
 
 def share_state(source: nn.Module, destination: nn.Module, *, without: str = "") -> None:

@@ -5,7 +5,7 @@ the batch size for a loss averaged over the batch. Gradients of a mean shrink as
 not, so one learning rate suits every batch size. It is divided by the batch size when it is handed upstream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +26,11 @@ def batch_size(activation: Tensor) -> int:
 class Segment(nn.Module):
     """The parameters of one segment. Holds them without owning them: state_dict does not list them twice."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self.hold(())
+
+    def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         self.__dict__["held"] = tuple(parameters)
 
     def accumulated(self) -> list[tuple[nn.Parameter, int]]:
@@ -90,17 +93,15 @@ class _Boundary(torch.autograd.Function):
     """Hands a detached activation on; what comes back is the synthesizer's target."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, detached: Tensor, prediction: Tensor, accumulated: list[tuple[nn.Parameter, int]]
-    ) -> Tensor:
+    def forward(ctx: Any, detached: Tensor, prediction: Tensor, accumulated: list[tuple[nn.Parameter, int]]) -> Tensor:
         ctx.batch = batch_size(detached)
         ctx.accumulated = accumulated
         ctx.save_for_backward(prediction)
         return detached
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor, None]:
         (prediction,) = ctx.saved_tensors
         _check_not_erased(ctx.accumulated, prediction)
         synthetic = prediction / ctx.batch
@@ -144,9 +145,7 @@ def decouple(
     """
     tensors = (*outputs, *detached, *predictions)
     if has_torch_function(tensors):
-        traced: tuple[Tensor, ...] = handle_torch_function(
-            decouple, tensors, outputs, detached, predictions, segment
-        )
+        traced: tuple[Tensor, ...] = handle_torch_function(decouple, tensors, outputs, detached, predictions, segment)
         return traced
     if any(prediction is None for prediction in predictions):
         return tuple(outputs)
@@ -159,8 +158,7 @@ def decouple(
         torch.autograd.backward(roots, gradients)
     accumulated = segment.accumulated()
     return tuple(
-        _Boundary.apply(h_in, prediction, accumulated)
-        for h_in, prediction in zip(detached, predictions, strict=True)
+        _Boundary.apply(h_in, prediction, accumulated)  # type: ignore[no-untyped-call] for h_in, prediction in zip(detached, predictions, strict=True)
     )
 
 

@@ -70,10 +70,7 @@ def _obstacle(
         if not flow.nodes[name]["legal"]:
             return f"{name} carries gradient across it and is not one floating-point tensor"
     written = [
-        storage
-        for name in alive
-        for storage in flow.nodes[name]["storages"]
-        if last_write.get(storage, -1) > index
+        storage for name in alive for storage in flow.nodes[name]["storages"] if last_write.get(storage, -1) > index
     ]
     if len(written) != len(set(written)):
         return "two values that share memory cross it, and the memory is written to above it"
@@ -187,9 +184,7 @@ def snap(flow: "nx.DiGraph[str]", node: str, name: str) -> Position:
     everywhere = positions(flow)
     index = list(flow).index(node)
     group = {node} if flow.nodes[node]["tuple"] else set()
-    while (
-        group and index + 1 < len(everywhere) and set(flow.predecessors(everywhere[index + 1].after)) <= group
-    ):
+    while group and index + 1 < len(everywhere) and set(flow.predecessors(everywhere[index + 1].after)) <= group:
         index += 1
         if flow.nodes[everywhere[index].after]["tuple"]:
             group.add(everywhere[index].after)

@@ -65,17 +65,15 @@ def register(name: str) -> Callable[[Factory], Factory]:
     return add
 
 
-def resolve(synthesizer: str | Factory, activation: Activation) -> tuple[str, Factory]:
-    """The name and the factory that `synthesizer` stands for at this activation; "auto" picks by its axes."""
+def resolve(synthesizer: str | Factory, shape: tuple[int, ...], axis: int) -> tuple[str, Factory]:
+    """The name and the factory that `synthesizer` stands for; "auto" picks conv for maps, else linear."""
     if not isinstance(synthesizer, str):
         return getattr(synthesizer, "__name__", type(synthesizer).__name__), synthesizer
     if synthesizer == "auto":
-        is_map = activation.axis == 1 and len(activation.shape) in (3, 4, 5)
+        is_map = axis == 1 and len(shape) in (3, 4, 5)
         synthesizer = "conv" if is_map else "linear"
     if synthesizer not in REGISTRY:
-        raise DniFxError(
-            f"no synthesizer named {synthesizer!r}; there are auto, {', '.join(sorted(REGISTRY))}"
-        )
+        raise DniFxError(f"no synthesizer named {synthesizer!r}; there are auto, {', '.join(sorted(REGISTRY))}")
     return synthesizer, REGISTRY[synthesizer]
 
 
@@ -133,9 +131,7 @@ class Conv(Synthesizer):
         return predicted
 
 
-def expand_context(
-    context: Tensor, activation: Tensor, axis: int, *, classes: int | None, size: int
-) -> Tensor:
+def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: int | None, size: int) -> Tensor:
     """Bring a context to the activation's shape, but for the feature axis.
 
     Args:

@@ -107,9 +107,7 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
         CaptureError: If the model's own forward cannot be traced.
     """
     if "dni" in dict(model.named_children()) or hasattr(model, "dni"):
-        raise CaptureError(
-            "the model has an attribute `dni` already: was it rewritten before? use dni_fx.restore(net)"
-        )
+        raise CaptureError("the model has an attribute `dni` already: was it rewritten before? use dni_fx.restore(net)")
     if reads_training(type(model).forward) and not isinstance(model, fx.GraphModule):
         raise CaptureError(
             f"{_place(type(model).forward)}: forward of {type(model).__name__} reads self.training, which a trace "
@@ -125,9 +123,7 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
                 return adopt(model, graph)
         except TypeError as error:
             if not tracer.entered and "argument" in str(error) and tracer_never_started(tracer):
-                raise CaptureError(
-                    f"the example inputs do not fit {type(model).__name__}.forward: {error}"
-                ) from None
+                raise CaptureError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from None
             _retry(model, tracer, leaves, error)
         except Exception as error:
             _retry(model, tracer, leaves, error)

@@ -110,7 +110,5 @@ def _compare(what: str, eager: State, traced: State) -> None:
         except AssertionError:
             largest = ""
             if got.shape == expected.shape and got.numel():
-                largest = (
-                    f" by up to {float((got.to(torch.float64) - expected.to(torch.float64)).abs().max()):.2g}"
-                )
+                largest = f" by up to {float((got.to(torch.float64) - expected.to(torch.float64)).abs().max()):.2g}"
             raise CaptureError(f"{what} differ from the eager model's: {name}{largest}. {advice}") from None

@@ -35,9 +35,7 @@ class CopyWritten(PassBase):
                 origin[following] = origin.get(value, value)
                 if meta.of(origin[following]).storages & written.get(cut + 1, frozenset()):
                     with graph.inserting_after(following):
-                        copied = graph.create_node(
-                            "call_method", "clone", (following,), name=f"{following}_copy"
-                        )
+                        copied = graph.create_node("call_method", "clone", (following,), name=f"{following}_copy")
                     copied.meta["dni"] = NodeMeta(role="copy", segment=cut, cut=cut)
                     rewire(following, copied, cut)
                     origin[copied] = origin[following]

@@ -36,9 +36,7 @@ def _decouple(graph: Graph, cut: int, predictions: list[Node]) -> None:
     added = [segment, decoupled]
     for i, output in enumerate(outputs):
         with graph.inserting_after(added[-1]):
-            added.append(
-                graph.create_node("call_function", operator.getitem, (decoupled, i), name=next_name(output))
-            )
+            added.append(graph.create_node("call_function", operator.getitem, (decoupled, i), name=next_name(output)))
     for node in added:
         node.meta["dni"] = NodeMeta(role="boundary", segment=cut, cut=cut)
     for output, following in zip(outputs, added[2:], strict=True):

@@ -1,6 +1,5 @@
 """Take everything that a rewrite added out of a graph again."""
 
-
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
@@ -29,12 +28,7 @@ class RemoveDni(PassBase):
 
 def _replace(following: Node, value: Node) -> None:
     for user in list(following.users):
-        if (
-            user.op == "call_method"
-            and user.target == "clone"
-            and "_next" in user.name
-            and "_copy" in user.name
-        ):
+        if user.op == "call_method" and user.target == "clone" and "_next" in user.name and "_copy" in user.name:
             _replace(user, value)
     following.replace_all_uses_with(value)
     following.graph.erase_node(following)

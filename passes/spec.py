@@ -33,9 +33,7 @@ def _no_gradient_path_goes_round_a_cut(module: GraphModule) -> Iterator[str]:
         record = meta.of(node)
         for source in node.all_input_nodes:
             below = meta.of(source)
-            crosses = (
-                below.segment is not None and record.segment is not None and below.segment < record.segment
-            )
+            crosses = below.segment is not None and record.segment is not None and below.segment < record.segment
             if crosses and below.role == "model" and below.carries_gradient:
                 yield f"{node} of segment {record.segment} uses {source} of segment {below.segment} directly"
 

@@ -29,9 +29,7 @@ class Told(Synthesizer):
 
 def loss_of(output: Any) -> Tensor:
     """A loss that depends on every tensor of the output, averaged over the batch."""
-    leaves = [
-        t for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()
-    ]
+    leaves = [t for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
     return sum(((t - 0.3) ** 2).mean() for t in leaves)  # type: ignore[return-value]
 
 

@@ -146,9 +146,7 @@ def test_eval_and_no_grad_are_the_original(case: Any, unlock: str) -> None:
         torch.manual_seed(5)
         expected = call(model)
     if case[0] != "cnn":  # its batch norm has moved between the two calls
-        torch.utils._pytree.tree_map(
-            lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=0), got, expected
-        )
+        torch.utils._pytree.tree_map(lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=0), got, expected)
     assert not calls
 
 

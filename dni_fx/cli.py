@@ -1,0 +1,258 @@
+"""The command line. stdout is the result, stderr the progress; torch is imported when a command needs it."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dni_fx.errors import DniFxError
+
+if TYPE_CHECKING:
+    from dni_fx.cutting import Cuts
+    from dni_fx.module import DecoupledModule
+    from dni_fx.planning import Plan
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dni-fx",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    help="Cut PyTorch models into segments that train on synthetic gradients.\n\n"
+    "Exit codes: 0 fine, 1 a finding (no legal cut), 2 wrong usage or bad input, 3 the model could not be loaded or "
+    "captured, 70 a bug of dni-fx.",
+)
+out = Console(soft_wrap=False)
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point: every error becomes one line on stderr and an exit code."""
+    try:
+        app()
+    except DniFxError as error:
+        err.print(f"[bold red]error:[/] {_escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted: nothing was written")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception:
+        err.print(traceback.format_exc(), markup=False, highlight=False, soft_wrap=True)
+        err.print("[bold red]error:[/] this is a bug of dni-fx; please report the lines above")
+        sys.exit(70)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _version(value: bool) -> None:
+    if value:
+        from dni_fx import __version__
+
+        typer.echo(f"dni-fx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="path/to/model.py, path/to/model.py:attr or package.module:attr; attr is a module, or a class or function "
+        "without arguments that makes one. The file is imported, which runs it.",
+        show_default=False,
+    ),
+]
+CutsOption = Annotated[
+    str,
+    typer.Option(
+        "--cuts",
+        help="auto, a number of segments, names to cut after (layer2,add_7), every:Block, or a plan.json.",
+    ),
+]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="Example input, one for each argument: [name=]SHAPE[:DTYPE[:LOW-HIGH]], batch first, as in 64x784 or "
+        "ids=8x128:int64:0-1000 (HIGH not included). Else `example_inputs` in the file, else shapes are tried.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the plan as JSON on stdout, and nothing else.")]
+
+
+@app.command(
+    epilog="Examples:  [cyan]dni-fx rewrite examples/mlp.py --cuts auto[/]   "
+    "[cyan]dni-fx rewrite net.py:Net --input 32x3x64x64 --cuts every:Block --classes 10 -o out[/]"
+)
+def rewrite(
+    target: Target,
+    cuts: CutsOption = "auto",
+    input: InputOption = None,
+    synthesizer: Annotated[str, typer.Option(help="auto, or a name that `dni-fx synthesizers` lists.")] = "auto",
+    unlock: Annotated[str, typer.Option(help="Which locks are removed: backward or none.")] = "backward",
+    mix: Annotated[float, typer.Option(help="Share of the true gradient, BP(lambda); needs --unlock none.")] = 0.0,
+    classes: Annotated[
+        int | None, typer.Option(help="Condition the synthesizers on so many labels.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write. Default: NAME_dni here.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder, if dni-fx wrote it.")] = False,
+    json: JsonOption = False,
+    no_diff: Annotated[bool, typer.Option("--no-diff", help="Leave the graph diff out.")] = False,
+) -> None:
+    """Rewrite a model, show what changed, and write it to a folder.
+
+    The folder holds model.py (generated source), plan.json, weights.safetensors and graph.diff; read it with
+    dni_fx.load(folder).
+    """
+    folder = output or Path(f"{_name(target)}_dni")
+    with _progress() as step:
+        step("starting")
+        from dni_fx import api, artifact
+        from dni_fx.synthesizers import resolve
+
+        artifact.check_destination(folder, force=force)
+        api.check_settings(unlock, mix, classes, None)
+        resolve(synthesizer, (), -1)
+        module, plan = _captured(target, cuts, input, step)
+        step("rewriting")
+        settings = {"unlock": unlock, "mix": mix, "classes": classes, "context_size": None}
+        net = api.rewrite(module, plan, synthesizer=synthesizer, **settings)  # type: ignore[arg-type]
+        step(f"writing {folder}")
+        artifact.save(net, folder, force=force)
+    if json:
+        typer.echo(net.dni.plan.to_json(), nl=False)
+        err.print(f"wrote {folder}", highlight=False)
+        return
+    _show_plan(net.dni.plan)
+    if not no_diff:
+        from dni_fx.diffing import paint
+
+        out.print()
+        out.print(paint((folder / "graph.diff").read_text(encoding="utf-8")), soft_wrap=True)
+    out.print(
+        f"wrote [bold]{_escape(str(folder))}[/]: model.py, plan.json, weights.safetensors, graph.diff", soft_wrap=True
+    )
+
+
+@app.command(epilog="Example:  [cyan]dni-fx plan net.py --cuts 3 --json > plan.json[/]")
+def plan(target: Target, cuts: CutsOption = "auto", input: InputOption = None, json: JsonOption = False) -> None:
+    """Decide where to cut, and write nothing."""
+    with _progress() as step:
+        _, decided = _captured(target, cuts, input, step)
+    if json:
+        typer.echo(decided.to_json(), nl=False)
+    else:
+        _show_plan(decided)
+
+
+@app.command()
+def diff(folder: Annotated[Path, typer.Argument(help="A folder that `dni-fx rewrite` wrote.")]) -> None:
+    """Show again what a rewrite changed."""
+    from dni_fx.diffing import paint
+
+    try:
+        text = (folder / "graph.diff").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise DniFxError(f"{folder} is no folder that dni-fx wrote: no graph.diff in it") from None
+    out.print(paint(text), soft_wrap=True)
+
+
+@app.command()
+def synthesizers() -> None:
+    """List the synthesizers that can be chosen by name."""
+    from dni_fx.synthesizers import REGISTRY
+
+    table = Table("name", "what it is")
+    table.add_row("auto", "conv for maps (N, C, ...), linear for vectors and sequences")
+    for name, factory in sorted(REGISTRY.items()):
+        table.add_row(name, (factory.__doc__ or "").strip().split("\n")[0])
+    out.print(table)
+
+
+# --------------------------------------------------------------------------------------------- steps
+def _captured(target: str, cuts: str, specs: list[str] | None, step: "Step") -> "tuple[DecoupledModule, Plan]":
+    from dni_fx import api, inputs, loading
+
+    wanted = _cuts(cuts)
+    given = inputs.parse_specs(specs) if specs else None
+    step(f"loading {target}")
+    model, beside = loading.load_target(target)
+    step("tracing, and comparing the trace with the model")
+    example = given or beside or api.example_inputs_of(model, None, None)
+    if not specs and beside is None:
+        err.print(f"no example inputs given: {'; '.join(inputs.describe(example))} fits", highlight=False)
+    with contextlib.redirect_stdout(sys.stderr):  # what the model prints
+        return api.captured(model, example, wanted)
+
+
+def _cuts(text: str) -> "Cuts":
+    """What `--cuts` means."""
+    from dni_fx.planning import Plan
+
+    if text.endswith(".json") or Path(text, "plan.json").is_file():
+        return Plan.load(text)
+    if text == "auto" or text.startswith("every:"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _name(target: str) -> str:
+    path = target.split(":")[0]
+    return Path(path).stem if path.endswith(".py") else path.rsplit(".", 1)[-1]
+
+
+def _show_plan(decided: "Plan") -> None:
+    from dni_fx.report import plan_report
+
+    out.print(plan_report(decided))
+
+
+class Step:
+    """Says what is going on; silent where stderr is no terminal."""
+
+    def __init__(self, status: "object | None") -> None:
+        self.status = status
+
+    def __call__(self, what: str) -> None:
+        if self.status is not None:
+            self.status.update(what)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _progress() -> Iterator[Step]:
+    if not err.is_terminal:
+        yield Step(None)
+        return
+    with err.status("starting") as status:
+        yield Step(status)
+
+
+if __name__ == "__main__":
+    main()
