@@ -199,13 +199,14 @@ def _captured(target: str, cuts: str, specs: list[str] | None, step: "Step") -> 
 
     wanted = _cuts(cuts)
     given = inputs.parse_specs(specs) if specs else None
-    step(f"loading {target}")
-    model, beside = loading.load_target(target)
-    step("tracing, and comparing the trace with the model")
-    example = given or beside or api.example_inputs_of(model, None, None)
-    if not specs and beside is None:
-        err.print(f"no example inputs given: {'; '.join(inputs.describe(example))} fits", highlight=False)
-    with contextlib.redirect_stdout(sys.stderr):  # what the model prints
+    with contextlib.redirect_stdout(sys.stderr):  # what the person's code prints
+        step(f"loading {target}")
+        model, beside = loading.load_target(target)
+        step("looking for example inputs")
+        example = given or beside or api.example_inputs_of(model, None, None)
+        if not given and beside is None:
+            err.print(f"no example inputs given: {'; '.join(inputs.describe(example))} fits", highlight=False)
+        step("tracing, and comparing the trace with the model")
         return api.captured(model, example, wanted)
 
 

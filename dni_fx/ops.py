@@ -157,9 +157,8 @@ def decouple(
     if roots:
         torch.autograd.backward(roots, gradients)
     accumulated = segment.accumulated()
-    return tuple(
-        _Boundary.apply(h_in, prediction, accumulated)  # type: ignore[no-untyped-call] for h_in, prediction in zip(detached, predictions, strict=True)
-    )
+    boundary: Any = _Boundary.apply
+    return tuple(boundary(h_in, p, accumulated) for h_in, p in zip(detached, predictions, strict=True))
 
 
 # ---------------------------------------------------------------------------------- any rewritten graph

@@ -36,22 +36,20 @@ def plan_report(plan: Plan) -> RenderableType:
             head.append(f", synthesizers conditioned on {settings.classes} labels: net(..., dni_context=labels)")
         if settings.context_size:
             head.append(f", synthesizers conditioned on a context of {settings.context_size}")
-    return Group(head, _segments(plan))
+    return Group(head, "", _segments(plan), _cuts(plan))
 
 
 def _segments(plan: Plan) -> Table:
     table = Table(title="segments", title_justify="left", show_footer=True)
     total = plan.segments
-    columns = [
+    for name, footer in (
         ("segment", ""),
         ("nodes", str(sum(len(s.nodes) for s in total))),
         ("parameters", quantity(sum(s.parameters for s in total))),
         ("FLOPs forward", quantity(sum(s.flops for s in total))),
         ("activations", quantity(sum(s.activation_bytes for s in total), "B", base=1024)),
-    ]
-    for name, footer in columns:
+    ):
         table.add_column(name, footer, justify="right")
-    table.add_column("crossing tensors above it", overflow="fold")
     for k, segment in enumerate(total):
         table.add_row(
             str(k),
@@ -59,16 +57,17 @@ def _segments(plan: Plan) -> Table:
             quantity(segment.parameters),
             quantity(segment.flops),
             quantity(segment.activation_bytes, "B", base=1024),
-            _crossing(plan, k) if k < len(plan.cuts) else "",
         )
     return table
 
 
-def _crossing(plan: Plan, cut: int) -> str:
-    lines = []
-    for tensor in plan.cuts[cut].tensors:
-        made_by = plan.rewrite.synthesizers.get(f"cut{cut}_{tensor.node}") if plan.rewrite else None
-        by = f" <- {made_by}" if made_by else ""
-        shape = "x".join(map(str, tensor.shape))
-        lines.append(f"{tensor.node} {shape} {tensor.dtype} {quantity(tensor.bytes, 'B', base=1024)}{by}")
-    return "\n".join(lines)
+def _cuts(plan: Plan) -> Table:
+    table = Table(title="tensors that cross each cut", title_justify="left")
+    for name in ("cut", "tensor", "shape", "dtype", "bytes", "synthesizer"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("cut", "bytes") else "left")
+    for k, cut in enumerate(plan.cuts):
+        for tensor in cut.tensors:
+            synthesizer = plan.rewrite.synthesizers.get(f"cut{k}_{tensor.node}", "") if plan.rewrite else ""
+            size = quantity(tensor.bytes, "B", base=1024)
+            table.add_row(str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype, size, synthesizer)
+    return table

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dni_fx.errors import CaptureError
-from dni_fx.inputs import Inputs
+from dni_fx.errors import CaptureError, DniFxError
+from dni_fx.inputs import Inputs, describe
 from dni_fx.ops import batch_size
 from dni_fx.preserve import preserved
 
@@ -23,10 +23,17 @@ def verify(model: nn.Module, captured: nn.Module, inputs: Inputs) -> None:
     Both modules share their parameters; the model is left as it was.
 
     Raises:
+        DniFxError: If the model itself does not run on the inputs.
         CaptureError: Names the first check that failed.
     """
     both = (model, captured)
-    expected, got = (_train_step(m, model, inputs) for m in both)
+    try:
+        expected = _train_step(model, model, inputs)
+    except Exception as error:
+        shapes = "; ".join(describe(inputs))
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DniFxError(f"the model does not run on the example inputs ({shapes}): {first}") from None
+    got = _train_step(captured, model, inputs)
     for what, eager, traced in zip(("outputs", "gradients", "buffers"), expected, got, strict=True):
         _compare(f"{what} in train mode", eager, traced)
     _compare("outputs in eval mode", *(_outputs(m, model, inputs, train=False) for m in both))
