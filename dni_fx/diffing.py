@@ -109,19 +109,26 @@ def _compare(before: list[str], after: list[str], plan: Plan) -> GraphDiff:
     lines: list[Line] = []
     place = ""
     for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(a=before, b=after, autojunk=False).get_opcodes():
-        if tag in ("delete", "replace"):
-            lines += [Line("removed", text, place) for text in before[i1:i2] if text in gone]
+        replaced = {_variable(text): text for text in before[i1:i2] if text in gone} if tag != "equal" else {}
+        new = {_variable(text) for text in after[j1:j2]}
+        lines += [Line("removed", text, place) for name, text in replaced.items() if name not in new]
         for text, place in zip(after[j1:j2], places[j1:j2], strict=True):
+            if _variable(text) in replaced:  # old and new value of a variable side by side
+                lines.append(Line("removed", replaced[_variable(text)], place))
             kind: Kind = "same" if tag == "equal" else "added" if text in come else "moved"
             lines.append(Line(kind, text, place))
     return GraphDiff(tuple(lines))
+
+
+def _variable(line: str) -> str:
+    return re.split(r"[ :]", line, maxsplit=1)[0]
 
 
 def _places(lines: list[str], plan: Plan) -> list[str]:
     segment_of = {node: k for k, segment in enumerate(plan.segments) for node in segment.nodes}
     places, segment = [], 0
     for line in lines:
-        name = re.split(r"[ :]", line, maxsplit=1)[0]
+        name = _variable(line)
         if name in segment_of:
             segment = segment_of[name]
             places.append(f"segment {segment}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError
@@ -186,6 +186,8 @@ def _runs(model: nn.Module, choice: Sequence[Candidate]) -> bool:
         tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, _ in choice]
         try:
             model(*tensors)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return True  # values decide from here on, so the shapes fit
         except Exception:
             return False
     return True

@@ -63,11 +63,12 @@ def _segments(plan: Plan) -> Table:
 
 def _cuts(plan: Plan) -> Table:
     table = Table(title="tensors that cross each cut", title_justify="left")
-    for name in ("cut", "tensor", "shape", "dtype", "bytes", "synthesizer"):
+    made = plan.rewrite.synthesizers if plan.rewrite else {}
+    for name in ("cut", "tensor", "shape", "dtype", "bytes", *(["synthesizer"] if made else [])):
         table.add_column(name, overflow="fold", justify="right" if name in ("cut", "bytes") else "left")
     for k, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
-            synthesizer = plan.rewrite.synthesizers.get(f"cut{k}_{tensor.node}", "") if plan.rewrite else ""
-            size = quantity(tensor.bytes, "B", base=1024)
-            table.add_row(str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype, size, synthesizer)
+            cells = [str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype]
+            cells.append(quantity(tensor.bytes, "B", base=1024))
+            table.add_row(*cells, *([made[f"cut{k}_{tensor.node}"]] if made else []))
     return table

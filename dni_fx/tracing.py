@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx import ops
-from dni_fx.errors import CaptureError
+from dni_fx.errors import CaptureError, DniFxError
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule, adopt
 from dni_fx.preserve import preserved
@@ -104,6 +104,7 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
     A module inside which tracing fails becomes a leaf, and the model is traced again.
 
     Raises:
+        DniFxError: If the inputs do not fit the signature of forward.
         CaptureError: If the model's own forward cannot be traced.
     """
     if "dni" in dict(model.named_children()) or hasattr(model, "dni"):
@@ -113,6 +114,10 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
             f"{_place(type(model).forward)}: forward of {type(model).__name__} reads self.training, which a trace "
             "would fix for ever; move that part into a submodule, which is then kept whole"
         )
+    try:
+        inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        raise DniFxError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from None
     leaves: set[str] = set()
     while True:
         tracer = LeafTracer(inputs, leaves)
@@ -121,16 +126,8 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
                 graph = tracer.trace(model)
                 graph._tracer_cls = None  # pickling traces the generated code again, with the plain tracer
                 return adopt(model, graph)
-        except TypeError as error:
-            if not tracer.entered and "argument" in str(error) and tracer_never_started(tracer):
-                raise CaptureError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from None
-            _retry(model, tracer, leaves, error)
         except Exception as error:
             _retry(model, tracer, leaves, error)
-
-
-def tracer_never_started(tracer: LeafTracer) -> bool:
-    return not hasattr(tracer, "graph") or not len(tracer.graph.nodes)
 
 
 def _retry(model: nn.Module, tracer: LeafTracer, leaves: set[str], error: Exception) -> None:
