@@ -1,0 +1,65 @@
+"""A residual network with in-place activations and skips: `python examples/resnet.py` trains it beside backprop."""
+
+import argparse
+
+import common
+import torch
+from torch import Tensor, nn
+
+import dni_fx
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x
+        return self.relu(y)
+
+
+class ResNet(nn.Module):
+    def __init__(self, channels: int = 16, blocks: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        )
+        self.blocks = nn.Sequential(*(Block(channels) for _ in range(blocks)))
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(image)).mean((2, 3)))
+
+
+def build_model() -> nn.Module:
+    return ResNet()
+
+
+def example_inputs() -> Tensor:
+    return torch.rand(32, 1, 28, 28)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=150)
+    steps = parser.parse_args().steps
+    digits = common.load_digits()
+    results = {}
+    for name in ("backprop", "decoupled"):
+        torch.manual_seed(0)
+        net: nn.Module = ResNet()
+        if name == "decoupled":
+            net = dni_fx.transform(net, digits.train_x[:32], cuts=["blocks.1"], classes=10)
+        batch = common.batches(digits.train_x, digits.train_y)
+        score = common.error_percent(digits)
+        results[name] = common.train(net, steps, batch, nn.functional.cross_entropy, score, name)
+    common.table("test error %", digits.name, steps, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""A transformer with an attention mask: digits as sequences of rows, some of which are hidden.
+
+`python examples/transformer.py` trains it beside backprop.
+"""
+
+import argparse
+
+import common
+import torch
+from torch import Tensor, nn
+
+import dni_fx
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """Classifies images (N, 1, H, W) row by row; `seen` (N, H) says which rows may be looked at."""
+
+    def __init__(self, side: int = 28, width: int = 64, heads: int = 4, blocks: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Linear(side, width)
+        self.position = nn.Parameter(torch.zeros(1, side, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, image: Tensor, seen: Tensor) -> Tensor:
+        mask = seen[:, None, None, :]
+        x = self.embed(image.squeeze(1)) + self.position
+        for block in self.blocks:
+            x = block(x, mask)
+        weights = seen.unsqueeze(-1).to(x.dtype)
+        return self.head((self.norm(x) * weights).sum(1) / weights.sum(1))
+
+
+def build_model() -> nn.Module:
+    return Transformer()
+
+
+def example_inputs() -> tuple[Tensor, Tensor]:
+    return torch.rand(32, 1, 28, 28), hidden_rows(32, 28)
+
+
+def hidden_rows(count: int, side: int) -> Tensor:
+    """A mask that hides a tenth of the rows at random, but never the middle one."""
+    seen = torch.rand(count, side) > 0.1
+    seen[:, side // 2] = True
+    return seen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=200)
+    steps = parser.parse_args().steps
+    digits = common.load_digits()
+    images = common.batches(digits.train_x, digits.train_y)
+
+    def batch() -> tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
+        (x,), y, context = images()
+        return (x, hidden_rows(len(x), digits.side)), y, context
+
+    def score(net: nn.Module) -> float:
+        torch.manual_seed(2)
+        seen = hidden_rows(len(digits.test_x), digits.side)
+        chunks = zip(digits.test_x.split(1000), seen.split(1000), digits.test_y.split(1000), strict=True)
+        return 100 * float(sum((net(x, s).argmax(1) != y).sum() for x, s, y in chunks)) / len(digits.test_y)
+
+    results = {}
+    for name in ("backprop", "decoupled"):
+        torch.manual_seed(0)
+        net: nn.Module = Transformer(digits.side)
+        if name == "decoupled":
+            example = (digits.train_x[:32], hidden_rows(32, digits.side))
+            net = dni_fx.transform(net, example, cuts=["blocks.1"], classes=10)
+        results[name] = common.train(net, steps, batch, nn.functional.cross_entropy, score, name)
+    common.table("test error %", digits.name, steps, results)
+
+
+if __name__ == "__main__":
+    main()
