@@ -46,7 +46,11 @@ def spread(values: list[float], digits: int) -> str:
 
 def steps(count: int) -> list[str]:
     rows = []
-    names = {"cuts='auto'": {}, "cuts='auto', classes=10": {"classes": 10}, "cuts=4, classes=10": {"cuts": 4, "classes": 10}}
+    names = {
+        "cuts='auto'": {},
+        "cuts='auto', classes=10": {"classes": 10},
+        "cuts=4, classes=10": {"cuts": 4, "classes": 10},
+    }
     for name, options in names.items():
         plain, _ = load_target(str(EXAMPLE))
         model, _ = load_target(str(EXAMPLE))
@@ -56,7 +60,8 @@ def steps(count: int) -> list[str]:
         ratio = [t[1] / t[0] for t in times]
         backprop, ours = ([t[i] * 1e3 for t in times] for i in (0, 1))
         rows.append(
-            f"| {name} | {len(net.dni.plan.segments)} | {spread(backprop, 2)} | {spread(ours, 2)} | {spread(ratio, 2)} |"
+            f"| {name} | {len(net.dni.plan.segments)} | {spread(backprop, 2)} | {spread(ours, 2)} "
+            f"| {spread(ratio, 2)} |"
         )
     return rows
 
@@ -85,7 +90,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rewrites", type=int, default=5)
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, batch 256, 784-3x256-10")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, batch 256, 784-3x256-10"
+    )
     print(f"{arguments.steps} steps of each in turn; median (10th to 90th percentile)\n")
     print("| rewritten with | segments | backprop ms | rewritten ms | ratio |")
     print("|---|---|---|---|---|")

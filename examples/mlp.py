@@ -1,7 +1,7 @@
 """The paper's MNIST network: three hidden layers of 256 with batch norm, cut and trained on synthetic gradients.
 
-    dni-fx rewrite examples/mlp.py --cuts auto      shows the rewrite
-    python examples/mlp.py                          trains it beside backprop on real digits
+dni-fx rewrite examples/mlp.py --cuts auto      shows the rewrite
+python examples/mlp.py                          trains it beside backprop on real digits
 """
 
 import argparse

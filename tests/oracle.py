@@ -51,7 +51,7 @@ def gradients(module: nn.Module, call: Call) -> dict[str, Tensor]:
     return found
 
 
-def tell_truth(net: DecoupledModule, call: Call) -> None:
+def tell_truth(net: DecoupledModule, call: Call, loss: Callable[[Any], Tensor] = loss_of) -> None:
     """Give each `Told` synthesizer the gradient of its tensor that backpropagation through `net`'s original has.
 
     Found by running `net`'s own graph with boundaries that let the true gradient through.
@@ -67,7 +67,7 @@ def tell_truth(net: DecoupledModule, call: Call) -> None:
     through.recompile()
     through.zero_grad()
     torch.manual_seed(1)
-    loss_of(call(through)).backward()
+    loss(call(through)).backward()
     for name, crossing in net.dni.named_children():
         if isinstance(crossing, Crossing):
             truth = seen[name].grad

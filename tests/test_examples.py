@@ -1,0 +1,77 @@
+"""The examples are what they claim to be: targets that are rewritten right, and scripts that train."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import Told, gradients, tell_truth
+
+import dni_fx
+from dni_fx.loading import load_target
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+CUTS = {"mlp": 3, "cnn": 2, "resnet": "every:Block", "transformer": "every:Block", "unet": ["down1", "down2", "up2"]}
+
+
+def _example(name: str) -> tuple[Any, tuple[Any, ...]]:
+    torch.manual_seed(0)
+    model, inputs = load_target(str(EXAMPLES / f"{name}.py"))
+    assert inputs is not None
+    small = [t[:6] for t in inputs.args]
+    return model.double(), tuple(t.double() if t.is_floating_point() else t for t in small)
+
+
+def _close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("cuts", ["auto", "chosen"])
+@pytest.mark.parametrize("name", CUTS)
+def test_oracle(name: str, cuts: str) -> None:
+    """True gradients, both ways of unlocking, mix=1, and none against backward."""
+    model, inputs = _example(name)
+    places: Any = "auto" if cuts == "auto" else CUTS[name]
+    expected = gradients(model, lambda m: m(*inputs))
+    for unlock in ("none", "backward"):
+        net = dni_fx.transform(model, inputs, cuts=places, unlock=unlock, synthesizer=Told)
+        tell_truth(net, lambda m: m(*inputs))
+        _close(gradients(net, lambda m: m(*inputs)), expected)
+    mixed = dni_fx.transform(model, inputs, cuts=places, unlock="none", mix=1.0)
+    _close(gradients(mixed, lambda m: m(*inputs)), expected)
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_none_and_backward_agree_and_eval_is_the_original(name: str) -> None:
+    model, inputs = _example(name)
+    found = []
+    for unlock in ("none", "backward"):
+        net = dni_fx.transform(model, inputs, cuts=CUTS[name], unlock=unlock)
+        torch.manual_seed(3)
+        for parameter in net.dni.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        found.append(gradients(net, lambda m: m(*inputs)))
+        assert torch.equal(net.eval()(*inputs), model.eval()(*inputs))
+        net.train()
+    _close(found[0], found[1])
+
+
+def test_skips_of_the_unet_cross_several_cuts() -> None:
+    model, inputs = _example("unet")
+    plan = dni_fx.plan(model, inputs, cuts=CUTS["unet"])
+    crossing = [[t.node for t in cut.tensors] for cut in plan.cuts]
+    assert len(set(crossing[0]) & set(crossing[1])) == 1
+    assert len(crossing[1]) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CUTS)
+def test_script_prints_both(name: str) -> None:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--steps", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "backprop" in done.stdout and "decoupled" in done.stdout

@@ -1,0 +1,255 @@
+"""The person's own loop: it learns, it isolates, and what is called in the wrong order is said so."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import LongSkip, ResNet
+from oracle import Told, loss_of, tell_truth
+from torch import Tensor, nn
+
+import dni_fx
+from dni_fx.errors import BackwardOrderError, ContextError
+from dni_fx.loading import load_target
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+X = torch.rand(5, 6)
+
+
+def _mlp(pixels: int, hidden: int = 3) -> nn.Sequential:
+    sizes = [pixels] + [256] * hidden
+    layers: list[nn.Module] = [nn.Flatten()]
+    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(256, 10))
+
+
+def _fit(net: nn.Module, digits: Any, steps: int, *, labels: bool) -> float:
+    """Test error in percent after the loop that people know."""
+    torch.manual_seed(1)
+    opt = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(digits.train_y), (256,))
+        x, y = digits.train_x[rows], digits.train_y[rows]
+        opt.zero_grad()
+        loss = nn.functional.cross_entropy(net(x, dni_context=y) if labels else net(x), y)
+        loss.backward()
+        opt.step()
+    net.eval()
+    with torch.no_grad():
+        return 100 * float((net(digits.test_x).argmax(1) != digits.test_y).float().mean())
+
+
+def _digits() -> Any:
+    return load_target(str(EXAMPLES / "mlp.py"))[0] and __import__("common").load_digits()
+
+
+@pytest.mark.slow
+def test_with_labels_it_comes_within_a_point_of_backprop() -> None:
+    """MNIST, 784-3x256-10, 2,000 steps of batch 256; scikit-learn's digits where there is no MNIST."""
+    digits = _digits()
+    torch.manual_seed(0)
+    model = _mlp(digits.side**2)
+    net = dni_fx.transform(_mlp(digits.side**2), digits.train_x[:64], cuts=["3", "6", "9"], classes=10)
+    net.load_state_dict(model.state_dict(), strict=False)
+    ours = _fit(net, digits, 2000, labels=True)
+    backprop = _fit(model, digits, 2000, labels=False)
+    assert ours < backprop + 1.0, (ours, backprop)
+    truth = _cosines_with_the_true_gradient(net, digits)
+    assert min(truth.values()) > 0.1, truth
+
+
+def _cosines_with_the_true_gradient(net: Any, digits: Any) -> dict[str, float]:
+    """Of what each synthesizer predicts with what backpropagation through all that is above would send."""
+    x, y = digits.train_x[:1024], digits.train_y[:1024]
+    predicted: dict[str, Tensor] = {}
+    for name, synthesizer in net.dni.synthesizers.items():
+        synthesizer.register_forward_hook(lambda _, __, output, name=name: predicted.update({name: output.detach()}))
+    net.train()(x, dni_context=y)
+    told = dni_fx.transform(dni_fx.restore(net), x, cuts=net.dni.plan, synthesizer=Told)
+    tell_truth(told, lambda m: m(x), loss=lambda output: nn.functional.cross_entropy(output, y))
+    truth = {name: synthesizer.told for name, synthesizer in told.dni.synthesizers.items()}
+    return {n: float(torch.cosine_similarity(predicted[n].flatten(), truth[n].flatten(), dim=0)) for n in truth}
+
+
+def test_synthesizers_learn_quickly_on_a_small_problem() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(512, 20), torch.randint(0, 3, (512,))
+    x[torch.arange(512), y] += 3
+    net = dni_fx.transform(nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3)), x, cuts=["1"], classes=3)
+    opt = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(101):
+        opt.zero_grad()
+        loss = nn.functional.cross_entropy(net(x, dni_context=y), y)
+        loss.backward()
+        opt.step()
+    (metrics,) = net.dni.metrics().values()
+    assert metrics["cosine"] > 0.5 and metrics["relative_error"] < 1 and metrics["steps"] == 101
+    assert loss.item() < 0.3
+
+
+# ------------------------------------------------------------------------------------------------ order
+def _warmed(cuts: Any = ("tanh", "tanh_1")) -> tuple[Any, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    net = dni_fx.transform(LongSkip(), X, cuts=list(cuts))
+    opt = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(3):
+        opt.zero_grad()
+        loss_of(net(X)).backward()
+        opt.step()
+    return net, opt
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("cuts", [["tanh"], ["tanh", "tanh_1"], ["tanh", "tanh_1", "tanh_2"]])
+def test_zero_grad_after_forward_says_what_to_move(set_to_none: bool, cuts: list[str]) -> None:
+    net, opt = _warmed(cuts)
+    loss = loss_of(net(X))
+    opt.zero_grad(set_to_none)
+    with pytest.raises(BackwardOrderError, match=r"Move zero_grad\(\) before the forward"):
+        loss.backward()
+    opt.zero_grad(set_to_none)
+    loss_of(net(X)).backward()
+
+
+def test_legal_orders_do_not_raise() -> None:
+    net, opt = _warmed()
+    for set_to_none in (True, False):
+        opt.zero_grad(set_to_none)
+        for _ in range(2):  # micro-batches
+            loss_of(net(X)).backward()
+        opt.step()
+        opt.zero_grad(set_to_none)
+        (loss_of(net(X)) + loss_of(net(X + 1))).backward()  # two forwards, one backward
+        opt.step()
+        opt.zero_grad(set_to_none)
+
+
+def test_two_forwards_and_one_backward_add_up() -> None:
+    net, _ = _warmed()
+    found = []
+    for joint in (True, False):
+        net.zero_grad()
+        losses = [loss_of(net(X)), loss_of(net(X + 1))] if joint else []
+        if joint:
+            sum(losses).backward()  # type: ignore[union-attr]
+        else:
+            loss_of(net(X)).backward()
+            loss_of(net(X + 1)).backward()
+        found.append({n: p.grad.clone() for n, p in net.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name])
+
+
+@pytest.mark.parametrize("unlock", ["none", "backward"])
+def test_a_forward_without_backward_leaves_nothing(unlock: str) -> None:
+    net = dni_fx.transform(LongSkip(), X, cuts=["tanh", "tanh_1"], unlock=unlock)
+    nn.init.normal_(net.dni.get_parameter("cut0_tanh.synthesizer.net.0.weight"))
+
+    def step() -> dict[str, Tensor]:
+        net.zero_grad()
+        loss_of(net(X)).backward()
+        return {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+
+    expected = step()
+    kept: list[weakref.ref[Tensor]] = []
+    handle = net.a.register_forward_hook(lambda _, __, output: kept.append(weakref.ref(output)))
+    net(X + 3)
+    handle.remove()
+    gc.collect()
+    assert kept[0]() is None  # no graph is held
+    found = step()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=0)
+
+
+def test_the_segment_below_is_freed_during_forward() -> None:
+    """What unlock="backward" is for: activations below a cut are gone before the segment above has run."""
+    alive: dict[str, bool] = {}
+    for unlock in ("none", "backward"):
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+        net = dni_fx.transform(model, X, cuts=["3"], unlock=unlock)
+        inner: list[weakref.ref[Tensor]] = []
+        model[1].register_forward_hook(lambda _, __, output, inner=inner: inner.append(weakref.ref(output)))
+        model[4].register_forward_hook(lambda *_, u=unlock, i=inner: alive.update({u: i[-1]() is not None}))
+        net(X)
+    assert alive == {"none": True, "backward": False}
+
+
+# ------------------------------------------------------------------------------------------ isolation
+@pytest.mark.parametrize("unlock", ["none", "backward"])
+def test_the_loss_has_no_path_of_its_own_across_a_cut(unlock: str) -> None:
+    net = dni_fx.transform(ResNet(), X, cuts=["blocks.1"], unlock=unlock)
+    parameters = [p for n, p in net.named_parameters() if n.startswith(("stem", "blocks.0", "blocks.1"))]
+    gradients = torch.autograd.grad(loss_of(net(X)), parameters, allow_unused=True)
+    assert all(g is None or not g.any() for g in gradients)
+
+
+# -------------------------------------------------------------------------------------------- the rest
+def test_a_given_optimizer_gets_the_synthesizers() -> None:
+    model = ResNet()
+    opt = torch.optim.SGD(model.parameters(), 0.1)
+    net = dni_fx.transform(model, X, cuts=2, optimizer=opt)
+    assert [set(map(id, g["params"])) for g in opt.param_groups] == [
+        set(map(id, model.parameters())),
+        set(map(id, net.dni.parameters())),
+    ]
+
+
+def test_labels_are_asked_for_while_training_only() -> None:
+    net = dni_fx.transform(ResNet(), X, cuts=2, classes=4)
+    with pytest.raises(ContextError, match="dni_context"):
+        net(X)
+    with torch.no_grad():
+        net(X)
+    net.eval()(X)
+    net.train()
+    for labels in (torch.randint(0, 4, (5,)), torch.eye(4)[[0, 1, 2, 3, 0]], torch.full((5, 4), 0.25)):
+        loss_of(net(X, dni_context=labels)).backward()
+    for wrong in (torch.randint(0, 4, (6,)), torch.rand(5, 3), torch.rand(5)):
+        with pytest.raises(ContextError):
+            net(X, dni_context=wrong)
+
+
+@pytest.mark.parametrize("change", [lambda n: n.to(torch.float64), lambda n: n.to(torch.bfloat16)])
+@pytest.mark.parametrize("unlock", ["none", "backward"])
+def test_other_dtypes(change: Callable[[Any], Any], unlock: str) -> None:
+    net = change(dni_fx.transform(LongSkip(), X, cuts=["tanh"], unlock=unlock))
+    dtype = next(net.parameters()).dtype
+    loss_of(net(X.to(dtype))).backward()
+    assert all(p.grad is not None and p.grad.dtype == dtype for p in net.parameters())
+
+
+def test_autocast() -> None:
+    for unlock in ("none", "backward"):
+        net = dni_fx.transform(LongSkip(), X, cuts=["tanh"], unlock=unlock)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(net(X).float())
+        loss.backward()
+        assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_segment_frozen_afterwards() -> None:
+    for unlock in ("none", "backward"):
+        net = dni_fx.transform(LongSkip(), X, cuts=["tanh"], unlock=unlock)
+        net.a.requires_grad_(False)
+        loss_of(net(X)).backward()
+        assert net.a.weight.grad is None and net.b.weight.grad is not None
+
+
+def test_one_graph_compiles() -> None:
+    net = dni_fx.transform(LongSkip(), X, cuts=["tanh"], unlock="none", synthesizer="mlp")
+    nn.init.normal_(net.dni.get_parameter("cut0_tanh.synthesizer.net.2.weight"))
+    found = []
+    for run in (net, torch.compile(net, backend="eager", fullgraph=True)):
+        net.zero_grad()
+        loss_of(run(X)).backward()
+        found.append({n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None})
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(other[name], gradient)
