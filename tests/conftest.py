@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+torch.set_num_threads(1)  # threads that wait for each other make small tensors ten times slower on a busy machine
+
 
 class Residual(nn.Module):
     """In-place activations, and a skip that is added in place."""

@@ -112,7 +112,7 @@ def test_a_new_process_rebuilds_custom_modules(tmp_path: Path) -> None:
     (tmp_path / "net.py").unlink()
     torch.save(x, tmp_path / "x.pt")
     code = (
-        "import torch, dni_fx; net = dni_fx.load('out').eval(); x = torch.load('x.pt');"
+        "import torch, dni_fx; torch.set_num_threads(1); net = dni_fx.load('out').eval(); x = torch.load('x.pt');"
         "torch.save((net(x), dni_fx.restore(net)(x), net.b.bias.requires_grad, list(net.state_dict())), 'y.pt')"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
