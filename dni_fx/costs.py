@@ -1,5 +1,7 @@
-"""Annotate a graph with shapes, bytes, FLOPs and what carries gradient, under fake tensors: nothing is computed."""
+"""Annotate a graph with shapes, bytes, FLOPs and what carries gradient, under fake tensors where it can be."""
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import networkx as nx
@@ -21,10 +23,11 @@ _MAPS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 _ROWS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 _MAP_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "batch_norm", "group_norm")
 _ROW_FUNCTIONS = ("linear", "layer_norm", "embedding", "scaled_dot_product_attention")
+_MOVES = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
 
 
 class _Annotator(fx.Interpreter):
-    """Runs the graph on fake tensors, and writes `node.meta["dni"]` and `node.meta["val"]`."""
+    """Runs the graph, and writes `node.meta["dni"]` and `node.meta["val"]`."""
 
     def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -81,20 +84,30 @@ def annotate(module: fx.GraphModule, inputs: Inputs) -> None:
     Raises:
         CaptureError: If the graph does not run on these inputs.
     """
-    counter = FlopCounterMode(display=False)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = inputs.map(lambda t: mode.from_tensor(t.detach()))
+    try:
+        _run(module, fake, mode)
+        return
+    except Exception:
+        pass  # a module that is kept whole may look at values, which fake tensors have none of: run it for real
+    try:
+        _run(module, inputs.map(lambda t: t.detach().clone()), contextlib.nullcontext())
+    except Exception as error:
+        raise CaptureError(
+            f"the model does not run on {', '.join(str(list(t.shape)) for t in inputs.tensors())}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from None
+    for node in module.graph.nodes:  # the sizes are enough
+        node.meta["val"] = pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), node.meta["val"])
+
+
+def _run(module: fx.GraphModule, inputs: Inputs, mode: AbstractContextManager[Any]) -> None:
     with preserved(module), torch.enable_grad():
         module.train()
-        fake = inputs.map(lambda t: mode.from_tensor(t.detach()))
-        arguments = _positional(module, fake)
+        counter = FlopCounterMode(display=False)
         with mode, counter:
-            try:
-                _Annotator(module, counter).run(*arguments)
-            except Exception as error:
-                raise CaptureError(
-                    f"the model does not run on {', '.join(str(list(t.shape)) for t in inputs.tensors())}: "
-                    f"{str(error).strip().splitlines()[0]}"
-                ) from None
+            _Annotator(module, counter).run(*_positional(module, inputs))
 
 
 def _positional(module: fx.GraphModule, inputs: Inputs) -> list[Any]:
@@ -123,34 +136,58 @@ def _feature_axis(node: fx.Node, fetch: Any, record: NodeMeta) -> int:
             return 1
         if isinstance(layer, _ROWS):
             return -1
-    name = getattr(node.target, "__name__", "")
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name in _MAP_FUNCTIONS:
         return 1
     if name in _ROW_FUNCTIONS:
         return -1
     for source in node.all_input_nodes:
         above = meta.of(source)
-        if source.op in ("call_module", "call_function", "call_method") and above.carries_gradient:
-            same_rank = above.shape is not None and len(above.shape) == len(record.shape)
-            if same_rank and name not in ("permute", "transpose", "movedim"):
-                return above.axis
-    return 1 if len(record.shape) in (4, 5) and name not in ("permute", "transpose") else -1
+        if source.op.startswith("call") and above.carries_gradient and above.shape is not None:
+            axis = _carried(node, name, above.shape, above.axis, record.shape)
+            if axis is not None:
+                return axis
+    return 1 if len(record.shape) in (4, 5) and name not in _MOVES else -1
+
+
+def _carried(node: fx.Node, name: str, above: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> int | None:
+    """Where the feature axis of an operand of shape `above` is in the result; None: it is lost."""
+    if name in _MOVES:
+        return _moved(node, name, axis % len(above), len(above))
+    if len(above) == len(shape):
+        return axis
+    if axis == 1 and len(above) > 2:  # flattened, or averaged over space
+        return 1 if above[:2] == shape[:2] else None
+    return axis if above[-1] == shape[-1] else None
+
+
+def _moved(node: fx.Node, name: str, axis: int, rank: int) -> int | None:
+    known_by_size = torch.empty(list(range(1, rank + 1)), device="meta")
+    try:
+        moved = getattr(known_by_size, name)(*node.args[1:], **node.kwargs)
+        place = list(moved.shape).index(axis + 1)
+    except (TypeError, RuntimeError, ValueError):  # where to is no literal of the graph
+        return None
+    return {0: None, rank - 1: -1}.get(place, place)
 
 
 def dataflow(graph: fx.Graph) -> "nx.DiGraph[str]":
     """The graph as networkx sees it: nodes in order, with the attributes that the partitioner reads.
 
-    Node attributes: `weight` (FLOPs), `size` (bytes that cross a cut), `parameters` (how many trainable ones it uses),
-    `crosses` (must get a synthesizer at a cut between it and its users), `legal` (it can get one), `tuple` (it is
-    no single tensor), `kind` (for messages), `storages` and `mutates`.
+    Node attributes: `weight` (FLOPs), `size` (bytes that cross a cut), `parameters` (how many trainable ones it
+    uses), `matrix` (one of them is no vector), `crosses` (must get a synthesizer at a cut between it and its users),
+    `legal` (it can get one), `tuple` (it is no single tensor), `kind` (for messages), `storages` and `mutates`.
     """
     flow: nx.DiGraph[str] = nx.DiGraph()
+    owner: Any = graph.owning_module
+    axes = {name: parameter.dim() for name, parameter in owner.named_parameters()}
     for node in graph.nodes:
         record = meta.of(node)
         flow.add_node(
             node.name,
             weight=record.flops,
             parameters=len(record.parameters),
+            matrix=any(axes[name] > 1 for name in record.parameters),
             crosses=record.carries_gradient,
             legal=record.dtype is not None and record.dtype.is_floating_point and bool(record.shape),
             storages=record.storages,

@@ -26,7 +26,7 @@ def choose(graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts) -> tuple[list[P
         NoLegalCutError: If the model has no legal cut at all.
     """
     if isinstance(cuts, Plan):
-        return _from_plan(graph, flow, cuts), f"a saved plan: {cuts.why}"
+        return _from_plan(graph, flow, cuts), f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
     if isinstance(cuts, bool) or (isinstance(cuts, int) and cuts < 2):
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
     if isinstance(cuts, int):
@@ -35,11 +35,15 @@ def choose(graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts) -> tuple[list[P
         found = partition.balanced(flow, None)
         return (
             found,
-            "auto: two layers with parameters a segment, four segments at most; narrowest cuts, then even FLOPs",
+            "auto: two layers a segment, four segments at most; narrowest cuts, then even FLOPs",
         )
     if isinstance(cuts, str) and cuts.startswith("every:"):
         return _every(graph, flow, cuts.removeprefix("every:"))
-    names = [cuts] if isinstance(cuts, str) else list(cuts)
+    names = [cuts] if isinstance(cuts, str) else cuts
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise DniFxError(
+            f"cuts={cuts!r} is not 'auto', a number of segments, names of modules or nodes, 'every:Class' or a Plan"
+        )
     if not names:
         raise DniFxError("cuts=[]: name at least one module or node")
     positions = {p.index: p for name in names for p in _after(graph, flow, name)}

@@ -76,7 +76,10 @@ def parse_specs(specs: Sequence[str]) -> Inputs:
             raise DniFxError(
                 f"--input {spec!r} is not [name=]SHAPE[:DTYPE[:LOW-HIGH]], as in 64x784 or ids=8x128:int64:0-1000"
             )
-        tensor = _from_match(spec, match)
+        try:
+            tensor = _from_match(spec, match)
+        except (RuntimeError, ValueError, OverflowError) as error:  # torch cannot make such a tensor
+            raise DniFxError(f"--input {spec!r}: {str(error).splitlines()[0]}") from None
         if match["name"] in kwargs:
             raise DniFxError(f"--input {spec!r}: {match['name']!r} is given twice")
         if match["name"]:
@@ -96,9 +99,16 @@ def _from_match(spec: str, match: re.Match[str]) -> Tensor:
     low, high = int(match["low"]), int(match["high"])
     if low >= high:
         raise DniFxError(f"--input {spec!r}: the range {low}-{high} is empty")
+    if dtype.is_complex or (not dtype.is_floating_point and not _holds(dtype, low, high - 1)):
+        raise DniFxError(f"--input {spec!r}: {match['dtype']} does not hold numbers from {low} to {high - 1}")
     if dtype.is_floating_point:
         return torch.empty(shape, dtype=dtype).uniform_(low, high)
     return _example(shape, dtype, low, high)
+
+
+def _holds(dtype: torch.dtype, low: int, high: int) -> bool:
+    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    return least <= low and high <= most
 
 
 def _example(shape: Sequence[int], dtype: torch.dtype, low: int, high: int) -> Tensor:
@@ -126,7 +136,8 @@ def probe(model: nn.Module) -> Inputs:
     for choice in itertools.islice(_choices(shapes, len(required)), _TRIES):
         if _runs(model, choice):
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            tensors = tuple(_example(shape, dtype, 0, high).to(device) for shape, dtype, high in choice)
+            with torch.random.fork_rng(devices=()):
+                tensors = tuple(_example(shape, dtype, 0, high).to(device) for shape, dtype, high in choice)
             return Inputs(tensors, {}, "probed")
     raise DniFxError(
         f"no example inputs for {type(model).__name__}.forward({', '.join(required)}), and no shape that was tried "
@@ -151,9 +162,10 @@ def _candidates(model: nn.Module) -> Iterator[Candidate]:
             yield (_BATCH, _LENGTH), torch.int64, layer.num_embeddings
             yield (_BATCH,), torch.int64, layer.num_embeddings
         elif isinstance(layer, nn.Linear | nn.Bilinear):
-            n = layer.in_features if isinstance(layer, nn.Linear) else layer.in1_features
-            yield (_BATCH, n), dtype, 2
-            yield (_BATCH, _LENGTH, n), dtype, 2
+            widths = (layer.in_features,) if isinstance(layer, nn.Linear) else (layer.in1_features, layer.in2_features)
+            for width in widths:
+                yield (_BATCH, width), dtype, 2
+                yield (_BATCH, _LENGTH, width), dtype, 2
         elif isinstance(layer, nn.RNNBase):
             yield (_BATCH, _LENGTH, layer.input_size), dtype, 2
         elif isinstance(layer, nn.RNNCellBase):

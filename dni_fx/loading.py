@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from dni_fx.inputs import Inputs, given
 __all__ = ["errors_of", "load_target"]
 
 _NAMES = ("model", "build_model")
+_LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def load_target(target: str) -> tuple[nn.Module, Inputs | None]:
@@ -33,7 +35,9 @@ def load_target(target: str) -> tuple[nn.Module, Inputs | None]:
     where, _, attr = target.partition(":") if not target.endswith(".py") else (target, "", "")
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
         module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where, attr)
-        model = _build(_lookup(module, attr, target) if attr else _discover(module, where), target)
+        with errors_of(target):  # a module or class may compute its attributes
+            found = _lookup(module, attr, target) if attr else _discover(module, where)
+        model = _build(found, target)
         return model, _example_inputs(module, target)
 
 
@@ -67,6 +71,8 @@ def _import_module(name: str, attr: str) -> ModuleType:
     if not attr:
         hint = " (is the suffix .py missing?)" if Path(f"{name}.py").exists() else ""
         raise DniFxError(f"{name!r} is neither a .py file nor package.module:attr{hint}")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise DniFxError(f"{name!r} is no module name; a TARGET is path/to/model.py[:attr] or package.module:attr")
     if "" not in sys.path:
         sys.path.insert(0, "")
     with errors_of(name):
@@ -76,8 +82,6 @@ def _import_module(name: str, attr: str) -> ModuleType:
             if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
                 raise
             raise DniFxError(f"no module named {error.name!r}") from None
-        except ValueError as error:
-            raise DniFxError(f"{name!r} is no module name: {error}") from None
 
 
 @contextlib.contextmanager
@@ -90,11 +94,17 @@ def errors_of(name: str) -> Any:
     except SyntaxError as error:
         raise TargetError(f"{Path(error.filename or name).name}:{error.lineno}: {error.msg}") from None
     except BaseException as error:  # SystemExit too: a script may exit at import
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if not f.filename.startswith(("<frozen", str(Path(__file__).parent)))]
-        place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else name
+        place = _place(error) or name
         message = str(error).strip().split("\n")[0]
-        raise TargetError(f"{place}: {type(error).__name__}: {message}") from None
+        raise TargetError(f"{place}: {type(error).__name__}{': ' if message else ''}{message}") from None
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the person's own code; of a library's, where none of theirs was running."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    frames = [f for f in frames if not f.filename.startswith(("<", str(Path(__file__).parent)))]
+    own = [f for f in frames if not f.filename.startswith(_LIBRARIES)] or frames
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
 
 
 def _lookup(module: ModuleType, attr: str, target: str) -> Any:

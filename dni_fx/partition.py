@@ -5,6 +5,7 @@ order is closed under "is computed before", so every segment is convex and no no
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -78,19 +79,18 @@ def _obstacle(
 
 
 def default_segments(flow: "nx.DiGraph[str]") -> int:
-    """How many segments "auto" makes: two layers with parameters in each, at most four.
+    """How many segments "auto" makes: two layers in each, at most four.
 
     Few cuts train better than many (Jaderberg et al. 2017, Table 1: error grows with every interface).
     """
-    layers = sum(1 for name in flow if flow.nodes[name]["parameters"])
-    return min(4, max(2, layers // 2))
+    return min(4, max(2, _layers_before(flow)[-1] // 2))
 
 
 def balanced(flow: "nx.DiGraph[str]", segments: int | None) -> list[Position]:
     """The cuts that make the heaviest segment lightest, among the narrowest cuts there are.
 
-    Between two layers with parameters only the place that fewest bytes cross counts, the last of equal ones: after
-    an activation function, not before it. Cuts crossed by one tensor come first; wider ones are used only where those
+    Between two layers only the place that fewest bytes cross counts, the last of equal ones: after normalisation and
+    activation function, not before them. Cuts crossed by one tensor come first; wider ones are used only where those
     are too few. Of equally heavy plans, the one that fewer bytes cross.
 
     Args:
@@ -100,7 +100,8 @@ def balanced(flow: "nx.DiGraph[str]", segments: int | None) -> list[Position]:
         NoLegalCutError: If no place is legal.
         DniFxError: If there cannot be so many segments.
     """
-    everywhere = [p for p in positions(flow) if not p.obstacle]
+    layers = _layers_before(flow)
+    everywhere = [p for p in positions(flow) if not p.obstacle and 0 < layers[p.index + 1] < layers[-1]]
     if not everywhere and segments != 1:
         raise NoLegalCutError(
             "the model has no legal cut: a cut needs trainable parameters below and above it, and only "
@@ -118,22 +119,24 @@ def balanced(flow: "nx.DiGraph[str]", segments: int | None) -> list[Position]:
     return []
 
 
-def _parameters_before(flow: "nx.DiGraph[str]") -> list[int]:
+def _layers_before(flow: "nx.DiGraph[str]") -> list[int]:
+    """Layers among the first i nodes: nodes with a weight matrix, or where there is none, with any parameter."""
+    has_matrix = any(flow.nodes[name].get("matrix") for name in flow)
     counts = [0]
     for name in flow:
-        counts.append(counts[-1] + flow.nodes[name]["parameters"])
+        counts.append(counts[-1] + bool(flow.nodes[name]["matrix" if has_matrix else "parameters"]))
     return counts
 
 
 def _most_segments(flow: "nx.DiGraph[str]", candidates: list[Position]) -> int:
-    """Segments that use a parameter each: cut whenever the parameters below have grown."""
-    owned = _parameters_before(flow)
+    """Segments with a layer each: cut whenever there are more layers below."""
+    owned = _layers_before(flow)
     return 1 + len({owned[p.index + 1] for p in candidates})
 
 
 def _narrowest(flow: "nx.DiGraph[str]", candidates: list[Position]) -> list[Position]:
-    """Of the places with the same parameters below, the one that fewest bytes cross, the last of equal ones."""
-    owned = _parameters_before(flow)
+    """Of the places with the same layers below, the one that fewest bytes cross, the last of equal ones."""
+    owned = _layers_before(flow)
     best: dict[int, Position] = {}
     for position in candidates:
         key = owned[position.index + 1]
@@ -143,25 +146,43 @@ def _narrowest(flow: "nx.DiGraph[str]", candidates: list[Position]) -> list[Posi
 
 
 def _lightest(flow: "nx.DiGraph[str]", candidates: list[Position], segments: int) -> list[Position]:
-    """Dynamic program over the candidates: min of the heaviest segment, then bytes crossing."""
+    """The least heaviest segment first; then, with no segment heavier than that, the fewest bytes crossing.
+
+    One search for both would be wrong: the best plan's lower part need not be the lightest one below its last cut.
+    """
+    heaviest, _ = _search(flow, candidates, segments, math.inf, lambda score, load, _: max(score, load))
+    _, chosen = _search(flow, candidates, segments, heaviest, lambda score, _, crossing: score + crossing)
+    return chosen
+
+
+def _search(
+    flow: "nx.DiGraph[str]",
+    candidates: list[Position],
+    segments: int,
+    limit: float,
+    join: Callable[[float, float, int], float],
+) -> tuple[float, list[Position]]:
+    """Dynamic program for the least score of cuts that leave parameters in every segment and none above `limit`.
+
+    Args:
+        join: The score of a plan with one more segment, from the score so far, its load and the bytes that leave it.
+    """
     work = [0.0]
     for name in flow:
         work.append(work[-1] + flow.nodes[name]["weight"])
-    owned = _parameters_before(flow)
+    owned = _layers_before(flow)
     ends = [-1, *(p.index for p in candidates), len(work) - 2]
     bytes_ = [0, *(p.bytes for p in candidates), 0]
-    none = (math.inf, 0)
-    best = [[none] * len(ends) for _ in range(segments + 1)]
+    best = [[math.inf] * len(ends) for _ in range(segments + 1)]
     came = [[0] * len(ends) for _ in range(segments + 1)]
-    best[0][0] = (0.0, 0)
+    best[0][0] = 0.0
     for k in range(1, segments + 1):
         for j in range(1, len(ends)):
             for i in range(j):
-                heaviest, crossed = best[k - 1][i]
-                if heaviest == math.inf or owned[ends[j] + 1] == owned[ends[i] + 1]:
-                    continue
                 load = work[ends[j] + 1] - work[ends[i] + 1]
-                score = (max(heaviest, load), crossed + bytes_[j])
+                if load > limit or owned[ends[j] + 1] == owned[ends[i] + 1]:
+                    continue
+                score = join(best[k - 1][i], load, bytes_[j])
                 if score < best[k][j]:
                     best[k][j], came[k][j] = score, i
     chosen = []
@@ -169,7 +190,7 @@ def _lightest(flow: "nx.DiGraph[str]", candidates: list[Position], segments: int
     for k in range(segments, 1, -1):
         j = came[k][j]
         chosen.append(candidates[j - 1])
-    return chosen[::-1]
+    return best[segments][-1], chosen[::-1]
 
 
 def snap(flow: "nx.DiGraph[str]", node: str, name: str) -> Position:

@@ -146,6 +146,7 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
         ContextError: If the context does not fit.
     """
     if classes is not None and not context.is_floating_point():
+        _check_labels(context, classes)
         context = nn.functional.one_hot(context.long(), classes)
     if context.dim() == 0 or context.shape[-1] != size:
         wanted = f"integer labels, or {size} values a row" if classes is not None else f"{size} values a row"
@@ -153,13 +154,24 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
     axis = axis % activation.dim()
     wanted_shape = [n for i, n in enumerate(activation.shape) if i != axis]
     lead = list(context.shape[:-1])
-    if lead != wanted_shape[: len(lead)]:
+    if lead != wanted_shape[: len(lead)] or (wanted_shape and not lead):
         raise ContextError(
             f"dni_context is for {lead} positions, but the activation at the cut has {wanted_shape}: give one "
             "context a sample, in the order of the batch"
         )
     context = context.reshape(*lead, *[1] * (len(wanted_shape) - len(lead)), size).expand(*wanted_shape, size)
     return context.movedim(-1, axis)
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    """Only where a look is free: on a GPU it would wait for the device, and a compiler cannot look."""
+    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= classes:
+            raise ContextError(
+                f"dni_context holds the label {least if least < 0 else most}; expected labels from 0 to {classes - 1}: "
+                "give positions that the loss ignores any of these"
+            )
 
 
 def cost(synthesizer: nn.Module, activation: Activation) -> tuple[int, int]:

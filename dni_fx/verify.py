@@ -36,18 +36,15 @@ def verify(model: nn.Module, captured: nn.Module, inputs: Inputs) -> None:
     got = _train_step(captured, model, inputs)
     for what, eager, traced in zip(("outputs", "gradients", "buffers"), expected, got, strict=True):
         _compare(f"{what} in train mode", eager, traced)
-    _compare("outputs in eval mode", *(_outputs(m, model, inputs, train=False) for m in both))
+    _compare("outputs in eval mode", *(_outputs(m, inputs, train=False) for m in both))
     larger = _larger_batch(inputs)
     if larger is not None:
         try:
-            eager = _outputs(model, model, larger, train=True)
+            eager = _outputs(model, larger, train=True)
         except Exception:
             return  # the model itself takes this batch size only
-        _compare(
-            "outputs for another batch size",
-            eager,
-            _attempt(lambda: _outputs(captured, model, larger, train=True)),
-        )
+        traced = _attempt(lambda: _outputs(captured, larger, train=True))
+        _compare("outputs for another batch size", eager, traced)
 
 
 def _attempt(run: Callable[[], State]) -> State:
@@ -62,7 +59,7 @@ def _attempt(run: Callable[[], State]) -> State:
 
 def _train_step(module: nn.Module, owner: nn.Module, inputs: Inputs) -> tuple[State, State, State]:
     parameters = {name: p for name, p in owner.named_parameters() if p.requires_grad}
-    with preserved(owner), torch.enable_grad():
+    with preserved(module), torch.enable_grad():
         _seed(module, train=True)
         outputs = _call(module, inputs)
         heads = [o for o in outputs.values() if o.requires_grad]
@@ -75,8 +72,8 @@ def _train_step(module: nn.Module, owner: nn.Module, inputs: Inputs) -> tuple[St
         return outputs, gradients, buffers
 
 
-def _outputs(module: nn.Module, owner: nn.Module, inputs: Inputs, *, train: bool) -> State:
-    with preserved(owner), torch.no_grad():
+def _outputs(module: nn.Module, inputs: Inputs, *, train: bool) -> State:
+    with preserved(module), torch.no_grad():
         _seed(module, train=train)
         return _call(module, inputs)
 
@@ -117,5 +114,6 @@ def _compare(what: str, eager: State, traced: State) -> None:
         except AssertionError:
             largest = ""
             if got.shape == expected.shape and got.numel():
-                largest = f" by up to {float((got.to(torch.float64) - expected.to(torch.float64)).abs().max()):.2g}"
+                difference = got.detach().to(torch.float64) - expected.detach().to(torch.float64)
+                largest = f" by up to {float(difference.abs().max()):.2g}"
             raise CaptureError(f"{what} differ from the eager model's: {name}{largest}. {advice}") from None

@@ -125,7 +125,7 @@ BAD = [
     (NET, "net.py:Nett", 2, ["'Nett'", "did you mean 'Net'?"]),
     (NET, "net.py:qqq", 2, ["'qqq'"]),
     ("class Zoo:\n    small = nn.ReLU()", "net.py:Zoo.smal", 2, ["'smal'", "'small'"]),
-    ("model = 3", "net.py", 2, ["a int is no nn.Module"]),
+    ("model = 3", "net.py", 2, ["int is no nn.Module"]),
     ("x = 'text'", "net.py:x", 2, ["a str is no nn.Module"]),
     ("x = None", "net.py:x", 2, ["NoneType"]),
     (NET.replace("width=4", "width"), "net.py:Net", 2, ["Net cannot be called without arguments"]),
