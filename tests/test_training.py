@@ -1,18 +1,21 @@
 """The person's own loop: it learns, it isolates, and what is called in the wrong order is said so."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import LongSkip, ResNet
 from oracle import Told, loss_of, tell_truth
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import dni_fx
+import dni_fx.ops
 from dni_fx.errors import BackwardOrderError, ContextError
 from dni_fx.loading import load_target
 
@@ -59,8 +62,7 @@ def test_with_labels_it_comes_within_a_point_of_backprop() -> None:
     ours = _fit(net, digits, 2000, labels=True)
     backprop = _fit(model, digits, 2000, labels=False)
     assert ours < backprop + 1.0, (ours, backprop)
-    truth = _cosines_with_the_true_gradient(net, digits)
-    assert min(truth.values()) > 0.1, truth
+    assert min(_cosines_with_the_true_gradient(net, digits).values()) > 0.2
 
 
 def _cosines_with_the_true_gradient(net: Any, digits: Any) -> dict[str, float]:
@@ -253,3 +255,132 @@ def test_one_graph_compiles() -> None:
         assert other.keys() == found[0].keys()
         for name, gradient in found[0].items():
             torch.testing.assert_close(other[name], gradient)
+
+
+class _KeepsCrossings(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name.startswith("dni.") or super().is_leaf_module(m, module_qualified_name)
+
+
+def _same_gradients(net: nn.Module, others: list[nn.Module]) -> None:
+    found = []
+    for run in (net, *others):
+        run.zero_grad()
+        loss_of(run(X)).backward()
+        found.append({n: p.grad.clone() for n, p in run.named_parameters() if p.grad is not None})
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        assert any(name.startswith("dni.") for name in other)
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(other[name], gradient)
+
+
+def _random(unlock: str) -> Any:
+    net = dni_fx.transform(LongSkip(), X, cuts=["tanh", "tanh_1"], unlock=unlock)
+    for parameter in net.dni.parameters():
+        nn.init.normal_(parameter)
+    return net
+
+
+@pytest.mark.parametrize("unlock", ["none", "backward"])
+def test_the_boundaries_survive_another_trace(unlock: str) -> None:
+    net = _random(unlock)
+    again = fx.GraphModule(net, _KeepsCrossings().trace(net))
+    _same_gradients(net, [again])
+    own = [n.target for n in again.graph.nodes if n.target in (dni_fx.ops.decouple, dni_fx.ops.inject)]
+    assert own == [n.target for n in net.graph.nodes if n.target in (dni_fx.ops.decouple, dni_fx.ops.inject)]
+    assert own
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch.export's own
+def test_one_graph_exports() -> None:
+    net = _random("none")
+    exported = torch.export.export(net, (X,), strict=False)
+    decomposed = exported.run_decompositions()
+    _same_gradients(net, [exported.module(), decomposed.module()])
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_is_seen_after_micro_batches_too(set_to_none: bool) -> None:
+    net, opt = _warmed()
+    for _ in range(2):
+        loss_of(net(X)).backward()
+    loss = loss_of(net(X))
+    opt.zero_grad(set_to_none)
+    with pytest.raises(BackwardOrderError, match="zero_grad"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_of_the_segment_below_the_last_cut_is_enough(set_to_none: bool) -> None:
+    net, _ = _warmed()
+    one = torch.optim.SGD(net.b.parameters(), 0.1)
+    loss = loss_of(net(X))
+    one.zero_grad(set_to_none)
+    with pytest.raises(BackwardOrderError, match="zero_grad"):
+        loss.backward()
+
+
+def test_gradients_that_are_changed_but_not_erased_do_not_raise() -> None:
+    net, opt = _warmed()
+    loss = loss_of(net(X))
+    nn.utils.clip_grad_norm_([p for p in net.parameters() if p.grad is not None], 1e-3)
+    loss.backward()
+    loss = loss_of(net(X))
+    loss_of(net(X + 1)).backward()  # another step on the way
+    loss.backward()
+    opt.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("unlock", ["none", "backward"])
+def test_models_of_other_dtypes(dtype: torch.dtype, unlock: str) -> None:
+    model, x = ResNet().to(dtype), X.to(dtype)
+    net = dni_fx.transform(model, x, cuts=2, unlock=unlock, classes=4)
+    assert {p.dtype for p in net.dni.parameters()} == {dtype}
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(3):
+        opt.zero_grad()
+        loss_of(net(x, dni_context=torch.tensor([0, 1, 2, 3, 0]))).backward()
+        opt.step()
+    assert all(p.grad is not None and p.grad.dtype == dtype for p in net.parameters())
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_no_graph_outlives_a_step() -> None:
+    """As many tensors live after twenty steps as after four, whether their loss went backward or not."""
+
+    def live() -> int:
+        gc.collect()
+        return sum(type(o) is Tensor or type(o) is nn.Parameter for o in gc.get_objects())
+
+    net, opt = _warmed()
+    counts = []
+    for i in range(22):
+        opt.zero_grad()
+        loss = loss_of(net(X))
+        if i % 2:
+            loss.backward()
+            opt.step()
+        del loss
+        if i in (3, 21):
+            counts.append(live())
+    assert counts[0] == counts[1]
+
+
+def test_real_digits_in_seconds() -> None:
+    """scikit-learn's 8x8 digits, 300 steps, default settings: close to backprop, and it predicts the true gradient."""
+    bundled = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = torch.tensor(bundled.images, dtype=torch.float32) / 16, torch.tensor(bundled.target)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    train, test = order[360:], order[:360]
+    digits = SimpleNamespace(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
+    torch.manual_seed(0)
+    model = _mlp(64)
+    net = dni_fx.transform(copy.deepcopy(model), digits.train_x[:64], classes=10)
+    assert len(net.dni.plan.cuts) >= 1
+    ours = _fit(net, digits, 300, labels=True)
+    backprop = _fit(model, digits, 300, labels=False)
+    assert ours < backprop + 3.0, (ours, backprop)
+    assert min(_cosines_with_the_true_gradient(net, digits).values()) > 0.2
+    assert min(truth.values()) > 0.2, truth
