@@ -182,5 +182,6 @@ def restore(net: DecoupledModule) -> nn.Module:
     original = net.__dict__.get("dni_original")
     if isinstance(original, nn.Module):
         share_state(net, original, without="dni")
+        original.training = net.training
         return original
     return plain(net)

@@ -79,7 +79,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise DniFxError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise DniFxError(f"cannot write {folder} ({error.strerror or error}): choose another output folder") from None
     try:
         yield aside
         aside.chmod(0o755)
@@ -91,7 +91,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         else:
             aside.rename(folder)
     except OSError as error:
-        raise DniFxError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise DniFxError(f"cannot write {folder} ({error.strerror or error}): choose another output folder") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -87,7 +87,7 @@ CutsOption = Annotated[
     str,
     typer.Option(
         "--cuts",
-        help="auto, a number of segments, names to cut after (layer2,add_7), every:Block, or a plan.json.",
+        help="auto, a number of segments, names to cut after (layer2,add_7), every:Block, or a plan.json to repeat.",
     ),
 ]
 InputOption = Annotated[

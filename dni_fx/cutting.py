@@ -45,7 +45,7 @@ def choose(graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts) -> tuple[list[P
             f"cuts={cuts!r} is not 'auto', a number of segments, names of modules or nodes, 'every:Class' or a Plan"
         )
     if not names:
-        raise DniFxError("cuts=[]: name at least one module or node")
+        raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
     positions = {p.index: p for name in names for p in _after(graph, flow, name)}
     return _separated(flow, [positions[i] for i in sorted(positions)]), f"after {', '.join(names)}, as asked for"
 

@@ -91,6 +91,8 @@ def parse_specs(specs: Sequence[str]) -> Inputs:
 
 def _from_match(spec: str, match: re.Match[str]) -> Tensor:
     shape = [int(n) for n in match["shape"].split("x")]
+    if 0 in shape:
+        raise DniFxError(f"--input {spec!r}: a tensor without entries tells nothing; give sizes of 1 or more")
     dtype = getattr(torch, match["dtype"] or "float32", None)
     if not isinstance(dtype, torch.dtype):
         raise DniFxError(f"--input {spec!r}: {match['dtype']!r} is no torch dtype; try float32, int64 or bool")

@@ -82,7 +82,8 @@ class Plan:
                 raise ValueError(f'expected a plan with "schema": {SCHEMA}')
             return cls._from_dict({k: v for k, v in data.items() if k != "schema"})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DniFxError(f"{source} is not a plan that dni-fx wrote: {error}") from None
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise DniFxError(f"{source} is not a plan that dni-fx wrote: {reason}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

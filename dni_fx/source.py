@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +88,9 @@ class SourceWriter:
             yield f"{assign}self.get_submodule({self.seen[id(child)]!r}){close}"
             return
         self.seen[id(child)] = path
+        if path in self.called and _hooks(child):
+            yield f"{assign}{_missing(child, path, 'its hooks')}{close}"
+            return
         constructor = construction(child)
         if constructor:
             yield f"{assign}{constructor}{close}"
@@ -108,8 +112,7 @@ class SourceWriter:
         written = {k: _literal(v) for k, v in attributes.items()}
         lost = [k for k, v in written.items() if v is None]
         if cls is None or lost:
-            what = f"its attribute {lost[0]!r}" if lost else "its class"
-            return f"dni_fx.artifact.missing({path!r}, {type(module).__name__!r}, {what!r})"
+            return _missing(module, path, f"its attribute {lost[0]!r}" if lost else "its class")
         arguments = "".join(f", {k}={v}" for k, v in written.items())
         return f"dni_fx.artifact.rebuild({cls}{arguments})"
 
@@ -125,6 +128,8 @@ class SourceWriter:
             name = next((n for n, p in self.files.items() if p == path), f"source{len(self.files) or ''}")
             self.files[name] = path
             return f"{name}.{cls.__qualname__}"
+        if _resolve(cls) is not cls:  # made on the fly, as torch's parametrizations are
+            return None
         self.imports.add(f"import {cls.__module__}")
         return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -143,6 +148,23 @@ class SourceWriter:
             name = line.rsplit(" ", 1)[-1]
             if name.split(".")[0] in used and not name.startswith("dni_fx_ops"):
                 yield line
+
+
+def _missing(module: nn.Module, path: str, what: str) -> str:
+    return f"dni_fx.artifact.missing({path!r}, {type(module).__name__!r}, {what!r})"
+
+
+def _hooks(module: nn.Module) -> bool:
+    """Whether the module, or one inside it, does more than its forward: spectral_norm and weight_norm work so."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def _resolve(cls: type) -> object:
+    """What the name of a class stands for in its module."""
+    found: object = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def construction(module: nn.Module) -> str | None:

@@ -147,7 +147,10 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
     """
     if classes is not None and not context.is_floating_point():
         _check_labels(context, classes)
-        context = nn.functional.one_hot(context.long(), classes)
+        try:
+            context = nn.functional.one_hot(context.long(), classes)
+        except RuntimeError as error:
+            raise ContextError(f"dni_context: labels must lie between 0 and {classes - 1} ({error})") from None
     if context.dim() == 0 or context.shape[-1] != size:
         wanted = f"integer labels, or {size} values a row" if classes is not None else f"{size} values a row"
         raise ContextError(f"dni_context has shape {list(context.shape)}; expected {wanted}")
@@ -156,8 +159,8 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
     lead = list(context.shape[:-1])
     if lead != wanted_shape[: len(lead)] or (wanted_shape and not lead):
         raise ContextError(
-            f"dni_context is for {lead} positions, but the activation at the cut has {wanted_shape}: give one "
-            "context a sample, in the order of the batch"
+            f"dni_context is for {lead} positions, but the activation at the cut has {wanted_shape}: give integer "
+            "labels (N,), or a row of values a sample (N, values), in the order of the batch; one-hot labels are floats"
         )
     context = context.reshape(*lead, *[1] * (len(wanted_shape) - len(lead)), size).expand(*wanted_shape, size)
     return context.movedim(-1, axis)

@@ -1,6 +1,4 @@
-"""A small convolutional network, cut once in the middle: `python examples/cnn.py` trains it beside backprop."""
-
-import argparse
+"""A small convolutional network, cut below its last layer: `python examples/cnn.py` trains it beside backprop."""
 
 import common
 import torch
@@ -8,8 +6,12 @@ from torch import Tensor, nn
 
 import dni_fx
 
+BATCH = 64
+
 
 class CNN(nn.Module):
+    """Two convolutions, one hidden layer."""
+
     def __init__(self, side: int = 28) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -34,24 +36,22 @@ def build_model() -> nn.Module:
 
 
 def example_inputs() -> Tensor:
-    return torch.rand(64, 1, 28, 28)
+    return torch.rand(BATCH, 1, 28, 28)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
-    steps = parser.parse_args().steps
+    steps = common.steps_asked_for(__doc__, 200)
     digits = common.load_digits()
     results = {}
     for name in ("backprop", "decoupled"):
         torch.manual_seed(0)
         net: nn.Module = CNN(digits.side)
         if name == "decoupled":
-            net = dni_fx.transform(net, digits.train_x[:64], cuts=2, classes=10)
-        batch = common.batches(digits.train_x, digits.train_y)
+            net = dni_fx.transform(net, digits.train_x[:BATCH], cuts=["hidden"], classes=10)
+        batch = common.batches(digits.train_x, digits.train_y, BATCH)
         score = common.error_percent(digits)
         results[name] = common.train(net, steps, batch, nn.functional.cross_entropy, score, name)
-    common.table("test error %", digits.name, steps, results)
+    common.table("test error %", digits.name, steps, BATCH, results)
 
 
 if __name__ == "__main__":

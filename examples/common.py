@@ -1,7 +1,9 @@
 """What the examples share: real digits, one training loop, one table."""
 
+import argparse
 import gzip
 import os
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +16,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,21 @@ def _mnist(folder: Path) -> Digits:
     return Digits("MNIST", train_x, train_y, test_x, test_y)
 
 
+def steps_asked_for(description: str, default: int) -> int:
+    """Read `--steps`; one thread, since threads that wait for each other are far slower on a busy machine."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=default)
+    torch.set_num_threads(1)
+    steps: int = parser.parse_args().steps
+    return steps
+
+
 @dataclass(frozen=True)
 class Result:
     """What a training run came to."""
 
     score: float
-    milliseconds: float  # a step
+    milliseconds: float  # a step, median
     metrics: dict[str, dict[str, float]]
 
 
@@ -85,22 +94,23 @@ def train(
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     decoupled = hasattr(net, "dni")
     net.train()
-    start = time.perf_counter()
+    seconds = []
     for _ in track(range(steps), name, console=Console(stderr=True)):
         inputs, target, context = batch()
+        start = time.perf_counter()
         optimizer.zero_grad()
         loss = criterion(net(*inputs, **(context if decoupled else {})), target)
         loss.backward()
         optimizer.step()
-    milliseconds = (time.perf_counter() - start) / steps * 1e3
+        seconds.append(time.perf_counter() - start)
     net.eval()
     with torch.no_grad():
-        return Result(score(net), milliseconds, net.dni.metrics() if decoupled else {})
+        return Result(score(net), statistics.median(seconds) * 1e3, net.dni.metrics() if decoupled else {})
 
 
-def table(what: str, data: str, steps: int, results: dict[str, Result]) -> None:
+def table(what: str, data: str, steps: int, size: int, results: dict[str, Result]) -> None:
     """Print backprop beside the rest."""
-    shown = Table(title=f"{data}, {steps} steps of batch {BATCH}", title_justify="left")
+    shown = Table(title=f"{data}, {steps} steps of batch {size}", title_justify="left")
     for column in ("trained with", what, "ms a step", "ratio", "cosine of synthesizers with their targets"):
         shown.add_column(column)
     first = next(iter(results.values()))
@@ -111,11 +121,11 @@ def table(what: str, data: str, steps: int, results: dict[str, Result]) -> None:
     Console().print(shown)
 
 
-def batches(x: Tensor, y: Tensor) -> Callable[[], tuple[tuple[Any, ...], Tensor, dict[str, Tensor]]]:
+def batches(x: Tensor, y: Tensor, size: int) -> Callable[[], tuple[tuple[Any, ...], Tensor, dict[str, Tensor]]]:
     """Random batches of images, labels, and the labels once more as the synthesizers' context."""
 
     def batch() -> tuple[tuple[Any, ...], Tensor, dict[str, Tensor]]:
-        rows = torch.randint(len(y), (BATCH,))
+        rows = torch.randint(len(y), (size,))
         return (x[rows],), y[rows], {"dni_context": y[rows]}
 
     return batch

@@ -1,15 +1,17 @@
 """A residual network with in-place activations and skips: `python examples/resnet.py` trains it beside backprop."""
 
-import argparse
-
 import common
 import torch
 from torch import Tensor, nn
 
 import dni_fx
 
+BATCH = 64
+
 
 class Block(nn.Module):
+    """Two convolutions; the skip is added in place."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
@@ -24,16 +26,20 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, channels: int = 16, blocks: int = 3) -> None:
+    """Residual blocks, and a vector of 64 that the last layer reads."""
+
+    def __init__(self, side: int = 28, channels: int = 16, blocks: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(1, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         )
         self.blocks = nn.Sequential(*(Block(channels) for _ in range(blocks)))
-        self.head = nn.Linear(channels, 10)
+        self.pool = nn.MaxPool2d(2)
+        self.neck = nn.Sequential(nn.Linear(channels * (side // 4) ** 2, 64), nn.BatchNorm1d(64), nn.ReLU())
+        self.head = nn.Linear(64, 10)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(image)).mean((2, 3)))
+        return self.head(self.neck(self.pool(self.blocks(self.stem(image))).flatten(1)))
 
 
 def build_model() -> nn.Module:
@@ -41,24 +47,22 @@ def build_model() -> nn.Module:
 
 
 def example_inputs() -> Tensor:
-    return torch.rand(32, 1, 28, 28)
+    return torch.rand(BATCH, 1, 28, 28)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=150)
-    steps = parser.parse_args().steps
+    steps = common.steps_asked_for(__doc__, 200)
     digits = common.load_digits()
     results = {}
     for name in ("backprop", "decoupled"):
         torch.manual_seed(0)
-        net: nn.Module = ResNet()
+        net: nn.Module = ResNet(digits.side)
         if name == "decoupled":
-            net = dni_fx.transform(net, digits.train_x[:32], cuts=["blocks.1"], classes=10)
-        batch = common.batches(digits.train_x, digits.train_y)
+            net = dni_fx.transform(net, digits.train_x[:BATCH], cuts=["neck"], classes=10)
+        batch = common.batches(digits.train_x, digits.train_y, BATCH)
         score = common.error_percent(digits)
         results[name] = common.train(net, steps, batch, nn.functional.cross_entropy, score, name)
-    common.table("test error %", digits.name, steps, results)
+    common.table("test error %", digits.name, steps, BATCH, results)
 
 
 if __name__ == "__main__":

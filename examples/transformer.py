@@ -3,16 +3,18 @@
 `python examples/transformer.py` trains it beside backprop.
 """
 
-import argparse
-
 import common
 import torch
 from torch import Tensor, nn
 
 import dni_fx
 
+BATCH = 64
+
 
 class Block(nn.Module):
+    """Masked self-attention and an MLP, each beside a skip."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -35,7 +37,9 @@ class Transformer(nn.Module):
         self.embed = nn.Linear(side, width)
         self.position = nn.Parameter(torch.zeros(1, side, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+        self.norm = nn.LayerNorm(width)
+        self.neck = nn.Sequential(nn.Linear(width, 64), nn.BatchNorm1d(64), nn.ReLU())
+        self.head = nn.Linear(64, 10)
 
     def forward(self, image: Tensor, seen: Tensor) -> Tensor:
         mask = seen[:, None, None, :]
@@ -43,7 +47,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         weights = seen.unsqueeze(-1).to(x.dtype)
-        return self.head((self.norm(x) * weights).sum(1) / weights.sum(1))
+        return self.head(self.neck((self.norm(x) * weights).sum(1) / weights.sum(1)))
 
 
 def build_model() -> nn.Module:
@@ -51,7 +55,7 @@ def build_model() -> nn.Module:
 
 
 def example_inputs() -> tuple[Tensor, Tensor]:
-    return torch.rand(32, 1, 28, 28), hidden_rows(32, 28)
+    return torch.rand(BATCH, 1, 28, 28), hidden_rows(BATCH, 28)
 
 
 def hidden_rows(count: int, side: int) -> Tensor:
@@ -62,11 +66,9 @@ def hidden_rows(count: int, side: int) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
-    steps = parser.parse_args().steps
+    steps = common.steps_asked_for(__doc__, 200)
     digits = common.load_digits()
-    images = common.batches(digits.train_x, digits.train_y)
+    images = common.batches(digits.train_x, digits.train_y, BATCH)
 
     def batch() -> tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
         (x,), y, context = images()
@@ -83,10 +85,10 @@ def main() -> None:
         torch.manual_seed(0)
         net: nn.Module = Transformer(digits.side)
         if name == "decoupled":
-            example = (digits.train_x[:32], hidden_rows(32, digits.side))
-            net = dni_fx.transform(net, example, cuts=["blocks.1"], classes=10)
+            example = (digits.train_x[:BATCH], hidden_rows(BATCH, digits.side))
+            net = dni_fx.transform(net, example, cuts=["neck"], classes=10)
         results[name] = common.train(net, steps, batch, nn.functional.cross_entropy, score, name)
-    common.table("test error %", digits.name, steps, results)
+    common.table("test error %", digits.name, steps, BATCH, results)
 
 
 if __name__ == "__main__":

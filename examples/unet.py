@@ -3,13 +3,13 @@
 `python examples/unet.py` trains it beside backprop.
 """
 
-import argparse
-
 import common
 import torch
 from torch import Tensor, nn
 
 import dni_fx
+
+BATCH = 64
 
 
 def level(n_in: int, n_out: int) -> nn.Sequential:
@@ -17,6 +17,8 @@ def level(n_in: int, n_out: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
+    """Two levels down, two up; each level up also reads its level down."""
+
     def __init__(self, channels: int = 12) -> None:
         super().__init__()
         c = channels
@@ -40,7 +42,7 @@ def build_model() -> nn.Module:
 
 
 def example_inputs() -> Tensor:
-    return torch.rand(32, 1, 28, 28)
+    return torch.rand(BATCH, 1, 28, 28)
 
 
 def noisy(images: Tensor) -> Tensor:
@@ -48,13 +50,11 @@ def noisy(images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=80)
-    steps = parser.parse_args().steps
+    steps = common.steps_asked_for(__doc__, 100)
     digits = common.load_digits()
 
     def batch() -> tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
-        clean = digits.train_x[torch.randint(len(digits.train_x), (common.BATCH,))]
+        clean = digits.train_x[torch.randint(len(digits.train_x), (BATCH,))]
         return (noisy(clean),), clean, {}
 
     def score(net: nn.Module) -> float:
@@ -68,9 +68,9 @@ def main() -> None:
         net: nn.Module = UNet()
         if name == "decoupled":
             # `first` crosses both cuts, and gets a synthesizer at each
-            net = dni_fx.transform(net, digits.train_x[:32], cuts=["down2", "up2"])
+            net = dni_fx.transform(net, digits.train_x[:BATCH], cuts=["down2", "up2"])
         results[name] = common.train(net, steps, batch, nn.functional.mse_loss, score, name)
-    common.table("error left (1: none gone)", digits.name, steps, results)
+    common.table("error left (1: none gone)", digits.name, steps, BATCH, results)
 
 
 if __name__ == "__main__":

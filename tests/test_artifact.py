@@ -212,3 +212,23 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     dni_fx.save(dni_fx.transform(make(), inputs, cuts=cuts), tmp_path / "out")
     with pytest.raises(dni_fx.DniFxError):
         dni_fx.load(tmp_path / "out", LongSkip())
+
+
+@pytest.mark.parametrize("kind", ["parametrization", "hook"])
+def test_what_cannot_be_written_is_said_and_loads_into_a_model(kind: str, tmp_path: Path) -> None:
+    """A class made on the fly, and a layer that works through a hook: silent loss would be a wrong network."""
+
+    def make() -> nn.Module:
+        layer: nn.Module = nn.Linear(6, 8)
+        if kind == "hook":
+            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+        else:
+            layer = torch.nn.utils.parametrizations.weight_norm(layer)
+        return nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 4))
+
+    x = torch.rand(5, 6)
+    net = dni_fx.transform(make(), x, cuts=["1"]).eval()
+    dni_fx.save(net, tmp_path / "out")
+    with pytest.raises(dni_fx.DniFxError, match="model=model"):
+        dni_fx.load(tmp_path / "out")
+    _equal(dni_fx.load(tmp_path / "out", make()).eval()(x), net(x))

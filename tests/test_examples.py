@@ -56,7 +56,7 @@ def test_none_and_backward_agree_and_eval_is_the_original(name: str) -> None:
             torch.nn.init.normal_(parameter, std=0.1)
         found.append(gradients(net, lambda m: m(*inputs)))
         assert torch.equal(net.eval()(*inputs), model.eval()(*inputs))
-        net.train()
+        model.train()
     _close(found[0], found[1])
 
 
@@ -74,4 +74,4 @@ def test_script_prints_both(name: str) -> None:
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--steps", "20"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "backprop" in done.stdout and "decoupled" in done.stdout
+    assert "backprop" in done.stdout and "decoupled" in done.stdout and "20 steps" in done.stdout

@@ -61,6 +61,7 @@ BAD = [
     (["2x3:Tensor"], "is no torch dtype"),
     (["2x3:int64:5-5"], "the range 5-5 is empty"),
     (["2x3:int64:9-2"], "the range 9-2 is empty"),
+    (["2x0x3"], "without entries"),
     (["a=2x3", "a=2x4"], "'a' is given twice"),
     (["2x3:0-4"], None),  # a range without a type: floats
     (["3x3:complex64:0-4"], "complex64"),

@@ -251,8 +251,8 @@ def test_expand_context(case: Any) -> None:
 
 
 WRONG: list[tuple[str, Tensor, Tensor, int, int | None, str]] = [
-    ("too-few", torch.tensor([0, 1, 2]), torch.rand(4, 6), 1, 3, "give one context a sample"),
-    ("too-many", torch.zeros(5, dtype=torch.long), torch.rand(4, 6), 1, 3, "give one context a sample"),
+    ("too-few", torch.tensor([0, 1, 2]), torch.rand(4, 6), 1, 3, "in the order of the batch"),
+    ("too-many", torch.zeros(5, dtype=torch.long), torch.rand(4, 6), 1, 3, "in the order of the batch"),
     ("one-label-for-all", torch.tensor(1), torch.rand(4, 6), 1, 3, "dni_context"),
     ("scalar", torch.tensor(1.0), torch.rand(4, 6), 1, 3, "expected integer labels, or 3 values a row"),
     ("float-labels", torch.rand(4), torch.rand(4, 6), 1, 3, "expected integer labels"),
@@ -264,7 +264,7 @@ WRONG: list[tuple[str, Tensor, Tensor, int, int | None, str]] = [
     ("batch-second", torch.randint(0, 3, (5, 4)), H, 2, 3, "positions"),
     ("label-too-large", torch.tensor([0, 1, 3, 1]), torch.rand(4, 6), 1, 3, "labels from 0 to 2"),
     ("label-negative", torch.tensor([0, 1, -100, 1]), torch.rand(4, 6), 1, 3, "labels from 0 to 2"),
-    ("one-vector-for-all", torch.rand(7), torch.rand(4, 6), 1, None, "give one context a sample"),
+    ("one-vector-for-all", torch.rand(7), torch.rand(4, 6), 1, None, "in the order of the batch"),
     ("one-column", torch.tensor([[0], [1], [2], [1]]), torch.rand(4, 6), 1, 3, "positions"),
 ]
 
