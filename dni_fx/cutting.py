@@ -27,7 +27,7 @@ def choose(graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts) -> tuple[list[P
     """
     if isinstance(cuts, Plan):
         return _from_plan(graph, flow, cuts), f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
-    if isinstance(cuts, bool) or (isinstance(cuts, int) and cuts < 2):
+    if isinstance(cuts, int) and cuts < 2:  # True and False too
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
     if isinstance(cuts, int):
         return partition.balanced(flow, cuts), f"{cuts} segments asked for; narrowest cuts, then even FLOPs"

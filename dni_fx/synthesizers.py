@@ -1,6 +1,5 @@
 """Synthesizers: small networks that predict the gradient of an activation (Jaderberg et al. 2017, Sect. 2)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -175,10 +174,3 @@ def _check_labels(labels: Tensor, classes: int) -> None:
                 f"dni_context holds the label {least if least < 0 else most}; expected labels from 0 to {classes - 1}: "
                 "give positions that the loss ignores any of these"
             )
-
-
-def cost(synthesizer: nn.Module, activation: Activation) -> tuple[int, int]:
-    """Parameters, and about how many FLOPs one forward pass takes on the example batch."""
-    parameters = sum(p.numel() for p in synthesizer.parameters())
-    positions = math.prod(activation.shape) // max(activation.features, 1)
-    return parameters, 2 * parameters * positions

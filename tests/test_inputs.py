@@ -1,5 +1,6 @@
 """Example inputs: the grammar of `--input`, and shapes that are tried on models nobody described."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -148,11 +149,15 @@ class Restless(nn.Module):
         self.layer = nn.Linear(7, 2)
         self.drop = nn.Dropout(0.5)
         self.calls = 0
+        self.notes: dict[str, int] = {}
         self.register_buffer("seen", torch.zeros(2))
         self.register_buffer("late", None)
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
+        self.notes["calls"] = self.calls
+        if "grown" not in self._modules:
+            self.grown = nn.Linear(2, 2)
         self.last = x
         self.seen += 1
         self.late = torch.ones(1)
@@ -208,7 +213,7 @@ def test_probe(make: Callable[[], nn.Module], shapes: list[tuple[int, ...]]) -> 
 def _state(model: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {k: v.clone() for k, v in model.state_dict().items()}
     for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+        plain = {k: copy.copy(v) for k, v in vars(module).items() if not k.startswith("_")}
         state[name] = (plain, list(module._buffers), list(module._parameters), list(module._modules))
     return state
 

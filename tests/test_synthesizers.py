@@ -62,11 +62,7 @@ def test_contract(name: str, shape: tuple[int, ...], axis: int, size: int, dtype
     torch.testing.assert_close(synthesizer(longer, more)[: len(h)], synthesizer(h, context))
     if context is not None and dtype == torch.float64:
         assert not torch.equal(synthesizer(h, context), synthesizer(h, 1 - context))
-    features = activation.features
-    assert features == shape[axis]
-    parameters, flops = synthesizers.cost(synthesizer, activation)
-    assert parameters == sum(p.numel() for p in synthesizer.parameters())
-    assert flops == 2 * parameters * (h.numel() // features)
+    assert activation.features == shape[axis]
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

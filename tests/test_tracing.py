@@ -396,22 +396,25 @@ def test_detach_in_the_model_survives() -> None:
     same(model, net, X)
 
 
-class BakedByTrace(Base):
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[str, int] = {}
+def rows(x: Any) -> int:
+    return len(x) if type(x) is Tensor else 4
 
+
+class BakedShape(Base):
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.rows(x)
-        return self.above(self.a(x)).reshape(rows, -1)
-
-    def rows(self, x: Any) -> int:
-        return len(x) if type(x) is Tensor else 4
+        return self.above(self.a(x)).reshape(rows(x), -1)
 
 
-def test_a_batch_size_that_the_trace_bakes_in_is_refused() -> None:
-    with pytest.raises(CaptureError, match="batch size"):
-        dni_fx.transform(BakedByTrace(), X)
+class BakedFactor(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.above(self.a(x)) / rows(x)
+
+
+@pytest.mark.parametrize(("model", "text"), [(BakedShape(), "fails for a batch size"), (BakedFactor(), "differ from")])
+def test_a_batch_size_that_the_trace_bakes_in_is_refused(model: nn.Module, text: str) -> None:
+    with pytest.raises(CaptureError, match=text) as caught:
+        dni_fx.transform(model, X)
+    assert "batch size" in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------ other kinds of model
