@@ -81,7 +81,7 @@ class Plan:
             if not isinstance(data, dict) or data.get("schema") != SCHEMA:
                 raise ValueError(f'expected a plan with "schema": {SCHEMA}')
             return cls._from_dict({k: v for k, v in data.items() if k != "schema"})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise DniFxError(f"{source} is not a plan that dni-fx wrote: {reason}") from None
 

@@ -20,6 +20,7 @@ from dni_fx.errors import BackwardOrderError, ContextError
 from dni_fx.loading import load_target
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+torch.manual_seed(0)
 X = torch.rand(5, 6)
 
 
