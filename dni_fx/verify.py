@@ -15,6 +15,8 @@ from dni_fx.preserve import preserved
 __all__ = ["verify"]
 
 State = dict[str, Tensor]
+# Not one that people use: a random number fixed by a trace under the same seed would pass for a fresh one.
+_SEED = 7_302_516_489
 
 
 def verify(model: nn.Module, captured: nn.Module, inputs: Inputs) -> None:
@@ -80,7 +82,7 @@ def _outputs(module: nn.Module, inputs: Inputs, *, train: bool) -> State:
 
 def _seed(module: nn.Module, *, train: bool) -> None:
     module.train(train)
-    torch.manual_seed(0)
+    torch.manual_seed(_SEED)
 
 
 def _call(module: nn.Module, inputs: Inputs) -> State:
