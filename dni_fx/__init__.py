@@ -7,14 +7,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dni_fx.api import plan, restore, transform
     from dni_fx.artifact import load, save
+    from dni_fx.checking import check
     from dni_fx.diffing import diff
     from dni_fx.errors import DniFxError
+    from dni_fx.marking import cut_after
     from dni_fx.planning import Plan
     from dni_fx.synthesizers import Synthesizer
 
 __version__ = version("dni-fx")
 
-__all__ = ["DniFxError", "Plan", "Synthesizer", "diff", "load", "plan", "restore", "save", "transform"]
+__all__ = [
+    "DniFxError",
+    "Plan",
+    "Synthesizer",
+    "check",
+    "cut_after",
+    "diff",
+    "load",
+    "plan",
+    "restore",
+    "save",
+    "transform",
+]
 
 # Imported when first used: `dni-fx --help` must not wait seconds for torch.
 _HOME = {
@@ -22,6 +36,8 @@ _HOME = {
     "Plan": "planning",
     "Synthesizer": "synthesizers",
     "diff": "diffing",
+    "check": "checking",
+    "cut_after": "marking",
     "load": "artifact",
     "plan": "api",
     "restore": "api",

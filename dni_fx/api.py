@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dni_fx import costs, cutting, inputs, verify
+from dni_fx import costs, cutting, frontends, hooking, inputs
 from dni_fx.cutting import Cuts
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import Inputs
@@ -20,7 +20,6 @@ from dni_fx.passes.inject_cuts import InjectCuts
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.planning import Plan, Rewrite
 from dni_fx.synthesizers import Factory, resolve
-from dni_fx.tracing import capture
 
 __all__ = ["captured", "plan", "restore", "rewrite", "transform"]
 
@@ -37,18 +36,20 @@ def transform(
     classes: int | None = None,
     context_size: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    frontend: str = "auto",
+    verify: bool = True,
 ) -> DecoupledModule:
     """Cut a model into segments that train on synthetic gradients (Jaderberg et al. 2017).
 
     The result shares the model's parameters and has its state_dict keys; what is new lives under `net.dni`.
 
     Args:
-        model: Any module that torch.fx can trace.
+        model: Any module that trains.
         example_inputs: A tensor or a tuple of positional arguments, batch first; None: shapes are tried until one
             fits.
         example_kwargs: Keyword arguments of the example call.
         cuts: "auto"; a number of segments; names of modules or nodes to cut after; "every:Block", after each call of
-            that class; or a `Plan`.
+            that class; "marked", where the code says `with dni_fx.cut_after():`; or a `Plan`.
         synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, "auto", or a function `(activation, context_size)` that
             makes a module, such as a subclass of `dni_fx.Synthesizer`.
         unlock: "backward": every segment runs its backward pass as soon as it has run forward, which frees its
@@ -57,13 +58,19 @@ def transform(
         classes: Condition the synthesizers on labels: call `net(x, dni_context=labels)` while training.
         context_size: Condition them on any vector of so many entries a sample instead.
         optimizer: One that the person has already: the synthesizers' parameters are added to it.
+        frontend: What captures the model. "fx": symbolic tracing that keeps layers whole; "export": torch.export, with
+            the original running in eval mode; "modules": no graph, cuts at the outputs of submodules; "auto": the
+            first of these that proves to be the same network.
+        verify: Compare every capture with the eager model: outputs, gradients, buffers, eval mode, other batch sizes.
+            False saves that time and memory, and trusts the capture.
 
     Raises:
         DniFxError: If an argument is wrong, with what to do.
-        CaptureError: If the model cannot be traced, or its trace is not the same network.
+        CaptureError: If no front end captures the same network.
         NoLegalCutError: If there is no place to cut.
     """
-    module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), cuts)
+    example = example_inputs_of(model, example_inputs, example_kwargs)
+    module, found = captured(model, example, cuts, frontend, verify=verify)
     net = rewrite(
         module,
         found,
@@ -85,9 +92,12 @@ def plan(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     cuts: Cuts = "auto",
+    frontend: str = "auto",
+    verify: bool = True,
 ) -> Plan:
     """Decide where `transform` would cut, and build nothing. Arguments and errors are those of `transform`."""
-    return captured(model, example_inputs_of(model, example_inputs, example_kwargs), cuts)[1]
+    example = example_inputs_of(model, example_inputs, example_kwargs)
+    return captured(model, example, cuts, frontend, verify=verify)[1]
 
 
 def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs:
@@ -101,14 +111,23 @@ def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Map
     return inputs.given(example_inputs, example_kwargs)
 
 
-def captured(model: nn.Module, example: Inputs, cuts: Cuts) -> tuple[DecoupledModule, Plan]:
-    """Trace, compare with eager, annotate, partition."""
-    module = capture(model, example)
-    verify.verify(model, module, example)
-    costs.annotate(module, example)
-    chosen, why = cutting.choose(module.graph, costs.dataflow(module.graph), cuts)
-    described = inputs.describe(example)
-    return module, cutting.make_plan(type(model).__name__, module.graph, chosen, why, described, example.source)
+def captured(
+    model: nn.Module, example: Inputs, cuts: Cuts, frontend: str = "auto", *, verify: bool = True
+) -> tuple[DecoupledModule, Plan]:
+    """Capture, compare with eager, annotate, partition."""
+    module = frontends.capture(model, example, frontend, compare=verify)
+    among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
+    chosen, why = cutting.choose(module.graph, costs.dataflow(module.graph), cuts, among)
+    return module, cutting.make_plan(
+        type(model).__name__,
+        module.graph,
+        chosen,
+        why,
+        inputs.describe(example),
+        example.source,
+        module.__dict__["dni_frontend"],
+        module.__dict__["dni_tried"],
+    )
 
 
 def rewrite(

@@ -13,12 +13,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from dni_fx import hooking
 from dni_fx.diffing import diff
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, first_line
 from dni_fx.loading import errors_of
-from dni_fx.module import DNI, DecoupledModule, adopt, build_dni, hold_parameters, plain, rename, share_state
+from dni_fx.module import DNI, DecoupledModule, adopt, build_dni, hold_parameters, plain, rename, retrace, share_state
 from dni_fx.planning import Plan
 from dni_fx.source import SourceWriter
 from dni_fx.synthesizers import resolve
@@ -129,6 +130,9 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         raise DniFxError(f"{folder} is no folder that dni-fx wrote: no {missing[0]} in it")
     plan = Plan.load(folder)
     cls = _saved_class(folder, plan)
+    if model is None and plan.frontend != "fx":
+        needs_model(str(folder / "model.py"))
+    stored = _read_tensors(folder / "weights.safetensors")
     shell = cls.__new__(cls)
     with errors_of(str(folder / "model.py")):
         if model is None:
@@ -138,13 +142,15 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             share_state(model, shell, without="dni")
             shell.__dict__.update({k: v for k, v in vars(model).items() if isinstance(v, Tensor)})
             shell.add_module("dni", _dni(plan))
-        graph = _AllLeaves().trace(shell)
+            for name in getattr(cls, "dni_constants", ()):
+                shell.register_buffer(name, stored[name], persistent=False)
+        graph = retrace(shell, cls.forward)
         rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
-        graph._tracer_cls = None
-        net = adopt(shell, graph)
+        net = adopt(shell, graph, base=hooking.HookedModule if plan.frontend == "modules" else DecoupledModule)
         hold_parameters(net, net.dni)
-    net.__dict__["dni_original"] = model
-    _read_weights(net, folder / "weights.safetensors")
+        net.__dict__["dni_original"] = model
+        net.recall(vars(cls))
+    _take_weights(net, stored, folder / "weights.safetensors")
     return net
 
 
@@ -164,11 +170,6 @@ def _node_names(source: str, class_name: str) -> list[str]:
     return [*arguments, *names, "output"]
 
 
-class _AllLeaves(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
 def _saved_class(folder: Path, plan: Plan) -> Any:
     module = import_beside(str(folder / "model.py"), "model.py")
     cls = getattr(module, plan.model, None)
@@ -177,13 +178,16 @@ def _saved_class(folder: Path, plan: Plan) -> Any:
     return cls
 
 
-def _read_weights(net: nn.Module, path: Path) -> None:
-    wanted = _tensors(net)
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise DniFxError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        raise DniFxError(f"cannot read {path}: {first_line(error)}") from None
+
+
+def _take_weights(net: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
+    wanted = _tensors(net)
     absent, strange = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if absent or strange:
         what = f"holds no {absent[0]!r}" if absent else f"holds {strange[0]!r}, which the model has not"
@@ -225,6 +229,14 @@ def _dni(plan: Plan) -> DNI:
             raise DniFxError(f"the plan has a synthesizer for {crossing!r}, which is no crossing of it")
         factories[crossing] = resolve(name, shapes[crossing].shape, shapes[crossing].axis)[1]
     return build_dni(plan, factories)
+
+
+def needs_model(file: str) -> None:
+    """Stands where a class holds a graph alone."""
+    raise DniFxError(
+        f"{file} holds no modules of its own, since no symbolic trace of the model was possible: load with "
+        "dni_fx.load(folder, model=model)"
+    )
 
 
 def rebuild(cls: type[nn.Module], **attributes: Any) -> nn.Module:

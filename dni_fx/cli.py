@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from dni_fx.errors import DniFxError
 
 if TYPE_CHECKING:
     from dni_fx.cutting import Cuts
+    from dni_fx.inputs import Inputs
     from dni_fx.module import DecoupledModule
     from dni_fx.planning import Plan
 
@@ -28,8 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Cut PyTorch models into segments that train on synthetic gradients.\n\n"
-    "Exit codes: 0 fine, 1 a finding (no legal cut), 2 wrong usage or bad input, 3 the model could not be loaded or "
-    "captured, 70 a bug of dni-fx.",
+    "Exit codes: 0 fine, 1 a finding (no legal cut, a check failed), 2 wrong usage or bad input, 3 the model could not "
+    "be loaded or captured, 70 a bug of dni-fx.",
 )
 out = Console(soft_wrap=False)
 err = Console(stderr=True)
@@ -87,7 +89,8 @@ CutsOption = Annotated[
     str,
     typer.Option(
         "--cuts",
-        help="auto, a number of segments, names to cut after (layer2,add_7), every:Block, or a plan.json to repeat.",
+        help="auto, a number of segments, names to cut after (layer2,add_7), every:Block, marked (where the code says "
+        "dni_fx.cut_after()), or a plan.json to repeat.",
     ),
 ]
 InputOption = Annotated[
@@ -98,6 +101,21 @@ InputOption = Annotated[
         "ids=8x128:int64:0-1000 (HIGH not included). Else `example_inputs` in the file, else shapes are tried.",
         show_default=False,
     ),
+]
+SynthesizerOption = Annotated[str, typer.Option(help="auto, or a name that `dni-fx synthesizers` lists.")]
+UnlockOption = Annotated[str, typer.Option(help="Which locks are removed: backward or none.")]
+MixOption = Annotated[float, typer.Option(help="Share of the true gradient, BP(lambda); needs --unlock none.")]
+ClassesOption = Annotated[
+    int | None, typer.Option(help="Condition the synthesizers on so many labels.", show_default=False)
+]
+FrontendOption = Annotated[
+    str,
+    typer.Option(
+        help="What captures the model: fx, export, modules, or auto: the first that proves to be the same network."
+    ),
+]
+NoVerifyOption = Annotated[
+    bool, typer.Option("--no-verify", help="Do not compare the capture with the eager model: for models too big.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the plan as JSON on stdout, and nothing else.")]
 
@@ -110,16 +128,16 @@ def rewrite(
     target: Target,
     cuts: CutsOption = "auto",
     input: InputOption = None,
-    synthesizer: Annotated[str, typer.Option(help="auto, or a name that `dni-fx synthesizers` lists.")] = "auto",
-    unlock: Annotated[str, typer.Option(help="Which locks are removed: backward or none.")] = "backward",
-    mix: Annotated[float, typer.Option(help="Share of the true gradient, BP(lambda); needs --unlock none.")] = 0.0,
-    classes: Annotated[
-        int | None, typer.Option(help="Condition the synthesizers on so many labels.", show_default=False)
-    ] = None,
+    synthesizer: SynthesizerOption = "auto",
+    unlock: UnlockOption = "backward",
+    mix: MixOption = 0.0,
+    classes: ClassesOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write. Default: NAME_dni here.", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder, if dni-fx wrote it.")] = False,
+    frontend: FrontendOption = "auto",
+    no_verify: NoVerifyOption = False,
     json: JsonOption = False,
     no_diff: Annotated[bool, typer.Option("--no-diff", help="Leave the graph diff out.")] = False,
 ) -> None:
@@ -137,7 +155,7 @@ def rewrite(
         artifact.check_destination(folder, force=force)
         api.check_settings(unlock, mix, classes, None)
         resolve(synthesizer, (), -1)
-        module, plan = _captured(target, cuts, input, step)
+        module, plan, _ = _captured(target, cuts, input, frontend, no_verify, step)
         step("rewriting")
         settings = {"unlock": unlock, "mix": mix, "classes": classes, "context_size": None}
         net = api.rewrite(module, plan, synthesizer=synthesizer, **settings)  # type: ignore[arg-type]
@@ -159,14 +177,61 @@ def rewrite(
 
 
 @app.command(epilog="Example:  [cyan]dni-fx plan net.py --cuts 3 --json > plan.json[/]")
-def plan(target: Target, cuts: CutsOption = "auto", input: InputOption = None, json: JsonOption = False) -> None:
+def plan(
+    target: Target,
+    cuts: CutsOption = "auto",
+    input: InputOption = None,
+    frontend: FrontendOption = "auto",
+    no_verify: NoVerifyOption = False,
+    json: JsonOption = False,
+) -> None:
     """Decide where to cut, and write nothing."""
     with _progress() as step:
-        _, decided = _captured(target, cuts, input, step)
+        _, decided, _ = _captured(target, cuts, input, frontend, no_verify, step)
     if json:
         typer.echo(decided.to_json(), nl=False)
     else:
         _show_plan(decided)
+
+
+@app.command(epilog="Example:  [cyan]dni-fx check net.py:Net --input 32x3x64x64 --cuts every:Block[/]")
+def check(
+    target: Annotated[str, typer.Argument(help="As for rewrite, or a folder that it wrote.", show_default=False)],
+    cuts: CutsOption = "auto",
+    input: InputOption = None,
+    synthesizer: SynthesizerOption = "auto",
+    unlock: UnlockOption = "backward",
+    mix: MixOption = 0.0,
+    classes: ClassesOption = None,
+    frontend: FrontendOption = "auto",
+    no_verify: NoVerifyOption = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout, and nothing else.")] = False,
+) -> None:
+    """Prove that the rewrite of a model is the same network, decoupled; exit code 1 if it is not."""
+    with _progress() as step:
+        step("starting")
+        from dni_fx import api, artifact, checking, inputs
+
+        if Path(target, "plan.json").is_file():
+            step(f"reading {target}")
+            net = artifact.load(target)
+            example = inputs.parse_specs(input) if input else inputs.like(net.dni.plan.inputs)
+        else:
+            api.check_settings(unlock, mix, classes, None)
+            module, plan, example = _captured(target, cuts, input, frontend, no_verify, step)
+            settings = {"unlock": unlock, "mix": mix, "classes": classes, "context_size": None}
+            net = api.rewrite(module, plan, synthesizer=synthesizer, **settings)  # type: ignore[arg-type]
+        step("checking")
+        with contextlib.redirect_stdout(sys.stderr):
+            report = checking.check(net, example)
+    if json:
+        typer.echo(dumps(report.to_dict(), indent=2))
+    else:
+        from dni_fx.report import check_report
+
+        out.print(check_report(net.dni.plan, report))
+    if not report:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -194,10 +259,13 @@ def synthesizers() -> None:
 
 
 # --------------------------------------------------------------------------------------------- steps
-def _captured(target: str, cuts: str, specs: list[str] | None, step: "Step") -> "tuple[DecoupledModule, Plan]":
-    from dni_fx import api, inputs, loading
+def _captured(
+    target: str, cuts: str, specs: list[str] | None, frontend: str, no_verify: bool, step: "Step"
+) -> "tuple[DecoupledModule, Plan, Inputs]":
+    from dni_fx import api, frontends, inputs, loading
 
     wanted = _cuts(cuts)
+    frontends.check_frontend(frontend)
     given = inputs.parse_specs(specs) if specs else None
     with contextlib.redirect_stdout(sys.stderr):  # what the person's code prints
         step(f"loading {target}")
@@ -206,8 +274,8 @@ def _captured(target: str, cuts: str, specs: list[str] | None, step: "Step") -> 
         example = given or beside or api.example_inputs_of(model, None, None)
         if not given and beside is None:
             err.print(f"no example inputs given: {'; '.join(inputs.describe(example))} fits", highlight=False)
-        step("tracing, and comparing the trace with the model")
-        return api.captured(model, example, wanted)
+        step("capturing" if no_verify else "capturing, and comparing the capture with the model")
+        return *api.captured(model, example, wanted, frontend, verify=not no_verify), example
 
 
 def _cuts(text: str) -> "Cuts":
@@ -216,7 +284,7 @@ def _cuts(text: str) -> "Cuts":
 
     if text.endswith(".json") or Path(text, "plan.json").is_file():
         return Plan.load(text)
-    if text == "auto" or text.startswith("every:"):
+    if text in ("auto", "marked") or text.startswith("every:"):
         return text
     try:
         return int(text)

@@ -15,6 +15,7 @@ from dni_fx import meta
 from dni_fx.errors import CaptureError
 from dni_fx.inputs import Inputs
 from dni_fx.meta import NodeMeta
+from dni_fx.module import DecoupledModule
 from dni_fx.preserve import preserved
 
 __all__ = ["annotate", "dataflow"]
@@ -61,6 +62,8 @@ class _Annotator(fx.Interpreter):
         record.scope = tuple(stack)
         record.classes = tuple(getattr(cls, "__name__", str(cls)) for _, cls in stack.values())
         record.axis = _feature_axis(n, self.fetch_attr, record)
+        if n.target is torch.amp.autocast_mode._enter_autocast:
+            record.obstacle = "an autocast block is open there"
         n.meta["dni"], n.meta["val"] = record, value
         return value
 
@@ -78,7 +81,7 @@ class _Annotator(fx.Interpreter):
         return tuple(dict.fromkeys(self.names[id(p)] for p in used if p.requires_grad and id(p) in self.names))
 
 
-def annotate(module: fx.GraphModule, inputs: Inputs) -> None:
+def annotate(module: DecoupledModule, inputs: Inputs) -> None:
     """Write a `NodeMeta` to every node of a captured module, in train mode.
 
     Raises:
@@ -102,7 +105,7 @@ def annotate(module: fx.GraphModule, inputs: Inputs) -> None:
         node.meta["val"] = pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), node.meta["val"])
 
 
-def _run(module: fx.GraphModule, inputs: Inputs, mode: AbstractContextManager[Any]) -> None:
+def _run(module: DecoupledModule, inputs: Inputs, mode: AbstractContextManager[Any]) -> None:
     with preserved(module), torch.enable_grad():
         module.train()
         counter = FlopCounterMode(display=False)
@@ -110,8 +113,11 @@ def _run(module: fx.GraphModule, inputs: Inputs, mode: AbstractContextManager[An
             _Annotator(module, counter).run(*_positional(module, inputs))
 
 
-def _positional(module: fx.GraphModule, inputs: Inputs) -> list[Any]:
+def _positional(module: DecoupledModule, inputs: Inputs) -> list[Any]:
     """Values for the placeholders in order, as fx.Interpreter wants them."""
+    if module.calling is not None:
+        forward = module.__dict__["dni_original"].forward
+        return list(module.calling.flatten(forward, inputs.args, inputs.kwargs))
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     values = list(inputs.args)
     for node in placeholders[len(values) :]:
@@ -137,6 +143,7 @@ def _feature_axis(node: fx.Node, fetch: Any, record: NodeMeta) -> int:
         if isinstance(layer, _ROWS):
             return -1
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name.split(".")[0]  # an ATen operator's name ends in that of its overload
     if name in _MAP_FUNCTIONS:
         return 1
     if name in _ROW_FUNCTIONS:
@@ -176,7 +183,8 @@ def dataflow(graph: fx.Graph) -> "nx.DiGraph[str]":
 
     Node attributes: `weight` (FLOPs), `size` (bytes that cross a cut), `parameters` (how many trainable ones it
     uses), `matrix` (one of them is no vector), `crosses` (must get a synthesizer at a cut between it and its users),
-    `legal` (it can get one), `tuple` (it is no single tensor), `kind` (for messages), `storages` and `mutates`.
+    `legal` (it can get one), `tuple` (it is no single tensor), `kind` (for messages), `storages` and `mutates`, and
+    `obstacle` (why there can be no cut between it and its users).
     """
     flow: nx.DiGraph[str] = nx.DiGraph()
     owner: Any = graph.owning_module
@@ -194,6 +202,7 @@ def dataflow(graph: fx.Graph) -> "nx.DiGraph[str]":
             mutates=record.mutates,
             size=_size(node),
             kind=_kind(record),
+            obstacle=record.obstacle,
             tuple=record.shape is None,
         )
         flow.add_edges_from((source.name, node.name) for source in node.all_input_nodes)

@@ -2,13 +2,13 @@
 
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import networkx as nx
 from torch import fx
 
-from dni_fx import meta, partition
+from dni_fx import marking, meta, partition
 from dni_fx.errors import DniFxError
 from dni_fx.partition import Position
 from dni_fx.planning import Cut, Plan, SegmentPlan, Tensor
@@ -18,8 +18,13 @@ __all__ = ["Cuts", "choose", "fingerprint", "make_plan"]
 Cuts = str | int | Sequence[str] | Plan
 
 
-def choose(graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts) -> tuple[list[Position], str]:
+def choose(
+    graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts, among: Set[str] = frozenset()
+) -> tuple[list[Position], str]:
     """The cuts in the order of the graph, and why they are there.
+
+    Args:
+        among: Where "auto" and a number of segments look first.
 
     Raises:
         DniFxError: If `cuts` names what is not there, or what cannot be cut.
@@ -30,19 +35,22 @@ def choose(graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts) -> tuple[list[P
     if isinstance(cuts, int) and cuts < 2:  # True and False too
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
     if isinstance(cuts, int):
-        return partition.balanced(flow, cuts), f"{cuts} segments asked for; narrowest cuts, then even FLOPs"
+        return partition.balanced(flow, cuts, among), f"{cuts} segments asked for; narrowest cuts, then even FLOPs"
     if cuts == "auto":
-        found = partition.balanced(flow, None)
+        found = partition.balanced(flow, None, among)
         return (
             found,
             "auto: two layers a segment, four segments at most; narrowest cuts, then even FLOPs",
         )
+    if cuts == "marked":
+        return _marked(graph, flow), "where the model's code says dni_fx.cut_after()"
     if isinstance(cuts, str) and cuts.startswith("every:"):
         return _every(graph, flow, cuts.removeprefix("every:"))
     names = [cuts] if isinstance(cuts, str) else cuts
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise DniFxError(
-            f"cuts={cuts!r} is not 'auto', a number of segments, names of modules or nodes, 'every:Class' or a Plan"
+            f"cuts={cuts!r} is not 'auto', a number of segments, names of modules or nodes, 'every:Class', 'marked' "
+            "or a Plan"
         )
     if not names:
         raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
@@ -92,6 +100,18 @@ def _every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> tuple[list[
     skipped = len(last) - len(legal)
     note = f" ({skipped} of {len(last)} calls are no legal cut)" if skipped else ""
     return _separated(flow, legal, drop=True), f"after every call of {wanted}{note}"
+
+
+def _marked(graph: fx.Graph, flow: "nx.DiGraph[str]") -> list[Position]:
+    """After the last node of each `with dni_fx.cut_after():` block that ran."""
+    last = {mark: node for node in graph.nodes for mark in [marking.mark_of(node)] if mark is not None}
+    if not last:
+        raise DniFxError(
+            "cuts='marked': the graph holds no mark. Say `with dni_fx.cut_after(): h = ...` in forward; a mark is not "
+            "seen inside a module that is kept whole, nor by the front end modules"
+        )
+    chosen = {p.index: p for node in last.values() for p in [partition.snap(flow, node.name, f"the mark at {node}")]}
+    return _separated(flow, [chosen[i] for i in sorted(chosen)])
 
 
 def _separated(flow: "nx.DiGraph[str]", positions: list[Position], *, drop: bool = False) -> list[Position]:
@@ -152,6 +172,8 @@ def make_plan(
     why: str,
     inputs: tuple[str, ...],
     inputs_from: str,
+    frontend: str = "fx",
+    tried: tuple[str, ...] = (),
 ) -> Plan:
     """The plan for cuts at these positions of an annotated graph of `model`'s class."""
     nodes = list(graph.nodes)
@@ -166,7 +188,19 @@ def make_plan(
         cuts=tuple(Cut(p.after, tuple(_tensor(by_name[n]) for n in p.crossing)) for p in positions),
         segments=tuple(_segment(nodes[i + 1 : j + 1], first) for i, j in zip(ends[:-1], ends[1:], strict=True)),
         why=why,
+        frontend=frontend,
+        tried=tried,
+        tied=_tied(nodes, ends),
     )
+
+
+def _tied(nodes: Sequence[fx.Node], ends: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Trainable parameters that several segments use, and which."""
+    users: dict[str, list[int]] = {}
+    for k, (i, j) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        for name in dict.fromkeys(p for node in nodes[i + 1 : j + 1] for p in meta.of(node).parameters):
+            users.setdefault(name, []).append(k)
+    return {name: tuple(segments) for name, segments in users.items() if len(segments) > 1}
 
 
 def _first_uses(graph: fx.Graph) -> dict[fx.Node, int]:

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import Inputs
-from dni_fx.module import DecoupledModule
+from dni_fx.module import DecoupledModule, plain
 from dni_fx.ops import specialised
 from dni_fx.planning import Plan
 from dni_fx.tracing import capture
@@ -82,8 +82,10 @@ def diff(model_or_graph: nn.Module | fx.Graph, net: DecoupledModule) -> GraphDif
         before = model_or_graph
     elif isinstance(model_or_graph, fx.GraphModule):
         before = model_or_graph.graph
-    else:
+    elif net.dni.plan.frontend == "fx":
         before = capture(model_or_graph, _stand_ins(net)).graph
+    else:  # capturing takes real inputs: compare with the graph that the rewrite started from
+        before = plain(net).graph
     old, new = ([line.removeprefix("    ") for line in code_lines(graph)] for graph in (before, net.graph))
     return _compare(old, new, net.dni.plan)
 

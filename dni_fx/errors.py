@@ -7,7 +7,14 @@ __all__ = [
     "DniFxError",
     "NoLegalCutError",
     "TargetError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 class DniFxError(Exception):

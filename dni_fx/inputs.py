@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from dni_fx.errors import DniFxError
 from dni_fx.preserve import preserved
 
-__all__ = ["Inputs", "describe", "given", "parse_specs", "probe"]
+__all__ = ["Inputs", "describe", "given", "like", "parse_specs", "probe"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,20 @@ class Inputs:
         """The same arguments with `function` applied to each tensor, however nested."""
         args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, self.kwargs))
         return Inputs(args, kwargs, self.source)
+
+    def with_rows(self, rows: int) -> "Inputs":
+        """Another batch size, for every tensor that has as many rows as the first; the last row is repeated."""
+        tensors = self.tensors()
+        if not tensors or not tensors[0].dim():
+            return self
+        now = tensors[0].shape[0]
+
+        def resized(tensor: Tensor) -> Tensor:
+            if not tensor.dim() or tensor.shape[0] != now:
+                return tensor
+            return torch.cat([tensor, *[tensor[-1:]] * (rows - now)])[:rows]
+
+        return self.map(resized)
 
     def tensors(self) -> list[Tensor]:
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
@@ -87,6 +101,23 @@ def parse_specs(specs: Sequence[str]) -> Inputs:
         else:
             args.append(tensor)
     return Inputs(tuple(args), kwargs, "--input")
+
+
+def like(described: Sequence[str]) -> Inputs:
+    """Inputs of the shapes that a plan tells of, as `describe` wrote them.
+
+    Raises:
+        DniFxError: If an argument is no single tensor.
+    """
+    specs = []
+    for line in described:
+        name, _, what = line.partition(": ")
+        shape, _, dtype = what.partition(" ")
+        spec = f"{shape}:{dtype}" if name.isdigit() else f"{name}={shape}:{dtype}"
+        if not _SPEC.fullmatch(spec):
+            raise DniFxError(f"the plan's example inputs hold {line!r}, which is no single tensor: give --input")
+        specs.append(spec)
+    return parse_specs(specs)
 
 
 def _from_match(spec: str, match: re.Match[str]) -> Tensor:

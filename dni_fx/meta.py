@@ -27,6 +27,7 @@ class NodeMeta:
     axis: int = -1  # the feature axis of the output
     scope: tuple[str, ...] = ()  # module calls around the node, outermost first: name, or name@n for call n + 1
     classes: tuple[str, ...] = ()  # their class names
+    obstacle: str = ""  # why there can be no cut between it and its users; empty: nothing stands against one
 
     role: Role = "model"
     segment: int | None = None

@@ -1,15 +1,17 @@
 """What `transform` returns: a GraphModule with everything new under `net.dni`."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph_module import reduce_graph_module
+from torch.fx.graph import PythonCode
 
 from dni_fx import ops
+from dni_fx.calling import Calling
 from dni_fx.errors import ContextError, DniFxError
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.passes.remove_dni import RemoveDni
@@ -25,6 +27,7 @@ __all__ = [
     "hold_parameters",
     "plain",
     "rename",
+    "retrace",
     "share_state",
 ]
 
@@ -119,8 +122,44 @@ class DecoupledModule(fx.GraphModule):
 
     dni: DNI
 
+    @property
+    def calling(self) -> Calling | None:
+        """Set where the graph is flat, and holds for train mode alone: in eval mode the original model runs."""
+        calling: Calling | None = self.__dict__.get("dni_calling")
+        return calling
+
+    def settings(self) -> dict[str, Any]:
+        """What a saved class needs to be this one again, beside the graph: plain literals by attribute name.
+
+        Raises:
+            DniFxError: If the graph reads what has no text form.
+        """
+        if self.calling is None:
+            return {}
+        original = self.__dict__["dni_original"]
+        read = sorted({str(n.target) for n in self.graph.nodes if n.op == "get_attr"})
+        constants = [name for name in read if not name.startswith("dni.") and not _has(original, name)]
+        for name in constants:
+            if not isinstance(getattr(self, name), Tensor):
+                raise DniFxError(f"the graph holds {name}, which cannot be written as source: train it without saving")
+        return {"dni_calling": self.calling.to_text(), "dni_constants": tuple(constants)}
+
+    def recall(self, settings: Mapping[str, Any]) -> None:
+        """Take what `settings` gave."""
+        if "dni_calling" in settings:
+            self.__dict__["dni_calling"] = Calling.from_text(settings["dni_calling"])
+            self.recompile()
+
+    def recompile(self) -> PythonCode:
+        code = super().recompile()
+        if self.calling is not None:
+            cls: Any = type(self)
+            cls.flat = cls.forward
+            cls.forward = _call_flat
+        return code
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecoupledModule":
-        result = DecoupledModule(nn.Module(), fx.Graph(), type(self).__name__)
+        result: DecoupledModule = _base(self)(nn.Module(), fx.Graph(), type(self).__name__)
         memo[id(self)] = result
         state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code")}
         result.__dict__.update(copy.deepcopy(state, memo))
@@ -129,16 +168,79 @@ class DecoupledModule(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, (body, import_block) = super().__reduce__()
-        return _unpickle, (type(self).__name__, body, import_block, [node.name for node in self.graph.nodes])
+        return _unpickle, (
+            _base(self),
+            type(self).__name__,
+            body,
+            import_block,
+            [node.name for node in self.graph.nodes],
+        )
 
 
-def _unpickle(class_name: str, body: dict[str, Any], import_block: str, names: list[str]) -> DecoupledModule:
-    plain = reduce_graph_module(dict(body), import_block)
-    rename(plain.graph, names)  # type: ignore[arg-type]
-    result = DecoupledModule(nn.Module(), fx.Graph(), class_name)
+def _call_flat(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands for `forward` where the graph is flat: takes and gives what the original model does."""
+    original = self.__dict__["dni_original"]
+    context = {"dni_context": kwargs.pop("dni_context")} if "dni_context" in kwargs else {}
+    if not self.training:
+        original.training = False
+        return original(*args, **kwargs)
+    tensors = self.calling.flatten(original.forward, args, kwargs)
+    return self.calling.unflatten(self.flat(*tensors, **context))
+
+
+def _base(net: DecoupledModule) -> type[DecoupledModule]:
+    """The class as it was written; fx makes one of its own for every graph."""
+    return next(cls for cls in type(net).__mro__ if cls.__module__.startswith("dni_fx."))
+
+
+def _unpickle(
+    base: type[DecoupledModule], class_name: str, body: dict[str, Any], import_block: str, names: list[str]
+) -> DecoupledModule:
+    namespace: dict[str, Any] = {}
+    exec(import_block + body["_code"], namespace)
+    shell = nn.Module()
+    shell.__dict__.update({k: v for k, v in body.items() if k != "_code"})
+    graph = retrace(shell, namespace["forward"])
+    rename(graph, names)
+    result = base(nn.Module(), fx.Graph(), class_name)
     result.__dict__.update({k: v for k, v in body.items() if k != "_code"})
-    result.graph = plain.graph  # type: ignore[assignment]
+    result.graph = graph
     return result
+
+
+class _Operators:
+    """Stands for `torch` while generated code is traced: every operator under `torch.ops` becomes one node.
+
+    They do not see proxies that are inside of lists by themselves.
+    """
+
+    def __init__(self, tracer: fx.Tracer, home: Any) -> None:
+        self.tracer, self.home = tracer, home
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.home, name)
+        return _Operators(self.tracer, found) if self.home is not torch or name == "ops" else found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_function", self.home, args, kwargs)
+
+
+class _AllLeaves(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def retrace(module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
+    """The graph of generated code, for the modules and attributes of `module`."""
+    tracer = _AllLeaves()
+    code: Any = forward
+    operators = {**code.__globals__, "torch": _Operators(tracer, torch)}
+    traced = FunctionType(code.__code__, operators, "forward", code.__defaults__)
+    shell = type("Shell", (nn.Module,), {"forward": traced})()
+    shell.__dict__.update(module.__dict__)
+    graph = tracer.trace(shell)
+    graph._tracer_cls = None
+    return graph
 
 
 def rename(graph: fx.Graph, names: list[str]) -> None:
@@ -149,16 +251,40 @@ def rename(graph: fx.Graph, names: list[str]) -> None:
         node.name = name
 
 
-def adopt(model: nn.Module, graph: fx.Graph) -> DecoupledModule:
-    """A module that runs `graph` on the very submodules, parameters and buffers of `model`."""
-    net = DecoupledModule(model, graph, type(model).__name__)
-    constants = {k: v for k, v in net._buffers.items() if k not in model._buffers}
+def adopt(
+    model: nn.Module, graph: fx.Graph, holder: nn.Module | None = None, base: type[DecoupledModule] = DecoupledModule
+) -> DecoupledModule:
+    """A module of class `base` that runs `graph` on the very submodules, parameters and buffers of `model`.
+
+    Args:
+        holder: Where what the graph reads is found, if `model` has it not: constants that a capture made.
+    """
+    holder = model if holder is None else holder
+    net = base(holder, graph, type(model).__name__)
+    read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
+    constants = {name: attrgetter(name)(holder) for name in read if not _has(model, name)}
+    constants |= {k: v for k, v in net._buffers.items() if k not in model._buffers}
     share_state(model, net)
-    for name, value in constants.items():  # tensors that the trace found in the code
-        net.register_buffer(name, value, persistent=False)
+    for name, value in constants.items():
+        flat = name.replace(".", "_")
+        if isinstance(value, Tensor):
+            net.register_buffer(flat, value.detach(), persistent=False)
+        else:
+            net.add_module(flat, value)
+        for node in graph.nodes:
+            if node.op == "get_attr" and node.target == name:
+                node.target = flat
     net.training = model.training
     net.__dict__["dni_original"] = model
     return net
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        attrgetter(path)(model)
+    except AttributeError:
+        return False
+    return True
 
 
 def build_dni(plan: Plan, factories: Mapping[str, Factory], *, device: torch.device | str = "cpu") -> DNI:
@@ -206,13 +332,15 @@ def hold_parameters(net: fx.GraphModule, dni: DNI) -> None:
 
 def plain(net: DecoupledModule) -> DecoupledModule:
     """The graph that was captured, on the parameters of `net`, without all that the rewrite added."""
-    result = DecoupledModule(nn.Module(), fx.Graph(), type(net).__name__)
+    result: DecoupledModule = _base(net)(nn.Module(), fx.Graph(), type(net).__name__)
     share_state(net, result, without="dni")
     graph = fx.Graph()
     graph.output(graph.graph_copy(net.graph, {}))
     result.graph = graph
     RemoveDni()(result)
     result.graph.lint()
+    kept = ("dni_calling", "dni_original", "dni_outputs", "dni_written")
+    result.__dict__.update({key: net.__dict__[key] for key in kept if key in net.__dict__})
     result.recompile()
     result.training = net.training
     return result

@@ -5,7 +5,7 @@ order is closed under "is computed before", so every segment is convex and no no
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import networkx as nx
@@ -65,6 +65,9 @@ def _obstacle(
     index: int,
     last_write: dict[int, int],
 ) -> str:
+    for name in alive:
+        if flow.nodes[name].get("obstacle"):
+            return str(flow.nodes[name]["obstacle"])
     if not crossing:
         return "nothing that carries gradient crosses it"
     for name in crossing:
@@ -86,7 +89,7 @@ def default_segments(flow: "nx.DiGraph[str]") -> int:
     return min(4, max(2, _layers_before(flow)[-1] // 2))
 
 
-def balanced(flow: "nx.DiGraph[str]", segments: int | None) -> list[Position]:
+def balanced(flow: "nx.DiGraph[str]", segments: int | None, among: Set[str] = frozenset()) -> list[Position]:
     """The cuts that make the heaviest segment lightest, among the narrowest cuts there are.
 
     Between two layers only the place that fewest bytes cross counts, the last of equal ones: after normalisation and
@@ -95,6 +98,7 @@ def balanced(flow: "nx.DiGraph[str]", segments: int | None) -> list[Position]:
 
     Args:
         segments: How many; None: as many as `default_segments` says, fewer where there are not enough cuts.
+        among: Cut after these nodes only, if any of them is legal.
 
     Raises:
         NoLegalCutError: If no place is legal.
@@ -107,6 +111,7 @@ def balanced(flow: "nx.DiGraph[str]", segments: int | None) -> list[Position]:
             "the model has no legal cut: a cut needs trainable parameters below and above it, and only "
             "floating-point tensors that carry gradient across it"
         )
+    everywhere = [p for p in everywhere if p.after in among] or everywhere
     wanted = default_segments(flow) if segments is None else segments
     most = _most_segments(flow, everywhere)
     if segments is not None and segments > most:

@@ -1,7 +1,7 @@
 """The plan: where a model is cut and why; plain data that can be saved, read and applied again."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class Plan:
     segments: tuple[SegmentPlan, ...]
     why: str
     frontend: str = "fx"
+    tried: tuple[str, ...] = ()  # front ends that were ruled out before, and why
+    tied: dict[str, tuple[int, ...]] = field(default_factory=dict)  # parameters that several segments use: which
     rewrite: Rewrite | None = None
 
     def to_json(self) -> str:
@@ -104,7 +106,9 @@ class Plan:
         )
         segments = tuple(SegmentPlan(**(s | {"nodes": tuple(s["nodes"])})) for s in data["segments"])
         rewrite = Rewrite(**data["rewrite"]) if data["rewrite"] is not None else None
-        rest = {"cuts": cuts, "segments": segments, "rewrite": rewrite, "inputs": tuple(data["inputs"])}
+        rest: dict[str, Any] = {"cuts": cuts, "segments": segments, "rewrite": rewrite, "inputs": tuple(data["inputs"])}
+        rest |= {"tried": tuple(data.get("tried", ()))}
+        rest |= {"tied": {str(name): tuple(segments) for name, segments in data.get("tied", {}).items()}}
         return cls(**(data | rest))
 
     def with_rewrite(self, rewrite: Rewrite) -> "Plan":

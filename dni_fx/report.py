@@ -1,12 +1,17 @@
 """Tables for people, from plain plans; no torch here."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from dni_fx.planning import Plan
 
-__all__ = ["plan_report", "quantity"]
+if TYPE_CHECKING:
+    from dni_fx.checking import Report
+
+__all__ = ["check_report", "plan_report", "quantity"]
 
 
 def quantity(value: float, unit: str = "", *, base: int = 1000) -> str:
@@ -27,6 +32,10 @@ def plan_report(plan: Plan) -> RenderableType:
         f"  front end {plan.frontend}, inputs {'; '.join(plan.inputs) or 'none'} ({plan.inputs_from})\n",
         f"cuts: {plan.why}",
     )
+    for reason in plan.tried:
+        head.append(f"\nnot by {reason}", "dim")
+    for name, segments in plan.tied.items():
+        head.append(f"\ntied: {name} is used in segments {', '.join(map(str, segments))}; its gradients add up")
     if plan.rewrite is not None:
         settings = plan.rewrite
         head.append(f"\nunlock: {settings.unlock}")
@@ -37,6 +46,16 @@ def plan_report(plan: Plan) -> RenderableType:
         if settings.context_size:
             head.append(f", synthesizers conditioned on a context of {settings.context_size}")
     return Group(head, "", _segments(plan), _cuts(plan))
+
+
+def check_report(plan: Plan, report: "Report") -> RenderableType:
+    """What was checked, and whether it holds."""
+    table = Table(title=f"{plan.model}: {len(plan.cuts)} cuts, front end {plan.frontend}", title_justify="left")
+    for name in ("check", "result", "figure"):
+        table.add_column(name, overflow="fold")
+    for check in report.checks:
+        table.add_row(check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
+    return table
 
 
 def _segments(plan: Plan) -> Table:

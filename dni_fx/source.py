@@ -36,6 +36,13 @@ class SourceWriter:
         self.imports: set[str] = {"import torch", "import dni_fx.artifact", "import dni_fx.ops"}
 
     def text(self) -> str:
+        """The module `model.py`.
+
+        Raises:
+            DniFxError: If part of the model has no source form.
+        """
+        if self.net.dni.plan.frontend != "fx":
+            return self._text_beside_a_model()
         init = [f"        {line}" for line in self._children(self.net, "")]
         init.append("        self.dni = dni_fx.artifact.read_dni(__file__)")
         init += [f"        {line}" for line in self._ties()]
@@ -57,6 +64,32 @@ class SourceWriter:
                 "    def __init__(self):",
                 "        super().__init__()",
                 *init,
+                "",
+                *forward,
+                "",
+            ]
+        )
+
+    def _text_beside_a_model(self) -> str:
+        """A class that holds the graph alone: its modules are those of the model it was captured from."""
+        forward = [f"    {line}" for line in code_lines(self.net.graph)]
+        self.imports |= set(self._graph_imports("\n".join(forward)))
+        plan = self.net.dni.plan
+        return "\n".join(
+            [
+                f'"""{self.class_name} in {len(plan.segments)} segments, written by dni-fx.',
+                "",
+                f"Captured by the front end {plan.frontend}, so it needs the model that it was made from:",
+                "`dni_fx.load(folder, model=model)`.",
+                '"""',
+                "",
+                *sorted(self.imports),
+                "",
+                f"class {self.class_name}(torch.nn.Module):",
+                *[f"    {name} = {value!r}" for name, value in self.net.settings().items()],
+                "",
+                "    def __init__(self):",
+                "        dni_fx.artifact.needs_model(__file__)",
                 "",
                 *forward,
                 "",

@@ -1,5 +1,6 @@
 """From a module to a graph: torch.fx symbolic tracing that keeps layers whole and never trusts itself."""
 
+import copy
 import inspect
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx import ops
-from dni_fx.errors import CaptureError, DniFxError
+from dni_fx.errors import CaptureError
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule, adopt
 from dni_fx.preserve import preserved
@@ -49,6 +50,13 @@ class LeafTracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.entered.pop()
         return result
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """fx leaves the module calls around a node out where marks of the person's own code are kept."""
+        node = super().create_node(*args, **kwargs)
+        if self.module_stack:
+            node.meta["nn_module_stack"] = copy.copy(self.module_stack)
+        return node
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -104,25 +112,18 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
     A module inside which tracing fails becomes a leaf, and the model is traced again.
 
     Raises:
-        DniFxError: If the inputs do not fit the signature of forward.
         CaptureError: If the model's own forward cannot be traced.
     """
-    if "dni" in dict(model.named_children()) or hasattr(model, "dni"):
-        raise CaptureError("the model has an attribute `dni` already: was it rewritten before? use dni_fx.restore(net)")
     if reads_training(type(model).forward) and not isinstance(model, fx.GraphModule):
         raise CaptureError(
             f"{_place(type(model).forward)}: forward of {type(model).__name__} reads self.training, which a trace "
             "would fix for ever; move that part into a submodule, which is then kept whole"
         )
-    try:
-        inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
-    except TypeError as error:
-        raise DniFxError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from None
     leaves: set[str] = set()
     while True:
         tracer = LeafTracer(inputs, leaves)
         try:
-            with preserved(model):
+            with preserved(model), fx.traceback.preserve_node_meta():
                 graph = tracer.trace(model)
                 graph._tracer_cls = None  # pickling traces the generated code again, with the plain tracer
                 return adopt(model, graph)

@@ -1,61 +1,82 @@
 """Never trust a capture: run it beside the eager model, and compare."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dni_fx.errors import CaptureError, DniFxError
+from dni_fx.errors import CaptureError, DniFxError, first_line
 from dni_fx.inputs import Inputs, describe
 from dni_fx.ops import batch_size
 from dni_fx.preserve import preserved
 
-__all__ = ["verify"]
+__all__ = ["runs", "verify"]
 
 State = dict[str, Tensor]
+T = TypeVar("T")
 # Not one that people use: a random number fixed by a trace under the same seed would pass for a fresh one.
 _SEED = 7_302_516_489
 
 
-def verify(model: nn.Module, captured: nn.Module, inputs: Inputs) -> None:
-    """Compare outputs, gradients of every parameter and buffers after a step, then eval mode and another batch size.
-
-    Both modules share their parameters; the model is left as it was.
+def runs(model: nn.Module, inputs: Inputs) -> None:
+    """Run one training step of the model.
 
     Raises:
-        DniFxError: If the model itself does not run on the inputs.
-        CaptureError: Names the first check that failed.
+        DniFxError: If it does not run on the inputs.
     """
-    both = (model, captured)
     try:
-        expected = _train_step(model, model, inputs)
+        _train_step(model, model, inputs)
     except Exception as error:
         shapes = "; ".join(describe(inputs))
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DniFxError(f"the model does not run on the example inputs ({shapes}): {first}") from None
-    got = _train_step(captured, model, inputs)
+        raise DniFxError(f"the model does not run on the example inputs ({shapes}): {first_line(error)}") from None
+
+
+def verify(model: nn.Module, captured: nn.Module, inputs: Inputs) -> None:
+    """Compare outputs, gradients of every parameter and buffers after a step, then eval mode and other batch sizes.
+
+    Both modules share their parameters; the model, which must run on the inputs, is left as it was.
+
+    Raises:
+        CaptureError: Names the first check that failed.
+    """
+    expected = _train_step(model, model, inputs)
+    got = _attempt("in train mode", lambda: _train_step(captured, model, inputs))
     for what, eager, traced in zip(("outputs", "gradients", "buffers"), expected, got, strict=True):
         _compare(f"{what} in train mode", eager, traced)
-    _compare("outputs in eval mode", *(_outputs(m, inputs, train=False) for m in both))
-    larger = _larger_batch(inputs)
-    if larger is not None:
+    _compare(
+        "outputs in eval mode",
+        _outputs(model, inputs, train=False),
+        _attempt("in eval mode", lambda: _outputs(captured, inputs, train=False)),
+    )
+    for rows in _other_batch_sizes(inputs):
+        other = inputs.with_rows(rows)
         try:
-            eager = _outputs(model, larger, train=True)
+            eager = _outputs(model, other, train=True)
         except Exception:
-            return  # the model itself takes this batch size only
-        traced = _attempt(lambda: _outputs(captured, larger, train=True))
-        _compare("outputs for another batch size", eager, traced)
+            continue  # the model itself does not take this batch size
+        what = f"for another batch size ({rows} rows)"
+        _compare(f"outputs {what}", eager, _attempt(what, partial(_outputs, captured, other, train=True)))
 
 
-def _attempt(run: Callable[[], State]) -> State:
+def _other_batch_sizes(inputs: Inputs) -> list[int]:
+    """One row more than the example, and, as the last batch of an epoch may have it, one row."""
+    tensors = inputs.tensors()
+    if not tensors or tensors[0].dim() < 2:
+        return []
+    rows = batch_size(tensors[0])
+    return [rows + 1, 1] if rows > 1 else [rows + 1]
+
+
+def _attempt(where: str, run: Callable[[], T]) -> T:
     try:
         return run()
     except Exception as error:
         raise CaptureError(
-            f"the traced graph fails for a batch size other than the example's: {str(error).splitlines()[0]}. Write "
-            "sizes in forward in terms of x.shape, or move that part into a submodule of its own, which is kept whole"
+            f"the graph fails {where}: {first_line(error)}. Write sizes in forward in terms of x.shape, or move that "
+            "part into a submodule of its own, which is kept whole"
         ) from None
 
 
@@ -90,15 +111,6 @@ def _call(module: nn.Module, inputs: Inputs) -> State:
     output: Any = module(*fresh.args, **fresh.kwargs)
     leaves, spec = pytree.tree_flatten(output)
     return {f"{i} of {spec.num_leaves}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-
-
-def _larger_batch(inputs: Inputs) -> Inputs | None:
-    """One row more in every tensor that has the first one's number of rows."""
-    tensors = inputs.tensors()
-    if not tensors or tensors[0].dim() < 2:
-        return None
-    rows = batch_size(tensors[0])
-    return inputs.map(lambda t: torch.cat([t, t[:1]]) if t.dim() and t.shape[0] == rows else t)
 
 
 def _compare(what: str, eager: State, traced: State) -> None:

@@ -29,7 +29,7 @@ class Base(nn.Module):
 
 
 def trace(model: nn.Module, *args: Any, cuts: Any = "auto", **kwargs: Any) -> Any:
-    return captured(model, given(args, kwargs), cuts)[0]
+    return captured(model, given(args, kwargs), cuts, "fx")[0]
 
 
 def calls(module: fx.GraphModule) -> list[str]:
@@ -134,7 +134,7 @@ class RootIterates(Base):
 )
 def test_root_that_cannot_be_traced(model: nn.Module, line: str, text: str) -> None:
     with pytest.raises(CaptureError) as caught:
-        dni_fx.transform(model, X)
+        dni_fx.transform(model, X, frontend="fx")
     message = str(caught.value)
     assert caught.value.exit_code == 3
     assert "\n" not in message
@@ -364,7 +364,7 @@ WRONG: list[tuple[nn.Module, str]] = [
 def test_a_trace_that_is_another_network_is_refused(model: nn.Module, check: str) -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(CaptureError) as caught:
-        dni_fx.transform(model, X)
+        dni_fx.transform(model, X, frontend="fx")
     assert check in str(caught.value)
     assert "submodule" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -411,10 +411,10 @@ class BakedFactor(Base):
         return self.above(self.a(x)) / rows(x)
 
 
-@pytest.mark.parametrize(("model", "text"), [(BakedShape(), "fails for a batch size"), (BakedFactor(), "differ from")])
+@pytest.mark.parametrize(("model", "text"), [(BakedShape(), "fails for another batch size"), (BakedFactor(), "differ from")])
 def test_a_batch_size_that_the_trace_bakes_in_is_refused(model: nn.Module, text: str) -> None:
     with pytest.raises(CaptureError, match=text) as caught:
-        dni_fx.transform(model, X)
+        dni_fx.transform(model, X, frontend="fx")
     assert "batch size" in str(caught.value)
 
 
@@ -532,4 +532,4 @@ def test_root_hooks_are_refused_or_kept() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
     model.register_forward_hook(lambda module, args, output: output * 3)
     with pytest.raises(CaptureError, match="hooks"):
-        dni_fx.transform(model, X)
+        dni_fx.transform(model, X, frontend="fx")

@@ -1,0 +1,119 @@
+"""How a person's call, with nested arguments and keywords, becomes the call of a flat graph, and back."""
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dni_fx.errors import DniFxError
+
+__all__ = ["Calling", "Leaf", "canonical"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of the arguments: a tensor with its sizes, or a value that the capture fixed."""
+
+    name: str
+    sizes: tuple[int | str, ...] | None  # a number is fixed; equal letters are equal sizes; None: no tensor
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Calling:
+    """The calling convention of a captured model: what it takes and gives, flattened."""
+
+    arguments: pytree.TreeSpec
+    leaves: tuple[Leaf, ...]
+    result: pytree.TreeSpec
+
+    def flatten(self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The tensors of a call, in the order of the graph's placeholders.
+
+        Args:
+            forward: The model's own, whose signature says which argument is which.
+
+        Raises:
+            TypeError: If the call differs from the captured one in more than values and free sizes of tensors.
+        """
+        values, spec = pytree.tree_flatten(canonical(forward, args, kwargs))
+        if spec != self.arguments:
+            wanted = ", ".join(leaf.name for leaf in self.leaves)
+            raise TypeError(
+                f"the graph was captured for the arguments ({wanted}), given in that form; rewrite the model with "
+                "example inputs like those of this call"
+            )
+        known: dict[str, int] = {}
+        for leaf, value in zip(self.leaves, values, strict=True):
+            _check(leaf, value, known)
+        return [value for leaf, value in zip(self.leaves, values, strict=True) if leaf.sizes is not None]
+
+    def unflatten(self, results: Sequence[Any]) -> Any:
+        return pytree.tree_unflatten(list(results), self.result)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Calling":
+        return self  # nothing in it ever changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Calling.from_text, (self.to_text(),)
+
+    def to_text(self) -> dict[str, Any]:
+        """Plain literals.
+
+        Raises:
+            DniFxError: If an argument or the result is of a kind that has no text form.
+        """
+        try:
+            specs = pytree.treespec_dumps(self.arguments), pytree.treespec_dumps(self.result)
+            leaves = [(leaf.name, leaf.sizes, repr(leaf.value)) for leaf in self.leaves]
+            for _, _, value in leaves:
+                ast.literal_eval(value)
+        except (ValueError, SyntaxError, NotImplementedError, TypeError) as error:
+            raise DniFxError(f"cannot write the model's calling convention: {error}") from None
+        return {"arguments": specs[0], "leaves": leaves, "result": specs[1]}
+
+    @classmethod
+    def from_text(cls, text: Mapping[str, Any]) -> "Calling":
+        leaves = tuple(Leaf(name, sizes, ast.literal_eval(value)) for name, sizes, value in text["leaves"])
+        return cls(pytree.treespec_loads(text["arguments"]), leaves, pytree.treespec_loads(text["result"]))
+
+
+def canonical(
+    forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call in one form, however it was written: arguments that have their default value are left out."""
+    signature = inspect.signature(forward)
+    bound = signature.bind(*args, **kwargs)
+    for name, value in list(bound.arguments.items()):
+        parameter = signature.parameters[name]
+        if parameter.kind is parameter.VAR_KEYWORD:
+            bound.arguments[name] = dict(sorted(value.items()))
+        elif _same(value, parameter.default):
+            del bound.arguments[name]
+    return bound.args, bound.kwargs
+
+
+def _same(value: Any, default: Any) -> bool:
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return plain and type(value) is type(default) and value == default
+
+
+def _check(leaf: Leaf, value: Any, known: dict[str, int]) -> None:
+    advice = "rewrite the model with an example like it"
+    if leaf.sizes is None:
+        if isinstance(value, Tensor) or value != leaf.value:
+            raise TypeError(f"argument {leaf.name!r} was {leaf.value!r} when the model was captured; {advice}")
+        return
+    if not isinstance(value, Tensor) or value.dim() != len(leaf.sizes):
+        raise TypeError(f"argument {leaf.name!r} was a tensor of {len(leaf.sizes)} axes; {advice}")
+    for axis, (size, wanted) in enumerate(zip(value.shape, leaf.sizes, strict=True)):
+        expected = known.setdefault(wanted, size) if isinstance(wanted, str) else wanted
+        if size != expected:
+            why = "as another argument has it" if isinstance(wanted, str) else "which the capture had to fix"
+            raise TypeError(
+                f"argument {leaf.name!r} has size {size} along axis {axis}, not {expected}, {why}; {advice}"
+            )

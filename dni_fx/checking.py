@@ -1,0 +1,354 @@
+"""Prove a rewrite: what `dni-fx check` prints and the tests call.
+
+The synthesizers are replaced by ones that are told what to say. Told the true gradients, the cut network must train
+as backpropagation does; told nothing, no gradient may reach the parameters below a cut.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dni_fx import api, artifact, costs, hooking, meta, ops
+from dni_fx.errors import DniFxError, first_line
+from dni_fx.inputs import Inputs, given
+from dni_fx.module import Crossing, DecoupledModule, plain
+from dni_fx.preserve import preserved
+from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer
+
+__all__ = ["Check", "Report", "Told", "check"]
+
+# Of a gradient's largest entry. Models that compute in float32 inside differ by more than float64 resolves.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
+_SEED = 7_302_516_490
+_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property of a rewrite."""
+
+    name: str
+    passed: bool
+    figure: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All properties of a rewrite; true where every one holds."""
+
+    checks: tuple[Check, ...]
+
+    def __bool__(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"passed": bool(self), "checks": [asdict(check) for check in self.checks]}
+
+
+class Told(Synthesizer):
+    """Says what it was told, and nothing of its own; keeps the targets that came back."""
+
+    def __init__(self, activation: Activation, context_size: int = 0) -> None:
+        super().__init__(activation, context_size)
+        self.told: Tensor | None = None
+        self.targets: list[Tensor] = []
+        self.slope = nn.Parameter(torch.zeros(()))  # a synthesizer without parameters gets no target
+
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        told = torch.zeros_like(activation) if self.told is None else self.told
+        prediction = told + self.slope * activation
+        synthetic = told / ops.batch_size(told)
+        prediction.register_hook(lambda error: self.targets.append((synthetic - error).detach()))
+        return prediction
+
+
+def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = None) -> Report:
+    """Check that a rewritten model is the same network, decoupled.
+
+    The net, its weights, gradients and buffers are left as they are.
+
+    Args:
+        net: What `dni_fx.transform` or `dni_fx.load` returned.
+        inputs: A tensor or a tuple of positional arguments, batch first, any size that the model takes.
+        kwargs: Keyword arguments of the same call.
+
+    Returns:
+        A report that is true if every check holds: outputs in eval mode and in train mode; gradients with true
+        synthetic gradients (in float64 where the model runs in it); isolation; unlock "none" against "backward";
+        keys of the state_dict; save and load; and that steps move every parameter that backpropagation moves.
+
+    Raises:
+        DniFxError: If `net` was not made by dni-fx, or does not run on the inputs.
+    """
+    if not isinstance(net, DecoupledModule) or not hasattr(net, "dni"):
+        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    example = inputs if isinstance(inputs, Inputs) else given(inputs, kwargs)
+    with preserved(net), torch.enable_grad():
+        try:
+            state = _State(copy.deepcopy(net), example)
+        except DniFxError:
+            raise
+        except Exception as error:
+            raise DniFxError(f"the model cannot be checked on these inputs: {first_line(error)}") from None
+        return Report(tuple(Check(name, *_outcome(one, state)) for name, one in _CHECKS.items()))
+
+
+def _outcome(one: "Callable[[_State], tuple[bool, str]]", state: "_State") -> tuple[bool, str]:
+    try:
+        return one(state)
+    except Exception as error:
+        return False, f"{type(error).__name__}: {first_line(error)}"
+
+
+# ------------------------------------------------------------------------------------ what the checks share
+@dataclass(frozen=True)
+class _Step:
+    """One training step: outputs, and gradients by parameter."""
+
+    outputs: list[Tensor]
+    gradients: dict[str, Tensor]
+
+
+class _State:
+    """A copy of the net, and one in float64; backpropagation's gradients; the true synthetic gradients."""
+
+    def __init__(self, net: DecoupledModule, inputs: Inputs) -> None:
+        self.net, self.inputs = net, inputs
+        self.model = api.restore(net) if net.__dict__.get("dni_original") is not None else plain(net)
+        assert net.dni.plan.rewrite is not None
+        self.unlock = net.dni.plan.rewrite.unlock
+        self.exact, self.precise = _in_float64(net, inputs)
+        self.backprop = _step(_uncut(self.exact, self.precise), self.precise)
+        through = self.told("none", mix=1.0)
+        self.through = _step(through, self.precise)
+        self.truth = {name: told.targets[-1] for name, told in _synthesizers(through) if told.targets}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((o.dtype for o in self.backprop.outputs), torch.float32)
+
+    def told(self, unlock: str, say: Callable[[str, Tensor], Tensor] | None = None, mix: float = 0.0) -> Any:
+        """The net rewritten anew, with synthesizers that say what `say` makes of the true gradient."""
+        uncut = _uncut(self.exact, self.precise)
+        settings: dict[str, Any] = {"unlock": unlock, "mix": mix, "classes": None, "context_size": None}
+        made = api.rewrite(uncut, self.exact.dni.plan, synthesizer=Told, **settings)
+        for name, synthesizer in _synthesizers(made):
+            if say is not None and name in self.truth:
+                synthesizer.told = say(name, self.truth[name] * ops.batch_size(self.truth[name]))
+        return made
+
+
+def _synthesizers(net: DecoupledModule) -> list[tuple[str, Told]]:
+    return [(n, c.synthesizer) for n, c in net.dni.named_children() if isinstance(c, Crossing)]  # type: ignore[misc]
+
+
+def _uncut(net: DecoupledModule, inputs: Inputs) -> DecoupledModule:
+    """The captured graph, annotated."""
+    if isinstance(net, hooking.HookedModule):
+        return hooking.capture(api.restore(net), inputs)
+    graph = plain(net)
+    costs.annotate(graph, inputs)
+    return graph
+
+
+def _in_float64(net: DecoupledModule, inputs: Inputs) -> tuple[DecoupledModule, Inputs]:
+    """Copies in float64; as they are if the model has its dtype built in."""
+    exact = copy.deepcopy(net).double()
+    precise = inputs.map(lambda t: t.double() if t.is_floating_point() else t)
+    for node in exact.graph.nodes:  # dtypes that a capture wrote down
+        node.args, node.kwargs = pytree.tree_map(_widened, (node.args, node.kwargs))
+    exact.recompile()
+    try:
+        outputs = _step(_uncut(exact, precise), precise).outputs
+    except Exception:
+        return net, inputs
+    return (exact, precise) if all(o.dtype in (torch.float64, torch.complex128) for o in outputs) else (net, inputs)
+
+
+def _widened(value: Any) -> Any:
+    narrow = isinstance(value, torch.dtype) and value in (torch.float32, torch.float16, torch.bfloat16)
+    return torch.float64 if narrow else value
+
+
+def _step(net: nn.Module, inputs: Inputs, **context: Any) -> _Step:
+    """Run forward and backward from fixed random output gradients; leave no trace but in the result."""
+    with preserved(net):
+        net.train()
+        net.zero_grad()
+        torch.manual_seed(_SEED)
+        outputs = _outputs(net, inputs, **context)
+        heads = [o for o in outputs if o.requires_grad]
+        torch.manual_seed(_SEED)
+        torch.autograd.backward(heads, [torch.randn_like(h) / ops.batch_size(h) for h in heads])
+        gradients = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+        net.zero_grad()
+        return _Step([o.detach() for o in outputs], gradients)
+
+
+def _outputs(net: nn.Module, inputs: Inputs, **context: Any) -> list[Tensor]:
+    fresh = inputs.map(lambda t: t.detach().clone())
+    output = net(*fresh.args, **fresh.kwargs, **context)
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+
+
+def _context(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:
+    """Labels, or a vector, for a net that is conditioned."""
+    settings = net.dni.plan.rewrite
+    assert settings is not None
+    rows = ops.batch_size(inputs.tensors()[0]) if inputs.tensors() else 1
+    if settings.classes is not None:
+        return {"dni_context": torch.arange(rows) % settings.classes}
+    return {"dni_context": torch.ones(rows, settings.context_size)} if settings.context_size else {}
+
+
+# ----------------------------------------------------------------------------------------------- comparing
+def _close(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[bool, str]:
+    """Whether two sets of tensors agree: the largest difference, as a share of the tensor's largest entry."""
+    missing = sorted(n for n in got.keys() ^ expected.keys() if (got | expected)[n].any())
+    if missing:
+        return False, f"{missing[0]} is in one of them only"
+    largest = max((float(t.abs().max()) for t in expected.values() if t.numel()), default=0.0)
+    worst, where, dtype = 0.0, "", torch.float64
+    for name in got.keys() & expected.keys():
+        one, other = got[name], expected[name]
+        if one.shape != other.shape:
+            return False, f"{name} has shape {list(one.shape)}, not {list(other.shape)}"
+        dtype = dtype if other.dtype in (torch.float64, torch.complex128) else torch.float32
+        if not one.numel() or torch.equal(one, other):
+            continue
+        error = float((one - other).abs().max() / (other.abs().max() + 1e-3 * largest))
+        if not error <= worst:  # NaN too
+            worst, where = error, f" at {name}"
+    return worst <= _TOLERANCE[dtype], f"off by {worst:.1e}{where}" if worst else "exact"
+
+
+def _named(outputs: list[Tensor]) -> dict[str, Tensor]:
+    return {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+
+
+# -------------------------------------------------------------------------------------------- the checks
+def _eval_outputs(state: _State) -> tuple[bool, str]:
+    found = []
+    for module in (state.net, state.model):
+        with preserved(module), torch.no_grad():
+            torch.manual_seed(_SEED)
+            found.append(_named(_outputs(module.eval(), state.inputs)))
+    return _close(*found)
+
+
+def _train_step(state: _State) -> tuple[bool, str]:
+    """Outputs of the net, and gradients of the captured graph: those of the model as it was given."""
+    captured = _step(_uncut(state.net, state.inputs), state.inputs)
+    model = _step(state.model, state.inputs)
+    cut = _step(state.net, state.inputs, **_context(state.net, state.inputs))
+    passed, figure = _close(_named(cut.outputs), _named(model.outputs))
+    return _close(captured.gradients, model.gradients) if passed else (passed, figure)
+
+
+def _oracle(state: _State) -> tuple[bool, str]:
+    ours = _step(state.told(state.unlock, lambda _, truth: truth), state.precise)
+    for got in (state.through, ours):
+        passed, figure = _close(_own(got.gradients), state.backprop.gradients)
+        if not passed:
+            break
+    return passed, f"{str(state.dtype).removeprefix('torch.')}: {figure}"
+
+
+def _isolation(state: _State) -> tuple[bool, str]:
+    """With zero synthetic gradients only what is above the last cut gets a gradient, and its true one."""
+    cut = state.told(state.unlock)
+    above, below = _used_above_and_below(cut)
+    found = _own(_step(cut, state.precise).gradients)
+    leaking = [n for n in sorted(below - above) if n in found and found[n].any()]
+    if leaking:
+        return False, f"{leaking[0]} gets a gradient"
+    alone = above - below
+    passed, figure = _close(
+        {n: g for n, g in found.items() if n in alone},
+        {n: g for n, g in state.backprop.gradients.items() if n in alone},
+    )
+    return passed, f"{len(below - above)} parameters below the last cut get none; above it: {figure}"
+
+
+def _used_above_and_below(net: DecoupledModule) -> tuple[set[str], set[str]]:
+    """Names of the parameters that the last segment uses, and of those that the others use."""
+    above: set[str] = set()
+    below: set[str] = set()
+    for node in net.graph.nodes:
+        record = meta.of(node)
+        (above if record.segment == len(net.dni.plan.cuts) else below).update(record.parameters)
+    return above, below
+
+
+def _unlocks(state: _State) -> tuple[bool, str]:
+    noise = torch.Generator().manual_seed(_SEED)
+    said = {n: torch.randn(t.shape, generator=noise) for n, t in state.truth.items()}
+    found = [
+        _step(state.told(unlock, lambda name, truth: said[name].to(truth)), state.precise).gradients
+        for unlock in ("none", "backward")
+    ]
+    return _close(*found)
+
+
+def _keys(state: _State) -> tuple[bool, str]:
+    keys = [name for name in state.net.state_dict() if not name.startswith("dni.")]
+    expected = list(state.model.state_dict())
+    strange = sorted(set(keys) ^ set(expected))
+    return keys == expected, f"{strange[0]} is in one of them only" if strange else f"{len(keys)} keys"
+
+
+def _round_trip(state: _State) -> tuple[bool, str]:
+    net, context = state.net, _context(state.net, state.inputs)
+    own = [n for n in net.dni.plan.rewrite.synthesizers.values() if n not in REGISTRY]  # type: ignore[union-attr]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            artifact.save(net, Path(folder, "net"))
+        except DniFxError as error:
+            return True, f"refused: {error}"
+        if own:
+            return True, f"written, not read back: {own[0]} is no registered synthesizer"
+        try:
+            again = artifact.load(Path(folder, "net"))
+        except DniFxError:  # it says that it needs the model
+            again = artifact.load(Path(folder, "net"), model=copy.deepcopy(state.model))
+    before, after = (_step(one, state.inputs, **context) for one in (net, again))
+    passed, figure = _close(_named(after.outputs), _named(before.outputs))
+    return _close(after.gradients, before.gradients) if passed else (passed, figure)
+
+
+def _moves(state: _State) -> tuple[bool, str]:
+    """Several steps, since what a synthesizer says is zero at first, and reaches one cut further down at each."""
+    net, context = copy.deepcopy(state.exact), _context(state.exact, state.precise)
+    wanted = {name for name, gradient in state.backprop.gradients.items() if gradient.any()}
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = torch.optim.Adam(net.parameters(), _RATE)
+    for _ in range(2 * len(net.dni.plan.cuts) + 2):
+        gradients = _step(net, state.precise, **context).gradients
+        for name, parameter in net.named_parameters():
+            parameter.grad = gradients.get(name)
+        optimizer.step()
+    stuck = [name for name, p in net.named_parameters() if name in wanted and torch.equal(p, before[name])]
+    return not stuck, f"{stuck[0]} does not move" if stuck else f"{len(wanted)} of {len(wanted)} parameters"
+
+
+def _own(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: g for name, g in gradients.items() if not name.startswith("dni.")}
+
+
+_CHECKS: dict[str, Callable[[_State], tuple[bool, str]]] = {
+    "outputs in eval mode": _eval_outputs,
+    "outputs and gradients in train mode": _train_step,
+    "true synthetic gradients give backprop's": _oracle,
+    "nothing leaks through a cut": _isolation,
+    "unlock none equals backward": _unlocks,
+    "state_dict keys": _keys,
+    "save and load": _round_trip,
+    "steps move what backprop moves": _moves,
+}

@@ -1,0 +1,205 @@
+"""The front end `export`: torch.export in train mode, on the model's own parameters.
+
+It sees through keyword arguments, `**kwargs` and decorated forwards, which symbolic tracing does not. What it
+captures is one mode for ever, so in eval mode the original model runs.
+"""
+
+import contextlib
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from dni_fx.calling import Calling, Leaf, canonical
+from dni_fx.errors import CaptureError, first_line
+from dni_fx.inputs import Inputs
+from dni_fx.module import DecoupledModule, adopt
+from dni_fx.preserve import preserved
+
+__all__ = ["capture"]
+
+Free = Callable[[Tensor], dict[int, Any]]
+_CHECKS = (
+    torch.ops.aten._assert_tensor_metadata.default,  # fixes dtypes, and so forbids .double() and autocast
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+)
+
+
+def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
+    """Export a model into a flat graph of ATen operators that shares all its state.
+
+    Sizes stay free where the model allows it.
+
+    Raises:
+        CaptureError: If torch.export does not take the model.
+    """
+    example = _two_rows(inputs)
+    args, kwargs = canonical(model.forward, example.args, example.kwargs)
+    exported = _export(model, args, kwargs)
+    with _quiet():
+        module: Any = exported.module(check_guards=False)
+    graph: fx.Graph = module.graph
+    calling = _calling(graph, args, kwargs, module._out_spec)
+    graph.set_codegen(fx.graph.CodeGen())  # flat; that of torch.export binds and flattens by itself
+    graph._tracer_cls = None  # pickling traces the generated code again, with the plain tracer
+    for node in graph.nodes:
+        node.meta["nn_module_stack"] = _stack(node.meta.get("nn_module_stack", {}))
+    _inline_regions(module)
+    _drop_checks(graph)
+    graph.eliminate_dead_code(lambda node: node.op != "get_attr" or bool(node.users))
+    graph.lint()
+    net = adopt(model, graph, holder=module)
+    net.__dict__["dni_calling"] = calling
+    net.recompile()
+    return net
+
+
+def _two_rows(inputs: Inputs) -> Inputs:
+    """A batch of one row would be fixed at one: export never leaves sizes of 0 and 1 free."""
+    tensors = inputs.tensors()
+    rows = tensors[0].shape[0] if tensors and tensors[0].dim() else 0
+    return inputs.with_rows(2) if rows == 1 else inputs
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """With all sizes free; failing that, the first axes; failing that, none."""
+    reason: Exception | None = None
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    rows = tensors[0].shape[:1] if tensors else ()
+    choices: tuple[Free, ...] = (
+        lambda t: dict.fromkeys(range(t.dim()), Dim.AUTO),
+        lambda t: {0: Dim.AUTO} if t.shape[:1] == rows else {},
+        lambda t: {},
+    )
+    for free in choices:
+        shapes = _shapes(model, args, kwargs, free)
+        with preserved(model), _quiet():
+            model.train()
+            try:
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            except Exception as error:
+                reason = reason or error
+    assert reason is not None
+    raise CaptureError(f"torch.export does not take it: {first_line(reason)}") from None
+
+
+def _shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free) -> dict[str, Any]:
+    """A tree like the arguments by name, as torch.export wants it; those of a `**kwargs` beside the others."""
+    signature = inspect.signature(model.forward)
+    named: dict[str, Any] = {}
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        named |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    shapes: dict[str, Any] = pytree.tree_map(lambda v: free(v) if isinstance(v, Tensor) else None, named)
+    return shapes
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export warns and logs at length about what is then compared with eager anyway."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _calling(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any], result: pytree.TreeSpec) -> Calling:
+    """Read the calling convention off the placeholders, and drop those that are no tensors."""
+    values, spec = pytree.tree_flatten((args, kwargs))
+    leaves = []
+    for node, value in zip([n for n in graph.nodes if n.op == "placeholder"], values, strict=True):
+        if isinstance(value, Tensor):
+            sizes = tuple(_size(s) for s in node.meta["val"].shape)
+            leaves.append(Leaf(node.name, sizes))
+        else:
+            leaves.append(Leaf(node.name, None, value))
+            if not node.users:
+                graph.erase_node(node)
+    return Calling(spec, tuple(leaves), result)
+
+
+def _size(size: Any) -> int | str:
+    """A plain number where the capture fixed it."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_number else str(expression)
+
+
+def _stack(stack: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """The module calls around a node as symbolic tracing spells them: `name` or `name@n` for call n + 1."""
+    calls = {}
+    for key, (name, cls) in stack.items():
+        if name:
+            call = f"{name}@{key.rsplit('@', 1)[1]}" if "@" in key else name
+            calls[call] = (name, str(cls).rsplit(".", 1)[-1])
+    return calls
+
+
+# ------------------------------------------------------------------------------- no_grad and autocast
+def _inline_regions(module: fx.GraphModule) -> None:
+    """Put the bodies of `no_grad` and `autocast` blocks, which export keeps apart, into the one graph."""
+    regions = (torch.ops.higher_order.wrap_with_set_grad_enabled, torch.ops.higher_order.wrap_with_autocast)
+    while found := [node for node in module.graph.nodes if node.target in regions]:
+        for node in found:
+            _inline(module, node, autocast=node.target is regions[1])
+
+
+def _inline(module: fx.GraphModule, node: fx.Node, *, autocast: bool) -> None:
+    graph = module.graph
+    settings, (body, *inputs) = node.args[: 4 if autocast else 1], node.args[4 if autocast else 1 :]
+    assert isinstance(body, fx.Node)
+    region: Any = module.get_submodule(str(body.target))
+    first = list(graph.nodes)
+    with graph.inserting_before(node):
+        entered = graph.call_function(torch.amp.autocast_mode._enter_autocast, settings) if autocast else None
+        values: dict[fx.Node, Any] = {}
+        copied: Any = ()
+        for inner in region.graph.nodes:
+            if inner.op == "placeholder":
+                values[inner] = inputs[len(values)] if len(values) < len(inputs) else None
+            elif inner.op == "output":
+                copied = fx.node.map_arg(inner.args[0], lambda n: values[n])
+            elif inner.op == "get_attr":
+                values[inner] = _lift(module, region, inner, body)
+            else:
+                values[inner] = graph.node_copy(inner, lambda n: values[n])
+        if entered is not None:
+            graph.call_function(torch.amp.autocast_mode._exit_autocast, (entered,))
+        elif not settings[0]:  # no_grad
+            copied = [graph.call_function(torch.ops.aten.detach.default, (value,)) for value in copied]
+    known = set(first)
+    for new in graph.nodes:
+        if new not in known:
+            new.meta["nn_module_stack"] = _stack(new.meta.get("nn_module_stack", {})) or node.meta["nn_module_stack"]
+    for user in list(node.users):  # getitem
+        user.replace_all_uses_with(copied[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(node)
+    if not body.users:
+        graph.erase_node(body)
+
+
+def _lift(module: fx.GraphModule, region: nn.Module, inner: fx.Node, body: fx.Node) -> fx.Node:
+    """A constant or a nested body of a region, held by the outer module."""
+    name = f"{str(body.target).replace('.', '_')}_{str(inner.target).replace('.', '_')}"
+    value: Any = region
+    for part in str(inner.target).split("."):
+        value = getattr(value, part)
+    setattr(module, name, value)
+    return module.graph.get_attr(name)
+
+
+def _drop_checks(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        if node.target in _CHECKS and not node.users:
+            graph.erase_node(node)

@@ -1,0 +1,104 @@
+"""Which front end takes a model: fx, export or modules, the first whose capture is the same network."""
+
+import inspect
+from collections.abc import Callable
+
+from torch import fx, nn
+
+from dni_fx import costs, exporting, hooking, tracing
+from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError
+from dni_fx.inputs import Inputs
+from dni_fx.module import DecoupledModule
+from dni_fx.verify import runs, verify
+
+__all__ = ["FRONTENDS", "capture", "check_frontend"]
+
+FRONTENDS: dict[str, Callable[[nn.Module, Inputs], DecoupledModule]] = {
+    "fx": tracing.capture,
+    "export": exporting.capture,
+    "modules": hooking.capture,
+}
+_MANY_LAYERS = 8  # from so many on, a module that is kept whole is worth another front end
+
+
+def check_frontend(frontend: str) -> None:
+    if frontend != "auto" and frontend not in FRONTENDS:
+        raise DniFxError(f"frontend={frontend!r}: there are auto, {', '.join(FRONTENDS)}")
+
+
+def capture(model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare: bool = True) -> DecoupledModule:
+    """Capture and annotate a model by the front end of that name; "auto": by the first that proves right.
+
+    Args:
+        compare: Run each capture beside the eager model.
+
+    Returns:
+        The captured module; `dni_frontend` in its `__dict__` is the front end, `dni_tried` says why not an earlier one.
+
+    Raises:
+        DniFxError: If the inputs do not fit.
+        CaptureError: If no front end takes the model, with what stood against each.
+        NoLegalCutError: If the front end modules is asked for, and no submodule ends at a place that can be cut.
+    """
+    check_frontend(frontend)
+    _check_model(model, inputs)
+    if compare:
+        runs(model, inputs)
+    tried: dict[str, str] = {}
+    coarse: DecoupledModule | None = None
+    for name in FRONTENDS if frontend == "auto" else (frontend,):
+        try:
+            net = _captured(name, model, inputs, compare=compare)
+        except (CaptureError, NoLegalCutError) as error:
+            if frontend != "auto":
+                raise
+            tried[name] = str(error)
+            continue
+        net.__dict__["dni_frontend"] = name
+        whole = _kept_whole(net.graph) if frontend == "auto" and name == "fx" else ""
+        if whole:
+            tried[name], coarse = whole, net
+            continue
+        if coarse is not None and name == "modules":
+            break  # a graph, though a coarse one, is worth more
+        net.__dict__["dni_tried"] = tuple(f"{other}: {reason}" for other, reason in tried.items())
+        return net
+    if coarse is not None:
+        coarse.__dict__["dni_tried"] = tuple(f"{other}: {reason}" for other, reason in tried.items())
+        return coarse
+    raise CaptureError("no front end takes it. " + " / ".join(f"{name}: {reason}" for name, reason in tried.items()))
+
+
+def _check_model(model: nn.Module, inputs: Inputs) -> None:
+    if hasattr(model, "dni"):
+        raise CaptureError("the model has an attribute `dni` already: was it rewritten before? use dni_fx.restore(net)")
+    try:
+        inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        raise DniFxError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from None
+
+
+def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool) -> DecoupledModule:
+    net = FRONTENDS[name](model, inputs)
+    if name != "modules":  # which runs the model itself, and has recorded all there is to know
+        if compare:
+            verify(model, net, inputs)
+        costs.annotate(net, inputs)
+    return net
+
+
+def _kept_whole(graph: fx.Graph) -> str:
+    """Says which module a trace could not see into, where that holds more than half of the layers."""
+    owner = graph.owning_module
+    assert owner is not None
+    total = _layers(owner)
+    for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
+        inside = _layers(owner.get_submodule(name))
+        if inside >= _MANY_LAYERS and 2 * inside > total:
+            return f"it keeps {name!r} whole, which holds {inside} of {total} layers"
+    return ""
+
+
+def _layers(module: nn.Module) -> int:
+    """Modules with a weight matrix of their own."""
+    return sum(any(p.dim() > 1 for p in m.parameters(recurse=False)) for m in module.modules())

@@ -1,0 +1,340 @@
+"""The front end `modules`: no graph; cuts at the outputs of submodules, put in by forward hooks while training.
+
+It takes any model that runs: control flow over data, custom autograd functions, buffers written in forward. What it
+cannot see it must not guess: one real step is recorded, and a call is a legal cut only if autograd's own graph shows
+that nothing that carries gradient goes round its outputs.
+"""
+
+import bisect
+import operator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from dni_fx import costs, meta, ops, partition
+from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, first_line
+from dni_fx.inputs import Inputs
+from dni_fx.meta import NodeMeta
+from dni_fx.module import DecoupledModule, adopt
+from dni_fx.passes.add_synthesizers import crossing_name
+from dni_fx.preserve import preserved
+
+__all__ = ["HookedModule", "capture", "longest_container"]
+
+
+class HookedModule(DecoupledModule):
+    """Runs the original model; while training, cuts the outputs of the submodules that the plan names.
+
+    Its graph is the record of one step: the calls in the order in which they returned, with the cuts between them.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        outputs = {node: (o.module, o.call, o.leaf) for node, o in self.__dict__["dni_outputs"].items()}
+        return {"dni_outputs": outputs, "dni_written": self.__dict__["dni_written"]}
+
+    def recall(self, settings: Mapping[str, Any]) -> None:
+        self.__dict__["dni_outputs"] = {node: Output(*o) for node, o in settings["dni_outputs"].items()}
+        self.__dict__["dni_written"] = settings["dni_written"]
+
+    def recompile(self) -> PythonCode:
+        code = super().recompile()
+        cls: Any = type(self)
+        cls.forward = _run_original
+        return code
+
+
+def _run_original(self: HookedModule, *args: Any, dni_context: Tensor | None = None, **kwargs: Any) -> Any:
+    """Stands for `forward`."""
+    original = self.__dict__["dni_original"]
+    original.training = self.training
+    if not (self.training and torch.is_grad_enabled() and hasattr(self, "dni")):
+        return original(*args, **kwargs)
+    with _hooks(self, dni_context):
+        return original(*args, **kwargs)
+
+
+@contextmanager
+def _hooks(net: HookedModule, context: Tensor | None) -> Iterator[None]:
+    """Hooks on the cut submodules, for one forward pass: the person's model is theirs again after it."""
+    calls: Counter[str] = Counter()
+    busy = False  # checkpointed blocks run forward once more inside a backward pass
+
+    def hook_of(name: str, cuts: dict[int, int]) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            nonlocal busy
+            if busy or not torch.is_grad_enabled():
+                return None
+            call = calls[name]
+            calls[name] += 1
+            if call not in cuts:
+                return None
+            busy = True
+            try:
+                return _cut(net, cuts[call], output, context)
+            finally:
+                busy = False
+
+        return hook
+
+    places = _places(net)
+    handles = [net.get_submodule(name).register_forward_hook(hook_of(name, cuts)) for name, cuts in places.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _places(net: HookedModule) -> dict[str, dict[int, int]]:
+    """For each submodule that is cut: which of its calls ends which segment."""
+    places: dict[str, dict[int, int]] = {}
+    for cut, place in enumerate(net.dni.plan.cuts):
+        output: Output = net.__dict__["dni_outputs"][place.after]
+        places.setdefault(output.module, {})[output.call] = cut
+    return places
+
+
+def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None) -> Any:
+    """The output of a call with its crossing tensors handed on, cut off."""
+    leaves, spec = pytree.tree_flatten(output)
+    names = [tensor.node for tensor in net.dni.plan.cuts[cut].tensors]
+    where = [net.__dict__["dni_outputs"][name].leaf for name in names]
+    crossing = [leaves[i] for i in where]
+    detached = [h.detach() for h in crossing]
+    arguments = () if context is None else (context,)
+    synthesizers = [net.dni.get_submodule(crossing_name(cut, name)) for name in names]
+    predictions = [synthesizer(h, *arguments) for synthesizer, h in zip(synthesizers, detached, strict=True)]
+    settings = net.dni.plan.rewrite
+    assert settings is not None
+    if settings.unlock == "none":
+        following = [ops.inject(h, p, settings.mix) for h, p in zip(crossing, predictions, strict=True)]
+    else:
+        segment: Any = net.dni.get_submodule(f"segment{cut}")
+        cut_off = ops.decouple(crossing, detached, predictions, segment)
+        # As in `passes.copy_written`: what `decouple` gives is a view, which autograd lets nobody write to.
+        following = [h.clone() for h in cut_off] if net.__dict__["dni_written"] else list(cut_off)
+    for i, value in zip(where, following, strict=True):
+        leaves[i] = value
+    return pytree.tree_unflatten(leaves, spec)
+
+
+# ------------------------------------------------------------------------------------------- recording
+@dataclass(frozen=True)
+class Output:
+    """What a node of the record stands for: one tensor in the output of one call of a submodule."""
+
+    module: str
+    call: int
+    leaf: int
+
+
+@dataclass
+class _Call:
+    """What one call of a submodule gave."""
+
+    name: str
+    number: int
+    cls: str
+    scope: tuple[tuple[str, str], ...]  # calls around it, outermost first, and their classes
+    leaves: list[Any]
+    made_by: list[tuple[Any, int]]  # the autograd edge of each leaf
+    versions: list[int]
+    until: int  # autograd's sequence number when it returned
+    flops: int
+    alive: list[int] = field(default_factory=list)  # leaves whose gradient something above wants
+    round: bool = False  # something else below is wanted above too
+
+
+def capture(model: nn.Module, inputs: Inputs) -> HookedModule:
+    """Record the calls of one training step.
+
+    Raises:
+        DniFxError: If the model does not run on the inputs.
+        CaptureError: If it has no submodule, or gives nothing that carries gradient.
+        NoLegalCutError: If none of its submodules ends where it can be cut.
+    """
+    with preserved(model), torch.enable_grad():
+        model.train()
+        fresh = inputs.map(lambda t: t.detach().clone())
+        calls, output = _record(model, fresh)
+        roots = [t.grad_fn for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn is not None]
+        if not roots or not calls:
+            raise CaptureError("the model calls no submodule, or gives nothing that carries gradient")
+        used = _follow(roots, calls)
+        net = _module(model, calls, used)
+        written = any(v._version != n for c in calls for v, n in zip(_tensors(c.leaves), c.versions, strict=True))
+    net.__dict__["dni_written"] = written
+    if all(position.obstacle for position in partition.positions(costs.dataflow(net.graph))):
+        raise NoLegalCutError(
+            "no submodule ends where its outputs are all that carries gradient on: give a part of forward, such as a "
+            "block with its skip connection, a module of its own"
+        )
+    return net
+
+
+def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
+    calls: list[_Call] = []
+    counts: Counter[str] = Counter()
+    around: list[tuple[str, str]] = []
+    names = {module: name for name, module in model.named_modules() if name}
+    counter = FlopCounterMode(display=False)
+
+    def enter(module: nn.Module, _args: Any) -> None:
+        name = names[module]
+        call = f"{name}@{counts[name]}" if counts[name] else name
+        counts[name] += 1
+        around.append((call, type(module).__name__))
+
+    def leave(module: nn.Module, _args: Any, output: Any) -> None:
+        call, cls = around[-1]
+        scope = tuple(around)
+        around.pop()
+        if not torch.is_grad_enabled():
+            return
+        leaves = pytree.tree_leaves(output)
+        made_by = [(t.grad_fn, t.output_nr) if isinstance(t, Tensor) else (None, 0) for t in leaves]
+        versions = [t._version for t in _tensors(leaves)]
+        number = int(call.split("@")[1]) if "@" in call else 0
+        flops = counter.get_total_flops()
+        calls.append(_Call(names[module], number, cls, scope, leaves, made_by, versions, _sequence(), flops))
+
+    handles = [m.register_forward_pre_hook(enter) for m in names]
+    handles += [m.register_forward_hook(leave) for m in names]
+    try:
+        with counter:
+            output = model(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        raise DniFxError(f"the model does not run on the example inputs: {first_line(error)}") from None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, output
+
+
+def _sequence() -> int:
+    """Autograd numbers its nodes as they are made: the next number."""
+    marker: Any = torch.zeros((), requires_grad=True).clone().grad_fn
+    return int(marker._sequence_nr())
+
+
+def _follow(roots: list[Any], calls: list[_Call]) -> list[set[int]]:
+    """Walk autograd's graph: mark what is alive after each call; return the parameters used up to each call and after.
+
+    Returns:
+        For every call, and for what follows the last, ids of the parameters used since the call before.
+    """
+    last_use: dict[tuple[Any, int], int] = {}
+    used: list[set[int]] = [set() for _ in range(len(calls) + 1)]
+    ends = [call.until for call in calls]
+    seen = set(roots)
+    stack = list(roots)
+    for root in roots:
+        last_use[root, 0] = ends[-1] + 1
+    while stack:
+        node = stack.pop()
+        number = node._sequence_nr()
+        for source, output in node.next_functions:
+            if source is None:
+                continue
+            if hasattr(source, "variable"):  # a parameter
+                used[bisect.bisect_left(ends, number)].add(id(source.variable))
+                continue
+            last_use[source, output] = max(last_use.get((source, output), -1), number)
+            if source not in seen:
+                seen.add(source)
+                stack.append(source)
+    _mark_alive(calls, last_use)
+    return used
+
+
+def _mark_alive(calls: list[_Call], last_use: dict[tuple[Any, int], int]) -> None:
+    """Sweep over the calls with the set of values made below and wanted above."""
+    made = sorted(last_use, key=lambda edge: edge[0]._sequence_nr())
+    alive: set[tuple[Any, int]] = set()
+    place = 0
+    for call in calls:
+        while place < len(made) and made[place][0]._sequence_nr() < call.until:
+            alive.add(made[place])
+            place += 1
+        alive = {edge for edge in alive if last_use[edge] >= call.until}
+        call.alive = [i for i, edge in enumerate(call.made_by) if edge in alive]
+        call.round = bool(alive - {call.made_by[i] for i in call.alive})
+
+
+def _module(model: nn.Module, calls: list[_Call], used: list[set[int]]) -> HookedModule:
+    """The record as a graph: a chain of calls, of which each uses what the one before gave."""
+    graph = fx.Graph()
+    names = {id(p): name for name, p in model.named_parameters()}
+    start = graph.placeholder("inputs")
+    start.meta["dni"] = NodeMeta()
+    last: tuple[fx.Node, ...] = (start,)
+    outputs: dict[str, Output] = {}
+    flops = 0
+    for call, ids in zip(calls, used, strict=False):
+        node = graph.call_module(call.name, last)
+        parameters = tuple(names[i] for i in ids if i in names)
+        node.meta["dni"] = _record_of(call, parameters, call.flops - flops)
+        flops = call.flops
+        if len(call.leaves) == 1 and call.alive:
+            last = (node,)
+            _describe(node, call.leaves[0])
+            outputs[node.name] = Output(call.name, call.number, 0)
+        else:
+            last = tuple(_element(graph, node, call, i) for i in call.alive) or (node,)
+            outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.alive, strict=False)}
+        if call.round:
+            meta.of(last[-1]).obstacle = "what carries gradient goes round it, which the front end modules cannot cut"
+    graph.output(last).meta["dni"] = NodeMeta(parameters=tuple(names[i] for i in used[-1] if i in names))
+    net = adopt(model, graph, base=HookedModule)
+    assert isinstance(net, HookedModule)
+    net.__dict__["dni_outputs"] = outputs
+    return net
+
+
+def _record_of(call: _Call, parameters: tuple[str, ...], flops: int) -> NodeMeta:
+    return NodeMeta(
+        flops=flops,
+        parameters=parameters,
+        carries_gradient=bool(call.alive),
+        bytes=sum(t.numel() * t.element_size() for t in _tensors(call.leaves)),
+        scope=tuple(name for name, _ in call.scope),
+        classes=tuple(cls for _, cls in call.scope),
+    )
+
+
+def _element(graph: fx.Graph, node: fx.Node, call: _Call, leaf: int) -> fx.Node:
+    """One tensor of a call that gives several values."""
+    element = graph.call_function(operator.getitem, (node, leaf))
+    element.meta["dni"] = NodeMeta(carries_gradient=True, scope=meta.of(node).scope, classes=meta.of(node).classes)
+    _describe(element, call.leaves[leaf])
+    return element
+
+
+def _describe(node: fx.Node, tensor: Tensor) -> None:
+    record = meta.of(node)
+    record.shape, record.dtype, record.device = tuple(tensor.shape), tensor.dtype, tensor.device
+    record.axis = 1 if tensor.dim() in (4, 5) else -1
+    node.meta["val"] = tensor.detach().to("meta")
+
+
+# -------------------------------------------------------------------------------------------- auto cuts
+def longest_container(net: HookedModule) -> set[str]:
+    """Nodes that end a call of a child of the Sequential or ModuleList that has most children called."""
+    ends: dict[str, dict[str, str]] = {}
+    for name, output in net.__dict__["dni_outputs"].items():
+        parent, _, _ = output.module.rpartition(".")
+        if parent and isinstance(net.get_submodule(parent), nn.Sequential | nn.ModuleList):
+            ends.setdefault(parent, {})[f"{output.module}@{output.call}"] = name
+    return set(max(ends.values(), key=len).values()) if ends else set()
