@@ -7,7 +7,7 @@ as backpropagation does; told nothing, no gradient may reach the parameters belo
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,10 @@ def _uncut(net: DecoupledModule, inputs: Inputs) -> DecoupledModule:
     if isinstance(net, hooking.HookedModule):
         return hooking.capture(api.restore(net), inputs)
     graph = plain(net)
-    costs.annotate(graph, inputs)
+    if any("dni" not in node.meta for node in graph.graph.nodes):  # it was loaded from a folder
+        costs.annotate(graph, inputs)
+    for node in graph.graph.nodes:
+        node.meta["dni"] = replace(meta.of(node), segment=None)
     return graph
 
 

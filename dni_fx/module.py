@@ -335,7 +335,7 @@ def plain(net: DecoupledModule) -> DecoupledModule:
     result: DecoupledModule = _base(net)(nn.Module(), fx.Graph(), type(net).__name__)
     share_state(net, result, without="dni")
     graph = fx.Graph()
-    graph.output(graph.graph_copy(net.graph, {}))
+    graph.output(graph.graph_copy(net.graph, {})).meta = dict(net.graph.output_node().meta)
     result.graph = graph
     RemoveDni()(result)
     result.graph.lint()

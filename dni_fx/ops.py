@@ -6,6 +6,7 @@ not, so one learning rate suits every batch size. It is divided by the batch siz
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,18 @@ def batch_size(activation: Tensor) -> int:
     return activation.shape[0] if activation.dim() > 1 else 1
 
 
+_WITNESSES = 4  # gradients of a segment that are looked at, to see later whether they were erased
+
+
+@dataclass
+class Accumulated:
+    """A gradient at the end of a local backward pass."""
+
+    parameter: nn.Parameter
+    version: int
+    nonzero: Tensor | None = None
+
+
 class Segment(nn.Module):
     """The parameters of one segment. Holds them without owning them: state_dict does not list them twice."""
 
@@ -33,9 +46,12 @@ class Segment(nn.Module):
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         self.__dict__["held"] = tuple(parameters)
 
-    def accumulated(self) -> list[tuple[nn.Parameter, int]]:
-        """Parameters that have a gradient, with the version of that gradient."""
-        return [(p, p.grad._version) for p in self.__dict__["held"] if p.grad is not None]
+    def accumulated(self) -> list[Accumulated]:
+        """What the parameters have for a gradient now; of the smallest ones, also whether it is zero."""
+        found = [Accumulated(p, p.grad._version) for p in self.__dict__["held"] if p.grad is not None]
+        for one in sorted(found, key=lambda a: a.parameter.numel())[:_WITNESSES]:
+            one.nonzero = one.parameter.grad.any()  # type: ignore[union-attr]  # stays on the device: nobody waits
+        return found
 
 
 # ------------------------------------------------------------------------------------- unlock="none"
@@ -93,7 +109,7 @@ class _Boundary(torch.autograd.Function):
     """Hands a detached activation on; what comes back is the synthesizer's target."""
 
     @staticmethod
-    def forward(ctx: Any, detached: Tensor, prediction: Tensor, accumulated: list[tuple[nn.Parameter, int]]) -> Tensor:
+    def forward(ctx: Any, detached: Tensor, prediction: Tensor, accumulated: list[Accumulated]) -> Tensor:
         ctx.batch = batch_size(detached)
         ctx.accumulated = accumulated
         ctx.save_for_backward(prediction)
@@ -103,18 +119,21 @@ class _Boundary(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor, None]:
         (prediction,) = ctx.saved_tensors
-        _check_not_erased(ctx.accumulated, prediction)
+        _check_not_erased(ctx.accumulated)
         synthetic = prediction / ctx.batch
         return None, synthetic - target.to(synthetic.dtype), None
 
 
-def _check_not_erased(accumulated: list[tuple[nn.Parameter, int]], prediction: Tensor) -> None:
-    erased = any(parameter.grad is None for parameter, _ in accumulated)
+def _check_not_erased(accumulated: list[Accumulated]) -> None:
+    erased = any(one.parameter.grad is None for one in accumulated)
     if not erased:
         # zero_grad(set_to_none=False) leaves zeros. Look at values only where something wrote to them: on a
-        # GPU a look waits for the device. Where the prediction was zero, there was nothing to erase.
-        written = [p.grad for p, version in accumulated if p.grad is not None and p.grad._version != version]
-        erased = bool(written) and bool(prediction.any()) and not any(bool(g.any()) for g in written)
+        # GPU a look waits for the device. A gradient that was zero before tells nothing.
+        witnesses = [(one.nonzero, one.parameter.grad, one.version) for one in accumulated]
+        now = [
+            g for was, g, version in witnesses if was is not None and g is not None and g._version != version and was
+        ]
+        erased = bool(now) and not any(bool(g.any()) for g in now)
     if erased:
         raise BackwardOrderError(
             "zero_grad() was called between the forward and the backward pass, and erased gradients that "
