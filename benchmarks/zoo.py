@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,10 @@ def examine(name: str) -> Row:
     signal.signal(signal.SIGALRM, _give_up)
     signal.alarm(LIMIT)
     try:
-        model, args, kwargs = models()[name]()
+        try:
+            model, args, kwargs = models()[name]()
+        except ImportError as error:
+            return Row(name, "not installed", why=str(error).split("\n")[0])
         start = time.perf_counter()
         net = dni_fx.transform(model, args, example_kwargs=kwargs)
         middle = time.perf_counter()
@@ -95,7 +99,7 @@ def table(rows: list[Row]) -> str:
         f"({100 * counts['passed'] / len(rows):.1f} % pass). "
         f"Front ends of those that pass: {', '.join(f'{name} {n}' for name, n in used.most_common())}.",
         "",
-        "| model | outcome | front end | nodes | segments | transform s | check s | why not an earlier front end, or what failed |",
+        "| model | outcome | front end | nodes | segments | transform s | check s | what failed, or why no earlier front end |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -114,12 +118,10 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [name for name in models() if fnmatch.fnmatch(name, arguments.only)]
     rows = []
-    with ProcessPoolExecutor(arguments.jobs, max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
         for row in pool.map(examine, names):
-            print(
-                f"{row.name:40} {row.outcome:8} {row.frontend:8} {row.transform:6.1f} {row.check:6.1f}  {row.why[:300]}",
-                flush=True,
-            )
+            seconds = f"{row.transform:6.1f} {row.check:6.1f}"
+            print(f"{row.name:40} {row.outcome:8} {row.frontend:8} {seconds}  {row.why[:300]}", flush=True)
             rows.append(row)
             arguments.output.write_text(table(rows), encoding="utf-8")
 

@@ -1,5 +1,8 @@
 """Models that the tests cut: small, each with one thing that is hard."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,3 +100,45 @@ class Recurrent(nn.Module):
         y, (h, _) = self.lstm(x)
         z, _ = self.gru(y)
         return {"logits": self.head(z), "state": h}
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 4),
+    )
+
+
+def _cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(64, 4),
+    )
+
+
+X = torch.rand(5, 6)
+CASES: list[tuple[str, Callable[[], nn.Module], tuple[torch.Tensor, ...], Any]] = [
+    ("mlp", _mlp, (X,), 3),
+    ("mlp-two", _mlp, (X,), "auto"),
+    ("cnn", _cnn, (torch.rand(5, 1, 8, 8),), "auto"),
+    ("resnet", ResNet, (X,), "every:Residual"),
+    ("resnet-inside", ResNet, (X,), ["blocks.0.first", "blocks.1.second", "blocks.2"]),
+    ("long-skip", LongSkip, (X,), ["tanh", "tanh_1", "tanh_2"]),
+    ("written-above", WrittenAbove, (X,), ["a", "b"]),
+    ("tied", Tied, (torch.randint(0, 10, (5, 7)), torch.rand(5, 7)), ["tanh", "mul"]),
+    ("recurrent", Recurrent, (torch.rand(5, 4, 5),), ["lstm", "gru"]),
+]
+IDS = [case[0] for case in CASES]

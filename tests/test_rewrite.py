@@ -8,55 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LongSkip, Recurrent, ResNet, Tied, WrittenAbove
+from conftest import CASES, IDS
 from oracle import Told, gradients, loss_of, tell_truth
 from torch import nn
 
 import dni_fx
-
-torch.set_default_dtype(torch.float32)
-
-
-def _mlp() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(6, 8),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Linear(8, 8),
-        nn.ReLU(),
-        nn.Linear(8, 8),
-        nn.ReLU(),
-        nn.Linear(8, 4),
-    )
-
-
-def _cnn() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Conv2d(4, 4, 3, padding=1),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.Flatten(),
-        nn.Linear(64, 4),
-    )
-
-
-X = torch.rand(5, 6)
-CASES: list[tuple[str, Callable[[], nn.Module], tuple[torch.Tensor, ...], Any]] = [
-    ("mlp", _mlp, (X,), 3),
-    ("mlp-two", _mlp, (X,), "auto"),
-    ("cnn", _cnn, (torch.rand(5, 1, 8, 8),), "auto"),
-    ("resnet", ResNet, (X,), "every:Residual"),
-    ("resnet-inside", ResNet, (X,), ["blocks.0.first", "blocks.1.second", "blocks.2"]),
-    ("long-skip", LongSkip, (X,), ["tanh", "tanh_1", "tanh_2"]),
-    ("written-above", WrittenAbove, (X,), ["a", "b"]),
-    ("tied", Tied, (torch.randint(0, 10, (5, 7)), torch.rand(5, 7)), ["tanh", "mul"]),
-    ("recurrent", Recurrent, (torch.rand(5, 4, 5),), ["lstm", "gru"]),
-]
-IDS = [case[0] for case in CASES]
 
 
 def _build(case: Any, unlock: str, **options: Any) -> tuple[nn.Module, Any, Callable[[nn.Module], Any]]:

@@ -411,7 +411,9 @@ class BakedFactor(Base):
         return self.above(self.a(x)) / rows(x)
 
 
-@pytest.mark.parametrize(("model", "text"), [(BakedShape(), "fails for another batch size"), (BakedFactor(), "differ from")])
+@pytest.mark.parametrize(
+    ("model", "text"), [(BakedShape(), "fails for another batch size"), (BakedFactor(), "differ from")]
+)
 def test_a_batch_size_that_the_trace_bakes_in_is_refused(model: nn.Module, text: str) -> None:
     with pytest.raises(CaptureError, match=text) as caught:
         dni_fx.transform(model, X, frontend="fx")
