@@ -7,12 +7,14 @@ Everything is built from configuration, nothing is downloaded. A model passes if
 """
 
 import argparse
+import contextlib
 import fnmatch
+import importlib
 import signal
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -74,6 +76,22 @@ def examine(name: str) -> Row:
     return row
 
 
+def apart(name: str) -> Row:
+    """`examine` in a process of its own, which may crash."""
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(examine(name)))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return Row(name, "failed", why=f"the process ended with code {process.exitcode}")
+    finally:
+        process.join()
+
+
 def _give_up(*_: Any) -> None:
     raise TimeoutError(f"more than {LIMIT} s")
 
@@ -99,7 +117,7 @@ def table(rows: list[Row]) -> str:
         f"({100 * counts['passed'] / len(rows):.1f} % pass). "
         f"Front ends of those that pass: {', '.join(f'{name} {n}' for name, n in used.most_common())}.",
         "",
-        "| model | outcome | front end | nodes | segments | transform s | check s | what failed, or why no earlier front end |",
+        "| model | outcome | front end | nodes | segments | transform s | check s | what failed, or why not earlier |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -116,10 +134,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    for package in ("transformers", "monai.networks.nets"):  # once, before the processes part
+        with contextlib.suppress(ImportError):
+            importlib.import_module(package)
     names = [name for name in models() if fnmatch.fnmatch(name, arguments.only)]
     rows = []
-    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-        for row in pool.map(examine, names):
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for row in pool.map(apart, names):
             seconds = f"{row.transform:6.1f} {row.check:6.1f}"
             print(f"{row.name:40} {row.outcome:8} {row.frontend:8} {seconds}  {row.why[:300]}", flush=True)
             rows.append(row)

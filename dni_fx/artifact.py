@@ -52,7 +52,7 @@ def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> No
             shutil.copyfile(path, aside / f"{name}.py")
         (aside / "plan.json").write_text(net.dni.plan.to_json(), encoding="utf-8")
         (aside / "graph.diff").write_text(diff(plain(net), net).to_text(), encoding="utf-8")
-        save_file({name: _own(t) for name, t in _tensors(net).items()}, aside / "weights.safetensors")
+        save_file(_apart(_tensors(net)), aside / "weights.safetensors")
 
 
 def check_destination(folder: Path, *, force: bool) -> None:
@@ -107,11 +107,17 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """Memory of its own: the file format takes no views into shared memory."""
-    tensor = tensor.detach().contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole else tensor.clone()
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own: the file format takes no views into shared memory."""
+    taken: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        memory = tensor.untyped_storage()
+        whole = memory.nbytes() == tensor.numel() * tensor.element_size()
+        apart[name] = tensor if whole and memory.data_ptr() not in taken else tensor.clone()
+        taken.add(memory.data_ptr())
+    return apart
 
 
 # ------------------------------------------------------------------------------------------------ load

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dni_fx import api, artifact, costs, hooking, meta, ops
 from dni_fx.errors import DniFxError, first_line
@@ -26,7 +27,8 @@ from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer
 __all__ = ["Check", "Report", "Told", "check"]
 
 # Of a gradient's largest entry. Models that compute in float32 inside differ by more than float64 resolves.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.complex64: 2e-3}
+_TOLERANCE |= {torch.float16: 5e-2, torch.bfloat16: 5e-2}
 _SEED = 7_302_516_490
 _RATE = 1e-3
 
@@ -115,6 +117,19 @@ class _Step:
 
     outputs: list[Tensor]
     gradients: dict[str, Tensor]
+    narrow: bool  # something was computed in 16 bits
+
+
+class _Narrow(TorchDispatchMode):
+    """Sees whether anything is computed in 16 bits: an autocast block may be hidden in any module."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        leaves = pytree.tree_leaves(result)
+        self.seen |= any(isinstance(t, Tensor) and t.dtype in (torch.float16, torch.bfloat16) for t in leaves)
+        return result
 
 
 class _State:
@@ -149,6 +164,7 @@ class _State:
             uncut = _uncut(self.exact, self.precise)
             made = api.rewrite(uncut, self.exact.dni.plan, synthesizer=Told, **settings)
         for name, synthesizer in _synthesizers(made):
+            synthesizer.double()  # its one parameter, whatever dtype the model had when it was planned
             if say is not None and name in self.truth:
                 synthesizer.told = say(name, self.truth[name] * ops.batch_size(self.truth[name]))
         return made
@@ -205,13 +221,14 @@ def _step(net: nn.Module, inputs: Inputs, **context: Any) -> _Step:
         net.train()
         net.zero_grad()
         torch.manual_seed(_SEED)
-        outputs = _outputs(net, inputs, **context)
+        with _Narrow() as narrow:  # type: ignore[no-untyped-call]
+            outputs = _outputs(net, inputs, **context)
         heads = [o for o in outputs if o.requires_grad]
         torch.manual_seed(_SEED)
         torch.autograd.backward(heads, [torch.randn_like(h) / ops.batch_size(h) for h in heads])
         gradients = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
         net.zero_grad()
-        return _Step([o.detach() for o in outputs], gradients)
+        return _Step([o.detach() for o in outputs], gradients, narrow.seen)
 
 
 def _outputs(net: nn.Module, inputs: Inputs, **context: Any) -> list[Tensor]:
@@ -231,24 +248,29 @@ def _context(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:
 
 
 # ----------------------------------------------------------------------------------------------- comparing
-def _close(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[bool, str]:
-    """Whether two sets of tensors agree: the largest difference, as a share of the tensor's largest entry."""
+def _close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool = False) -> tuple[bool, str]:
+    """Whether two sets of tensors agree: the largest difference, as a share of the tensor's largest entry.
+
+    Args:
+        narrow: They were computed in 16 bits, whatever they are now.
+    """
     missing = sorted(n for n in got.keys() ^ expected.keys() if (got | expected)[n].any())
     if missing:
         return False, f"{missing[0]} is in one of them only"
     largest = max((float(t.abs().max()) for t in expected.values() if t.numel()), default=0.0)
-    worst, where, dtype = 0.0, "", torch.float64
+    worst, where, dtypes = 0.0, "", {torch.bfloat16 if narrow else torch.float64}
     for name in got.keys() & expected.keys():
         one, other = got[name], expected[name]
         if one.shape != other.shape:
             return False, f"{name} has shape {list(one.shape)}, not {list(other.shape)}"
-        dtype = dtype if other.dtype in (torch.float64, torch.complex128) else torch.float32
+        dtypes.add(other.dtype)
         if not one.numel() or torch.equal(one, other):
             continue
         error = float((one - other).abs().max() / (other.abs().max() + 1e-3 * largest))
         if not error <= worst:  # NaN too
             worst, where = error, f" at {name}"
-    return worst <= _TOLERANCE[dtype], f"off by {worst:.1e}{where}" if worst else "exact"
+    tolerance = max(_TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
+    return worst <= tolerance, f"off by {worst:.1e}{where}" if worst else "exact"
 
 
 def _named(outputs: list[Tensor]) -> dict[str, Tensor]:
@@ -270,14 +292,14 @@ def _train_step(state: _State) -> tuple[bool, str]:
     captured = _step(_uncut(state.net, state.inputs), state.inputs)
     model = _step(state.model, state.inputs)
     cut = _step(state.net, state.inputs, **_context(state.net, state.inputs))
-    passed, figure = _close(_named(cut.outputs), _named(model.outputs))
-    return _close(captured.gradients, model.gradients) if passed else (passed, figure)
+    passed, figure = _close(_named(cut.outputs), _named(model.outputs), narrow=model.narrow)
+    return _close(captured.gradients, model.gradients, narrow=model.narrow) if passed else (passed, figure)
 
 
 def _oracle(state: _State) -> tuple[bool, str]:
     ours = _step(state.told(state.unlock, lambda _, truth: truth), state.precise)
     for got in (state.through, ours):
-        passed, figure = _close(_own(got.gradients), state.backprop.gradients)
+        passed, figure = _close(_own(got.gradients), state.backprop.gradients, narrow=got.narrow)
         if not passed:
             break
     return passed, f"{str(state.dtype).removeprefix('torch.')}: {figure}"
@@ -295,6 +317,7 @@ def _isolation(state: _State) -> tuple[bool, str]:
     passed, figure = _close(
         {n: g for n, g in found.items() if n in alone},
         {n: g for n, g in state.backprop.gradients.items() if n in alone},
+        narrow=state.backprop.narrow,
     )
     return passed, f"{len(below - above)} parameters below the last cut get none; above it: {figure}"
 
@@ -316,7 +339,7 @@ def _unlocks(state: _State) -> tuple[bool, str]:
         _step(state.told(unlock, lambda name, truth: said[name].to(truth)), state.precise).gradients
         for unlock in ("none", "backward")
     ]
-    return _close(*found)
+    return _close(*found, narrow=state.backprop.narrow)
 
 
 def _keys(state: _State) -> tuple[bool, str]:
@@ -340,22 +363,24 @@ def _round_trip(state: _State) -> tuple[bool, str]:
         except DniFxError:  # it says that it needs the model
             again = artifact.load(Path(folder, "net"), model=copy.deepcopy(state.model))
     before, after = (_step(one, state.inputs, **context) for one in (net, again))
-    passed, figure = _close(_named(after.outputs), _named(before.outputs))
-    return _close(after.gradients, before.gradients) if passed else (passed, figure)
+    passed, figure = _close(_named(after.outputs), _named(before.outputs), narrow=before.narrow)
+    return _close(after.gradients, before.gradients, narrow=before.narrow) if passed else (passed, figure)
 
 
 def _moves(state: _State) -> tuple[bool, str]:
     """Several steps, since what a synthesizer says is zero at first, and reaches one cut further down at each."""
     net, context = copy.deepcopy(state.exact), _context(state.exact, state.precise)
     wanted = {name for name, gradient in state.backprop.gradients.items() if gradient.any()}
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    reached: set[str] = set()
     optimizer = torch.optim.Adam(net.parameters(), _RATE)
     for _ in range(2 * len(net.dni.plan.cuts) + 2):
         gradients = _step(net, state.precise, **context).gradients
         for name, parameter in net.named_parameters():
             parameter.grad = gradients.get(name)
         optimizer.step()
-    stuck = [name for name, p in net.named_parameters() if name in wanted and torch.equal(p, before[name])]
+        # Not whether its value changed: a gradient may be too small to change it, for backprop too.
+        reached |= {name for name, gradient in gradients.items() if gradient.any()}
+    stuck = sorted(wanted - reached)
     return not stuck, f"{stuck[0]} does not move" if stuck else f"{len(wanted)} of {len(wanted)} parameters"
 
 

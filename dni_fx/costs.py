@@ -36,6 +36,7 @@ class _Annotator(fx.Interpreter):
         self.seen: set[int] = set()  # storages that have been counted
         self.names = {id(p): name for name, p in module.named_parameters()}
         self.storage_ids: dict[int, int] = {}
+        self.living: dict[int, list[fx.Node]] = {}  # the nodes whose values are in each storage
 
     def run_node(self, n: fx.Node) -> Any:
         read = _tensors([self.env[i] for i in n.all_input_nodes if i in self.env])
@@ -65,7 +66,19 @@ class _Annotator(fx.Interpreter):
         if n.target is torch.amp.autocast_mode._enter_autocast:
             record.obstacle = "an autocast block is open there"
         n.meta["dni"], n.meta["val"] = record, value
+        for storage in storages:
+            self.living.setdefault(storage, []).append(n)
+        if record.mutates and any(t.requires_grad for t in read):
+            self._spread_gradient(n, record.mutates)
         return value
+
+    def _spread_gradient(self, writer: fx.Node, written: frozenset[int]) -> None:
+        """A write of what carries gradient makes every value in that memory carry it."""
+        for node in {n: None for storage in written for n in self.living[storage]}:
+            record = meta.of(node)
+            carries = any(t.requires_grad for t in _tensors(node.meta["val"]) if not isinstance(t, nn.Parameter))
+            if carries and not record.carries_gradient and node is not writer:
+                record.carries_gradient, record.gains = True, writer.name
 
     def _storage(self, tensor: Tensor) -> int:
         # Numbered in order of appearance. `env` keeps every value alive, so no address is used twice.
@@ -183,8 +196,8 @@ def dataflow(graph: fx.Graph) -> "nx.DiGraph[str]":
 
     Node attributes: `weight` (FLOPs), `size` (bytes that cross a cut), `parameters` (how many trainable ones it
     uses), `matrix` (one of them is no vector), `crosses` (must get a synthesizer at a cut between it and its users),
-    `legal` (it can get one), `tuple` (it is no single tensor), `kind` (for messages), `storages` and `mutates`, and
-    `obstacle` (why there can be no cut between it and its users).
+    `legal` (it can get one), `tuple` (it is no single tensor), `kind` (for messages), `storages` and `mutates`,
+    `obstacle` (why there can be no cut between it and its users), and `gains` (the node whose write makes it cross).
     """
     flow: nx.DiGraph[str] = nx.DiGraph()
     owner: Any = graph.owning_module
@@ -203,6 +216,7 @@ def dataflow(graph: fx.Graph) -> "nx.DiGraph[str]":
             size=_size(node),
             kind=_kind(record),
             obstacle=record.obstacle,
+            gains=record.gains,
             tuple=record.shape is None,
         )
         flow.add_edges_from((source.name, node.name) for source in node.all_input_nodes)

@@ -102,7 +102,7 @@ def code_lines(graph: fx.Graph) -> list[str]:
     lines = graph.python_code("self").src.splitlines()
     clean = [re.sub(r";  [\w, =]+ = None$", "", line.rstrip()) for line in lines]
     named = [re.sub(r"\bdni_fx_ops_(\w+)", r"dni_fx.ops.\1", line) for line in clean]
-    return [line for line in named if line.strip()]
+    return [line for line in named if line.strip() and not line.startswith("torch.fx._symbolic_trace.wrap(")]
 
 
 def _compare(before: list[str], after: list[str], plan: Plan) -> GraphDiff:

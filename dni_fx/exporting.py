@@ -6,6 +6,7 @@ captures is one mode for ever, so in eval mode the original model runs.
 
 import contextlib
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -80,7 +81,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     )
     for free in choices:
         shapes = _shapes(model, args, kwargs, free)
-        with preserved(model), _quiet():
+        with preserved(model), _quiet(), fx.traceback.preserve_node_meta():
             model.train()
             try:
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -102,8 +103,8 @@ def _shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fre
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export warns and logs at length about what is then compared with eager anyway."""
-    with warnings.catch_warnings():
+    """torch.export warns, logs and prints at length about what is then compared with eager anyway."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:
@@ -161,6 +162,8 @@ def _inline(module: fx.GraphModule, node: fx.Node, *, autocast: bool) -> None:
     region: Any = module.get_submodule(str(body.target))
     first = list(graph.nodes)
     with graph.inserting_before(node):
+        if not autocast and not settings[0]:  # no_grad: what nothing requires a gradient of gives none
+            inputs = [_detached(graph, value) for value in inputs]
         entered = graph.call_function(torch.amp.autocast_mode._enter_autocast, settings) if autocast else None
         values: dict[fx.Node, Any] = {}
         copied: Any = ()
@@ -175,8 +178,6 @@ def _inline(module: fx.GraphModule, node: fx.Node, *, autocast: bool) -> None:
                 values[inner] = graph.node_copy(inner, lambda n: values[n])
         if entered is not None:
             graph.call_function(torch.amp.autocast_mode._exit_autocast, (entered,))
-        elif not settings[0]:  # no_grad
-            copied = [graph.call_function(torch.ops.aten.detach.default, (value,)) for value in copied]
     known = set(first)
     for new in graph.nodes:
         if new not in known:
@@ -187,6 +188,11 @@ def _inline(module: fx.GraphModule, node: fx.Node, *, autocast: bool) -> None:
     graph.erase_node(node)
     if not body.users:
         graph.erase_node(body)
+
+
+def _detached(graph: fx.Graph, value: Any) -> Any:
+    is_tensor = isinstance(value, fx.Node) and isinstance(value.meta.get("val", value), Tensor | fx.Node)
+    return graph.call_function(torch.ops.aten.detach.default, (value,)) if is_tensor else value
 
 
 def _lift(module: fx.GraphModule, region: nn.Module, inner: fx.Node, body: fx.Node) -> fx.Node:

@@ -9,6 +9,7 @@ from dni_fx import costs, exporting, hooking, tracing
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule
+from dni_fx.passes.unpack_tuples import UnpackTuples
 from dni_fx.verify import runs, verify
 
 __all__ = ["FRONTENDS", "capture", "check_frontend"]
@@ -84,6 +85,11 @@ def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool) -> 
         if compare:
             verify(model, net, inputs)
         costs.annotate(net, inputs)
+        unpacked = UnpackTuples()(net)
+        if unpacked is not None and unpacked.modified:
+            costs.annotate(net, inputs)
+            if compare:
+                verify(model, net, inputs)
     return net
 
 

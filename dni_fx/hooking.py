@@ -20,10 +20,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from dni_fx import costs, meta, ops, partition
-from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, first_line
+from dni_fx.errors import CaptureError, NoLegalCutError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.meta import NodeMeta
-from dni_fx.module import DecoupledModule, adopt
+from dni_fx.module import DecoupledModule, adopt, call_original
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.preserve import preserved
 
@@ -53,12 +53,10 @@ class HookedModule(DecoupledModule):
 
 def _run_original(self: HookedModule, *args: Any, dni_context: Tensor | None = None, **kwargs: Any) -> Any:
     """Stands for `forward`."""
-    original = self.__dict__["dni_original"]
-    original.training = self.training
     if not (self.training and torch.is_grad_enabled() and hasattr(self, "dni")):
-        return original(*args, **kwargs)
+        return call_original(self, *args, **kwargs)
     with _hooks(self, dni_context):
-        return original(*args, **kwargs)
+        return call_original(self, *args, **kwargs)
 
 
 @contextmanager
@@ -157,8 +155,7 @@ def capture(model: nn.Module, inputs: Inputs) -> HookedModule:
     """Record the calls of one training step.
 
     Raises:
-        DniFxError: If the model does not run on the inputs.
-        CaptureError: If it has no submodule, or gives nothing that carries gradient.
+        CaptureError: If it does not run, has no submodule, or gives nothing that carries gradient.
         NoLegalCutError: If none of its submodules ends where it can be cut.
     """
     with preserved(model), torch.enable_grad():
@@ -169,8 +166,8 @@ def capture(model: nn.Module, inputs: Inputs) -> HookedModule:
         if not roots or not calls:
             raise CaptureError("the model calls no submodule, or gives nothing that carries gradient")
         used = _follow(roots, calls)
-        net = _module(model, calls, used)
         written = any(v._version != n for c in calls for v, n in zip(_tensors(c.leaves), c.versions, strict=True))
+    net = _module(model, calls, used)
     net.__dict__["dni_written"] = written
     if all(position.obstacle for position in partition.positions(costs.dataflow(net.graph))):
         raise NoLegalCutError(
@@ -216,7 +213,7 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
         with counter:
             output = model(*inputs.args, **inputs.kwargs)
     except Exception as error:
-        raise DniFxError(f"the model does not run on the example inputs: {first_line(error)}") from None
+        raise CaptureError(f"the model does not run while its calls are recorded: {first_line(error)}") from None
     finally:
         for handle in handles:
             handle.remove()

@@ -22,6 +22,7 @@ class NodeMeta:
     flops: int = 0  # forward
     parameters: tuple[str, ...] = ()  # trainable ones that this node uses
     carries_gradient: bool = False
+    gains: str = ""  # the node whose write into its memory made it carry gradient; empty: it did, or did not, all along
     storages: frozenset[int] = frozenset()  # the memory that the output's tensors live in
     mutates: frozenset[int] = frozenset()  # the memory that the node writes to
     axis: int = -1  # the feature axis of the output

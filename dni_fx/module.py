@@ -24,6 +24,7 @@ __all__ = [
     "DecoupledModule",
     "adopt",
     "build_dni",
+    "call_original",
     "hold_parameters",
     "plain",
     "rename",
@@ -179,13 +180,21 @@ class DecoupledModule(fx.GraphModule):
 
 def _call_flat(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Stands for `forward` where the graph is flat: takes and gives what the original model does."""
-    original = self.__dict__["dni_original"]
     context = {"dni_context": kwargs.pop("dni_context")} if "dni_context" in kwargs else {}
     if not self.training:
-        original.training = False
-        return original(*args, **kwargs)
-    tensors = self.calling.flatten(original.forward, args, kwargs)
+        return call_original(self, *args, **kwargs)
+    tensors = self.calling.flatten(self.__dict__["dni_original"].forward, args, kwargs)
     return self.calling.unflatten(self.flat(*tensors, **context))
+
+
+def call_original(net: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Run the model that `net` was made from, on what `net` holds."""
+    original: nn.Module = net.__dict__["dni_original"]
+    share_state(net, original, without="dni")
+    original.training = net.training
+    result = original(*args, **kwargs)
+    net._buffers.update(original._buffers)  # forward may have put others in their place
+    return result
 
 
 def _base(net: DecoupledModule) -> type[DecoupledModule]:
@@ -209,9 +218,10 @@ def _unpickle(
 
 
 class _Operators:
-    """Stands for `torch` while generated code is traced: every operator under `torch.ops` becomes one node.
+    """Stands for `torch` while generated code is traced: each call under `torch.ops` and `torch.amp` becomes one node.
 
-    They do not see proxies that are inside of lists by themselves.
+    Those do not see proxies by themselves where they are inside of lists. For a function of the person's own that was
+    not traced into, too.
     """
 
     def __init__(self, tracer: fx.Tracer, home: Any) -> None:
@@ -219,23 +229,36 @@ class _Operators:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.home, name)
-        return _Operators(self.tracer, found) if self.home is not torch or name == "ops" else found
+        return _Operators(self.tracer, found) if self.home is not torch or name in ("ops", "amp") else found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.tracer.create_proxy("call_function", self.home, args, kwargs)
 
 
 class _AllLeaves(fx.Tracer):
+    """Every module is a leaf, and every line that reads a parameter or buffer is one node."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names = names
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if isinstance(attr_val, Tensor) and id(attr_val) in self.names:
+            return self.create_proxy("get_attr", self.names[id(attr_val)], (), {})
+        return attr_val
 
 
 def retrace(module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
     """The graph of generated code, for the modules and attributes of `module`."""
-    tracer = _AllLeaves()
+    state = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    tracer = _AllLeaves({id(tensor): name for name, tensor in reversed(state)})
     code: Any = forward
-    operators = {**code.__globals__, "torch": _Operators(tracer, torch)}
-    traced = FunctionType(code.__code__, operators, "forward", code.__defaults__)
+    functions = {k: _Operators(tracer, v) for k, v in code.__globals__.items() if isinstance(v, FunctionType)}
+    names = {**code.__globals__, **functions, "torch": _Operators(tracer, torch)}
+    traced = FunctionType(code.__code__, names, "forward", code.__defaults__)
     shell = type("Shell", (nn.Module,), {"forward": traced})()
     shell.__dict__.update(module.__dict__)
     graph = tracer.trace(shell)

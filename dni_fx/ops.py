@@ -16,7 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx.errors import BackwardOrderError
 
-__all__ = ["Segment", "batch_size", "decouple", "inject", "specialised"]
+__all__ = ["Segment", "batch_size", "decouple", "inject", "specialised", "writable"]
 
 
 def batch_size(activation: Tensor) -> int:
@@ -178,6 +178,17 @@ def decouple(
     accumulated = segment.accumulated()
     boundary: Any = _Boundary.apply
     return tuple(boundary(h_in, p, accumulated) for h_in, p in zip(detached, predictions, strict=True))
+
+
+def writable(h: Tensor, prediction: Tensor | None) -> Tensor:
+    """A copy of what `decouple` handed on, for a segment that writes to it; `h` itself where nothing was cut.
+
+    Autograd lets nobody write to the view that `decouple` gives, and the synthesizer's saved input must not change.
+    """
+    if has_torch_function((h, prediction)):
+        traced: Tensor = handle_torch_function(writable, (h, prediction), h, prediction)
+        return traced
+    return h if prediction is None else h.clone()
 
 
 # ---------------------------------------------------------------------------------- any rewritten graph

@@ -50,7 +50,7 @@ def positions(flow: "nx.DiGraph[str]") -> list[Position]:
             if last_use[source] <= i:
                 alive.pop(source, None)
         crossing = tuple(n for n in alive if flow.nodes[n]["crosses"])
-        obstacle = _obstacle(flow, alive, crossing, i, last_write)
+        obstacle = _obstacle(flow, alive, crossing, i, last_write, order)
         if not obstacle and not 0 < below < total:
             obstacle = f"no trainable parameter is {'below' if below == 0 else 'above'} it"
         size = sum(flow.nodes[n]["size"] for n in crossing)
@@ -64,10 +64,13 @@ def _obstacle(
     crossing: tuple[str, ...],
     index: int,
     last_write: dict[int, int],
+    order: dict[str, int],
 ) -> str:
     for name in alive:
         if flow.nodes[name].get("obstacle"):
             return str(flow.nodes[name]["obstacle"])
+        if order.get(flow.nodes[name].get("gains", ""), -1) > index:
+            return f"{name} crosses it without gradient, and {flow.nodes[name]['gains']} writes one into it above"
     if not crossing:
         return "nothing that carries gradient crosses it"
     for name in crossing:

@@ -15,10 +15,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
     Values of parameters are not copied: nothing here runs an optimizer.
     """
-    modules = list(model.modules())
+    original = model.__dict__.get("dni_original")  # a rewritten model may run the one it was made from
+    modules = [*model.modules(), *([original] if original is not None else [])]
     attributes = [dict(m.__dict__) for m in modules]
     registries = [{k: dict(v) for k, v in a.items() if isinstance(v, dict)} for a in attributes]
-    buffers: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
+    buffers: list[tuple[Tensor, Tensor, bool]] = [(b, b.detach().clone(), b.requires_grad) for b in model.buffers()]
     grads = [(p, p.grad) for p in model.parameters()]
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"]
     try:
@@ -33,7 +34,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 held.clear()
                 held.update(content)
         with torch.no_grad():
-            for buffer, value in buffers:
+            for buffer, value, tracked in buffers:
+                if buffer.requires_grad and not tracked:  # something that carries gradient was written to it
+                    buffer.detach_()
                 buffer.copy_(value)
         for parameter, grad in grads:
             parameter.grad = grad

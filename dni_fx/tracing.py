@@ -70,10 +70,10 @@ class LeafTracer(fx.Tracer):
         for name, parameter in list(signature.parameters.items())[1:]:
             if parameter.kind is parameter.VAR_POSITIONAL:
                 values = bound.arguments.get(name, ())
-                bound.arguments[name] = tuple(self._argument(f"{name}_{i}", v) for i, v in enumerate(values))
+                bound.arguments[name] = tuple(self._argument(f"{name}_{i}", v, None) for i, v in enumerate(values))
             elif parameter.kind is parameter.VAR_KEYWORD:
                 extra = bound.arguments.get(name, {})
-                bound.arguments[name] = {k: self._argument(k, v) for k, v in extra.items()}
+                bound.arguments[name] = {k: self._argument(k, v, None) for k, v in extra.items()}
             elif name in bound.arguments:
                 bound.arguments[name] = self._argument(name, bound.arguments[name], parameter.default)
             else:

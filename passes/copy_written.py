@@ -5,7 +5,7 @@ import operator
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx import meta
+from dni_fx import meta, ops
 from dni_fx.meta import NodeMeta
 from dni_fx.passes.boundary import rewire, synthesizers_by_cut
 
@@ -13,10 +13,9 @@ __all__ = ["CopyWritten"]
 
 
 class CopyWritten(PassBase):
-    """Needs: `DecoupleCuts`. Leaves: a `clone` (role "copy") of each tensor whose memory the next segment writes to.
+    """Needs: `DecoupleCuts`. Leaves: an `ops.writable` (role "copy") of each tensor that the next segment writes to.
 
-    What `ops.decouple` returns is a view: autograd refuses to let it be written to, and the synthesizer's saved
-    input must not change either. `ops.inject` copies by itself.
+    `ops.inject` copies by itself.
     """
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -30,12 +29,14 @@ class CopyWritten(PassBase):
         for cut, predictions in synthesizers_by_cut(graph).items():
             decoupled = next(iter(predictions[0].users))
             for following in [n for n in decoupled.users if n.target is operator.getitem]:
-                value = decoupled.args[0][following.args[1]]  # type: ignore[index]
+                value, prediction = (decoupled.args[i][following.args[1]] for i in (0, 2))  # type: ignore[index]
                 assert isinstance(value, Node)
                 origin[following] = origin.get(value, value)
                 if meta.of(origin[following]).storages & written.get(cut + 1, frozenset()):
                     with graph.inserting_after(following):
-                        copied = graph.create_node("call_method", "clone", (following,), name=f"{following}_copy")
+                        arguments = (following, prediction)
+                        name = f"{following}_copy"
+                        copied = graph.create_node("call_function", ops.writable, arguments, name=name)
                     copied.meta["dni"] = NodeMeta(role="copy", segment=cut, cut=cut)
                     rewire(following, copied, cut)
                     origin[copied] = origin[following]

@@ -28,7 +28,7 @@ class RemoveDni(PassBase):
 
 def _replace(following: Node, value: Node) -> None:
     for user in list(following.users):
-        if user.op == "call_method" and user.target == "clone" and "_next" in user.name and "_copy" in user.name:
+        if user.target is ops.writable:
             _replace(user, value)
     following.replace_all_uses_with(value)
     following.graph.erase_node(following)
