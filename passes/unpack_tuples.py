@@ -7,13 +7,17 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
+from dni_fx import meta
+from dni_fx.meta import NodeMeta
+
 __all__ = ["UnpackTuples"]
 
 
 class UnpackTuples(PassBase):
-    """Needs: `node.meta["val"]`. Leaves: no node that uses a tuple of tensors but to take an element out of it.
+    """Needs: an annotated graph. Leaves: no node that uses a tuple of what carries gradient but to take an element out.
 
-    `return y, state` of an LSTM's state becomes `return y, (state[0], state[1])`. The new nodes are not annotated.
+    `return y, state` of an LSTM's state becomes `return y, (state[0], state[1])`. It has to be
+    annotated again.
     """
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -30,12 +34,14 @@ def _unpack(node: Node) -> bool:
     users = [user for user in node.users if user.target is not operator.getitem]
     if type(value) not in (tuple, list) or not users or not node.op.startswith("call_"):
         return False
+    if not meta.of(node).carries_gradient:
+        return False
     elements: list[Node] = []
     for index in range(len(value)):
         with node.graph.inserting_after(elements[-1] if elements else node):
             elements.append(node.graph.call_function(operator.getitem, (node, index)))
     for element, one in zip(elements, value, strict=True):
-        element.meta["val"] = one
+        element.meta |= {"val": one, "dni": NodeMeta(carries_gradient=True)}
         if "nn_module_stack" in node.meta:
             element.meta["nn_module_stack"] = node.meta["nn_module_stack"]
     whole = type(value)(elements)

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 torch.set_num_threads(1)  # threads that wait for each other make small tensors ten times slower on a busy machine
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=float, default=1, help="how many times as much to fuzz")
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers whichever tests run: a tiny ReLU net may be dead on some."""

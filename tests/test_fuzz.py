@@ -1,0 +1,251 @@
+"""Random models, random arguments, damaged files: all of check holds, and nothing ends in a traceback.
+
+`pytest tests/test_fuzz.py --fuzz 20` draws twenty times as many.
+"""
+
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from random_models import (
+    Add,
+    AddTo,
+    Again,
+    Conv,
+    Drop,
+    Linear,
+    Norm,
+    PlusTo,
+    Program,
+    RandomNet,
+    ReluTo,
+    Scale,
+    programs,
+    random_inputs,
+)
+from test_cli import run
+
+import dni_fx
+from dni_fx import costs, cutting, frontends, partition
+from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError
+from dni_fx.inputs import Inputs
+
+MODELS = {"auto": 1500, "modules": 400, "export": 120}
+
+
+def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
+    """Cut at one to three random legal places, in either mode, and check."""
+    net = RandomNet(program)
+    inputs = random_inputs(net)
+    choice = random.Random(seed)
+    try:
+        module = frontends.capture(net, Inputs(inputs), frontend)
+        flow = costs.dataflow(module.graph)
+        legal = [p for p in partition.positions(flow) if not p.obstacle]
+        if not legal:
+            return
+        places = sorted(choice.sample(legal, min(len(legal), choice.randint(1, 3))), key=lambda p: p.index)
+        used = module.__dict__["dni_frontend"]
+        plan = cutting.make_plan("RandomNet", module.graph, places, "fuzz", (), "fuzz", used)
+        unlock = choice.choice(["none", "backward"])
+        rewritten = dni_fx.transform(net, inputs, cuts=plan, frontend=frontend, unlock=unlock)
+    except (CaptureError, NoLegalCutError) as error:
+        assert frontend != "auto" or isinstance(error, NoLegalCutError) or "modules: no submodule" in str(error)
+        return
+    except DniFxError as error:
+        assert "no trainable parameter" in str(error)
+        return
+    failed = [(c.name, c.figure) for c in dni_fx.check(rewritten, inputs).checks if not c.passed]
+    assert not failed, (failed, [p.after for p in places], unlock, used)
+
+
+def _fuzz(frontend: str, share: float, factor: float) -> None:
+    settled = settings(
+        max_examples=max(1, int(MODELS[frontend] * share * factor)),
+        deadline=None,
+        derandomize=factor == 1,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    )
+
+    @settled
+    @given(programs(), st.integers(0, 10**6))
+    def holds(program: Program, seed: int) -> None:
+        torch.manual_seed(0)
+        check_cut_anywhere(program, frontend, seed)
+
+    holds()
+
+
+@pytest.mark.parametrize("frontend", ["auto", "modules", "export"])
+def test_a_few_random_models(frontend: str) -> None:
+    _fuzz(frontend, 0.02, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frontend", ["auto", "modules", "export"])
+def test_random_models(frontend: str, request: pytest.FixtureRequest) -> None:
+    _fuzz(frontend, 1, request.config.getoption("--fuzz"))
+
+
+FOUND = [  # what fuzzing has found: each was wrong once
+    Program((Linear(0, 4, 4), Add(0, 0), AddTo(3, 2), Linear(2, 4, 4), Add(3, 5), Linear(6, 4, 2)), (7,), "tensor"),
+    Program((Linear(0, 4, 4), Norm(2, 4, 2), Again(3, 3), Linear(4, 4, 2)), (5,), "tensor"),
+    Program((Linear(0, 4, 4), Norm(2, 4, 2), PlusTo(3, 3), Again(3, 3)), (4,), "tuple"),
+    Program((Conv(1, 3, 3), Drop(2), Scale(0, 4, 2), ReluTo(3)), (2,), "dict"),
+]
+
+
+@pytest.mark.parametrize("frontend", ["auto", "export"])
+@pytest.mark.parametrize("program", FOUND, ids=range(len(FOUND)))
+def test_what_was_found_before(program: Program, frontend: str) -> None:
+    """At every legal place."""
+    net = RandomNet(program)
+    inputs = random_inputs(net)
+    module = frontends.capture(net, Inputs(inputs), frontend)
+    used = module.__dict__["dni_frontend"]
+    for place in partition.positions(costs.dataflow(module.graph)):
+        if not place.obstacle:
+            plan = cutting.make_plan("RandomNet", module.graph, [place], "fuzz", (), "fuzz", used)
+            for unlock in ("none", "backward"):
+                rewritten = dni_fx.transform(net, inputs, cuts=plan, frontend=frontend, unlock=unlock)
+                report = dni_fx.check(rewritten, inputs)
+                assert report, (place.after, unlock, report)
+
+
+# ------------------------------------------------------------------------------------------- the command line
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+model = Net()
+example_inputs = torch.rand(3, 4)
+"""
+TARGETS = [
+    "net.py",
+    "net.py:Net",
+    "net.py:model",
+    "net.py:nothing",
+    "no.py",
+    "os.path:join",
+    "net",
+    "",
+    "out",
+    "net.py:",
+]
+WORDS = [
+    "auto",
+    "2",
+    "0",
+    "-1",
+    "a",
+    "tanh",
+    "b,a",
+    "every:Linear",
+    "every:",
+    "marked",
+    "out/plan.json",
+    "nan",
+    "1e9",
+    ",",
+]
+OPTIONS = ["--cuts", "--input", "--synthesizer", "--unlock", "--mix", "--classes", "--frontend", "--output", "--wrong"]
+VALUES = [
+    *WORDS,
+    "3x4",
+    "x=3x4",
+    "3x4:int64:0-5",
+    "3x",
+    "none",
+    "backward",
+    "linear",
+    "mlp",
+    "conv",
+    "fx",
+    "export",
+    "net.py",
+]
+FLAGS = ["--json", "--no-diff", "--no-verify", "--force", "-h"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    assert run(monkeypatch, "rewrite", "net.py", "-o", "out", "--cuts", "a") == 0
+    return tmp_path
+
+
+def _fine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
+    capsys.readouterr()
+    code = run(monkeypatch, *arguments)
+    shown = capsys.readouterr()
+    assert code in (0, 1, 2, 3), (arguments, code, shown.err)
+    assert "Traceback" not in shown.err + shown.out, arguments
+    if code and "Usage" not in shown.err and arguments[0] != "check":
+        assert len(shown.err.strip().splitlines()) <= 2, (arguments, shown.err)
+
+
+def test_random_arguments(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    choice = random.Random(0)
+    for _ in range(int(120 * request.config.getoption("--fuzz"))):
+        arguments = [choice.choice(["rewrite", "plan", "check", "diff", "synthesizers"]), choice.choice(TARGETS)]
+        for _ in range(choice.randint(0, 3)):
+            arguments += [choice.choice(OPTIONS), choice.choice(VALUES)]
+        arguments += choice.sample(FLAGS, choice.randint(0, 2))
+        _fine(monkeypatch, capsys, *arguments)
+        for made in folder.glob("*"):  # what a legal rewrite wrote
+            if made.is_dir() and made.name not in ("out", "__pycache__"):
+                shutil.rmtree(made)
+
+
+def _damage(data: bytes, choice: random.Random, *, text: bool) -> bytes:
+    """Cut off, taken out, doubled, exchanged; in text also words and small numbers for others."""
+    place = choice.randrange(len(data))
+    end = min(len(data), place + choice.randint(1, 40))
+    kind = choice.randrange(6 if text else 4)
+    if kind == 0:
+        return data[:place]
+    if kind == 1:
+        return data[:place] + data[end:]
+    if kind == 2:
+        return data[:end] + data[place:]
+    if kind == 3:
+        return data[:place] + bytes(choice.randrange(256) for _ in range(3)) + data[place + 3 :]
+    words = list(re.finditer(rb"[A-Za-z_]+|\d+|null|\[\]", data))
+    word = choice.choice(words)
+    other = choice.choice([b"null", b"-1", b"0", b"7", b'"text"', b"[]", b"{}", b"true", choice.choice(words).group()])
+    return data[: word.start()] + other + data[word.end() :]
+
+
+@pytest.mark.parametrize("name", ["plan.json", "weights.safetensors", "model.py"])
+def test_damaged_files(
+    name: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    choice = random.Random(0)
+    good = (folder / "out" / name).read_bytes()
+    for _ in range(int(60 * request.config.getoption("--fuzz"))):
+        (folder / "out" / name).write_bytes(_damage(good, choice, text=name != "weights.safetensors"))
+        _fine(monkeypatch, capsys, "check", "out")
+        if name == "plan.json":
+            _fine(monkeypatch, capsys, "plan", "net.py", "--cuts", "out")
