@@ -54,7 +54,8 @@ def choose(
         )
     if not names:
         raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
-    positions = {p.index: p for name in names for p in _after(graph, flow, name)}
+    everywhere, calls = partition.positions(flow), _calls(graph)
+    positions = {p.index: p for name in names for p in _after(flow, everywhere, calls, name)}
     return _separated(flow, [positions[i] for i in sorted(positions)]), f"after {', '.join(names)}, as asked for"
 
 
@@ -67,14 +68,16 @@ def _calls(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
     return last
 
 
-def _after(graph: fx.Graph, flow: "nx.DiGraph[str]", name: str) -> list[Position]:
+def _after(
+    flow: "nx.DiGraph[str]", everywhere: list[Position], calls: dict[tuple[str, str], fx.Node], name: str
+) -> list[Position]:
     """After every call of the module of that name, else after the node of that name."""
-    calls = [node for (module, _), node in _calls(graph).items() if module == name]
-    if calls:
-        return [partition.snap(flow, node.name, name) for node in calls]
+    ends = [node for (module, _), node in calls.items() if module == name]
+    if ends:
+        return [partition.snap(flow, everywhere, node.name, name) for node in ends]
     if name in flow:
-        return [partition.snap(flow, name, name)]
-    known = list(dict.fromkeys([module for module, _ in _calls(graph)] + list(flow)))
+        return [partition.snap(flow, everywhere, name, name)]
+    known = list(dict.fromkeys([module for module, _ in calls] + list(flow)))
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"; the nearest names are {', '.join(near)}" if near else f"; there are {', '.join(known[:8])}"
     raise DniFxError(f"no module or node called {name!r} to cut after{hint}")
@@ -110,7 +113,9 @@ def _marked(graph: fx.Graph, flow: "nx.DiGraph[str]") -> list[Position]:
             "cuts='marked': the graph holds no mark. Say `with dni_fx.cut_after(): h = ...` in forward; a mark is not "
             "seen inside a module that is kept whole, nor by the front end modules"
         )
-    chosen = {p.index: p for node in last.values() for p in [partition.snap(flow, node.name, f"the mark at {node}")]}
+    everywhere = partition.positions(flow)
+    found = [partition.snap(flow, everywhere, node.name, f"the mark at {node}") for node in last.values()]
+    chosen = {position.index: position for position in found}
     return _separated(flow, [chosen[i] for i in sorted(chosen)])
 
 

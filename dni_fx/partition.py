@@ -201,17 +201,17 @@ def _search(
     return best[segments][-1], chosen[::-1]
 
 
-def snap(flow: "nx.DiGraph[str]", node: str, name: str) -> Position:
+def snap(flow: "nx.DiGraph[str]", everywhere: list[Position], node: str, name: str) -> Position:
     """The cut after `node`; where that gives a tuple, after the last element that is taken out of it.
 
     Args:
+        everywhere: The positions of `flow`.
         name: What the person called it.
 
     Raises:
         DniFxError: If it is no legal cut.
     """
-    everywhere = positions(flow)
-    index = list(flow).index(node)
+    index = next((p.index for p in everywhere if p.after == node), len(everywhere))
     group = {node} if flow.nodes[node]["tuple"] else set()
     while group and index + 1 < len(everywhere) and set(flow.predecessors(everywhere[index + 1].after)) <= group:
         index += 1

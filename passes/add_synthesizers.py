@@ -34,8 +34,9 @@ class AddSynthesizers(PassBase):
         graph = graph_module.graph
         by_name = {node.name: node for node in graph.nodes}
         context = next((n for n in graph.nodes if meta.of(n).role == "context"), None)
+        ends = {meta.of(n).segment: n for n in graph.nodes}
         for cut, names in enumerate(self.cuts):
-            last = [n for n in graph.nodes if meta.of(n).segment == cut][-1]
+            last = ends[cut]
             for name in names:
                 last = _call_synthesizer(graph, cut, by_name[name], context, last)
         return PassResult(graph_module, True)

@@ -294,12 +294,12 @@ def test_snap_goes_past_what_is_taken_out_of_a_tuple() -> None:
     node(flow, "relu", ("y",))
     node(flow, "head", ("relu", "h"), parameters=1)
     node(flow, "output", ("head",), crosses=False)
-    assert snap(flow, "lstm", "lstm").after == "h"
-    assert snap(flow, "lstm", "lstm").crossing == ("y", "h")
-    assert snap(flow, "relu", "relu").crossing == ("h", "relu")
+    assert snap(flow, positions(flow), "lstm", "lstm").after == "h"
+    assert snap(flow, positions(flow), "lstm", "lstm").crossing == ("y", "h")
+    assert snap(flow, positions(flow), "relu", "relu").crossing == ("h", "relu")
     for name, text in [("x", "carries no gradient"), ("head", "no trainable parameter is above"), ("output", "comes")]:
         with pytest.raises(DniFxError, match=text) as caught:
-            snap(flow, name, "as it was called")
+            snap(flow, positions(flow), name, "as it was called")
         assert "'as it was called'" in str(caught.value)
 
 
