@@ -115,7 +115,7 @@ def captured(
     model: nn.Module, example: Inputs, cuts: Cuts, frontend: str = "auto", *, verify: bool = True
 ) -> tuple[DecoupledModule, Plan]:
     """Capture, compare with eager, annotate, partition."""
-    module = frontends.capture(model, example, frontend, compare=verify)
+    module, used, tried = frontends.capture(model, example, frontend, compare=verify)
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
     chosen, why = cutting.choose(module.graph, costs.dataflow(module.graph), cuts, among)
     return module, cutting.make_plan(
@@ -125,8 +125,8 @@ def captured(
         why,
         inputs.describe(example),
         example.source,
-        module.__dict__["dni_frontend"],
-        module.__dict__["dni_tried"],
+        used,
+        tried,
     )
 
 

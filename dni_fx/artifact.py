@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dni_fx import hooking
 from dni_fx.diffing import diff
-from dni_fx.errors import DniFxError, first_line
+from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.loading import errors_of
 from dni_fx.module import DNI, DecoupledModule, adopt, build_dni, hold_parameters, plain, rename, retrace, share_state
 from dni_fx.planning import Plan
@@ -155,7 +155,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         net = adopt(shell, graph, base=hooking.HookedModule if plan.frontend == "modules" else DecoupledModule)
         hold_parameters(net, net.dni)
         net.__dict__["dni_original"] = model
-        net.recall(vars(cls))
+        net.dni_recall(vars(cls))
     _take_weights(net, stored, folder / "weights.safetensors")
     return net
 
@@ -239,7 +239,7 @@ def _dni(plan: Plan) -> DNI:
 
 def needs_model(file: str) -> None:
     """Stands where a class holds a graph alone."""
-    raise DniFxError(
+    raise SourceError(
         f"{file} holds no modules of its own, since no symbolic trace of the model was possible: load with "
         "dni_fx.load(folder, model=model)"
     )
@@ -255,6 +255,6 @@ def rebuild(cls: type[nn.Module], **attributes: Any) -> nn.Module:
 
 def missing(path: str, cls: str, what: str) -> nn.Module:
     """Stands where a module could not be written as source."""
-    raise DniFxError(
+    raise SourceError(
         f"{path} is a {cls}, and {what} cannot be written without a pickle: load with dni_fx.load(folder, model=model)"
     )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import SourceError
 
 __all__ = ["Calling", "Leaf", "canonical"]
 
@@ -65,7 +65,7 @@ class Calling:
         """Plain literals.
 
         Raises:
-            DniFxError: If an argument or the result is of a kind that has no text form.
+            SourceError: If an argument or the result is of a kind that has no text form.
         """
         try:
             specs = pytree.treespec_dumps(self.arguments), pytree.treespec_dumps(self.result)
@@ -73,7 +73,7 @@ class Calling:
             for _, _, value in leaves:
                 ast.literal_eval(value)
         except (ValueError, SyntaxError, NotImplementedError, TypeError) as error:
-            raise DniFxError(f"cannot write the model's calling convention: {error}") from None
+            raise SourceError(f"cannot write the model's calling convention: {error}") from None
         return {"arguments": specs[0], "leaves": leaves, "result": specs[1]}
 
     @classmethod
@@ -88,12 +88,15 @@ def canonical(
     """The same call in one form, however it was written: arguments that have their default value are left out."""
     signature = inspect.signature(forward)
     bound = signature.bind(*args, **kwargs)
-    for name, value in list(bound.arguments.items()):
+    by_place = False  # something after it is given by its place alone
+    for name, value in reversed(list(bound.arguments.items())):
         parameter = signature.parameters[name]
         if parameter.kind is parameter.VAR_KEYWORD:
             bound.arguments[name] = dict(sorted(value.items()))
-        elif _same(value, parameter.default):
+        elif not by_place and _same(value, parameter.default):
             del bound.arguments[name]
+        else:
+            by_place |= parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)
     return bound.args, bound.kwargs
 
 

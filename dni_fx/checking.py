@@ -5,6 +5,7 @@ as backpropagation does; told nothing, no gradient may reach the parameters belo
 """
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dni_fx import api, artifact, costs, hooking, meta, ops
-from dni_fx.errors import DniFxError, first_line
+from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.inputs import Inputs, given
 from dni_fx.module import Crossing, DecoupledModule, plain
 from dni_fx.passes.add_synthesizers import crossing_name
@@ -116,6 +117,7 @@ class _Step:
     """One training step: outputs, and gradients by parameter."""
 
     outputs: list[Tensor]
+    buffers: dict[str, Tensor]
     gradients: dict[str, Tensor]
     narrow: bool  # something was computed in 16 bits
 
@@ -154,11 +156,10 @@ class _State:
 
     def told(self, unlock: str, say: Callable[[str, Tensor], Tensor] | None = None, mix: float = 0.0) -> Any:
         """The net with synthesizers that say what `say` makes of the true gradient; for other settings, made anew."""
-        own = self.exact.dni.plan.rewrite
-        assert own is not None
-        if (unlock, mix) == (own.unlock, own.mix):
+        if unlock == self.unlock:
             made = copy.deepcopy(self.exact)
             _replace_synthesizers(made)
+            _set_mix(made, mix)
         else:
             settings: dict[str, Any] = {"unlock": unlock, "mix": mix, "classes": None, "context_size": None}
             uncut = _uncut(self.exact, self.precise)
@@ -182,6 +183,16 @@ def _replace_synthesizers(net: DecoupledModule) -> None:
             activation = Activation(tensor.shape, getattr(torch, tensor.dtype), device, tensor.axis)
             crossing.synthesizer = Told(activation).to(device)
             crossing.classes = crossing.context_size = None
+
+
+def _set_mix(net: DecoupledModule, mix: float) -> None:
+    plan = net.dni.plan
+    assert plan.rewrite is not None
+    net.dni.plan = plan.with_rewrite(replace(plan.rewrite, mix=mix))
+    for node in net.graph.nodes:
+        if node.target is ops.inject:
+            node.args = (*node.args[:2], mix)
+    net.recompile()
 
 
 def _uncut(net: DecoupledModule, inputs: Inputs) -> DecoupledModule:
@@ -228,7 +239,8 @@ def _step(net: nn.Module, inputs: Inputs, **context: Any) -> _Step:
         torch.autograd.backward(heads, [torch.randn_like(h) / ops.batch_size(h) for h in heads])
         gradients = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
         net.zero_grad()
-        return _Step([o.detach() for o in outputs], gradients, narrow.seen)
+        buffers = {n: b.detach().clone() for n, b in net.named_buffers() if not n.startswith("dni.")}
+        return _Step([o.detach() for o in outputs], buffers, gradients, narrow.seen)
 
 
 def _outputs(net: nn.Module, inputs: Inputs, **context: Any) -> list[Tensor]:
@@ -259,7 +271,7 @@ def _close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool 
         return False, f"{missing[0]} is in one of them only"
     largest = max((float(t.abs().max()) for t in expected.values() if t.numel()), default=0.0)
     worst, where, dtypes = 0.0, "", {torch.bfloat16 if narrow else torch.float64}
-    for name in got.keys() & expected.keys():
+    for name in (name for name in expected if name in got):
         one, other = got[name], expected[name]
         if one.shape != other.shape:
             return False, f"{name} has shape {list(one.shape)}, not {list(other.shape)}"
@@ -267,7 +279,9 @@ def _close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool 
         if not one.numel() or torch.equal(one, other):
             continue
         error = float((one - other).abs().max() / (other.abs().max() + 1e-3 * largest))
-        if not error <= worst:  # NaN too
+        if not error < math.inf:
+            return False, f"{name} is not finite"
+        if error > worst:
             worst, where = error, f" at {name}"
     tolerance = max(_TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
     return worst <= tolerance, f"off by {worst:.1e}{where}" if worst else "exact"
@@ -288,11 +302,16 @@ def _eval_outputs(state: _State) -> tuple[bool, str]:
 
 
 def _train_step(state: _State) -> tuple[bool, str]:
-    """Outputs of the net, and gradients of the captured graph: those of the model as it was given."""
+    """Outputs and buffers of the net, and gradients of the captured graph: those of the model as it was given."""
     captured = _step(_uncut(state.net, state.inputs), state.inputs)
     model = _step(state.model, state.inputs)
     cut = _step(state.net, state.inputs, **_context(state.net, state.inputs))
-    passed, figure = _close(_named(cut.outputs), _named(model.outputs), narrow=model.narrow)
+    wanted = {name: b for name, b in model.buffers.items() if name in cut.buffers}
+    passed, figure = _close(
+        _named(cut.outputs) | {name: cut.buffers[name] for name in wanted},
+        _named(model.outputs) | wanted,
+        narrow=model.narrow,
+    )
     return _close(captured.gradients, model.gradients, narrow=model.narrow) if passed else (passed, figure)
 
 
@@ -308,7 +327,7 @@ def _oracle(state: _State) -> tuple[bool, str]:
 def _isolation(state: _State) -> tuple[bool, str]:
     """With zero synthetic gradients only what is above the last cut gets a gradient, and its true one."""
     cut = state.told(state.unlock)
-    above, below = _used_above_and_below(cut)
+    above, below = _used_above_and_below(state)
     found = _own(_step(cut, state.precise).gradients)
     leaking = [n for n in sorted(below - above) if n in found and found[n].any()]
     if leaking:
@@ -322,13 +341,13 @@ def _isolation(state: _State) -> tuple[bool, str]:
     return passed, f"{len(below - above)} parameters below the last cut get none; above it: {figure}"
 
 
-def _used_above_and_below(net: DecoupledModule) -> tuple[set[str], set[str]]:
+def _used_above_and_below(state: _State) -> tuple[set[str], set[str]]:
     """Names of the parameters that the last segment uses, and of those that the others use."""
+    last = set(state.exact.dni.plan.segments[-1].nodes)
     above: set[str] = set()
     below: set[str] = set()
-    for node in net.graph.nodes:
-        record = meta.of(node)
-        (above if record.segment == len(net.dni.plan.cuts) else below).update(record.parameters)
+    for node in _uncut(state.exact, state.precise).graph.nodes:
+        (above if node.name in last else below).update(meta.of(node).parameters)
     return above, below
 
 
@@ -354,13 +373,13 @@ def _round_trip(state: _State) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             artifact.save(net, Path(folder, "net"))
-        except DniFxError as error:
+        except SourceError as error:
             return True, f"refused: {error}"
         if own:
             return True, f"written, not read back: {own[0]} is no registered synthesizer"
         try:
             again = artifact.load(Path(folder, "net"))
-        except DniFxError:  # it says that it needs the model
+        except SourceError:  # it says that it needs the model
             again = artifact.load(Path(folder, "net"), model=copy.deepcopy(state.model))
     before, after = (_step(one, state.inputs, **context) for one in (net, again))
     passed, figure = _close(_named(after.outputs), _named(before.outputs), narrow=before.narrow)

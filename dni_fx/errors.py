@@ -6,6 +6,7 @@ __all__ = [
     "ContextError",
     "DniFxError",
     "NoLegalCutError",
+    "SourceError",
     "TargetError",
     "first_line",
 ]
@@ -39,6 +40,10 @@ class NoLegalCutError(DniFxError):
     """The model has no place where it can be cut."""
 
     exit_code = 1
+
+
+class SourceError(DniFxError):
+    """Part of a model has no source form: the folder needs the model beside it, or cannot be written."""
 
 
 class ContextError(DniFxError):

@@ -43,7 +43,7 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
     """
     example = _two_rows(inputs)
     args, kwargs = canonical(model.forward, example.args, example.kwargs)
-    exported = _export(model, args, kwargs)
+    exported, modes = _export(model, args, kwargs)
     with _quiet():
         module: Any = exported.module(check_guards=False)
     graph: fx.Graph = module.graph
@@ -57,8 +57,7 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
     graph.eliminate_dead_code(lambda node: node.op != "get_attr" or bool(node.users))
     graph.lint()
     net = adopt(model, graph, holder=module)
-    net.__dict__["dni_calling"] = calling
-    net.recompile()
+    net.dni_flatten(calling, modes)
     return net
 
 
@@ -69,8 +68,10 @@ def _two_rows(inputs: Inputs) -> Inputs:
     return inputs.with_rows(2) if rows == 1 else inputs
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    """With all sizes free; failing that, the first axes; failing that, none."""
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.export.ExportedProgram, dict[str, bool]]:
+    """With all sizes free; failing that, the first axes; failing that, none. And which modules were in eval mode."""
     reason: Exception | None = None
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     rows = tensors[0].shape[:1] if tensors else ()
@@ -83,8 +84,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         shapes = _shapes(model, args, kwargs, free)
         with preserved(model), _quiet(), fx.traceback.preserve_node_meta():
             model.train()
+            modes = {name: False for name, module in model.named_modules() if name and not module.training}
             try:
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False), modes
             except Exception as error:
                 reason = reason or error
     assert reason is not None
@@ -106,11 +108,12 @@ def _quiet() -> Iterator[None]:
     """torch.export warns, logs and prints at length about what is then compared with eager anyway."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
+        disabled = logging.root.manager.disable
+        logging.disable(max(disabled, logging.ERROR))
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(disabled)
 
 
 def _calling(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any], result: pytree.TreeSpec) -> Calling:

@@ -2,17 +2,18 @@
 
 import inspect
 from collections.abc import Callable
+from typing import NamedTuple
 
-from torch import fx, nn
+from torch import nn
 
-from dni_fx import costs, exporting, hooking, tracing
+from dni_fx import costs, exporting, hooking, partition, tracing
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule
 from dni_fx.passes.unpack_tuples import UnpackTuples
 from dni_fx.verify import runs, verify
 
-__all__ = ["FRONTENDS", "capture", "check_frontend"]
+__all__ = ["FRONTENDS", "Capture", "capture", "check_frontend"]
 
 FRONTENDS: dict[str, Callable[[nn.Module, Inputs], DecoupledModule]] = {
     "fx": tracing.capture,
@@ -27,14 +28,19 @@ def check_frontend(frontend: str) -> None:
         raise DniFxError(f"frontend={frontend!r}: there are auto, {', '.join(FRONTENDS)}")
 
 
-def capture(model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare: bool = True) -> DecoupledModule:
+class Capture(NamedTuple):
+    """A captured, annotated model."""
+
+    module: DecoupledModule
+    frontend: str
+    tried: tuple[str, ...]  # the front ends that were ruled out, and why
+
+
+def capture(model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare: bool = True) -> Capture:
     """Capture and annotate a model by the front end of that name; "auto": by the first that proves right.
 
     Args:
         compare: Run each capture beside the eager model.
-
-    Returns:
-        The captured module; `dni_frontend` in its `__dict__` is the front end, `dni_tried` says why not an earlier one.
 
     Raises:
         DniFxError: If the inputs do not fit.
@@ -45,29 +51,30 @@ def capture(model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare
     _check_model(model, inputs)
     if compare:
         runs(model, inputs)
+    if frontend != "auto":
+        return Capture(_captured(frontend, model, inputs, compare=compare), frontend, ())
     tried: dict[str, str] = {}
-    coarse: DecoupledModule | None = None
-    for name in FRONTENDS if frontend == "auto" else (frontend,):
+    second_best: DecoupledModule | None = None
+    for name in FRONTENDS:
+        if name == "modules" and second_best is not None and not _uncuttable(second_best):
+            break  # a graph, though a coarse one, is worth more
         try:
             net = _captured(name, model, inputs, compare=compare)
         except (CaptureError, NoLegalCutError) as error:
-            if frontend != "auto":
-                raise
             tried[name] = str(error)
             continue
-        net.__dict__["dni_frontend"] = name
-        whole = _kept_whole(net.graph) if frontend == "auto" and name == "fx" else ""
-        if whole:
-            tried[name], coarse = whole, net
-            continue
-        if coarse is not None and name == "modules":
-            break  # a graph, though a coarse one, is worth more
-        net.__dict__["dni_tried"] = tuple(f"{other}: {reason}" for other, reason in tried.items())
-        return net
-    if coarse is not None:
-        coarse.__dict__["dni_tried"] = tuple(f"{other}: {reason}" for other, reason in tried.items())
-        return coarse
-    raise CaptureError("no front end takes it. " + " / ".join(f"{name}: {reason}" for name, reason in tried.items()))
+        short = (_kept_whole(net) or _uncuttable(net)) if name == "fx" else ""
+        if not short:
+            return Capture(net, name, _reasons(tried))
+        tried[name], second_best = short, net
+    if second_best is not None:
+        del tried["fx"]
+        return Capture(second_best, "fx", _reasons(tried))
+    raise CaptureError("no front end takes it. " + " / ".join(_reasons(tried)))
+
+
+def _reasons(tried: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name}: {reason}" for name, reason in tried.items())
 
 
 def _check_model(model: nn.Module, inputs: Inputs) -> None:
@@ -93,13 +100,17 @@ def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool) -> 
     return net
 
 
-def _kept_whole(graph: fx.Graph) -> str:
+def _uncuttable(net: DecoupledModule) -> str:
+    """Says so if there is no place to cut in the graph."""
+    legal = any(not position.obstacle for position in partition.positions(costs.dataflow(net.graph)))
+    return "" if legal else "its graph has no legal cut"
+
+
+def _kept_whole(net: DecoupledModule) -> str:
     """Says which module a trace could not see into, where that holds more than half of the layers."""
-    owner = graph.owning_module
-    assert owner is not None
-    total = _layers(owner)
-    for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
-        inside = _layers(owner.get_submodule(name))
+    total = _layers(net)
+    for name in dict.fromkeys(str(node.target) for node in net.graph.nodes if node.op == "call_module"):
+        inside = _layers(net.get_submodule(name))
         if inside >= _MANY_LAYERS and 2 * inside > total:
             return f"it keeps {name!r} whole, which holds {inside} of {total} layers"
     return ""

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from dni_fx import costs, meta, ops, partition
 from dni_fx.errors import CaptureError, NoLegalCutError, first_line
@@ -36,11 +35,11 @@ class HookedModule(DecoupledModule):
     Its graph is the record of one step: the calls in the order in which they returned, with the cuts between them.
     """
 
-    def settings(self) -> dict[str, Any]:
+    def dni_settings(self) -> dict[str, Any]:
         outputs = {node: (o.module, o.call, o.leaf) for node, o in self.__dict__["dni_outputs"].items()}
         return {"dni_outputs": outputs, "dni_written": self.__dict__["dni_written"]}
 
-    def recall(self, settings: Mapping[str, Any]) -> None:
+    def dni_recall(self, settings: Mapping[str, Any]) -> None:
         self.__dict__["dni_outputs"] = {node: Output(*o) for node, o in settings["dni_outputs"].items()}
         self.__dict__["dni_written"] = settings["dni_written"]
 
@@ -68,11 +67,11 @@ def _hooks(net: HookedModule, context: Tensor | None) -> Iterator[None]:
     def hook_of(name: str, cuts: dict[int, int]) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             nonlocal busy
-            if busy or not torch.is_grad_enabled():
+            if busy:
                 return None
             call = calls[name]
             calls[name] += 1
-            if call not in cuts:
+            if call not in cuts or not torch.is_grad_enabled():
                 return None
             busy = True
             try:
@@ -147,6 +146,7 @@ class _Call:
     versions: list[int]
     until: int  # autograd's sequence number when it returned
     flops: int
+    inside: bool  # of a checkpointed block
     alive: list[int] = field(default_factory=list)  # leaves whose gradient something above wants
     round: bool = False  # something else below is wanted above too
 
@@ -162,7 +162,7 @@ def capture(model: nn.Module, inputs: Inputs) -> HookedModule:
         model.train()
         fresh = inputs.map(lambda t: t.detach().clone())
         calls, output = _record(model, fresh)
-        roots = [t.grad_fn for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn is not None]
+        roots = [edge for edge in map(_edge, pytree.tree_leaves(output)) if edge[0] is not None]
         if not roots or not calls:
             raise CaptureError("the model calls no submodule, or gives nothing that carries gradient")
         used = _follow(roots, calls)
@@ -186,7 +186,7 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
     counts: Counter[str] = Counter()
     around: list[tuple[str, str]] = []
     names = {module: name for name, module in model.named_modules() if name}
-    counter = FlopCounterMode(display=False)
+    counter = costs.flop_counter()
 
     def enter(module: nn.Module, _args: Any) -> None:
         name = names[module]
@@ -194,18 +194,22 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
         counts[name] += 1
         around.append((call, type(module).__name__))
 
-    def leave(module: nn.Module, _args: Any, output: Any) -> None:
+    def leave(module: nn.Module, _args: Any, output: Any) -> Any:
         call, cls = around[-1]
         scope = tuple(around)
         around.pop()
         if not torch.is_grad_enabled():
-            return
-        leaves = pytree.tree_leaves(output)
-        made_by = [(t.grad_fn, t.output_nr) if isinstance(t, Tensor) else (None, 0) for t in leaves]
+            return output
+        leaves, spec = pytree.tree_flatten(output)
+        # A copy, as a cut makes one: who uses what went into a module that returns it unchanged, goes round.
+        leaves = [t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in leaves]
+        made_by = [_edge(t) for t in leaves]
         versions = [t._version for t in _tensors(leaves)]
         number = int(call.split("@")[1]) if "@" in call else 0
         flops = counter.get_total_flops()
-        calls.append(_Call(names[module], number, cls, scope, leaves, made_by, versions, _sequence(), flops))
+        inside = _saving_is_hooked()
+        calls.append(_Call(names[module], number, cls, scope, leaves, made_by, versions, _sequence(), flops, inside))
+        return pytree.tree_unflatten(leaves, spec)
 
     handles = [m.register_forward_pre_hook(enter) for m in names]
     handles += [m.register_forward_hook(leave) for m in names]
@@ -220,13 +224,24 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
     return calls, output
 
 
+def _edge(leaf: Any) -> tuple[Any, int]:
+    """The autograd node that made a tensor, and which of its outputs it is."""
+    node = leaf.grad_fn if isinstance(leaf, Tensor) else None
+    return (None, 0) if node is None else (node, leaf.output_nr)
+
+
+def _saving_is_hooked() -> bool:
+    """Whether what autograd saves goes elsewhere, as in a checkpointed block: it runs forward once more."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def _sequence() -> int:
     """Autograd numbers its nodes as they are made: the next number."""
     marker: Any = torch.zeros((), requires_grad=True).clone().grad_fn
     return int(marker._sequence_nr())
 
 
-def _follow(roots: list[Any], calls: list[_Call]) -> list[set[int]]:
+def _follow(roots: list[tuple[Any, int]], calls: list[_Call]) -> list[set[int]]:
     """Walk autograd's graph: mark what is alive after each call; return the parameters used up to each call and after.
 
     Returns:
@@ -235,10 +250,9 @@ def _follow(roots: list[Any], calls: list[_Call]) -> list[set[int]]:
     last_use: dict[tuple[Any, int], int] = {}
     used: list[set[int]] = [set() for _ in range(len(calls) + 1)]
     ends = [call.until for call in calls]
-    seen = set(roots)
-    stack = list(roots)
-    for root in roots:
-        last_use[root, 0] = ends[-1] + 1
+    last_use.update(dict.fromkeys(roots, ends[-1] + 1))
+    stack = list(dict.fromkeys(node for node, _ in roots))
+    seen = set(stack)
     while stack:
         node = stack.pop()
         number = node._sequence_nr()
@@ -291,8 +305,9 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]]) -> Hooke
         else:
             last = tuple(_element(graph, node, call, i) for i in call.alive) or (node,)
             outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.alive, strict=False)}
-        if call.round:
-            meta.of(last[-1]).obstacle = "what carries gradient goes round it, which the front end modules cannot cut"
+        if call.round or call.inside:
+            what = "it lies in a checkpointed block" if call.inside else "what carries gradient goes round it"
+            meta.of(last[-1]).obstacle = f"{what}, which the front end modules cannot cut"
     graph.output(last).meta["dni"] = NodeMeta(parameters=tuple(names[i] for i in used[-1] if i in names))
     net = adopt(model, graph, base=HookedModule)
     assert isinstance(net, HookedModule)

@@ -1,7 +1,8 @@
 """What `transform` returns: a GraphModule with everything new under `net.dni`."""
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from types import FunctionType
 from typing import Any
@@ -12,7 +13,7 @@ from torch.fx.graph import PythonCode
 
 from dni_fx import ops
 from dni_fx.calling import Calling
-from dni_fx.errors import ContextError, DniFxError
+from dni_fx.errors import ContextError, DniFxError, SourceError
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.planning import Plan
@@ -123,41 +124,54 @@ class DecoupledModule(fx.GraphModule):
 
     dni: DNI
 
-    @property
-    def calling(self) -> Calling | None:
-        """Set where the graph is flat, and holds for train mode alone: in eval mode the original model runs."""
-        calling: Calling | None = self.__dict__.get("dni_calling")
-        return calling
-
-    def settings(self) -> dict[str, Any]:
+    def dni_settings(self) -> dict[str, Any]:
         """What a saved class needs to be this one again, beside the graph: plain literals by attribute name.
 
         Raises:
-            DniFxError: If the graph reads what has no text form.
+            SourceError: If the graph reads what has no text form.
         """
-        if self.calling is None:
+        calling: Calling | None = self.__dict__.get("dni_calling")
+        if calling is None:
             return {}
         original = self.__dict__["dni_original"]
         read = sorted({str(n.target) for n in self.graph.nodes if n.op == "get_attr"})
         constants = [name for name in read if not name.startswith("dni.") and not _has(original, name)]
         for name in constants:
             if not isinstance(getattr(self, name), Tensor):
-                raise DniFxError(f"the graph holds {name}, which cannot be written as source: train it without saving")
-        return {"dni_calling": self.calling.to_text(), "dni_constants": tuple(constants)}
+                raise SourceError(f"the graph holds {name}, which cannot be written as source: train it without saving")
+        modes = self.__dict__["dni_modes"]
+        return {"dni_calling": calling.to_text(), "dni_modes": modes, "dni_constants": tuple(constants)}
 
-    def recall(self, settings: Mapping[str, Any]) -> None:
-        """Take what `settings` gave."""
+    def dni_recall(self, settings: Mapping[str, Any]) -> None:
+        """Take what `dni_settings` gave."""
         if "dni_calling" in settings:
-            self.__dict__["dni_calling"] = Calling.from_text(settings["dni_calling"])
-            self.recompile()
+            self.dni_flatten(Calling.from_text(settings["dni_calling"]), settings["dni_modes"])
+
+    def dni_flatten(self, calling: Calling, modes: Mapping[str, bool]) -> None:
+        """Say that the graph is flat, and how it is called.
+
+        Args:
+            modes: Modules that were captured in eval mode, by name.
+        """
+        autocast = any(node.target is torch.amp.autocast_mode._enter_autocast for node in self.graph.nodes)
+        self.__dict__.update(dni_calling=calling, dni_modes=dict(modes), dni_autocast=autocast)
+        self.recompile()
 
     def recompile(self) -> PythonCode:
         code = super().recompile()
-        if self.calling is not None:
+        if "dni_calling" in self.__dict__:
             cls: Any = type(self)
-            cls.flat = cls.forward
+            cls.dni_flat = cls.forward
             cls.forward = _call_flat
         return code
+
+    def train(self, mode: bool = True) -> "DecoupledModule":
+        """As the model's own `train`, which may keep some of its modules in eval mode."""
+        super().train(mode)
+        original = self.__dict__.get("dni_original")
+        if original is not None and type(original).train is not nn.Module.train:
+            original.train(mode)
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecoupledModule":
         result: DecoupledModule = _base(self)(nn.Module(), fx.Graph(), type(self).__name__)
@@ -179,12 +193,43 @@ class DecoupledModule(fx.GraphModule):
 
 
 def _call_flat(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stands for `forward` where the graph is flat: takes and gives what the original model does."""
+    """Stands for `forward` where the graph is flat: takes and gives what the original model does.
+
+    The graph holds for train mode alone: in eval mode the original runs.
+    """
     context = {"dni_context": kwargs.pop("dni_context")} if "dni_context" in kwargs else {}
     if not self.training:
         return call_original(self, *args, **kwargs)
-    tensors = self.calling.flatten(self.__dict__["dni_original"].forward, args, kwargs)
-    return self.calling.unflatten(self.flat(*tensors, **context))
+    for name, module in self.named_modules():
+        if module.training != self.__dict__["dni_modes"].get(name, True):
+            mode = "train" if module.training else "eval"
+            raise DniFxError(
+                f"{name} is in {mode} mode, but was captured in the other, which the front end export fixes: let the "
+                'model\'s own train() set it, or use frontend="modules"'
+            )
+    calling: Calling = self.__dict__["dni_calling"]
+    tensors = calling.flatten(self.__dict__["dni_original"].forward, args, kwargs)
+    with _autocast_restored() if self.__dict__["dni_autocast"] else contextlib.nullcontext():
+        return calling.unflatten(self.dni_flat(*tensors, **context))
+
+
+@contextlib.contextmanager
+def _autocast_restored() -> Iterator[None]:
+    """An error inside of an autocast block of a graph, which two nodes enter and leave, must not leave it open."""
+    devices = ("cpu", "cuda")
+    before = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    try:
+        yield
+    except BaseException:
+        now = torch.autocast_increment_nesting()
+        while now >= depth:
+            now = torch.autocast_decrement_nesting()
+        for device, (enabled, dtype) in zip(devices, before, strict=True):
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        raise
 
 
 def call_original(net: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -251,6 +296,16 @@ class _AllLeaves(fx.Tracer):
         return attr_val
 
 
+def _skeleton(module: nn.Module) -> nn.Module:
+    """The same tree of plain modules: the person's own may do more than call forward when they are called."""
+    bare = nn.Module()
+    bare._parameters, bare._buffers = dict(module._parameters), dict(module._buffers)
+    bare.__dict__.update({name: value for name, value in vars(module).items() if isinstance(value, Tensor)})
+    for name, child in module._modules.items():
+        bare._modules[name] = child if child is None else _skeleton(child)
+    return bare
+
+
 def retrace(module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
     """The graph of generated code, for the modules and attributes of `module`."""
     state = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
@@ -260,7 +315,7 @@ def retrace(module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
     names = {**code.__globals__, **functions, "torch": _Operators(tracer, torch)}
     traced = FunctionType(code.__code__, names, "forward", code.__defaults__)
     shell = type("Shell", (nn.Module,), {"forward": traced})()
-    shell.__dict__.update(module.__dict__)
+    shell.__dict__.update(_skeleton(module).__dict__)
     graph = tracer.trace(shell)
     graph._tracer_cls = None
     return graph
@@ -362,7 +417,7 @@ def plain(net: DecoupledModule) -> DecoupledModule:
     result.graph = graph
     RemoveDni()(result)
     result.graph.lint()
-    kept = ("dni_calling", "dni_original", "dni_outputs", "dni_written")
+    kept = ("dni_calling", "dni_modes", "dni_autocast", "dni_original", "dni_outputs", "dni_written")
     result.__dict__.update({key: net.__dict__[key] for key in kept if key in net.__dict__})
     result.recompile()
     result.training = net.training
@@ -377,6 +432,9 @@ def share_state(source: nn.Module, destination: nn.Module, *, without: str = "")
     """
     for kind in ("_parameters", "_buffers", "_modules"):
         held = getattr(destination, kind)
-        held.clear()
-        held.update({name: value for name, value in getattr(source, kind).items() if name != without})
+        wanted = {name: value for name, value in getattr(source, kind).items() if name != without}
+        # Most often nothing has changed: then nothing is touched, and threads may run the same model in eval mode.
+        if list(held) != list(wanted) or any(held[name] is not wanted[name] for name in wanted):
+            held.clear()
+            held.update(wanted)
     destination._non_persistent_buffers_set = set(source._non_persistent_buffers_set)

@@ -44,12 +44,13 @@ class Segment(nn.Module):
         self.hold(())
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.__dict__["held"] = tuple(parameters)
+        # The smallest first: they are the witnesses.
+        self.__dict__["held"] = tuple(sorted(parameters, key=lambda p: p.numel()))
 
     def accumulated(self) -> list[Accumulated]:
         """What the parameters have for a gradient now; of the smallest ones, also whether it is zero."""
         found = [Accumulated(p, p.grad._version) for p in self.__dict__["held"] if p.grad is not None]
-        for one in sorted(found, key=lambda a: a.parameter.numel())[:_WITNESSES]:
+        for one in found[:_WITNESSES]:
             one.nonzero = one.parameter.grad.any()  # type: ignore[union-attr]  # stays on the device: nobody waits
         return found
 

@@ -1,5 +1,6 @@
 """Look at a person's model without changing it."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     original = model.__dict__.get("dni_original")  # a rewritten model may run the one it was made from
     modules = [*model.modules(), *([original] if original is not None else [])]
     attributes = [dict(m.__dict__) for m in modules]
-    registries = [{k: dict(v) for k, v in a.items() if isinstance(v, dict)} for a in attributes]
+    registries = [{k: dict(v) for k, v in a.items() if type(v) in (dict, OrderedDict)} for a in attributes]
     buffers: list[tuple[Tensor, Tensor, bool]] = [(b, b.detach().clone(), b.requires_grad) for b in model.buffers()]
     grads = [(p, p.grad) for p in model.parameters()]
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"]

@@ -86,7 +86,7 @@ class SourceWriter:
                 *sorted(self.imports),
                 "",
                 f"class {self.class_name}(torch.nn.Module):",
-                *[f"    {name} = {value!r}" for name, value in self.net.settings().items()],
+                *[f"    {name} = {value!r}" for name, value in self.net.dni_settings().items()],
                 "",
                 "    def __init__(self):",
                 "        dni_fx.artifact.needs_model(__file__)",

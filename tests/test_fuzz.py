@@ -44,13 +44,12 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
     inputs = random_inputs(net)
     choice = random.Random(seed)
     try:
-        module = frontends.capture(net, Inputs(inputs), frontend)
+        module, used, _ = frontends.capture(net, Inputs(inputs), frontend)
         flow = costs.dataflow(module.graph)
         legal = [p for p in partition.positions(flow) if not p.obstacle]
         if not legal:
             return
         places = sorted(choice.sample(legal, min(len(legal), choice.randint(1, 3))), key=lambda p: p.index)
-        used = module.__dict__["dni_frontend"]
         plan = cutting.make_plan("RandomNet", module.graph, places, "fuzz", (), "fuzz", used)
         unlock = choice.choice(["none", "backward"])
         rewritten = dni_fx.transform(net, inputs, cuts=plan, frontend=frontend, unlock=unlock)
@@ -108,8 +107,7 @@ def test_what_was_found_before(program: Program, frontend: str) -> None:
     """At every legal place."""
     net = RandomNet(program)
     inputs = random_inputs(net)
-    module = frontends.capture(net, Inputs(inputs), frontend)
-    used = module.__dict__["dni_frontend"]
+    module, used, _ = frontends.capture(net, Inputs(inputs), frontend)
     for place in partition.positions(costs.dataflow(module.graph)):
         if not place.obstacle:
             plan = cutting.make_plan("RandomNet", module.graph, [place], "fuzz", (), "fuzz", used)
