@@ -156,7 +156,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         hold_parameters(net, net.dni)
         net.__dict__["dni_original"] = model
         net.dni_recall(vars(cls))
-    _take_weights(net, stored, folder / "weights.safetensors")
+    _take_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
     return net
 
 
@@ -192,7 +192,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise DniFxError(f"cannot read {path}: {first_line(error)}") from None
 
 
-def _take_weights(net: nn.Module, stored: dict[str, Tensor], path: Path) -> None:
+def _take_weights(net: nn.Module, stored: dict[str, Tensor], path: Path, *, keep_dtype: bool) -> None:
     wanted = _tensors(net)
     absent, strange = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if absent or strange:
@@ -203,7 +203,8 @@ def _take_weights(net: nn.Module, stored: dict[str, Tensor], path: Path) -> None
             raise DniFxError(
                 f"{path}: {name} has shape {list(stored[name].shape)}, the model wants {list(tensor.shape)}"
             )
-        tensor.data = stored[name].to(tensor.device)
+    for name, tensor in wanted.items():  # all of them fit: only now is anything changed
+        tensor.data = stored[name].to(tensor if keep_dtype else tensor.device)
 
 
 # --------------------------------------------------------------------- what a saved model.py calls

@@ -4,6 +4,8 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import CodeType
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +32,7 @@ class Calling:
     arguments: pytree.TreeSpec
     leaves: tuple[Leaf, ...]
     result: pytree.TreeSpec
+    guards: tuple[str, ...] = ()  # conditions on the arguments `L[name]` that a branch of the model took for granted
 
     def flatten(self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors of a call, in the order of the graph's placeholders.
@@ -50,6 +53,14 @@ class Calling:
         known: dict[str, int] = {}
         for leaf, value in zip(self.leaves, values, strict=True):
             _check(leaf, value, known)
+        if self.guards:
+            named = inspect.signature(forward).bind(*args, **kwargs).arguments
+            for guard in self.guards:
+                if not eval(_compiled(guard), {"L": named}):
+                    raise TypeError(
+                        f"the model takes another branch where not {guard.replace('L[', '[')}, and the graph holds "
+                        "for the example's only; rewrite the model with an example like this call"
+                    )
         return [value for leaf, value in zip(self.leaves, values, strict=True) if leaf.sizes is not None]
 
     def unflatten(self, results: Sequence[Any]) -> Any:
@@ -74,12 +85,18 @@ class Calling:
                 ast.literal_eval(value)
         except (ValueError, SyntaxError, NotImplementedError, TypeError) as error:
             raise SourceError(f"cannot write the model's calling convention: {error}") from None
-        return {"arguments": specs[0], "leaves": leaves, "result": specs[1]}
+        return {"arguments": specs[0], "leaves": leaves, "result": specs[1], "guards": self.guards}
 
     @classmethod
     def from_text(cls, text: Mapping[str, Any]) -> "Calling":
         leaves = tuple(Leaf(name, sizes, ast.literal_eval(value)) for name, sizes, value in text["leaves"])
-        return cls(pytree.treespec_loads(text["arguments"]), leaves, pytree.treespec_loads(text["result"]))
+        arguments, result = (pytree.treespec_loads(text[name]) for name in ("arguments", "result"))
+        return cls(arguments, leaves, result, tuple(text["guards"]))
+
+
+@cache
+def _compiled(guard: str) -> CodeType:
+    return compile(guard, "<guard>", "eval")
 
 
 def canonical(

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dni_fx import api, artifact, costs, hooking, meta, ops
 from dni_fx.errors import DniFxError, SourceError, first_line
-from dni_fx.inputs import Inputs, given
+from dni_fx.inputs import Inputs, given, tensors_in
 from dni_fx.module import Crossing, DecoupledModule, plain
 from dni_fx.passes.add_synthesizers import crossing_name
-from dni_fx.preserve import preserved
+from dni_fx.preserve import in_train_mode, preserved
 from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer
 
 __all__ = ["Check", "Report", "Told", "check"]
@@ -57,19 +58,20 @@ class Report:
 
 
 class Told(Synthesizer):
-    """Says what it was told, and nothing of its own; keeps the targets that came back."""
+    """Says what it was told, and nothing of its own; keeps the target that came back."""
 
     def __init__(self, activation: Activation, context_size: int = 0) -> None:
         super().__init__(activation, context_size)
         self.told: Tensor | None = None
-        self.targets: list[Tensor] = []
+        self.heard: Any = SimpleNamespace(target=None)  # no plain attribute: those are put back after every step
         self.slope = nn.Parameter(torch.zeros(()))  # a synthesizer without parameters gets no target
 
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
         told = torch.zeros_like(activation) if self.told is None else self.told
         prediction = told + self.slope * activation
         synthetic = told / ops.batch_size(told)
-        prediction.register_hook(lambda error: self.targets.append((synthetic - error).detach()))
+        heard = self.heard
+        prediction.register_hook(lambda error: setattr(heard, "target", (synthetic - error).detach()))
         return prediction
 
 
@@ -148,7 +150,10 @@ class _State:
         self.backprop = _step(_uncut(self.exact, self.precise), self.precise)
         through = self.told("none", mix=1.0)
         self.through = _step(through, self.precise)
-        self.truth = {name: told.targets[-1] for name, told in _synthesizers(through) if told.targets}
+        if not self.backprop.gradients:
+            raise DniFxError("the model gives no tensor that carries gradient to a parameter")
+        heard = {name: told.heard.target for name, told in _synthesizers(through)}
+        self.truth = {name: target for name, target in heard.items() if target is not None}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -229,7 +234,7 @@ def _widened(value: Any) -> Any:
 def _step(net: nn.Module, inputs: Inputs, **context: Any) -> _Step:
     """Run forward and backward from fixed random output gradients; leave no trace but in the result."""
     with preserved(net):
-        net.train()
+        in_train_mode(net)
         net.zero_grad()
         torch.manual_seed(_SEED)
         with _Narrow() as narrow:  # type: ignore[no-untyped-call]
@@ -245,8 +250,7 @@ def _step(net: nn.Module, inputs: Inputs, **context: Any) -> _Step:
 
 def _outputs(net: nn.Module, inputs: Inputs, **context: Any) -> list[Tensor]:
     fresh = inputs.map(lambda t: t.detach().clone())
-    output = net(*fresh.args, **fresh.kwargs, **context)
-    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+    return tensors_in(net(*fresh.args, **fresh.kwargs, **context))
 
 
 def _context(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, SourceError
 
 if TYPE_CHECKING:
     from dni_fx.cutting import Cuts
@@ -214,7 +214,12 @@ def check(
 
         if Path(target, "plan.json").is_file():
             step(f"reading {target}")
-            net = artifact.load(target)
+            try:
+                net = artifact.load(target)
+            except SourceError:
+                raise DniFxError(
+                    f"{target} needs the model that it was made from: dni-fx check model.py --cuts {target}"
+                ) from None
             example = inputs.parse_specs(input) if input else inputs.like(net.dni.plan.inputs)
         else:
             api.check_settings(unlock, mix, classes, None)

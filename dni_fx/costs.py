@@ -16,7 +16,7 @@ from dni_fx.errors import CaptureError
 from dni_fx.inputs import Inputs
 from dni_fx.meta import NodeMeta
 from dni_fx.module import DecoupledModule
-from dni_fx.preserve import preserved
+from dni_fx.preserve import in_train_mode, preserved
 
 __all__ = ["annotate", "dataflow", "flop_counter"]
 
@@ -137,7 +137,7 @@ def annotate(module: DecoupledModule, inputs: Inputs) -> None:
 
 def _run(module: DecoupledModule, inputs: Inputs, mode: AbstractContextManager[Any]) -> None:
     with preserved(module), torch.enable_grad():
-        module.train()
+        in_train_mode(module)
         counter = flop_counter()
         with mode, counter:
             _Annotator(module, counter).run(*_positional(module, inputs))

@@ -21,7 +21,7 @@ from dni_fx.calling import Calling, Leaf, canonical
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule, adopt
-from dni_fx.preserve import preserved
+from dni_fx.preserve import in_train_mode, preserved
 
 __all__ = ["capture"]
 
@@ -42,18 +42,21 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
         CaptureError: If torch.export does not take the model.
     """
     example = _two_rows(inputs)
+    # One tensor given as two arguments would become one input of the graph.
+    example = example.map(lambda t: t.detach().clone())
     args, kwargs = canonical(model.forward, example.args, example.kwargs)
     exported, modes = _export(model, args, kwargs)
     with _quiet():
         module: Any = exported.module(check_guards=False)
     graph: fx.Graph = module.graph
-    calling = _calling(graph, args, kwargs, module._out_spec)
+    calling = _calling(graph, args, kwargs, module._out_spec, _guards(exported))
     graph.set_codegen(fx.graph.CodeGen())  # flat; that of torch.export binds and flattens by itself
     graph._tracer_cls = None  # pickling traces the generated code again, with the plain tracer
     for node in graph.nodes:
         node.meta["nn_module_stack"] = _stack(node.meta.get("nn_module_stack", {}))
     _inline_regions(module)
     _drop_checks(graph)
+    _drop_self_copies(graph)
     graph.eliminate_dead_code(lambda node: node.op != "get_attr" or bool(node.users))
     graph.lint()
     net = adopt(model, graph, holder=module)
@@ -71,19 +74,23 @@ def _two_rows(inputs: Inputs) -> Inputs:
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[torch.export.ExportedProgram, dict[str, bool]]:
-    """With all sizes free; failing that, the first axes; failing that, none. And which modules were in eval mode."""
+    """With all sizes free; failing that, the first axes; failing that, none. And which modules were in eval mode.
+
+    With sizes named, torch.export takes no `**kwargs`: the last try names none.
+    """
     reason: Exception | None = None
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     rows = tensors[0].shape[:1] if tensors else ()
-    choices: tuple[Free, ...] = (
+    choices: tuple[Free | None, ...] = (
         lambda t: dict.fromkeys(range(t.dim()), Dim.AUTO),
         lambda t: {0: Dim.AUTO} if t.shape[:1] == rows else {},
         lambda t: {},
+        None,
     )
     for free in choices:
-        shapes = _shapes(model, args, kwargs, free)
+        shapes = None if free is None else _shapes(model, args, kwargs, free)
         with preserved(model), _quiet(), fx.traceback.preserve_node_meta():
-            model.train()
+            in_train_mode(model)
             modes = {name: False for name, module in model.named_modules() if name and not module.training}
             try:
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False), modes
@@ -116,7 +123,18 @@ def _quiet() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def _calling(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any], result: pytree.TreeSpec) -> Calling:
+def _guards(exported: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """What the model's own branches on sizes took for granted, as expressions on the arguments `L[name]`."""
+    return tuple(getattr(exported, "_guards_code", None) or ())
+
+
+def _calling(
+    graph: fx.Graph,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: pytree.TreeSpec,
+    guards: tuple[str, ...],
+) -> Calling:
     """Read the calling convention off the placeholders, and drop those that are no tensors."""
     values, spec = pytree.tree_flatten((args, kwargs))
     leaves = []
@@ -128,7 +146,7 @@ def _calling(graph: fx.Graph, args: tuple[Any, ...], kwargs: dict[str, Any], res
             leaves.append(Leaf(node.name, None, value))
             if not node.users:
                 graph.erase_node(node)
-    return Calling(spec, tuple(leaves), result)
+    return Calling(spec, tuple(leaves), result, guards)
 
 
 def _size(size: Any) -> int | str:
@@ -212,3 +230,18 @@ def _drop_checks(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if node.target in _CHECKS and not node.users:
             graph.erase_node(node)
+
+
+def _drop_self_copies(graph: fx.Graph) -> None:
+    """`buffer += 1` is an operation in place, and a copy of the buffer to itself at the end."""
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.copy_.default and not node.users:
+            source = node.args[1]
+            while isinstance(source, fx.Node) and source.op == "call_function" and _in_place(source.target):
+                source = source.args[0]
+            if isinstance(source, fx.Node) and source.op == "get_attr" and source.target == node.args[0].target:
+                graph.erase_node(node)
+
+
+def _in_place(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and target._schema.name.endswith("_")

@@ -4,13 +4,15 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from dni_fx import costs, exporting, hooking, partition, tracing
-from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError
+from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule
 from dni_fx.passes.unpack_tuples import UnpackTuples
+from dni_fx.preserve import preserved
 from dni_fx.verify import runs, verify
 
 __all__ = ["FRONTENDS", "Capture", "capture", "check_frontend"]
@@ -49,27 +51,32 @@ def capture(model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare
     """
     check_frontend(frontend)
     _check_model(model, inputs)
-    if compare:
-        runs(model, inputs)
+    never = runs(model, inputs) if compare else ""  # what stands against any graph
+    if never and frontend in ("fx", "export"):
+        raise CaptureError(f"{never}; the front end modules takes it")
     if frontend != "auto":
         return Capture(_captured(frontend, model, inputs, compare=compare), frontend, ())
     tried: dict[str, str] = {}
-    second_best: DecoupledModule | None = None
+    second_best: Capture | None = None
     for name in FRONTENDS:
-        if name == "modules" and second_best is not None and not _uncuttable(second_best):
+        if name == "modules" and second_best is not None and not _uncuttable(second_best.module):
             break  # a graph, though a coarse one, is worth more
+        if never and name != "modules":
+            tried[name] = never
+            continue
         try:
             net = _captured(name, model, inputs, compare=compare)
         except (CaptureError, NoLegalCutError) as error:
             tried[name] = str(error)
             continue
-        short = (_kept_whole(net) or _uncuttable(net)) if name == "fx" else ""
+        short = _uncuttable(net) or (_kept_whole(net) if name == "fx" else "")
         if not short:
             return Capture(net, name, _reasons(tried))
-        tried[name], second_best = short, net
+        tried[name] = short
+        second_best = second_best or Capture(net, name, ())
     if second_best is not None:
-        del tried["fx"]
-        return Capture(second_best, "fx", _reasons(tried))
+        del tried[second_best.frontend]
+        return second_best._replace(tried=_reasons(tried))
     raise CaptureError("no front end takes it. " + " / ".join(_reasons(tried)))
 
 
@@ -80,6 +87,13 @@ def _reasons(tried: dict[str, str]) -> tuple[str, ...]:
 def _check_model(model: nn.Module, inputs: Inputs) -> None:
     if hasattr(model, "dni"):
         raise CaptureError("the model has an attribute `dni` already: was it rewritten before? use dni_fx.restore(net)")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("a ScriptModule holds no Python code to cut: give the model that it was made from")
+    try:
+        with preserved(model):
+            model.train(model.training)
+    except NotImplementedError:
+        raise CaptureError("an exported program has no train mode: give the model that it was made from") from None
     try:
         inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
@@ -87,7 +101,12 @@ def _check_model(model: nn.Module, inputs: Inputs) -> None:
 
 
 def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool) -> DecoupledModule:
-    net = FRONTENDS[name](model, inputs)
+    try:
+        net = FRONTENDS[name](model, inputs)
+    except DniFxError:
+        raise
+    except Exception as error:
+        raise CaptureError(f"{type(error).__name__}: {first_line(error)}") from error
     if name != "modules":  # which runs the model itself, and has recorded all there is to know
         if compare:
             verify(model, net, inputs)

@@ -20,11 +20,11 @@ from torch.utils import _pytree as pytree
 
 from dni_fx import costs, meta, ops, partition
 from dni_fx.errors import CaptureError, NoLegalCutError, first_line
-from dni_fx.inputs import Inputs
+from dni_fx.inputs import Inputs, tensors_in
 from dni_fx.meta import NodeMeta
 from dni_fx.module import DecoupledModule, adopt, call_original
 from dni_fx.passes.add_synthesizers import crossing_name
-from dni_fx.preserve import preserved
+from dni_fx.preserve import in_train_mode, preserved
 
 __all__ = ["HookedModule", "capture", "longest_container"]
 
@@ -159,10 +159,10 @@ def capture(model: nn.Module, inputs: Inputs) -> HookedModule:
         NoLegalCutError: If none of its submodules ends where it can be cut.
     """
     with preserved(model), torch.enable_grad():
-        model.train()
+        in_train_mode(model)
         fresh = inputs.map(lambda t: t.detach().clone())
         calls, output = _record(model, fresh)
-        roots = [edge for edge in map(_edge, pytree.tree_leaves(output)) if edge[0] is not None]
+        roots = [edge for edge in map(_edge, tensors_in(output)) if edge[0] is not None]
         if not roots or not calls:
             raise CaptureError("the model calls no submodule, or gives nothing that carries gradient")
         used = _follow(roots, calls)

@@ -4,7 +4,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from dni_fx.errors import DniFxError
 from dni_fx.preserve import preserved
 
-__all__ = ["Inputs", "describe", "given", "like", "parse_specs", "probe"]
+__all__ = ["Inputs", "describe", "given", "like", "parse_specs", "probe", "tensors_in"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,17 @@ class Inputs:
 
     def tensors(self) -> list[Tensor]:
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in a nested value, in order; dataclasses that pytree does not know are opened too."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_in([getattr(leaf, f.name) for f in fields(leaf)])
+    return found
 
 
 def given(example_inputs: Any, example_kwargs: Mapping[str, Any] | None, source: str = "given") -> Inputs:

@@ -1,43 +1,86 @@
 """Look at a person's model without changing it."""
 
+import random
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["preserved"]
+__all__ = ["in_train_mode", "preserved"]
+
+
+def in_train_mode(model: nn.Module) -> None:
+    """Train mode as the person has it: what they have put into eval mode inside of a training model stays there."""
+    if not model.training or type(model).train is not nn.Module.train:
+        model.train()
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Undo, at the end, whatever a run or a trace did to the model's attributes, buffers, gradients and the RNG.
+    """Undo, at the end, whatever a run or a trace did to the model's attributes, buffers, gradients and random numbers.
 
-    Values of parameters are not copied: nothing here runs an optimizer.
+    Values of parameters are not copied, for they are large: nothing here runs an optimizer. Those of embeddings that
+    renormalise themselves in forward are.
     """
     original = model.__dict__.get("dni_original")  # a rewritten model may run the one it was made from
     modules = [*model.modules(), *([original] if original is not None else [])]
     attributes = [dict(m.__dict__) for m in modules]
-    registries = [{k: dict(v) for k, v in a.items() if type(v) in (dict, OrderedDict)} for a in attributes]
-    buffers: list[tuple[Tensor, Tensor, bool]] = [(b, b.detach().clone(), b.requires_grad) for b in model.buffers()]
+    dicts = [{k: dict(v) for k, v in a.items() if type(v) in (dict, OrderedDict)} for a in attributes]
+    lists = [(v, list(v)) for a in attributes for v in a.values() if type(v) is list]
+    tensors = [_Kept(t) for t in _written_in_forward(model, attributes)]
     grads = [(p, p.grad) for p in model.parameters()]
-    devices = [p.device for p in model.parameters() if p.device.type == "cuda"]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    python, numpy = random.getstate(), _numpy_random()
     try:
-        with torch.random.fork_rng(devices=sorted({d.index for d in devices})):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        for module, saved, dicts in zip(modules, attributes, registries, strict=True):
+        for module, saved, held in zip(modules, attributes, dicts, strict=True):
             module.__dict__.clear()
             module.__dict__.update(saved)
-            for name, content in dicts.items():
-                held = saved[name]
-                held.clear()
-                held.update(content)
-        with torch.no_grad():
-            for buffer, value, tracked in buffers:
-                if buffer.requires_grad and not tracked:  # something that carries gradient was written to it
-                    buffer.detach_()
-                buffer.copy_(value)
+            for name, content in held.items():
+                saved[name].clear()
+                saved[name].update(content)
+        for one, elements in lists:
+            one[:] = elements
+        for tensor in tensors:
+            tensor.put_back()
         for parameter, grad in grads:
             parameter.grad = grad
+        random.setstate(python)
+        if numpy is not None:
+            sys.modules["numpy"].random.set_state(numpy)
+
+
+class _Kept:
+    """A tensor with the value that it has now."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.value = tensor, tensor.detach().clone()
+        self.tracked = tensor.requires_grad
+
+    def put_back(self) -> None:
+        # Whatever its version says: batch norm writes without a mark. To a tensor that repeats itself nobody can write.
+        if any(step == 0 and size > 1 for step, size in zip(self.tensor.stride(), self.tensor.shape, strict=True)):
+            return
+        with torch.no_grad():
+            if self.tensor.requires_grad and not self.tracked:  # something that carries gradient was written to it
+                self.tensor.detach_()
+            self.tensor.copy_(self.value)
+
+
+def _written_in_forward(model: nn.Module, attributes: list[dict[str, Any]]) -> list[Tensor]:
+    """Buffers, tensors that are plain attributes, and embeddings with a largest norm."""
+    found = list(model.buffers())
+    found += [v for a in attributes for v in a.values() if isinstance(v, Tensor)]
+    found += [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.max_norm is not None]
+    return found
+
+
+def _numpy_random() -> Any:
+    numpy = sys.modules.get("numpy")
+    return None if numpy is None else numpy.random.get_state()

@@ -43,7 +43,8 @@ class SourceWriter:
         """
         if self.net.dni.plan.frontend != "fx":
             return self._text_beside_a_model()
-        init = [f"        {line}" for line in self._children(self.net, "")]
+        init = [f"        {line}" for line in self._own_train()]
+        init += [f"        {line}" for line in self._children(self.net, "")]
         init.append("        self.dni = dni_fx.artifact.read_dni(__file__)")
         init += [f"        {line}" for line in self._ties()]
         forward = [f"    {line}" for line in code_lines(self.net.graph)]
@@ -97,6 +98,14 @@ class SourceWriter:
         )
 
     # ------------------------------------------------------------------------------------- __init__
+    def _own_train(self) -> Iterator[str]:
+        """A train method that does more than set a flag is lost with the class that has it."""
+        for path, module in [("", self.net.__dict__.get("dni_original")), *self.net.named_modules()]:
+            whole = any(path == called or path.startswith(f"{called}.") for called in self.called)
+            inside = isinstance(module, nn.Module) and type(module).train is not nn.Module.train and not whole
+            if inside and module is not self.net and not path.startswith("dni"):
+                yield _missing(module, path or "the model", "its own train()")
+
     def _children(self, module: nn.Module, path: str) -> Iterator[str]:
         """Statements that give the module at `path` its parameters, buffers and children."""
         owner = f"self.get_submodule({path!r})" if path else "self"

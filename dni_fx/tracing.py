@@ -24,7 +24,7 @@ _MAX_LEAVES = 200  # modules that tracing may fail inside of, before it is given
 
 
 class LeafTracer(fx.Tracer):
-    """Leaves are torch.nn layers, modules that read `self.training`, and modules named in `leaves`.
+    """Leaves are torch.nn layers, modules that read `self.training` or have hooks, and modules named in `leaves`.
 
     A module that reads `self.training` would be traced in one mode for ever (pytorch#68190).
     """
@@ -40,6 +40,7 @@ class LeafTracer(fx.Tracer):
             super().is_leaf_module(m, module_qualified_name)
             or module_qualified_name in self.leaves
             or isinstance(m, fx.GraphModule)
+            or bool(m._forward_hooks or m._forward_pre_hooks)  # a trace would call them with proxies, once
             or reads_training(type(m).forward)
         )
 

@@ -1,17 +1,20 @@
 """Never trust a capture: run it beside the eager model, and compare."""
 
+import contextlib
+import io
+import random
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dni_fx.errors import CaptureError, DniFxError, first_line
-from dni_fx.inputs import Inputs, describe
+from dni_fx.inputs import Inputs, describe, tensors_in
 from dni_fx.ops import batch_size
-from dni_fx.preserve import preserved
+from dni_fx.preserve import in_train_mode, preserved
 
 __all__ = ["runs", "verify"]
 
@@ -21,17 +24,44 @@ T = TypeVar("T")
 _SEED = 7_302_516_489
 
 
-def runs(model: nn.Module, inputs: Inputs) -> None:
-    """Run one training step of the model.
+def runs(model: nn.Module, inputs: Inputs) -> str:
+    """Run a few training steps of the model.
+
+    Returns:
+        Why no graph can be the same network, whatever it is: what forward does beside computing with tensors.
 
     Raises:
-        DniFxError: If it does not run on the inputs.
+        DniFxError: If it does not run on the inputs, or gives no tensor that carries gradient.
     """
     try:
-        _train_step(model, model, inputs)
+        outputs, gradients, _ = _train_step(model, model, inputs)
+        with preserved(model), torch.no_grad():
+            in_train_mode(model)
+            _call(model, inputs)
+            before = _attributes(model)
+            _call(model, inputs)
+            changed = [name for name, one in _attributes(model).items() if before.get(name, one) is not one]
+        other = _outputs(model, inputs, train=True, python_seed=2)
     except Exception as error:
         shapes = "; ".join(describe(inputs))
         raise DniFxError(f"the model does not run on the example inputs ({shapes}): {first_line(error)}") from None
+    if not gradients and any(p.requires_grad for p in model.parameters()):
+        raise DniFxError(f"forward of {type(model).__name__} gives no tensor that carries gradient to a parameter")
+    if changed:
+        return f"forward sets {changed[0]} anew at every call, which no graph does"
+    if any(not torch.allclose(o, outputs[name], rtol=1e-3, atol=1e-3, equal_nan=True) for name, o in other.items()):
+        return "forward draws random numbers of Python's or numpy's, which a graph would fix"
+    return ""
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    """What hangs at the modules, but for parameters, buffers and modules; numbers and texts by value."""
+    return {
+        f"{path}.{name}".lstrip("."): sys.intern(repr(value)) if isinstance(value, int | float | str) else value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if not name.startswith("_") or isinstance(value, Tensor)
+    }
 
 
 def verify(model: nn.Module, captured: nn.Module, inputs: Inputs) -> None:
@@ -72,7 +102,8 @@ def _other_batch_sizes(inputs: Inputs) -> list[int]:
 
 def _attempt(where: str, run: Callable[[], T]) -> T:
     try:
-        return run()
+        with contextlib.redirect_stderr(io.StringIO()):  # fx prints the line of generated code
+            return run()
     except Exception as error:
         raise CaptureError(
             f"the graph fails {where}: {first_line(error)}. Write sizes in forward in terms of x.shape, or move that "
@@ -88,31 +119,38 @@ def _train_step(module: nn.Module, owner: nn.Module, inputs: Inputs) -> tuple[St
         heads = [o for o in outputs.values() if o.requires_grad]
         gradients: State = {}
         if heads and parameters:
-            weights = [torch.randn_like(h) for h in heads]
-            found = torch.autograd.grad(heads, list(parameters.values()), weights, allow_unused=True)
-            gradients = {n: g for n, g in zip(parameters, found, strict=True) if g is not None}
+            for parameter in parameters.values():
+                parameter.grad = None
+            torch.autograd.backward(heads, [torch.randn_like(h) for h in heads])
+            gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None}
         buffers = {name: b.detach().clone() for name, b in owner.named_buffers()}
         with torch.no_grad():  # what counts its calls gives something else the second time
             again = {f"{name}, second call": o for name, o in _call(module, inputs).items()}
         return outputs | again, gradients, buffers
 
 
-def _outputs(module: nn.Module, inputs: Inputs, *, train: bool) -> State:
+def _outputs(module: nn.Module, inputs: Inputs, *, train: bool, python_seed: int = 1) -> State:
     with preserved(module), torch.no_grad():
-        _seed(module, train=train)
+        _seed(module, train=train, python_seed=python_seed)
         return _call(module, inputs)
 
 
-def _seed(module: nn.Module, *, train: bool) -> None:
-    module.train(train)
+def _seed(module: nn.Module, *, train: bool, python_seed: int = 1) -> None:
+    if train:
+        in_train_mode(module)
+    else:
+        module.eval()
     torch.manual_seed(_SEED)
+    random.seed(python_seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(python_seed)
 
 
 def _call(module: nn.Module, inputs: Inputs) -> State:
     fresh = inputs.map(lambda t: t.detach().clone())  # a model may write to its input
     output: Any = module(*fresh.args, **fresh.kwargs)
-    leaves, spec = pytree.tree_flatten(output)
-    return {f"{i} of {spec.num_leaves}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+    tensors = tensors_in(output)
+    return {f"{i} of {len(tensors)}": tensor for i, tensor in enumerate(tensors)}
 
 
 def _compare(what: str, eager: State, traced: State) -> None:

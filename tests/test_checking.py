@@ -93,8 +93,9 @@ def _retarget(net: Any) -> None:
     net.recompile()
 
 
-def test_a_changed_graph_is_caught() -> None:
-    net = dni_fx.transform(LongSkip(), X, cuts=["tanh_1"], unlock="none")
+@pytest.mark.parametrize("mix", [0.0, 0.5])
+def test_a_changed_graph_is_caught(mix: float) -> None:
+    net = dni_fx.transform(LongSkip(), X, cuts=["tanh_1"], unlock="none", mix=mix)
     _skip(net)
     assert {"nothing leaks through a cut", "unlock none equals backward"} <= failures(net, X).keys()
     net = dni_fx.transform(ResNet(), X, cuts=2)
@@ -128,6 +129,28 @@ def test_lost_keys_are_caught() -> None:
     net = dni_fx.transform(ResNet(), X, cuts=2)
     net.register_buffer("strange", torch.zeros(1))
     assert "strange" in failures(net, X)["state_dict keys"]
+
+
+def test_what_is_not_finite_is_caught() -> None:
+    nan, one, near = torch.tensor(float("nan")), torch.tensor(1.0), torch.tensor(1.0 + 1e-7)
+    for names in ("ab", "ba"):
+        got = dict(zip(names, (nan, near), strict=True))
+        assert checking._close(got, dict.fromkeys(names, one)) == (False, f"{names[0]} is not finite")
+
+
+def test_a_bug_while_saving_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = dni_fx.transform(ResNet(), X, cuts=2)
+    monkeypatch.setattr(artifact, "save", lambda *_: (_ for _ in ()).throw(DniFxError("a bug")))
+    assert "a bug" in failures(net, X)["save and load"]
+
+
+def test_buffers_are_compared() -> None:
+    net = dni_fx.transform(ResNet(), X, cuts=2)
+    node = next(n for n in net.graph.nodes if n.target == "stem.1")
+    with net.graph.inserting_after(node):
+        net.graph.call_module("stem.1", node.args)
+    net.recompile()
+    assert "stem.1" in failures(net, X)["outputs and gradients in train mode"]
 
 
 # ------------------------------------------------------------------------------------------------ bad input

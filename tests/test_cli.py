@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import dni_fx
+import dni_fx.checking
 from dni_fx.cli import main
 
 NET = """
@@ -181,3 +182,29 @@ def test_version_help_and_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, dni_fx.cli; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("unlock", ["none", "backward"])
+def test_check_a_model_and_a_folder(
+    unlock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET)
+    assert run(monkeypatch, "check", "net.py", "--cuts", "every:Block", "--unlock", unlock, "--classes", "10") == 0
+    assert capsys.readouterr().out.count("pass") == 8
+    assert run(monkeypatch, "rewrite", "net.py", "--unlock", unlock, "-o", "out") == 0
+    capsys.readouterr()
+    assert run(monkeypatch, "check", "out", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] and len(report["checks"]) == 8
+
+
+def test_a_failed_check_is_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET)
+    monkeypatch.setitem(dni_fx.checking._CHECKS, "state_dict keys", lambda _: (False, "one is lost"))
+    assert run(monkeypatch, "check", "net.py") == 1
+    shown = capsys.readouterr().out
+    assert "FAIL" in shown and "one is lost" in shown

@@ -410,3 +410,160 @@ def test_no_mark_is_said() -> None:
     for frontend in ("fx", "modules"):
         with pytest.raises(DniFxError, match="holds no mark"):
             dni_fx.transform(Stack(), X, cuts="marked", frontend=frontend)
+
+
+# ------------------------------------------------------------------------------- what a reviewer found: modules
+class PassedOn(Stack):
+    """A skip that went through nn.Identity, and one through an in-place activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.relu = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.a(x))
+        h = h * 2 if h.sum() > 0 else h
+        identity = self.down(h)
+        h = self.c(self.act(self.b(h))) + identity
+        return self.d(self.relu(h)) + h
+
+
+class CountsWithoutGradient(Stack):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.a(x))
+        with torch.no_grad():
+            target = self.b(h)
+        h = self.b(h) - target if h.sum() > -1e9 else h
+        return self.d(self.act(self.c(h)))
+
+
+class SecondOutput(Stack):
+    """Gives on the second output of an operation that no cut leads through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen = nn.Linear(3, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        u, v = self.act(self.a(x)).chunk(2, 1)
+        u = self.act(self.widen(u)) if x.sum() > -1e9 else u
+        return self.d(self.act(self.c(u))), v
+
+
+@pytest.mark.parametrize("unlock", ["none", "backward"])
+@pytest.mark.parametrize("make", [PassedOn, CountsWithoutGradient, SecondOutput])
+def test_modules_are_cut_where_it_is_legal(make: Callable[[], nn.Module], unlock: str) -> None:
+    try:
+        net = dni_fx.transform(make(), X, frontend="modules", unlock=unlock)
+    except NoLegalCutError:
+        return
+    for _ in range(3):
+        pytree.tree_leaves(net(X))[0].sum().backward()
+    assert all(crossing.steps == 3 for crossing in net.dni.children() if hasattr(crossing, "steps"))
+    assert failures(net, X, None) == {}
+
+
+def test_a_checkpointed_block_is_not_cut_inside() -> None:
+    with pytest.raises(DniFxError, match="checkpointed block"):
+        dni_fx.transform(Checkpointed(), X, frontend="modules", cuts=["b"])
+
+
+# ------------------------------------------------------------------------------ what a reviewer found: export
+class OwnNames(nn.Module):
+    """Children called like attributes of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings, self.flat, self.calling, self.recall = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.recall(torch.tanh(self.calling(torch.tanh(self.flat(torch.tanh(self.settings(x)))))))
+
+
+class Moody(Stack):
+    """Keeps one of its modules in eval mode, as people do with a pretrained batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.noise = nn.BatchNorm1d(6), nn.Dropout(0.5)
+
+    def train(self, mode: bool = True) -> "Moody":
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def middle(self, h: Tensor) -> Tensor:
+        return self.noise(self.norm(h))
+
+
+class ByPlace(Stack):
+    def forward(self, x: Tensor, scale: float = 1.0, *rest: Tensor) -> Tensor:
+        h = self.act(self.b(self.act(self.a(x * scale)))) + sum(rest)
+        return self.d(self.act(self.c(h)))
+
+
+class ByPlaceAlone(Stack):
+    def forward(self, x: Tensor, mask: Tensor | None = None, y: Tensor | None = None, /) -> Tensor:
+        h = self.act(self.b(self.act(self.a(x))))
+        return self.d(self.act(self.c(h if y is None else h + y)))
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export", "modules"])
+@pytest.mark.parametrize(
+    ("make", "args"),
+    [(OwnNames, (X,)), (Moody, (X,)), (ByPlace, (X, 1.0, X)), (ByPlaceAlone, (X, None, X))],
+    ids=["own names", "moody", "by place", "by place alone"],
+)
+def test_more_that_people_write(make: Callable[[], nn.Module], args: Any, frontend: str) -> None:
+    net = dni_fx.transform(make(), args, frontend=frontend)
+    assert failures(net, args, None) == {}
+    net.train()(*args).sum().backward()
+
+
+def test_a_mode_that_export_has_fixed_is_not_changed_in_silence() -> None:
+    net = dni_fx.transform(Moody(), X, frontend="export")
+    net.train()
+    assert not net.norm.training
+    net(X)
+    net.noise.eval()
+    with pytest.raises(DniFxError, match="noise is in eval mode"):
+        net(X)
+
+
+class Looks(Stack):
+    def forward(self, ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            h = nn.functional.embedding(ids, self.a.weight)
+            h = self.b(h)
+        return self.d(self.act(self.c(h.float())))
+
+
+def test_an_error_in_an_autocast_block_does_not_leave_it_open() -> None:
+    net = dni_fx.transform(Looks(), torch.randint(0, 6, (4, 3)), frontend="export")
+    with pytest.raises(IndexError):
+        net(torch.full((4, 3), 99))
+    assert not torch.is_autocast_enabled("cpu")
+    assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32
+
+
+class Inner(Stack):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2.0 if self.training else 1.0)
+
+
+def test_a_graph_without_a_place_to_cut_is_left_to_the_next() -> None:
+    net = dni_fx.transform(nn.Sequential(Inner()), X)
+    assert net.dni.plan.frontend == "export"
+    assert net.dni.plan.tried == ("fx: its graph has no legal cut",)
+
+
+class Counts(Stack):
+    calls = 0
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.calls += 1
+        return h * min(1.0, self.calls / 10)
+
+
+def test_what_changes_from_call_to_call_is_not_captured() -> None:
+    assert dni_fx.transform(Counts(), X).dni.plan.frontend == "modules"
