@@ -1,6 +1,6 @@
 """Rewrite and check architectures that others wrote: trace, plan, transform, one training step, `check`.
 
-    pip install transformers monai dnc   # and timm, where its torchvision is welcome
+    pip install transformers monai einops dnc   # and those of zoo_more.py
     python benchmarks/zoo.py             # writes benchmarks/results/zoo.md; --only PATTERN for some of them
 
 Everything is built from configuration, nothing is downloaded. A model passes if all of `dni_fx.check` holds.
@@ -14,6 +14,7 @@ import signal
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,13 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from zoo_models import models
+from zoo_models import models as larger_packages
+from zoo_more import MORE
 
 import dni_fx
 from dni_fx.errors import DniFxError
 
 RESULTS = Path(__file__).parent / "results" / "zoo.md"
 LIMIT = 300  # seconds for one model
+
+
+def models() -> dict[str, Callable[[], tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]]]:
+    """What makes each model and its inputs, by name."""
+    return larger_packages() | MORE
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from dni_fx.errors import SourceError
 
-__all__ = ["Calling", "Leaf", "canonical"]
+__all__ = ["Calling", "Leaf", "by_name", "canonical"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Calling:
         for leaf, value in zip(self.leaves, values, strict=True):
             _check(leaf, value, known)
         if self.guards:
-            named = inspect.signature(forward).bind(*args, **kwargs).arguments
+            named = by_name(forward, args, kwargs)
             for guard in self.guards:
                 if not eval(_compiled(guard), {"L": named}):
                     raise TypeError(
@@ -97,6 +97,15 @@ class Calling:
 @cache
 def _compiled(guard: str) -> CodeType:
     return compile(guard, "<guard>", "eval")
+
+
+def by_name(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name; those of a `**kwargs` beside the others."""
+    signature = inspect.signature(forward)
+    named: dict[str, Any] = {}
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        named |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return named
 
 
 def canonical(

@@ -7,6 +7,7 @@ as backpropagation does; told nothing, no gradient may reach the parameters belo
 import copy
 import math
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -250,7 +251,9 @@ def _step(net: nn.Module, inputs: Inputs, **context: Any) -> _Step:
 
 def _outputs(net: nn.Module, inputs: Inputs, **context: Any) -> list[Tensor]:
     fresh = inputs.map(lambda t: t.detach().clone())
-    return tensors_in(net(*fresh.args, **fresh.kwargs, **context))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tensors_in(net(*fresh.args, **fresh.kwargs, **context))
 
 
 def _context(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:

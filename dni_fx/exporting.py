@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from dni_fx.calling import Calling, Leaf, canonical
+from dni_fx.calling import Calling, Leaf, by_name, canonical
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule, adopt
@@ -74,23 +74,20 @@ def _two_rows(inputs: Inputs) -> Inputs:
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[torch.export.ExportedProgram, dict[str, bool]]:
-    """With all sizes free; failing that, the first axes; failing that, none. And which modules were in eval mode.
-
-    With sizes named, torch.export takes no `**kwargs`: the last try names none.
-    """
+    """With all sizes free; failing that, the first axes; failing that, none. And which modules were in eval mode."""
     reason: Exception | None = None
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     rows = tensors[0].shape[:1] if tensors else ()
-    choices: tuple[Free | None, ...] = (
+    choices: tuple[Free, ...] = (
         lambda t: dict.fromkeys(range(t.dim()), Dim.AUTO),
         lambda t: {0: Dim.AUTO} if t.shape[:1] == rows else {},
         lambda t: {},
-        None,
     )
     for free in choices:
-        shapes = None if free is None else _shapes(model, args, kwargs, free)
+        shapes = _shapes(model, args, kwargs, free)
         with preserved(model), _quiet(), fx.traceback.preserve_node_meta():
             in_train_mode(model)
+            _name_keywords(model, kwargs)
             modes = {name: False for name, module in model.named_modules() if name and not module.training}
             try:
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False), modes
@@ -100,12 +97,21 @@ def _export(
     raise CaptureError(f"torch.export does not take it: {first_line(reason)}") from None
 
 
+def _name_keywords(model: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Give forward a signature without `**kwargs`, of which torch.export takes none whose sizes are free."""
+    signature, forward = inspect.signature(model.forward), model.forward
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    more = [name for name in kwargs if name not in signature.parameters]
+    if more:
+        parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in more]
+        named: Any = lambda *args, **kwargs: forward(*args, **kwargs)  # noqa: E731
+        named.__signature__ = signature.replace(parameters=parameters)
+        model.forward = named  # put back with all the other attributes
+
+
 def _shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Free) -> dict[str, Any]:
-    """A tree like the arguments by name, as torch.export wants it; those of a `**kwargs` beside the others."""
-    signature = inspect.signature(model.forward)
-    named: dict[str, Any] = {}
-    for name, value in signature.bind(*args, **kwargs).arguments.items():
-        named |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    """A tree like the arguments by name, as torch.export wants it."""
+    named = by_name(model.forward, args, kwargs)
     shapes: dict[str, Any] = pytree.tree_map(lambda v: free(v) if isinstance(v, Tensor) else None, named)
     return shapes
 

@@ -419,6 +419,7 @@ def plain(net: DecoupledModule) -> DecoupledModule:
     result.graph.lint()
     kept = ("dni_calling", "dni_modes", "dni_autocast", "dni_original", "dni_outputs", "dni_written")
     result.__dict__.update({key: net.__dict__[key] for key in kept if key in net.__dict__})
+    result.__dict__.setdefault("dni_original", None)
     result.recompile()
     result.training = net.training
     return result

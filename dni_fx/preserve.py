@@ -15,7 +15,8 @@ __all__ = ["in_train_mode", "preserved"]
 
 def in_train_mode(model: nn.Module) -> None:
     """Train mode as the person has it: what they have put into eval mode inside of a training model stays there."""
-    if not model.training or type(model).train is not nn.Module.train:
+    person_s = model.__dict__.get("dni_original", model)  # the one that a captured model was made from
+    if not model.training or (person_s is not None and type(person_s).train is not nn.Module.train):
         model.train()
 
 

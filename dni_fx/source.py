@@ -12,6 +12,7 @@ from torch.fx.graph_module import _format_import_block
 from torch.package.importer import sys_importer
 
 from dni_fx.diffing import code_lines
+from dni_fx.errors import SourceError
 from dni_fx.module import DecoupledModule
 
 __all__ = ["SourceWriter"]
@@ -32,6 +33,7 @@ class SourceWriter:
         self.class_name = type(net).__name__
         self.called = {str(n.target) for n in net.graph.nodes if n.op == "call_module"}
         self.files: dict[str, str] = {}
+        self.aliases: list[str] = []  # what the graph itself uses of those files
         self.seen: dict[int, str] = {}
         self.imports: set[str] = {"import torch", "import dni_fx.artifact", "import dni_fx.ops"}
 
@@ -59,7 +61,7 @@ class SourceWriter:
                 "",
                 *sorted(self.imports),
                 "",
-                *[f'{name} = dni_fx.artifact.import_beside(__file__, "{name}.py")' for name in self.files],
+                *self._beside(),
                 "",
                 f"class {self.class_name}(torch.nn.Module):",
                 "    def __init__(self):",
@@ -85,6 +87,8 @@ class SourceWriter:
                 '"""',
                 "",
                 *sorted(self.imports),
+                "",
+                *self._beside(),
                 "",
                 f"class {self.class_name}(torch.nn.Module):",
                 *[f"    {name} = {value!r}" for name, value in self.net.dni_settings().items()],
@@ -158,6 +162,10 @@ class SourceWriter:
         arguments = "".join(f", {k}={v}" for k, v in written.items())
         return f"dni_fx.artifact.rebuild({cls}{arguments})"
 
+    def _beside(self) -> list[str]:
+        copies = [f'{name} = dni_fx.artifact.import_beside(__file__, "{name}.py")' for name in self.files]
+        return copies + self.aliases
+
     def _class(self, cls: type) -> str | None:
         if "<locals>" in cls.__qualname__:
             return None
@@ -167,13 +175,17 @@ class SourceWriter:
             path = inspect.getsourcefile(cls)
             if path is None:
                 return None
-            name = next((n for n, p in self.files.items() if p == path), f"source{len(self.files) or ''}")
-            self.files[name] = path
-            return f"{name}.{cls.__qualname__}"
+            return f"{self._file(path)}.{cls.__qualname__}"
         if _resolve(cls) is not cls:  # made on the fly, as torch's parametrizations are
             return None
         self.imports.add(f"import {cls.__module__}")
         return f"{cls.__module__}.{cls.__qualname__}"
+
+    def _file(self, path: str) -> str:
+        """The name under which a source file of the person's is copied beside the written one."""
+        name = next((n for n, p in self.files.items() if p == path), f"source{len(self.files) or ''}")
+        self.files[name] = path
+        return name
 
     def _ties(self) -> Iterator[str]:
         """Parameters that have two names."""
@@ -188,7 +200,16 @@ class SourceWriter:
         block = _format_import_block(self.net.graph.python_code("self").globals, sys_importer)
         for line in block.splitlines():
             name = line.rsplit(" ", 1)[-1]
-            if name.split(".")[0] in used and not name.startswith("dni_fx_ops"):
+            if name.split(".")[0] not in used or name.startswith("dni_fx_ops"):
+                continue
+            home = line.split(" ")[1]
+            if home.startswith(("dni_fx_target_", "dni_fx_saved_")):  # made from a file, under a name of our own
+                path = getattr(sys.modules[home], "__file__", None)
+                assert path is not None
+                self.aliases.append(f"{name} = {self._file(path)}.{line.split(' ')[3]}")
+            elif home == "__main__":
+                raise SourceError(f"forward uses {line.split(' ')[3]} of the script itself: put it into a module")
+            else:
                 yield line
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import random
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -148,7 +149,9 @@ def _seed(module: nn.Module, *, train: bool, python_seed: int = 1) -> None:
 
 def _call(module: nn.Module, inputs: Inputs) -> State:
     fresh = inputs.map(lambda t: t.detach().clone())  # a model may write to its input
-    output: Any = module(*fresh.args, **fresh.kwargs)
+    with warnings.catch_warnings():  # theirs are for their own training
+        warnings.simplefilter("ignore")
+        output: Any = module(*fresh.args, **fresh.kwargs)
     tensors = tensors_in(output)
     return {f"{i} of {len(tensors)}": tensor for i, tensor in enumerate(tensors)}
 
