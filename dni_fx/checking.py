@@ -273,6 +273,7 @@ def _close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool 
     Args:
         narrow: They were computed in 16 bits, whatever they are now.
     """
+    got, expected = _numbers(got), _numbers(expected)
     missing = sorted(n for n in got.keys() ^ expected.keys() if (got | expected)[n].any())
     if missing:
         return False, f"{missing[0]} is in one of them only"
@@ -296,6 +297,12 @@ def _close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool 
 
 def _named(outputs: list[Tensor]) -> dict[str, Tensor]:
     return {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+
+
+def _numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Integers and truth values as float64: they have no differences otherwise."""
+    inexact = {name: t.is_floating_point() or t.is_complex() for name, t in tensors.items()}
+    return {name: t if inexact[name] else t.double() for name, t in tensors.items()}
 
 
 # -------------------------------------------------------------------------------------------- the checks

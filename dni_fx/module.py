@@ -154,7 +154,8 @@ class DecoupledModule(fx.GraphModule):
             modes: Modules that were captured in eval mode, by name.
         """
         autocast = any(node.target is torch.amp.autocast_mode._enter_autocast for node in self.graph.nodes)
-        self.__dict__.update(dni_calling=calling, dni_modes=dict(modes), dni_autocast=autocast)
+        watched = [(name, module, modes.get(name, True)) for name, module in self.named_modules() if name]
+        self.__dict__.update(dni_calling=calling, dni_modes=dict(modes), dni_watched=watched, dni_autocast=autocast)
         self.recompile()
 
     def recompile(self) -> PythonCode:
@@ -200,8 +201,8 @@ def _call_flat(self: Any, *args: Any, **kwargs: Any) -> Any:
     context = {"dni_context": kwargs.pop("dni_context")} if "dni_context" in kwargs else {}
     if not self.training:
         return call_original(self, *args, **kwargs)
-    for name, module in self.named_modules():
-        if module.training != self.__dict__["dni_modes"].get(name, True):
+    for name, module, training in self.__dict__["dni_watched"]:
+        if module.training != training:
             mode = "train" if module.training else "eval"
             raise DniFxError(
                 f"{name} is in {mode} mode, but was captured in the other, which the front end export fixes: let the "
@@ -417,7 +418,7 @@ def plain(net: DecoupledModule) -> DecoupledModule:
     result.graph = graph
     RemoveDni()(result)
     result.graph.lint()
-    kept = ("dni_calling", "dni_modes", "dni_autocast", "dni_original", "dni_outputs", "dni_written")
+    kept = ("dni_calling", "dni_modes", "dni_watched", "dni_autocast", "dni_original", "dni_outputs", "dni_written")
     result.__dict__.update({key: net.__dict__[key] for key in kept if key in net.__dict__})
     result.__dict__.setdefault("dni_original", None)
     result.recompile()

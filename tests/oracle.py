@@ -8,23 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx import ops
+from dni_fx.checking import Told as Told
 from dni_fx.module import Crossing, DecoupledModule
-from dni_fx.synthesizers import Activation, Synthesizer
 
 Call = Callable[[nn.Module], Any]
-
-
-class Told(Synthesizer):
-    """Returns what it was told; records what it saw."""
-
-    def __init__(self, activation: Activation, context_size: int = 0) -> None:
-        super().__init__(activation, context_size)
-        self.told: Tensor | None = None
-        self.slope = nn.Parameter(torch.zeros(()))  # a synthesizer without parameters gets no target
-
-    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-        told = torch.zeros_like(activation) if self.told is None else self.told
-        return told + self.slope * activation
 
 
 def loss_of(output: Any) -> Tensor:

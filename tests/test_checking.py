@@ -138,6 +138,12 @@ def test_what_is_not_finite_is_caught() -> None:
         assert checking._close(got, dict.fromkeys(names, one)) == (False, f"{names[0]} is not finite")
 
 
+def test_truth_values_are_compared() -> None:
+    yes, no = torch.tensor([True, False]), torch.tensor([False, False])
+    assert checking._close({"a": yes}, {"a": yes}) == (True, "exact")
+    assert not checking._close({"a": yes}, {"a": no})[0]
+
+
 def test_a_bug_while_saving_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     net = dni_fx.transform(ResNet(), X, cuts=2)
     monkeypatch.setattr(artifact, "save", lambda *_: (_ for _ in ()).throw(DniFxError("a bug")))
