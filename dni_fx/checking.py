@@ -99,12 +99,22 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
     example = inputs if isinstance(inputs, Inputs) else given(inputs, kwargs)
     with preserved(net), torch.enable_grad():
         try:
+            _detach_attributes(net)
             state = _State(copy.deepcopy(net), example)
         except DniFxError:
             raise
         except Exception as error:
             raise DniFxError(f"the model cannot be checked on these inputs: {first_line(error)}") from None
         return Report(tuple(Check(name, *_outcome(one, state)) for name, one in _CHECKS.items()))
+
+
+def _detach_attributes(net: nn.Module) -> None:
+    """Tensors of the last step that hang at modules, such as a state or a loss, cannot be copied with their graph."""
+    original = net.__dict__.get("dni_original")
+    for module in [*net.modules(), *([original] if original is not None else [])]:
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                module.__dict__[name] = value.detach()  # put back with all the other attributes
 
 
 def _outcome(one: "Callable[[_State], tuple[bool, str]]", state: "_State") -> tuple[bool, str]:
