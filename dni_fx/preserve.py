@@ -52,6 +52,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
             tensor.put_back()
         for parameter, grad in grads:
             parameter.grad = grad
+        for cls in {type(m) for m in modules}:
+            _clear_caches(cls)
         random.setstate(python)
         if numpy is not None:
             sys.modules["numpy"].random.set_state(numpy)
@@ -80,6 +82,24 @@ def _written_in_forward(model: nn.Module, attributes: list[dict[str, Any]]) -> l
     found += [v for a in attributes for v in a.values() if isinstance(v, Tensor)]
     found += [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.max_norm is not None]
     return found
+
+
+def _clear_caches(cls: type) -> None:
+    """Forget what methods under `lru_cache` have seen: what a trace gives is no tensor for later."""
+    for held in vars(cls).values():
+        function = getattr(held, "__func__", held)  # of a static or class method
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
+        for one in (function, *cells):  # the decorated function, or one that a wrapper holds
+            clear = getattr(one, "cache_clear", None)
+            if callable(clear):
+                clear()
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def _numpy_random() -> Any:

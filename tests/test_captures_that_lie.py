@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,27 @@ def test_nothing_of_the_model_is_changed() -> None:
     heard.clear()
     net(IDS)
     assert heard == ["Tensor"]
+
+
+def remembered(function: Any) -> Any:
+    """As Hugging Face decorates methods: the cache is in a closure."""
+    cached = lru_cache(maxsize=1)(function)
+    return wraps(function)(lambda *args: cached(*args))
+
+
+class Caches(nn.Module):
+    """Kept whole, for it reads self.training; its positions are remembered by the class."""
+
+    @staticmethod
+    @remembered
+    def positions(rows: int) -> Tensor:
+        return torch.arange(float(rows))[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.positions(x.shape[0]) * (1 if self.training else 0)
+
+
+def test_no_stand_in_for_a_tensor_is_remembered() -> None:
+    net = dni_fx.transform(nn.Sequential(Stack(), Caches(), nn.Linear(6, 2)), X)
+    assert type(net(X).detach()) is Tensor
+    assert failures(net, X, None) == {}
