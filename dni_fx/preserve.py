@@ -3,8 +3,10 @@
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +20,10 @@ def in_train_mode(model: nn.Module) -> None:
     person_s = model.__dict__.get("dni_original", model)  # the one that a captured model was made from
     if not model.training or (person_s is not None and type(person_s).train is not nn.Module.train):
         model.train()
+
+
+_NOT_THEIRS = ("torch", "builtins", "dni_fx")
+_Cached = type(cache(int))
 
 
 @contextmanager
@@ -52,8 +58,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
             tensor.put_back()
         for parameter, grad in grads:
             parameter.grad = grad
-        for cls in {type(m) for m in modules}:
-            _clear_caches(cls)
+        classes = {cls for m in modules for cls in type(m).__mro__ if cls.__module__.split(".")[0] not in _NOT_THEIRS}
+        homes = {sys.modules[cls.__module__] for cls in classes if cls.__module__ in sys.modules}
+        for holder in (*classes, *homes):
+            _clear_caches(vars(holder))
         random.setstate(python)
         if numpy is not None:
             sys.modules["numpy"].random.set_state(numpy)
@@ -84,15 +92,15 @@ def _written_in_forward(model: nn.Module, attributes: list[dict[str, Any]]) -> l
     return found
 
 
-def _clear_caches(cls: type) -> None:
-    """Forget what methods under `lru_cache` have seen: what a trace gives is no tensor for later."""
-    for held in vars(cls).values():
+def _clear_caches(names: Mapping[str, Any]) -> None:
+    """Forget what functions under `lru_cache` have seen: what a trace gives is no tensor for later."""
+    for held in list(names.values()):
         function = getattr(held, "__func__", held)  # of a static or class method
-        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
-        for one in (function, *cells):  # the decorated function, or one that a wrapper holds
-            clear = getattr(one, "cache_clear", None)
-            if callable(clear):
-                clear()
+        closure = function.__closure__ or () if isinstance(function, FunctionType) else ()
+        held_inside = [cell.cell_contents for cell in closure if _filled(cell)]
+        for one in (function, *held_inside):  # the decorated function, or one that a wrapper holds
+            if isinstance(one, _Cached):
+                one.cache_clear()
 
 
 def _filled(cell: Any) -> bool:
