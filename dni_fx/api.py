@@ -115,6 +115,8 @@ def captured(
     model: nn.Module, example: Inputs, cuts: Cuts, frontend: str = "auto", *, verify: bool = True
 ) -> tuple[DecoupledModule, Plan]:
     """Capture, compare with eager, annotate, partition."""
+    if isinstance(cuts, Plan) and frontend == "auto":
+        frontend = cuts.frontend  # its nodes are those of that front end
     module, used, tried = frontends.capture(model, example, frontend, compare=verify)
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
     chosen, why = cutting.choose(module.graph, costs.dataflow(module.graph), cuts, among)

@@ -24,7 +24,7 @@ from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.inputs import Inputs, given, tensors_in
 from dni_fx.module import Crossing, DecoupledModule, plain
 from dni_fx.passes.add_synthesizers import crossing_name
-from dni_fx.preserve import in_train_mode, preserved
+from dni_fx.preserve import in_train_mode, preserved, seed
 from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer
 
 __all__ = ["Check", "Report", "Told", "check"]
@@ -247,11 +247,11 @@ def _step(net: nn.Module, inputs: Inputs, **context: Any) -> _Step:
     with preserved(net):
         in_train_mode(net)
         net.zero_grad()
-        torch.manual_seed(_SEED)
+        seed(_SEED)
         with _Narrow() as narrow:  # type: ignore[no-untyped-call]
             outputs = _outputs(net, inputs, **context)
         heads = [o for o in outputs if o.requires_grad]
-        torch.manual_seed(_SEED)
+        seed(_SEED)
         torch.autograd.backward(heads, [torch.randn_like(h) / ops.batch_size(h) for h in heads])
         gradients = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
         net.zero_grad()
@@ -320,7 +320,7 @@ def _eval_outputs(state: _State) -> tuple[bool, str]:
     found = []
     for module in (state.net, state.model):
         with preserved(module), torch.no_grad():
-            torch.manual_seed(_SEED)
+            seed(_SEED)
             found.append(_named(_outputs(module.eval(), state.inputs)))
     return _close(*found)
 

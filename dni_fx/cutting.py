@@ -13,7 +13,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.partition import Position
 from dni_fx.planning import Cut, Plan, SegmentPlan, Tensor
 
-__all__ = ["Cuts", "choose", "fingerprint", "make_plan"]
+__all__ = ["Cuts", "choose", "fingerprint", "make_plan", "separated"]
 
 Cuts = str | int | Sequence[str] | Plan
 
@@ -56,7 +56,7 @@ def choose(
         raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
     everywhere, calls = partition.positions(flow), _calls(graph)
     positions = {p.index: p for name in names for p in _after(flow, everywhere, calls, name)}
-    return _separated(flow, [positions[i] for i in sorted(positions)]), f"after {', '.join(names)}, as asked for"
+    return separated(flow, [positions[i] for i in sorted(positions)]), f"after {', '.join(names)}, as asked for"
 
 
 def _calls(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
@@ -102,7 +102,7 @@ def _every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> tuple[list[
         raise DniFxError(f"no call of {wanted} is a legal cut: {reason}")
     skipped = len(last) - len(legal)
     note = f" ({skipped} of {len(last)} calls are no legal cut)" if skipped else ""
-    return _separated(flow, legal, drop=True), f"after every call of {wanted}{note}"
+    return separated(flow, legal, drop=True), f"after every call of {wanted}{note}"
 
 
 def _marked(graph: fx.Graph, flow: "nx.DiGraph[str]") -> list[Position]:
@@ -116,10 +116,10 @@ def _marked(graph: fx.Graph, flow: "nx.DiGraph[str]") -> list[Position]:
     everywhere = partition.positions(flow)
     found = [partition.snap(flow, everywhere, node.name, f"the mark at {node}") for node in last.values()]
     chosen = {position.index: position for position in found}
-    return _separated(flow, [chosen[i] for i in sorted(chosen)])
+    return separated(flow, [chosen[i] for i in sorted(chosen)])
 
 
-def _separated(flow: "nx.DiGraph[str]", positions: list[Position], *, drop: bool = False) -> list[Position]:
+def separated(flow: "nx.DiGraph[str]", positions: list[Position], *, drop: bool = False) -> list[Position]:
     """Check that every segment uses a trainable parameter."""
     names = list(flow)
     kept: list[Position] = []
@@ -151,7 +151,7 @@ def _from_plan(graph: fx.Graph, flow: "nx.DiGraph[str]", plan: Plan) -> list[Pos
     bad = [p for p in chosen if p.obstacle]
     if bad or len(chosen) != len(plan.cuts) or not chosen:
         raise DniFxError(f"the plan does not hold legal cuts{': ' + bad[0].obstacle if bad else ''}")
-    return _separated(flow, sorted(chosen, key=lambda p: p.index))
+    return separated(flow, sorted(chosen, key=lambda p: p.index))
 
 
 def fingerprint(graph: fx.Graph) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["in_train_mode", "preserved"]
+__all__ = ["in_train_mode", "preserved", "seed"]
 
 
 def in_train_mode(model: nn.Module) -> None:
@@ -20,6 +20,16 @@ def in_train_mode(model: nn.Module) -> None:
     person_s = model.__dict__.get("dni_original", model)  # the one that a captured model was made from
     if not model.training or (person_s is not None and type(person_s).train is not nn.Module.train):
         model.train()
+
+
+def seed(number: int) -> None:
+    """Seed every generator of random numbers. As torch.manual_seed, which without CUDA formats a stack at each call."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(number)
+    random.seed(number)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(number % 2**32)
 
 
 _NOT_THEIRS = ("torch", "builtins", "dni_fx")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dni_fx.errors import CaptureError, DniFxError, first_line
 from dni_fx.inputs import Inputs, describe, tensors_in
 from dni_fx.ops import batch_size
-from dni_fx.preserve import in_train_mode, preserved
+from dni_fx.preserve import in_train_mode, preserved, seed
 
 __all__ = ["runs", "verify"]
 
@@ -42,7 +42,7 @@ def runs(model: nn.Module, inputs: Inputs) -> str:
             before = _attributes(model)
             _call(model, inputs)
             changed = [name for name, one in _attributes(model).items() if before.get(name, one) is not one]
-        other = _outputs(model, inputs, train=True, python_seed=2)
+        other = _outputs(model, inputs, train=True, skip=7)
     except Exception as error:
         shapes = "; ".join(describe(inputs))
         raise DniFxError(f"the model does not run on the example inputs ({shapes}): {first_line(error)}") from None
@@ -130,21 +130,22 @@ def _train_step(module: nn.Module, owner: nn.Module, inputs: Inputs) -> tuple[St
         return outputs | again, gradients, buffers
 
 
-def _outputs(module: nn.Module, inputs: Inputs, *, train: bool, python_seed: int = 1) -> State:
+def _outputs(module: nn.Module, inputs: Inputs, *, train: bool, skip: int = 0) -> State:
     with preserved(module), torch.no_grad():
-        _seed(module, train=train, python_seed=python_seed)
+        _seed(module, train=train, skip=skip)
         return _call(module, inputs)
 
 
-def _seed(module: nn.Module, *, train: bool, python_seed: int = 1) -> None:
+def _seed(module: nn.Module, *, train: bool, skip: int = 0) -> None:
     if train:
         in_train_mode(module)
     else:
         module.eval()
-    torch.manual_seed(_SEED)
-    random.seed(python_seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(python_seed)
+    seed(_SEED)
+    for _ in range(skip):  # other numbers of Python's and numpy's, the same of torch's
+        random.random()
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.random()
 
 
 def _call(module: nn.Module, inputs: Inputs) -> State:
