@@ -105,7 +105,7 @@ def _written_in_forward(model: nn.Module, attributes: list[dict[str, Any]]) -> l
 def _clear_caches(names: Mapping[str, Any]) -> None:
     """Forget what functions under `lru_cache` have seen: what a trace gives is no tensor for later."""
     for held in list(names.values()):
-        function = getattr(held, "__func__", held)  # of a static or class method
+        function = held.__func__ if isinstance(held, staticmethod | classmethod) else held
         closure = function.__closure__ or () if isinstance(function, FunctionType) else ()
         held_inside = [cell.cell_contents for cell in closure if _filled(cell)]
         for one in (function, *held_inside):  # the decorated function, or one that a wrapper holds
