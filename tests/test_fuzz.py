@@ -35,7 +35,7 @@ from dni_fx import api, costs, cutting, frontends, partition
 from dni_fx.errors import CaptureError, NoLegalCutError
 from dni_fx.inputs import Inputs
 
-MODELS = {"auto": 1000, "modules": 900, "export": 120}
+MODELS = {"auto": 900, "modules": 1000, "export": 100}
 
 
 def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
