@@ -105,7 +105,7 @@ _ALL: dict[str, dict[str, Callable[[], Example]]] = {
     "x_transformers": {
         "Decoder": _x_transformers(),
         "Decoder-rotary": _x_transformers(rotary_pos_emb=True, ff_glu=True, use_rmsnorm=True),
-        "Decoder-alibi": _x_transformers(alibi_pos_bias=True, attn_talking_heads=True),
+        "Decoder-alibi": _x_transformers(alibi_pos_bias=True, attn_qk_norm=True),
     },
     "torch_geometric": {
         "GCN": _graph_net("GCN", 8, 16, 3, out_channels=4),

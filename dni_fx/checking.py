@@ -112,9 +112,11 @@ def _detach_attributes(net: nn.Module) -> None:
     """Tensors of the last step that hang at modules, such as a state or a loss, cannot be copied with their graph."""
     original = net.__dict__.get("dni_original")
     for module in [*net.modules(), *([original] if original is not None else [])]:
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                module.__dict__[name] = value.detach()  # put back with all the other attributes
+        for name, value in list(vars(module).items()):
+            tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+            if any(tensor.grad_fn is not None for tensor in tensors):  # put back with all the other attributes
+                detached = pytree.tree_map_only(Tensor, lambda t: t if t.grad_fn is None else t.detach(), value)
+                module.__dict__[name] = detached
 
 
 def _outcome(one: "Callable[[_State], tuple[bool, str]]", state: "_State") -> tuple[bool, str]:
