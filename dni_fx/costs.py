@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from dni_fx import meta
-from dni_fx.errors import CaptureError
+from dni_fx.errors import CaptureError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.meta import NodeMeta
 from dni_fx.module import DecoupledModule
@@ -128,8 +128,7 @@ def annotate(module: DecoupledModule, inputs: Inputs) -> None:
         _run(module, inputs.map(lambda t: t.detach().clone()), contextlib.nullcontext())
     except Exception as error:
         raise CaptureError(
-            f"the model does not run on {', '.join(str(list(t.shape)) for t in inputs.tensors())}: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"the model does not run on {', '.join(str(list(t.shape)) for t in inputs.tensors())}: {first_line(error)}"
         ) from None
     for node in module.graph.nodes:  # the sizes are enough
         node.meta["val"] = pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), node.meta["val"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, first_line
 from dni_fx.preserve import preserved
 
 __all__ = ["Inputs", "describe", "given", "like", "parse_specs", "probe", "tensors_in"]
@@ -104,7 +104,7 @@ def parse_specs(specs: Sequence[str]) -> Inputs:
         try:
             tensor = _from_match(spec, match)
         except (RuntimeError, ValueError, OverflowError) as error:  # torch cannot make such a tensor
-            raise DniFxError(f"--input {spec!r}: {str(error).splitlines()[0]}") from None
+            raise DniFxError(f"--input {spec!r}: {first_line(error)}") from None
         if match["name"] in kwargs:
             raise DniFxError(f"--input {spec!r}: {match['name']!r} is given twice")
         if match["name"]:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx import ops
-from dni_fx.errors import CaptureError
+from dni_fx.errors import CaptureError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule, adopt
 from dni_fx.preserve import preserved
@@ -139,7 +139,7 @@ def _retry(model: nn.Module, tracer: LeafTracer, leaves: set[str], error: Except
         leaves.add(culprit)
         return
     place, line = _failing_line(error)
-    reason = str(error).strip().split("\n")[0]
+    reason = first_line(error)
     raise CaptureError(
         f"cannot trace {type(model).__name__}: {place}: {line!r}: {reason}. Move the part that depends on values, or "
         "that plain Python has to run, into a submodule of its own: it is then kept whole"
