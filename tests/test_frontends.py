@@ -453,10 +453,7 @@ class SecondOutput(Stack):
 @pytest.mark.parametrize("unlock", ["none", "backward"])
 @pytest.mark.parametrize("make", [PassedOn, CountsWithoutGradient, SecondOutput])
 def test_modules_are_cut_where_it_is_legal(make: Callable[[], nn.Module], unlock: str) -> None:
-    try:
-        net = dni_fx.transform(make(), X, frontend="modules", unlock=unlock)
-    except NoLegalCutError:
-        return
+    net = dni_fx.transform(make(), X, frontend="modules", unlock=unlock)
     for _ in range(3):
         pytree.tree_leaves(net(X))[0].sum().backward()
     assert all(crossing.steps == 3 for crossing in net.dni.children() if hasattr(crossing, "steps"))
