@@ -8,10 +8,10 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
-from dni_fx import marking, meta, partition
+from dni_fx import marking, meta, positions
 from dni_fx.errors import DniFxError
-from dni_fx.partition import Position
 from dni_fx.planning import Cut, Plan, SegmentPlan, Tensor
+from dni_fx.positions import Position
 
 __all__ = ["Cuts", "choose", "fingerprint", "make_plan", "separated"]
 
@@ -35,9 +35,9 @@ def choose(
     if isinstance(cuts, int) and cuts < 2:  # True and False too
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
     if isinstance(cuts, int):
-        return partition.balanced(flow, cuts, among), f"{cuts} segments asked for; narrowest cuts, then even FLOPs"
+        return positions.balanced(flow, cuts, among), f"{cuts} segments asked for; narrowest cuts, then even FLOPs"
     if cuts == "auto":
-        found = partition.balanced(flow, None, among)
+        found = positions.balanced(flow, None, among)
         return (
             found,
             "auto: two layers a segment, four segments at most; narrowest cuts, then even FLOPs",
@@ -54,9 +54,9 @@ def choose(
         )
     if not names:
         raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
-    everywhere, calls = partition.positions(flow), _calls(graph)
-    positions = {p.index: p for name in names for p in _after(flow, everywhere, calls, name)}
-    return separated(flow, [positions[i] for i in sorted(positions)]), f"after {', '.join(names)}, as asked for"
+    everywhere, calls = positions.find(flow), _calls(graph)
+    chosen = {p.index: p for name in names for p in _after(flow, everywhere, calls, name)}
+    return separated(flow, [chosen[i] for i in sorted(chosen)]), f"after {', '.join(names)}, as asked for"
 
 
 def _calls(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
@@ -74,9 +74,9 @@ def _after(
     """After every call of the module of that name, else after the node of that name."""
     ends = [node for (module, _), node in calls.items() if module == name]
     if ends:
-        return [partition.snap(flow, everywhere, node.name, name) for node in ends]
+        return [positions.snap(flow, everywhere, node.name, name) for node in ends]
     if name in flow:
-        return [partition.snap(flow, everywhere, name, name)]
+        return [positions.snap(flow, everywhere, name, name)]
     known = list(dict.fromkeys([module for module, _ in calls] + list(flow)))
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"; the nearest names are {', '.join(near)}" if near else f"; there are {', '.join(known[:8])}"
@@ -93,7 +93,7 @@ def _every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> tuple[list[
     if not last:
         near = difflib.get_close_matches(wanted, sorted(classes), n=3) or sorted(classes)[:8]
         raise DniFxError(f"the graph calls no module of class {wanted!r}; the nearest are {', '.join(near)}")
-    everywhere = partition.positions(flow)
+    everywhere = positions.find(flow)
     order = {name: i for i, name in enumerate(flow)}
     ends = sorted({order[node.name] for node in last.values()})
     legal = [everywhere[i] for i in ends if i < len(everywhere) and not everywhere[i].obstacle]
@@ -113,18 +113,18 @@ def _marked(graph: fx.Graph, flow: "nx.DiGraph[str]") -> list[Position]:
             "cuts='marked': the graph holds no mark. Say `with dni_fx.cut_after(): h = ...` in forward; a mark is not "
             "seen inside a module that is kept whole, nor by the front end modules"
         )
-    everywhere = partition.positions(flow)
-    found = [partition.snap(flow, everywhere, node.name, f"the mark at {node}") for node in last.values()]
+    everywhere = positions.find(flow)
+    found = [positions.snap(flow, everywhere, node.name, f"the mark at {node}") for node in last.values()]
     chosen = {position.index: position for position in found}
     return separated(flow, [chosen[i] for i in sorted(chosen)])
 
 
-def separated(flow: "nx.DiGraph[str]", positions: list[Position], *, drop: bool = False) -> list[Position]:
+def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = False) -> list[Position]:
     """Check that every segment uses a trainable parameter."""
     names = list(flow)
     kept: list[Position] = []
     start = 0
-    for position in positions:
+    for position in chosen:
         if not any(flow.nodes[n]["parameters"] for n in names[start : position.index + 1]):
             if drop:
                 continue
@@ -146,7 +146,7 @@ def _from_plan(graph: fx.Graph, flow: "nx.DiGraph[str]", plan: Plan) -> list[Pos
         raise DniFxError(
             f"the plan was made for another graph (of {plan.model}){detail}; make a new one: dni-fx plan TARGET"
         )
-    everywhere = {p.after: p for p in partition.positions(flow)}
+    everywhere = {p.after: p for p in positions.find(flow)}
     chosen = [everywhere[cut.after] for cut in plan.cuts if cut.after in everywhere]
     bad = [p for p in chosen if p.obstacle]
     if bad or len(chosen) != len(plan.cuts) or not chosen:
@@ -173,7 +173,7 @@ def fingerprint(graph: fx.Graph) -> str:
 def make_plan(
     model: str,
     graph: fx.Graph,
-    positions: Sequence[Position],
+    chosen: Sequence[Position],
     why: str,
     inputs: tuple[str, ...],
     inputs_from: str,
@@ -183,14 +183,14 @@ def make_plan(
     """The plan for cuts at these positions of an annotated graph of `model`'s class."""
     nodes = list(graph.nodes)
     by_name = {node.name: node for node in nodes}
-    ends = [-1, *(p.index for p in positions), len(nodes) - 1]
+    ends = [-1, *(p.index for p in chosen), len(nodes) - 1]
     first = _first_uses(graph)
     return Plan(
         model=model,
         fingerprint=fingerprint(graph),
         inputs=inputs,
         inputs_from=inputs_from,
-        cuts=tuple(Cut(p.after, tuple(_tensor(by_name[n]) for n in p.crossing)) for p in positions),
+        cuts=tuple(Cut(p.after, tuple(_tensor(by_name[n]) for n in p.crossing)) for p in chosen),
         segments=tuple(_segment(nodes[i + 1 : j + 1], first) for i, j in zip(ends[:-1], ends[1:], strict=True)),
         why=why,
         frontend=frontend,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dni_fx import costs, exporting, hooking, partition, tracing
+from dni_fx import costs, exporting, hooking, positions, tracing
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule
@@ -121,7 +121,7 @@ def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool) -> 
 
 def _uncuttable(net: DecoupledModule) -> str:
     """Says so if there is no place to cut in the graph."""
-    legal = any(not position.obstacle for position in partition.positions(costs.dataflow(net.graph)))
+    legal = any(not position.obstacle for position in positions.find(costs.dataflow(net.graph)))
     return "" if legal else "its graph has no legal cut"
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
-from dni_fx import costs, meta, ops, partition
+from dni_fx import costs, meta, ops, positions
 from dni_fx.errors import CaptureError, NoLegalCutError, first_line
 from dni_fx.inputs import Inputs, tensors_in
 from dni_fx.meta import NodeMeta
@@ -169,7 +169,7 @@ def capture(model: nn.Module, inputs: Inputs) -> HookedModule:
         written = any(v._version != n for c in calls for v, n in zip(_tensors(c.leaves), c.versions, strict=True))
     net = _module(model, calls, used)
     net.__dict__["dni_written"] = written
-    if all(position.obstacle for position in partition.positions(costs.dataflow(net.graph))):
+    if all(position.obstacle for position in positions.find(costs.dataflow(net.graph))):
         raise NoLegalCutError(
             "no submodule ends where its outputs are all that carries gradient on: give a part of forward, such as a "
             "block with its skip connection, a module of its own"

@@ -31,7 +31,7 @@ from random_models import (
 from test_cli import run
 
 import dni_fx
-from dni_fx import api, costs, cutting, frontends, partition
+from dni_fx import api, costs, cutting, frontends, positions
 from dni_fx.errors import CaptureError, NoLegalCutError
 from dni_fx.inputs import Inputs
 
@@ -46,7 +46,7 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
     try:
         module, used, _ = frontends.capture(net, Inputs(inputs), frontend)
         flow = costs.dataflow(module.graph)
-        legal = [p for p in partition.positions(flow) if not p.obstacle]
+        legal = [p for p in positions.find(flow) if not p.obstacle]
         if not legal:
             return
         places = sorted(choice.sample(legal, min(len(legal), choice.randint(1, 3))), key=lambda p: p.index)
@@ -107,7 +107,7 @@ def test_what_was_found_before(program: Program, frontend: str) -> None:
     net = RandomNet(program)
     inputs = random_inputs(net)
     module, used, _ = frontends.capture(net, Inputs(inputs), frontend)
-    for place in partition.positions(costs.dataflow(module.graph)):
+    for place in positions.find(costs.dataflow(module.graph)):
         if not place.obstacle:
             plan = cutting.make_plan("RandomNet", module.graph, [place], "fuzz", (), "fuzz", used)
             for unlock in ("none", "backward"):

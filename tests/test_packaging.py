@@ -56,7 +56,7 @@ def test_what_is_public_is_there() -> None:
         dni_fx.transfrom  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["dni_fx", "dni_fx.cli", "dni_fx.errors", "dni_fx.partition"])
+@pytest.mark.parametrize("module", ["dni_fx", "dni_fx.cli", "dni_fx.errors", "dni_fx.positions", "dni_fx.chain"])
 def test_torch_is_imported_late(module: str, tmp_path: Path) -> None:
     assert _python(f"import sys, {module}; print('torch' in sys.modules)", tmp_path).strip() == "False"
 

@@ -12,7 +12,7 @@ import networkx as nx
 
 from dni_fx.errors import DniFxError, NoLegalCutError
 
-__all__ = ["Position", "balanced", "default_segments", "positions", "snap"]
+__all__ = ["Position", "balanced", "default_segments", "find", "snap"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Position:
     obstacle: str = ""  # why it is no legal cut; empty: it is one
 
 
-def positions(flow: "nx.DiGraph[str]") -> list[Position]:
+def find(flow: "nx.DiGraph[str]") -> list[Position]:
     """Every boundary of the graph, in order, with what crosses it and whether it may be a cut.
 
     Nodes have the attributes that `costs.dataflow` writes, and come in a topological order.
@@ -108,7 +108,7 @@ def balanced(flow: "nx.DiGraph[str]", segments: int | None, among: Set[str] = fr
         DniFxError: If there cannot be so many segments.
     """
     layers = _layers_before(flow)
-    everywhere = [p for p in positions(flow) if not p.obstacle and 0 < layers[p.index + 1] < layers[-1]]
+    everywhere = [p for p in find(flow) if not p.obstacle and 0 < layers[p.index + 1] < layers[-1]]
     if not everywhere and segments != 1:
         raise NoLegalCutError(
             "the model has no legal cut: a cut needs trainable parameters below and above it, and only "

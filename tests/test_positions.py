@@ -7,9 +7,9 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from dni_fx import partition
+from dni_fx import positions
 from dni_fx.errors import DniFxError, NoLegalCutError
-from dni_fx.partition import Position, balanced, default_segments, positions, snap
+from dni_fx.positions import Position, balanced, default_segments, snap
 
 Flow = Any
 
@@ -99,7 +99,7 @@ def naive_position(flow: Flow, index: int) -> tuple[list[str], int, bool]:
 def test_positions_are_those_of_the_definition(seed: int) -> None:
     rng = random.Random(seed)
     flow = random_flow(rng, rng.randrange(1, 16))
-    found = positions(flow)
+    found = positions.find(flow)
     names = list(flow)
     assert [(p.index, p.after) for p in found] == list(enumerate(names[:-1]))
     for position in found:
@@ -112,7 +112,7 @@ def test_positions_are_those_of_the_definition(seed: int) -> None:
 
 def test_the_random_graphs_have_everything() -> None:
     """The test above would be empty if its graphs were."""
-    found = [p for seed in range(300) for p in positions(random_flow(random.Random(seed), 12))]
+    found = [p for seed in range(300) for p in positions.find(random_flow(random.Random(seed), 12))]
     for part in ("nothing that", "is not one", "memory", "parameter is below", "parameter is above"):
         assert any(part in p.obstacle for p in found), part
     assert sum(not p.obstacle for p in found) > 100
@@ -138,7 +138,7 @@ def every_segment_has_a_layer(flow: Flow, cuts: list[Position]) -> bool:
 
 
 def legal_cuts(flow: Flow) -> list[Position]:
-    return [p for p in positions(flow) if not p.obstacle and every_segment_has_a_layer(flow, [p])]
+    return [p for p in positions.find(flow) if not p.obstacle and every_segment_has_a_layer(flow, [p])]
 
 
 def exhaustive(flow: Flow, candidates: list[Position], segments: int) -> tuple[float, int] | None:
@@ -279,8 +279,8 @@ def test_memory_that_is_written_above() -> None:
         node(flow, "output", ("b",), crosses=False)
         return flow
 
-    assert [p.after for p in positions(flow_with(frozenset({7}))) if "share memory" in p.obstacle] == ["view"]
-    assert not any("share memory" in p.obstacle for p in positions(flow_with(frozenset())))
+    assert [p.after for p in positions.find(flow_with(frozenset({7}))) if "share memory" in p.obstacle] == ["view"]
+    assert not any("share memory" in p.obstacle for p in positions.find(flow_with(frozenset())))
 
 
 # ------------------------------------------------------------------------------------------------------ snap
@@ -294,15 +294,15 @@ def test_snap_goes_past_what_is_taken_out_of_a_tuple() -> None:
     node(flow, "relu", ("y",))
     node(flow, "head", ("relu", "h"), parameters=1)
     node(flow, "output", ("head",), crosses=False)
-    assert snap(flow, positions(flow), "lstm", "lstm").after == "h"
-    assert snap(flow, positions(flow), "lstm", "lstm").crossing == ("y", "h")
-    assert snap(flow, positions(flow), "relu", "relu").crossing == ("h", "relu")
+    assert snap(flow, positions.find(flow), "lstm", "lstm").after == "h"
+    assert snap(flow, positions.find(flow), "lstm", "lstm").crossing == ("y", "h")
+    assert snap(flow, positions.find(flow), "relu", "relu").crossing == ("h", "relu")
     for name, text in [("x", "carries no gradient"), ("head", "no trainable parameter is above"), ("output", "comes")]:
         with pytest.raises(DniFxError, match=text) as caught:
-            snap(flow, positions(flow), name, "as it was called")
+            snap(flow, positions.find(flow), name, "as it was called")
         assert "'as it was called'" in str(caught.value)
 
 
 def test_torch_is_not_needed() -> None:
-    names = set(vars(partition))
+    names = set(vars(positions))
     assert not names & {"torch", "fx", "nn"}
