@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dni_fx import costs, cutting, frontends, hooking, inputs
+from dni_fx import costs, cutting, frontends, hooking, inputs, pricing
+from dni_fx.choosing import Limits, check_limits
+from dni_fx.cost_model import OPTIMIZER_STATES, CostModel
 from dni_fx.cutting import Cuts
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import Inputs
@@ -20,6 +22,7 @@ from dni_fx.passes.inject_cuts import InjectCuts
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.planning import Plan, Rewrite
 from dni_fx.synthesizers import Factory, resolve
+from dni_fx.units import parse_bytes
 
 __all__ = ["captured", "plan", "restore", "rewrite", "transform"]
 
@@ -36,6 +39,10 @@ def transform(
     classes: int | None = None,
     context_size: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    objective: str = "memory",
+    memory_budget: str | int | None = None,
+    synthesizer_share: float | None = None,
+    profile: bool = False,
     frontend: str = "auto",
     verify: bool = True,
 ) -> DecoupledModule:
@@ -58,6 +65,14 @@ def transform(
         classes: Condition the synthesizers on labels: call `net(x, dni_context=labels)` while training.
         context_size: Condition them on any vector of so many entries a sample instead.
         optimizer: One that the person has already: the synthesizers' parameters are added to it.
+        objective: What cuts that are chosen ("auto", or a number of segments) make least. "memory": the peak of a
+            training step; "throughput": the time of the slowest segment with its synthesizers, where each has a device
+            of its own; "balanced": the time of the heaviest segment alone.
+        memory_budget: The fewest segments whose predicted peak, with parameters and Adam's state, fits: bytes, or
+            "2GiB". A number of segments is then the most.
+        synthesizer_share: Of the time of backprop's step, what all the synthesizers may take; None: 0.05, or the least
+            that there is where nothing is so cheap.
+        profile: Measure the times of the nodes on real tensors, in place of counting FLOPs.
         frontend: What captures the model. "fx": symbolic tracing that keeps layers whole; "export": torch.export, with
             the original running in eval mode; "modules": no graph, cuts at the outputs of submodules; "auto": the
             first of these that proves to be the same network.
@@ -69,8 +84,19 @@ def transform(
         CaptureError: If no front end captures the same network.
         NoLegalCutError: If there is no place to cut.
     """
+    check_settings(unlock, mix, classes, context_size)
     example = example_inputs_of(model, example_inputs, example_kwargs)
-    module, found = captured(model, example, cuts, frontend, verify=verify)
+    module, found = captured(
+        model,
+        example,
+        cuts,
+        frontend,
+        verify=verify,
+        synthesizer=synthesizer,
+        context_size=classes or context_size or 0,
+        limits=limits_of(objective, memory_budget, synthesizer_share),
+        profile=profile,
+    )
     net = rewrite(
         module,
         found,
@@ -92,12 +118,38 @@ def plan(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     cuts: Cuts = "auto",
+    synthesizer: str | Factory = "auto",
+    classes: int | None = None,
+    context_size: int | None = None,
+    objective: str = "memory",
+    memory_budget: str | int | None = None,
+    synthesizer_share: float | None = None,
+    profile: bool = False,
     frontend: str = "auto",
     verify: bool = True,
 ) -> Plan:
     """Decide where `transform` would cut, and build nothing. Arguments and errors are those of `transform`."""
+    check_settings("none", 0.0, classes, context_size)
     example = example_inputs_of(model, example_inputs, example_kwargs)
-    return captured(model, example, cuts, frontend, verify=verify)[1]
+    return captured(
+        model,
+        example,
+        cuts,
+        frontend,
+        verify=verify,
+        synthesizer=synthesizer,
+        context_size=classes or context_size or 0,
+        limits=limits_of(objective, memory_budget, synthesizer_share),
+        profile=profile,
+    )[1]
+
+
+def limits_of(objective: str, memory_budget: str | int | None, synthesizer_share: float | None) -> Limits:
+    """What `transform` takes, as the search for cuts wants it."""
+    budget = None if memory_budget is None else parse_bytes(memory_budget)
+    limits = Limits(objective, synthesizer_share, budget)
+    check_limits(limits)
+    return limits
 
 
 def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs:
@@ -112,24 +164,29 @@ def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Map
 
 
 def captured(
-    model: nn.Module, example: Inputs, cuts: Cuts, frontend: str = "auto", *, verify: bool = True
+    model: nn.Module,
+    example: Inputs,
+    cuts: Cuts,
+    frontend: str = "auto",
+    *,
+    verify: bool = True,
+    synthesizer: str | Factory = "auto",
+    context_size: int = 0,
+    limits: Limits | None = None,
+    profile: bool = False,
 ) -> tuple[DecoupledModule, Plan]:
     """Capture, compare with eager, annotate, partition."""
     if isinstance(cuts, Plan) and frontend == "auto":
         frontend = cuts.frontend  # its nodes are those of that front end
     module, used, tried = frontends.capture(model, example, frontend, compare=verify)
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
-    chosen, why = cutting.choose(module.graph, costs.dataflow(module.graph), cuts, among)
-    return module, cutting.make_plan(
-        type(model).__name__,
-        module.graph,
-        chosen,
-        why,
-        inputs.describe(example),
-        example.source,
-        used,
-        tried,
-    )
+    prices = pricing.synthesizer_prices(module.graph, synthesizer, context_size)
+    resident = costs.resident(model, example, OPTIMIZER_STATES)
+    cost_model = CostModel(costs.dataflow(module.graph), prices, resident)
+    decision = cutting.choose(module.graph, cost_model, cuts, limits or Limits(), among)
+    described = (inputs.describe(example), example.source)
+    plan = cutting.make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
+    return module, plan
 
 
 def rewrite(

@@ -3,7 +3,7 @@
 Places are numbered 0 (before everything) to n (after everything); a cut is a place between the two. `loads(i)` gives
 the loads of the segments that start at place i and end at places i + 1, i + 2, ...: an array, which may stop early
 where all that follow are no segments, and holds infinity where one is not. Only loads are looked at, so any load will
-do; O(units n^2) comparisons, of which numpy does a row at a time.
+do; O(cuts n^2) comparisons, of which numpy does a row at a time.
 """
 
 import math
@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Loads", "Split", "affordable", "cheapest", "heaviest", "lightest"]
+__all__ = ["Loads", "Split", "best", "cheapest", "heaviest", "lightest"]
 
-Loads = Callable[[int], NDArray[np.float64]]
+Numbers = NDArray[np.float64]
+Loads = Callable[[int], Numbers]
 
 
 class Split(NamedTuple):
@@ -25,73 +26,49 @@ class Split(NamedTuple):
     cuts: tuple[int, ...]
 
 
-def lightest(loads: Loads, places: int, units: int, widths: Sequence[int] | None = None) -> list[Split]:
-    """For each number of units up to `units`, the split that makes the heaviest segment lightest.
+def lightest(loads: Loads, places: int, cuts: int) -> list[Split]:
+    """For every number of cuts up to `cuts`, the split that makes the heaviest segment lightest.
 
     Args:
         places: n: the number of the last place.
-        units: The most that the cuts may use up together.
-        widths: How many units a cut at each place 0..n uses, 1 or more; None: one each, so that u units are u + 1
-            segments.
 
     Returns:
-        `units + 1` splits, of which number u uses exactly u units. Of equal ones that with the latest last cut.
+        `cuts + 1` splits, of which number k has exactly k cuts. Of equal ones that with the latest last cut.
     """
-    return _search(loads, places, units, widths, lambda score, load, _: np.maximum(score, load))
+    return _search(loads, places, cuts, lambda score, load, _: np.maximum(score, load))
 
 
-def cheapest(
-    loads: Loads,
-    places: int,
-    units: int,
-    limit: float,
-    prices: NDArray[np.float64],
-    widths: Sequence[int] | None = None,
-) -> list[Split]:
-    """The same for the least sum of `prices` of the cuts, where no segment is heavier than `limit`.
+def cheapest(loads: Loads, places: int, cuts: int, prices: Numbers, limit: float = math.inf) -> Split:
+    """The split of exactly `cuts` cuts with the least sum of their `prices`, and no segment heavier than `limit`.
 
     One search for load and price would be wrong: the best split's lower part need not be the lightest one below its
-    last cut.
+    last cut. Of equally cheap ones that with the latest last cut.
     """
 
-    def join(score: NDArray[np.float64], load: NDArray[np.float64], ends: slice) -> NDArray[np.float64]:
+    def join(score: Numbers, load: Numbers, ends: slice) -> Numbers:
         return np.where(load <= limit, score + prices[ends], math.inf)
 
-    return _search(loads, places, units, widths, join)
+    return _search(loads, places, cuts, join)[cuts]
 
 
-def affordable(
-    loads: Loads,
-    places: int,
-    units: int,
-    prices: NDArray[np.float64],
-    budget: float,
-    widths: Sequence[int] | None = None,
-) -> Split:
-    """The least heaviest segment among splits of exactly `units` units whose prices sum to `budget` at most.
+def best(loads: Loads, places: int, cuts: int, prices: Numbers, floor: float) -> Split:
+    """The split of exactly `cuts` cuts with the least sum of its heaviest load and its prices.
 
-    Of equal ones the cheapest, then the one with the latest cuts. Exact: loads are searched by bisection until none
-    lies between what is too little and what is enough.
+    From the cheapest split on, each the cheapest that is lighter than the one before, until none can be better: exact.
+
+    Args:
+        floor: No split of so many cuts has a lighter heaviest segment: as `lightest` says.
     """
-    low = lightest(loads, places, units, widths)[units].value
-    found = cheapest(loads, places, units, low, prices, widths)[units]
-    if found.value <= budget or math.isinf(low):
-        return Split(low, found.cuts)
-    found = cheapest(loads, places, units, math.inf, prices, widths)[units]
-    if found.value > budget:
-        return Split(math.inf, ())
-    high = heaviest(loads, places, found.cuts)
+    found = Split(math.inf, ())
+    limit = math.inf
     while True:
-        between = [row[(row > low) & (row < high)] for row in map(loads, range(places))]
-        values = np.concatenate(between)
-        if not len(values):
-            return Split(high, cheapest(loads, places, units, high, prices, widths)[units].cuts)
-        middle = float(np.partition(values, len(values) // 2)[len(values) // 2])
-        found = cheapest(loads, places, units, middle, prices, widths)[units]
-        if found.value <= budget:
-            high = heaviest(loads, places, found.cuts)
-        else:
-            low = middle
+        split = cheapest(loads, places, cuts, prices, limit)
+        if math.isinf(split.value) or floor + split.value >= found.value:
+            return found
+        load = heaviest(loads, places, split.cuts)
+        if load + split.value < found.value:
+            found = Split(load + split.value, split.cuts)
+        limit = math.nextafter(load, -math.inf)
 
 
 def heaviest(loads: Loads, places: int, cuts: Sequence[int]) -> float:
@@ -100,46 +77,30 @@ def heaviest(loads: Loads, places: int, cuts: Sequence[int]) -> float:
     return max(float(loads(i)[j - i - 1]) for i, j in zip(ends[:-1], ends[1:], strict=True))
 
 
-def _search(
-    loads: Loads,
-    places: int,
-    units: int,
-    widths: Sequence[int] | None,
-    join: Callable[[NDArray[np.float64], NDArray[np.float64], slice], NDArray[np.float64]],
-) -> list[Split]:
-    """Forward over the places; each row is joined to all that ends at its place, for all numbers of units at once.
+def _search(loads: Loads, places: int, cuts: int, join: Callable[[Numbers, Numbers, slice], Numbers]) -> list[Split]:
+    """Forward over the places; each row is joined to all that ends at its place, for all numbers of cuts at once.
 
     Args:
         join: The scores of splits with one more segment, from the scores so far (a column), the loads of the segment
             (a row), and the places where it ends.
     """
-    used = np.ones(places + 1, dtype=int) if widths is None else np.asarray(widths, dtype=int).copy()
-    used[places] = 0  # the end is no cut
-    best = np.full((units + 1, places + 1), math.inf)
-    came = np.zeros((units + 1, places + 1), dtype=int)
-    best[0, 0] = 0.0
-    kinds = np.unique(used[1:])
-    kinds = kinds[kinds <= units]
+    scores = np.full((cuts + 2, places + 1), math.inf)  # by number of segments
+    came = np.zeros((cuts + 2, places + 1), dtype=int)
+    scores[0, 0] = 0.0
     for i in range(places):
-        rows = np.flatnonzero(np.isfinite(best[:, i]))
-        if not len(rows):
+        if not np.isfinite(scores[:, i]).any():
             continue
         row = loads(i)
         ends = slice(i + 1, i + 1 + len(row))
-        joined = join(best[:, i : i + 1], row[None, :], ends)
-        for width in kinds:
-            columns = used[ends] == width
-            scores = joined[: units + 1 - width]
-            there, here = best[width:, ends], came[width:, ends]
-            better = columns & (scores <= there) & np.isfinite(scores)
-            there[better], here[better] = scores[better], i
-    return [Split(float(best[u, places]), _trace(came, used, u, places)) for u in range(units + 1)]
+        joined = join(scores[:-1, i : i + 1], row[None, :], ends)
+        better = (joined <= scores[1:, ends]) & np.isfinite(joined)
+        scores[1:, ends][better], came[1:, ends][better] = joined[better], i
+    return [Split(float(scores[k, places]), _trace(came, k, places)) for k in range(1, cuts + 2)]
 
 
-def _trace(came: NDArray[np.int_], used: NDArray[np.int_], units: int, place: int) -> tuple[int, ...]:
+def _trace(came: NDArray[np.int_], segments: int, place: int) -> tuple[int, ...]:
     cuts: list[int] = []
-    while place:
-        units, place = units - int(used[place]), int(came[units, place])
-        if place:
-            cuts.append(place)
+    for k in range(segments, 1, -1):
+        place = int(came[k, place])
+        cuts.append(place)
     return tuple(reversed(cuts))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.table import Table
 from dni_fx.errors import DniFxError, SourceError
 
 if TYPE_CHECKING:
+    from dni_fx.choosing import Limits
     from dni_fx.cutting import Cuts
     from dni_fx.inputs import Inputs
     from dni_fx.module import DecoupledModule
@@ -108,6 +109,28 @@ MixOption = Annotated[float, typer.Option(help="Share of the true gradient, BP(l
 ClassesOption = Annotated[
     int | None, typer.Option(help="Condition the synthesizers on so many labels.", show_default=False)
 ]
+ObjectiveOption = Annotated[
+    str,
+    typer.Option(
+        help="What chosen cuts make least. memory: the peak of a training step; throughput: the time of the slowest "
+        "segment with its synthesizers, each on a device of its own; balanced: the time of the heaviest one alone."
+    ),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-budget", help="The fewest segments whose predicted peak fits, as in 2GiB.", show_default=False
+    ),
+]
+ShareOption = Annotated[
+    float | None,
+    typer.Option(
+        "--synthesizer-share",
+        help="Of the time of backprop's step, what the synthesizers may take. Default: 0.05, or the least there is.",
+        show_default=False,
+    ),
+]
+ProfileOption = Annotated[bool, typer.Option("--profile", help="Measure times on real tensors; else count FLOPs.")]
 FrontendOption = Annotated[
     str,
     typer.Option(
@@ -136,6 +159,10 @@ def rewrite(
         Path | None, typer.Option("--output", "-o", help="Folder to write. Default: NAME_dni here.", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder, if dni-fx wrote it.")] = False,
+    objective: ObjectiveOption = "memory",
+    memory_budget: BudgetOption = None,
+    synthesizer_share: ShareOption = None,
+    profile: ProfileOption = False,
     frontend: FrontendOption = "auto",
     no_verify: NoVerifyOption = False,
     json: JsonOption = False,
@@ -155,7 +182,9 @@ def rewrite(
         artifact.check_destination(folder, force=force)
         api.check_settings(unlock, mix, classes, None)
         resolve(synthesizer, (), -1)
-        module, plan, _ = _captured(target, cuts, input, frontend, no_verify, step)
+        limits = api.limits_of(objective, memory_budget, synthesizer_share)
+        asked = Asked(target, cuts, input, synthesizer, classes or 0, limits, profile, frontend, not no_verify)
+        module, plan, _ = _captured(asked, step)
         step("rewriting")
         settings = {"unlock": unlock, "mix": mix, "classes": classes, "context_size": None}
         net = api.rewrite(module, plan, synthesizer=synthesizer, **settings)  # type: ignore[arg-type]
@@ -181,13 +210,27 @@ def plan(
     target: Target,
     cuts: CutsOption = "auto",
     input: InputOption = None,
+    synthesizer: SynthesizerOption = "auto",
+    classes: ClassesOption = None,
+    objective: ObjectiveOption = "memory",
+    memory_budget: BudgetOption = None,
+    synthesizer_share: ShareOption = None,
+    profile: ProfileOption = False,
     frontend: FrontendOption = "auto",
     no_verify: NoVerifyOption = False,
     json: JsonOption = False,
 ) -> None:
     """Decide where to cut, and write nothing."""
     with _progress() as step:
-        _, decided, _ = _captured(target, cuts, input, frontend, no_verify, step)
+        step("starting")
+        from dni_fx import api
+        from dni_fx.synthesizers import resolve
+
+        api.check_settings("none", 0.0, classes, None)
+        resolve(synthesizer, (), -1)
+        limits = api.limits_of(objective, memory_budget, synthesizer_share)
+        asked = Asked(target, cuts, input, synthesizer, classes or 0, limits, profile, frontend, not no_verify)
+        _, decided, _ = _captured(asked, step)
     if json:
         typer.echo(decided.to_json(), nl=False)
     else:
@@ -203,6 +246,10 @@ def check(
     unlock: UnlockOption = "backward",
     mix: MixOption = 0.0,
     classes: ClassesOption = None,
+    objective: ObjectiveOption = "memory",
+    memory_budget: BudgetOption = None,
+    synthesizer_share: ShareOption = None,
+    profile: ProfileOption = False,
     frontend: FrontendOption = "auto",
     no_verify: NoVerifyOption = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout, and nothing else.")] = False,
@@ -223,7 +270,9 @@ def check(
             example = inputs.parse_specs(input) if input else inputs.like(net.dni.plan.inputs)
         else:
             api.check_settings(unlock, mix, classes, None)
-            module, plan, example = _captured(target, cuts, input, frontend, no_verify, step)
+            limits = api.limits_of(objective, memory_budget, synthesizer_share)
+            asked = Asked(target, cuts, input, synthesizer, classes or 0, limits, profile, frontend, not no_verify)
+            module, plan, example = _captured(asked, step)
             settings = {"unlock": unlock, "mix": mix, "classes": classes, "context_size": None}
             net = api.rewrite(module, plan, synthesizer=synthesizer, **settings)  # type: ignore[arg-type]
         step("checking")
@@ -264,23 +313,46 @@ def synthesizers() -> None:
 
 
 # --------------------------------------------------------------------------------------------- steps
-def _captured(
-    target: str, cuts: str, specs: list[str] | None, frontend: str, no_verify: bool, step: "Step"
-) -> "tuple[DecoupledModule, Plan, Inputs]":
+class Asked(NamedTuple):
+    """What the person said of the model and its cuts."""
+
+    target: str
+    cuts: str
+    specs: list[str] | None
+    synthesizer: str
+    context_size: int
+    limits: "Limits"
+    profile: bool
+    frontend: str
+    verify: bool
+
+
+def _captured(asked: Asked, step: "Step") -> "tuple[DecoupledModule, Plan, Inputs]":
     from dni_fx import api, frontends, inputs, loading
 
-    wanted = _cuts(cuts)
-    frontends.check_frontend(frontend)
-    given = inputs.parse_specs(specs) if specs else None
+    wanted = _cuts(asked.cuts)
+    frontends.check_frontend(asked.frontend)
+    given = inputs.parse_specs(asked.specs) if asked.specs else None
     with contextlib.redirect_stdout(sys.stderr):  # what the person's code prints
-        step(f"loading {target}")
-        model, beside = loading.load_target(target)
+        step(f"loading {asked.target}")
+        model, beside = loading.load_target(asked.target)
         step("looking for example inputs")
         example = given or beside or api.example_inputs_of(model, None, None)
         if not given and beside is None:
             err.print(f"no example inputs given: {'; '.join(inputs.describe(example))} fits", highlight=False)
-        step("capturing" if no_verify else "capturing, and comparing the capture with the model")
-        return *api.captured(model, example, wanted, frontend, verify=not no_verify), example
+        step("capturing, and comparing the capture with the model" if asked.verify else "capturing")
+        module, plan = api.captured(
+            model,
+            example,
+            wanted,
+            asked.frontend,
+            verify=asked.verify,
+            synthesizer=asked.synthesizer,
+            context_size=asked.context_size,
+            limits=asked.limits,
+            profile=asked.profile,
+        )
+        return module, plan, example
 
 
 def _cuts(text: str) -> "Cuts":

@@ -1,30 +1,29 @@
 """Annotate a graph with shapes, bytes, FLOPs and what carries gradient, under fake tensors where it can be."""
 
 import contextlib
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
-from dni_fx import meta
+from dni_fx import axes, meta
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.meta import NodeMeta
 from dni_fx.module import DecoupledModule
 from dni_fx.preserve import in_train_mode, preserved
+from dni_fx.saving import Saving, storage_key
 
-__all__ = ["annotate", "dataflow", "flop_counter"]
+__all__ = ["annotate", "dataflow", "flop_counter", "resident"]
 
-_MAPS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
-_ROWS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
-_MAP_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "batch_norm", "group_norm")
-_ROW_FUNCTIONS = ("linear", "layer_norm", "embedding", "scaled_dot_product_attention")
-_MOVES = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
+_SUMS = ("add", "add_", "iadd")
 
 
 class _OneModule:
@@ -39,19 +38,36 @@ class _OneModule:
 
 def flop_counter() -> FlopCounterMode:
     """Counts FLOPs in total, by no module."""
-    counter = FlopCounterMode(display=False)
+    aten = torch.ops.aten
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={aten.mkldnn_rnn_layer: _layer_flops, aten._cudnn_rnn: _stack_flops, aten.lstm: _stack_flops},
+    )
     counter.mod_tracker = _OneModule()  # type: ignore[assignment]
     return counter
+
+
+def _layer_flops(sequence: Any, w_input: Any, w_hidden: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """A recurrent layer multiplies its weights with every step of every row; shapes (T, N, features)."""
+    flops: int = 2 * math.prod(sequence[:2]) * (math.prod(w_input) + math.prod(w_hidden))
+    return flops
+
+
+def _stack_flops(sequence: Any, weights: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    flops: int = 2 * math.prod(sequence[:2]) * sum(math.prod(w) for w in weights if len(w) == 2)
+    return flops
 
 
 class _Annotator(fx.Interpreter):
     """Runs the graph, and writes `node.meta["dni"]` and `node.meta["val"]`."""
 
-    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode) -> None:
+    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode, saving: Saving) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.counter = counter
+        self.saving = saving
         self.seen: set[int] = set()  # storages that have been counted
         self.names = {id(p): name for name, p in module.named_parameters()}
+        self.axes = {name: p.dim() for name, p in module.named_parameters()}
         self.storage_ids: dict[int, int] = {}
         self.living: dict[int, list[fx.Node]] = {}  # the nodes whose values are in each storage
 
@@ -62,24 +78,30 @@ class _Annotator(fx.Interpreter):
         value = super().run_node(n)
         tensors = _tensors(value)
         storages = frozenset(map(self._storage, tensors))
-        fresh = storages - self.seen
+        fresh = {self._storage(t): t.untyped_storage().nbytes() for t in tensors if self._storage(t) not in self.seen}
         self.seen |= storages
+        unknown = self.saving.unknown
         record = NodeMeta(
-            bytes=sum(t.numel() * t.element_size() for t in tensors if self._storage(t) in fresh),
+            owns=fresh if n.op.startswith("call") else {},
+            saves={self._number(key): size for key, size in self.saving.take().items()},
             flops=self.counter.get_total_flops() - before,
             parameters=self._parameters(n),
             carries_gradient=n.op not in ("placeholder", "get_attr") and any(t.requires_grad for t in tensors),
             storages=storages,
             mutates=frozenset(self._storage(t) for t, v in zip(read, versions, strict=True) if t._version != v),
         )
+        if unknown:
+            record.saves[self._number(-len(self.seen))] = self._workspace(n) - sum(record.saves.values())
         if not record.flops and (fresh or record.mutates) and n.op.startswith("call"):
             record.flops = sum(t.numel() for t in tensors)  # element-wise: one operation each
+        if record.carries_gradient or record.mutates:
+            record.backward_flops = self._backward_flops(n, record)
         if isinstance(value, Tensor):
             record.shape, record.dtype, record.device = tuple(value.shape), value.dtype, value.device
         stack = n.meta.get("nn_module_stack", {})
         record.scope = tuple(stack)
         record.classes = tuple(getattr(cls, "__name__", str(cls)) for _, cls in stack.values())
-        record.axis = _feature_axis(n, self.fetch_attr, record)
+        record.axis = axes.feature_axis(n, self.fetch_attr, record)
         if n.target is torch.amp.autocast_mode._enter_autocast:
             record.obstacle = "an autocast block is open there"
         n.meta["dni"], n.meta["val"] = record, value
@@ -88,6 +110,28 @@ class _Annotator(fx.Interpreter):
         if record.mutates and any(t.requires_grad for t in read):
             self._spread_gradient(n, record.mutates)
         return value
+
+    def _backward_flops(self, node: fx.Node, record: NodeMeta) -> int:
+        """As many as forward for each operand that gets a gradient; fused attention computes its matrix again too."""
+        operands = [self.env[i] for i in node.all_input_nodes if i.op != "get_attr"]
+        carried = sum(any(t.requires_grad for t in _tensors(value)) for value in operands)
+        matrices = sum(self.axes[name] > 1 for name in record.parameters)
+        if "scaled_dot_product" in str(node.target):
+            return record.flops * 5 // 2
+        wanted = 2 if matrices > 1 else carried + matrices
+        return record.flops * min(2, max(1, wanted))
+
+    def _workspace(self, node: fx.Node) -> int:
+        """What autograd keeps for a node on real tensors: the fake kernels of recurrent layers do not know."""
+        with _disable_current_modes():
+            args, kwargs = self.fetch_args_kwargs_from_env(node)
+            real = pytree.tree_map_only(Tensor, _materialised, (args, kwargs))
+            ignored = [*self.module.parameters(), *self.module.buffers(), *_tensors(real)]
+            saving = Saving(ignored)
+            with saving:
+                result = getattr(self, node.op)(node.target, *real)
+            del result
+            return sum(saving.take().values())
 
     def _spread_gradient(self, writer: fx.Node, written: frozenset[int]) -> None:
         """A write of what carries gradient makes every value in that memory carry it."""
@@ -98,8 +142,11 @@ class _Annotator(fx.Interpreter):
                 record.carries_gradient, record.gains = True, writer.name
 
     def _storage(self, tensor: Tensor) -> int:
-        # Numbered in order of appearance. `env` keeps every value alive, so no address is used twice.
-        return self.storage_ids.setdefault(tensor.untyped_storage()._cdata, len(self.storage_ids))
+        return self._number(storage_key(tensor))
+
+    def _number(self, key: int) -> int:
+        # In order of appearance. `env` keeps every value alive, so no address is used twice.
+        return self.storage_ids.setdefault(key, len(self.storage_ids))
 
     def _parameters(self, node: fx.Node) -> tuple[str, ...]:
         if node.op == "call_module":
@@ -138,8 +185,12 @@ def _run(module: DecoupledModule, inputs: Inputs, mode: AbstractContextManager[A
     with preserved(module), torch.enable_grad():
         in_train_mode(module)
         counter = flop_counter()
-        with mode, counter:
-            _Annotator(module, counter).run(*_positional(module, inputs))
+        state = [*module.parameters(), *module.buffers()]
+        if isinstance(mode, FakeTensorMode):  # an operator may be given a parameter or its fake
+            state += [mode.from_tensor(t) for t in state]
+        saving = Saving([*state, *inputs.tensors()])
+        with mode, counter, saving:
+            _Annotator(module, counter, saving).run(*_positional(module, inputs))
 
 
 def _positional(module: DecoupledModule, inputs: Inputs) -> list[Any]:
@@ -157,74 +208,44 @@ def _positional(module: DecoupledModule, inputs: Inputs) -> list[Any]:
     return values
 
 
+def _materialised(tensor: Tensor) -> Tensor:
+    """Any tensor of the same shape; a parameter is itself."""
+    if not isinstance(tensor, FakeTensor):
+        return tensor
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device).requires_grad_(tensor.requires_grad)
+
+
 def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _feature_axis(node: fx.Node, fetch: Any, record: NodeMeta) -> int:
-    """1 for maps (N, C, ...), -1 for vectors and sequences: as the nearest layer upstream has it."""
-    if record.shape is None or len(record.shape) < 3:
-        return -1
-    if node.op == "call_module":
-        layer = fetch(node.target)
-        if isinstance(layer, _MAPS):
-            return 1
-        if isinstance(layer, _ROWS):
-            return -1
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    name = name.split(".")[0]  # an ATen operator's name ends in that of its overload
-    if name in _MAP_FUNCTIONS:
-        return 1
-    if name in _ROW_FUNCTIONS:
-        return -1
-    for source in node.all_input_nodes:
-        above = meta.of(source)
-        if source.op.startswith("call") and above.carries_gradient and above.shape is not None:
-            axis = _carried(node, name, above.shape, above.axis, record.shape)
-            if axis is not None:
-                return axis
-    return 1 if len(record.shape) in (4, 5) and name not in _MOVES else -1
-
-
-def _carried(node: fx.Node, name: str, above: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> int | None:
-    """Where the feature axis of an operand of shape `above` is in the result; None: it is lost."""
-    if name in _MOVES:
-        return _moved(node, name, axis % len(above), len(above))
-    if len(above) == len(shape):
-        return axis
-    if axis == 1 and len(above) > 2:  # flattened, or averaged over space
-        return 1 if above[:2] == shape[:2] else None
-    return axis if above[-1] == shape[-1] else None
-
-
-def _moved(node: fx.Node, name: str, axis: int, rank: int) -> int | None:
-    known_by_size = torch.empty(list(range(1, rank + 1)), device="meta")
-    try:
-        moved = getattr(known_by_size, name)(*node.args[1:], **node.kwargs)
-        place = list(moved.shape).index(axis + 1)
-    except (TypeError, RuntimeError, ValueError):  # where to is no literal of the graph
-        return None
-    return {0: None, rank - 1: -1}.get(place, place)
 
 
 def dataflow(graph: fx.Graph) -> "nx.DiGraph[str]":
     """The graph as networkx sees it: nodes in order, with the attributes that the partitioner reads.
 
-    Node attributes: `weight` (FLOPs), `size` (bytes that cross a cut), `parameters` (how many trainable ones it
-    uses), `matrix` (one of them is no vector), `crosses` (must get a synthesizer at a cut between it and its users),
-    `legal` (it can get one), `tuple` (it is no single tensor), `kind` (for messages), `storages` and `mutates`,
-    `obstacle` (why there can be no cut between it and its users), and `gains` (the node whose write makes it cross).
+    Node attributes, of what it costs: `forward` and `backward` (FLOPs), `owns` and `saves` (bytes by storage of what it
+    makes, and of what autograd keeps for it and for none before), `gradient` (bytes of the gradients of the trainable
+    parameters that it is the first to use), `sums` (it hands its gradient on as it is).
+    Of what may be cut: `size` (bytes that cross a cut), `parameters` (how many trainable ones it uses), `matrix` (one
+    of them is no vector), `crosses` (must get a synthesizer at a cut between it and its users), `legal` (it can get
+    one), `tuple` (it is no single tensor), `kind` (for messages), `storages` and `mutates`, `obstacle` (why there can
+    be no cut between it and its users), and `gains` (the node whose write makes it cross).
     """
     flow: nx.DiGraph[str] = nx.DiGraph()
     owner: Any = graph.owning_module
-    axes = {name: parameter.dim() for name, parameter in owner.named_parameters()}
+    parameters = dict(owner.named_parameters())
+    unused = {name: p.numel() * p.element_size() for name, p in parameters.items()}
     for node in graph.nodes:
         record = meta.of(node)
         flow.add_node(
             node.name,
-            weight=record.flops,
+            forward=record.flops,
+            backward=record.backward_flops,
+            owns=record.owns,
+            saves=record.saves,
+            gradient=sum(unused.pop(name, 0) for name in record.parameters),
             parameters=len(record.parameters),
-            matrix=any(axes[name] > 1 for name in record.parameters),
+            sums=_is_sum(node),
+            matrix=any(parameters[name].dim() > 1 for name in record.parameters),
             crosses=record.carries_gradient,
             legal=record.dtype is not None and record.dtype.is_floating_point and bool(record.shape),
             storages=record.storages,
@@ -239,8 +260,21 @@ def dataflow(graph: fx.Graph) -> "nx.DiGraph[str]":
     return flow
 
 
+def resident(module: nn.Module, inputs: Inputs, optimizer_states: int) -> int:
+    """Bytes there all along: parameters, `optimizer_states` times as much for trainable ones, buffers, the batch."""
+    parameters = [t.nbytes * (1 + optimizer_states * t.requires_grad) for t in module.parameters()]
+    return sum(parameters) + sum(t.nbytes for t in (*module.buffers(), *inputs.tensors()))
+
+
 def _size(node: fx.Node) -> int:
     return sum(t.numel() * t.element_size() for t in _tensors(node.meta.get("val")))
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether the gradients of what it adds up are its own."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    shapes = {meta.of(source).shape for source in node.all_input_nodes}
+    return name.split(".")[0] in _SUMS and not node.kwargs and shapes == {meta.of(node).shape}
 
 
 def _kind(record: NodeMeta) -> str:

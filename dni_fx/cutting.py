@@ -3,47 +3,54 @@
 import difflib
 import hashlib
 from collections.abc import Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 from torch import fx
 
-from dni_fx import marking, meta, positions
-from dni_fx.errors import DniFxError
-from dni_fx.planning import Cut, Plan, SegmentPlan, Tensor
+from dni_fx import choosing, marking, meta, positions
+from dni_fx.choosing import Choice, Limits
+from dni_fx.cost_model import CostModel, Prediction, SegmentCost
+from dni_fx.errors import DniFxError, NoLegalCutError
+from dni_fx.planning import Cut, Forecast, Outlook, Plan, SegmentPlan, Tensor, Verdict, Weighed
 from dni_fx.positions import Position
 
-__all__ = ["Cuts", "choose", "fingerprint", "make_plan", "separated"]
+__all__ = ["Cuts", "Decision", "choose", "fingerprint", "make_plan", "separated"]
 
 Cuts = str | int | Sequence[str] | Plan
 
 
-def choose(
-    graph: fx.Graph, flow: "nx.DiGraph[str]", cuts: Cuts, among: Set[str] = frozenset()
-) -> tuple[list[Position], str]:
-    """The cuts in the order of the graph, and why they are there.
+class Decision(NamedTuple):
+    """Where to cut."""
+
+    cuts: tuple[Position, ...]  # in the order of the graph
+    why: str
+    verdict: Verdict | None = None  # where it was up to us
+
+
+def choose(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among: Set[str] = frozenset()) -> Decision:
+    """The cuts that were asked for.
 
     Args:
-        among: Where "auto" and a number of segments look first.
+        model: What any cuts of the graph cost.
+        limits: For "auto" and a number of segments.
+        among: Where these look first.
 
     Raises:
-        DniFxError: If `cuts` names what is not there, or what cannot be cut.
-        NoLegalCutError: If the model has no legal cut at all.
+        DniFxError: If `cuts` names what is not there, or what cannot be cut, or the limits cannot be kept.
+        NoLegalCutError: If the model has no legal cut at all, or none that keeps the memory budget.
     """
-    if isinstance(cuts, Plan):
-        return _from_plan(graph, flow, cuts), f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
+    flow = model.flow
     if isinstance(cuts, int) and cuts < 2:  # True and False too
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
-    if isinstance(cuts, int):
-        return positions.balanced(flow, cuts, among), f"{cuts} segments asked for; narrowest cuts, then even FLOPs"
-    if cuts == "auto":
-        found = positions.balanced(flow, None, among)
-        return (
-            found,
-            "auto: two layers a segment, four segments at most; narrowest cuts, then even FLOPs",
-        )
+    if isinstance(cuts, int) or cuts == "auto":
+        return _automatic(model, cuts if isinstance(cuts, int) else None, limits, among)
+    if limits != Limits():
+        raise DniFxError("objective, memory budget and synthesizer share are for cuts='auto' or a number of segments")
+    if isinstance(cuts, Plan):
+        return Decision(_from_plan(graph, flow, cuts), f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}")
     if cuts == "marked":
-        return _marked(graph, flow), "where the model's code says dni_fx.cut_after()"
+        return Decision(_marked(graph, flow), "where the model's code says dni_fx.cut_after()")
     if isinstance(cuts, str) and cuts.startswith("every:"):
         return _every(graph, flow, cuts.removeprefix("every:"))
     names = [cuts] if isinstance(cuts, str) else cuts
@@ -56,7 +63,39 @@ def choose(
         raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
     everywhere, calls = positions.find(flow), _calls(graph)
     chosen = {p.index: p for name in names for p in _after(flow, everywhere, calls, name)}
-    return separated(flow, [chosen[i] for i in sorted(chosen)]), f"after {', '.join(names)}, as asked for"
+    return Decision(separated(flow, [chosen[i] for i in sorted(chosen)]), f"after {', '.join(names)}, as asked for")
+
+
+def _automatic(model: CostModel, segments: int | None, limits: Limits, among: Set[str]) -> Decision:
+    candidates = [c for c in positions.candidates(model.flow, among) if model.has_synthesizers(c.position)]
+    if not candidates:
+        raise NoLegalCutError("no tensor that a cut could be crossed by can have that synthesizer")
+    if segments is not None and segments > len(candidates) + 1 and limits.budget is None:
+        raise DniFxError(f"cannot make {segments} segments: the model has legal cuts for {len(candidates) + 1} at most")
+    found, others, share = choosing.choose(model, candidates, segments, limits)
+    verdict = Verdict(
+        objective=limits.objective,
+        places=len(candidates),
+        bound=found.bound,
+        share=share,
+        weighed=tuple(_weighed(model, choice) for choice in (found, *others)),
+    )
+    asked = "auto" if segments is None else f"{segments} segments asked for"
+    if limits.budget is not None:
+        asked += f", the fewest segments that fit into {limits.budget:,} bytes"
+    gap = f"{100 * (found.value / found.bound - 1):.2g} %"
+    proof = "optimal" if verdict.optimal else f"within {gap} of the best there can be"
+    return Decision(found.cuts, f"{asked}: {proof} for {limits.objective} among {len(candidates)} places", verdict)
+
+
+def _weighed(model: CostModel, choice: Choice) -> Weighed:
+    names = tuple(p.after for p in choice.cuts)
+    count = sum(len(p.crossing) for p in choice.cuts)
+    return Weighed(names, count, choice.value, choice.charges, choice.share, _outlook(model.predict(choice.cuts)))
+
+
+def _outlook(prediction: Prediction) -> Outlook:
+    return Outlook(round(prediction.peak), prediction.step, prediction.slowest)
 
 
 def _calls(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
@@ -83,7 +122,7 @@ def _after(
     raise DniFxError(f"no module or node called {name!r} to cut after{hint}")
 
 
-def _every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> tuple[list[Position], str]:
+def _every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> Decision:
     last: dict[str, fx.Node] = {}
     classes: set[str] = set()
     for node in graph.nodes:
@@ -102,10 +141,10 @@ def _every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> tuple[list[
         raise DniFxError(f"no call of {wanted} is a legal cut: {reason}")
     skipped = len(last) - len(legal)
     note = f" ({skipped} of {len(last)} calls are no legal cut)" if skipped else ""
-    return separated(flow, legal, drop=True), f"after every call of {wanted}{note}"
+    return Decision(separated(flow, legal, drop=True), f"after every call of {wanted}{note}")
 
 
-def _marked(graph: fx.Graph, flow: "nx.DiGraph[str]") -> list[Position]:
+def _marked(graph: fx.Graph, flow: "nx.DiGraph[str]") -> tuple[Position, ...]:
     """After the last node of each `with dni_fx.cut_after():` block that ran."""
     last = {mark: node for node in graph.nodes for mark in [marking.mark_of(node)] if mark is not None}
     if not last:
@@ -119,7 +158,7 @@ def _marked(graph: fx.Graph, flow: "nx.DiGraph[str]") -> list[Position]:
     return separated(flow, [chosen[i] for i in sorted(chosen)])
 
 
-def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = False) -> list[Position]:
+def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = False) -> tuple[Position, ...]:
     """Check that every segment uses a trainable parameter."""
     names = list(flow)
     kept: list[Position] = []
@@ -136,10 +175,10 @@ def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = F
         start = position.index + 1
     if not any(flow.nodes[n]["parameters"] for n in names[start:]):
         raise DniFxError(f"no trainable parameter is used after {kept[-1].after!r}: drop that cut")
-    return kept
+    return tuple(kept)
 
 
-def _from_plan(graph: fx.Graph, flow: "nx.DiGraph[str]", plan: Plan) -> list[Position]:
+def _from_plan(graph: fx.Graph, flow: "nx.DiGraph[str]", plan: Plan) -> tuple[Position, ...]:
     if plan.fingerprint != fingerprint(graph):
         missing = [cut.after for cut in plan.cuts if cut.after not in flow]
         detail = f": no node {missing[0]!r}" if missing else ""
@@ -171,31 +210,38 @@ def fingerprint(graph: fx.Graph) -> str:
 
 
 def make_plan(
-    model: str,
+    name: str,
     graph: fx.Graph,
-    chosen: Sequence[Position],
-    why: str,
+    model: CostModel,
+    decision: Decision,
     inputs: tuple[str, ...],
     inputs_from: str,
     frontend: str = "fx",
     tried: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan for cuts at these positions of an annotated graph of `model`'s class."""
+    """The plan for these cuts of an annotated graph of the class called `name`."""
     nodes = list(graph.nodes)
     by_name = {node.name: node for node in nodes}
-    ends = [-1, *(p.index for p in chosen), len(nodes) - 1]
+    ends = [-1, *(p.index for p in decision.cuts), len(nodes) - 1]
     first = _first_uses(graph)
+    predicted = model.predict(decision.cuts)
+    backprop, cut = _outlook(model.predict([])), _outlook(predicted)
     return Plan(
-        model=model,
+        model=name,
         fingerprint=fingerprint(graph),
         inputs=inputs,
         inputs_from=inputs_from,
-        cuts=tuple(Cut(p.after, tuple(_tensor(by_name[n]) for n in p.crossing)) for p in chosen),
-        segments=tuple(_segment(nodes[i + 1 : j + 1], first) for i, j in zip(ends[:-1], ends[1:], strict=True)),
-        why=why,
+        cuts=tuple(Cut(p.after, tuple(_tensor(by_name[n]) for n in p.crossing)) for p in decision.cuts),
+        segments=tuple(
+            _segment(nodes[i + 1 : j + 1], first, cost)
+            for i, j, cost in zip(ends[:-1], ends[1:], predicted.segments, strict=True)
+        ),
+        why=decision.why,
         frontend=frontend,
         tried=tried,
         tied=_tied(nodes, ends),
+        forecast=Forecast(model.unit, predicted.resident, predicted.synthesizers, backprop, cut),
+        verdict=decision.verdict,
     )
 
 
@@ -222,11 +268,18 @@ def _tensor(node: fx.Node) -> Tensor:
     return Tensor(node.name, record.shape, str(record.dtype).removeprefix("torch."), size, record.axis)
 
 
-def _segment(nodes: Sequence[fx.Node], first_uses: dict[fx.Node, int]) -> SegmentPlan:
+def _segment(nodes: Sequence[fx.Node], first_uses: dict[fx.Node, int], cost: SegmentCost) -> SegmentPlan:
     records = [meta.of(n) for n in nodes]
     return SegmentPlan(
         nodes=tuple(n.name for n in nodes),
         parameters=sum(first_uses[n] for n in nodes),
         flops=sum(r.flops for r in records),
-        activation_bytes=sum(r.bytes for n, r in zip(nodes, records, strict=True) if n.op.startswith("call")),
+        activation_bytes=sum(size for r in records for size in r.saves.values()),
+        forward=cost.forward,
+        backward=cost.backward,
+        synthesizers=cost.synthesizers,
+        load=cost.load,
+        peak_bytes=round(cost.peak.bytes),
+        peak_at=cost.peak.node,
+        peak_backward=cost.peak.backward,
     )

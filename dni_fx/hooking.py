@@ -25,6 +25,7 @@ from dni_fx.meta import NodeMeta
 from dni_fx.module import DecoupledModule, adopt, call_original
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.preserve import in_train_mode, preserved
+from dni_fx.saving import Saving, storage_key
 
 __all__ = ["HookedModule", "capture", "longest_container"]
 
@@ -142,10 +143,12 @@ class _Call:
     cls: str
     scope: tuple[tuple[str, str], ...]  # calls around it, outermost first, and their classes
     leaves: list[Any]
+    given: list[Any]  # what the leaves are copies of
     made_by: list[tuple[Any, int]]  # the autograd edge of each leaf
     versions: list[int]
     until: int  # autograd's sequence number when it returned
     flops: int
+    saves: dict[int, int]
     inside: bool  # of a checkpointed block
     alive: list[int] = field(default_factory=list)  # leaves whose gradient something above wants
     round: bool = False  # something else below is wanted above too
@@ -187,6 +190,7 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
     around: list[tuple[str, str]] = []
     names = {module: name for name, module in model.named_modules() if name}
     counter = costs.flop_counter()
+    saving = Saving([*model.parameters(), *model.buffers(), *inputs.tensors()])
 
     def enter(module: nn.Module, _args: Any) -> None:
         name = names[module]
@@ -202,19 +206,23 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
             return output
         leaves, spec = pytree.tree_flatten(output)
         # A copy, as a cut makes one: who uses what went into a module that returns it unchanged, goes round.
-        leaves = [t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in leaves]
+        given = leaves
+        leaves = [t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in given]
+        saving.take_for_one(_tensors(given), _tensors(leaves))
         made_by = [_edge(t) for t in leaves]
         versions = [t._version for t in _tensors(leaves)]
         number = int(call.split("@")[1]) if "@" in call else 0
         flops = counter.get_total_flops()
-        inside = _saving_is_hooked()
-        calls.append(_Call(names[module], number, cls, scope, leaves, made_by, versions, _sequence(), flops, inside))
+        inside = not saving.is_on_top(torch._C._autograd._top_saved_tensors_default_hooks(True))
+        until = _sequence()
+        record = (leaves, given, made_by, versions, until, flops, saving.take(), inside)
+        calls.append(_Call(names[module], number, cls, scope, *record))
         return pytree.tree_unflatten(leaves, spec)
 
     handles = [m.register_forward_pre_hook(enter) for m in names]
     handles += [m.register_forward_hook(leave) for m in names]
     try:
-        with counter:
+        with counter, saving:
             output = model(*inputs.args, **inputs.kwargs)
     except Exception as error:
         raise CaptureError(f"the model does not run while its calls are recorded: {first_line(error)}") from None
@@ -228,11 +236,6 @@ def _edge(leaf: Any) -> tuple[Any, int]:
     """The autograd node that made a tensor, and which of its outputs it is."""
     node = leaf.grad_fn if isinstance(leaf, Tensor) else None
     return (None, 0) if node is None else (node, leaf.output_nr)
-
-
-def _saving_is_hooked() -> bool:
-    """Whether what autograd saves goes elsewhere, as in a checkpointed block: it runs forward once more."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _sequence() -> int:
@@ -293,14 +296,15 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]]) -> Hooke
     last: tuple[fx.Node, ...] = (start,)
     outputs: dict[str, Output] = {}
     flops = 0
+    owned: set[int] = set()
     for call, ids in zip(calls, used, strict=False):
         node = graph.call_module(call.name, last)
         parameters = tuple(names[i] for i in ids if i in names)
-        node.meta["dni"] = _record_of(call, parameters, call.flops - flops)
+        node.meta["dni"] = _record_of(call, parameters, call.flops - flops, owned)
         flops = call.flops
         if len(call.leaves) == 1 and call.alive:
             last = (node,)
-            _describe(node, call.leaves[0])
+            _describe(node, call.given[0])
             outputs[node.name] = Output(call.name, call.number, 0)
         else:
             last = tuple(_element(graph, node, call, i) for i in call.alive) or (node,)
@@ -315,12 +319,16 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]]) -> Hooke
     return net
 
 
-def _record_of(call: _Call, parameters: tuple[str, ...], flops: int) -> NodeMeta:
+def _record_of(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[int]) -> NodeMeta:
+    owns = {storage_key(t): t.untyped_storage().nbytes() for t in _tensors(call.given) if storage_key(t) not in owned}
+    owned.update(owns)
     return NodeMeta(
-        flops=flops,
+        flops=flops or sum(t.numel() for t in _tensors(call.given)),  # element-wise: one operation each
         parameters=parameters,
         carries_gradient=bool(call.alive),
-        bytes=sum(t.numel() * t.element_size() for t in _tensors(call.leaves)),
+        backward_flops=2 * flops,
+        owns=owns,
+        saves=call.saves,
         scope=tuple(name for name, _ in call.scope),
         classes=tuple(cls for _, cls in call.scope),
     )
@@ -330,13 +338,14 @@ def _element(graph: fx.Graph, node: fx.Node, call: _Call, leaf: int) -> fx.Node:
     """One tensor of a call that gives several values."""
     element = graph.call_function(operator.getitem, (node, leaf))
     element.meta["dni"] = NodeMeta(carries_gradient=True, scope=meta.of(node).scope, classes=meta.of(node).classes)
-    _describe(element, call.leaves[leaf])
+    _describe(element, call.given[leaf])
     return element
 
 
 def _describe(node: fx.Node, tensor: Tensor) -> None:
     record = meta.of(node)
     record.shape, record.dtype, record.device = tuple(tensor.shape), tensor.dtype, tensor.device
+    record.storages = frozenset({storage_key(tensor)})
     record.axis = 1 if tensor.dim() in (4, 5) else -1
     node.meta["val"] = tensor.detach().to("meta")
 

@@ -1,6 +1,6 @@
 """What the compiler knows of a node: one typed record in `node.meta["dni"]`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -18,8 +18,10 @@ class NodeMeta:
     shape: tuple[int, ...] | None = None  # None: the value is not one tensor
     dtype: torch.dtype | None = None
     device: torch.device | None = None
-    bytes: int = 0  # of the output's storage; a view or an in-place result adds none
+    owns: dict[int, int] = field(default_factory=dict)  # bytes by storage of the memory that it makes for its output
+    saves: dict[int, int] = field(default_factory=dict)  # the same of what autograd keeps for it, and for none before
     flops: int = 0  # forward
+    backward_flops: int = 0
     parameters: tuple[str, ...] = ()  # trainable ones that this node uses
     carries_gradient: bool = False
     gains: str = ""  # the node whose write into its memory made it carry gradient; empty: it did, or did not, all along

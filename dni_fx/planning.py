@@ -1,13 +1,14 @@
 """The plan: where a model is cut and why; plain data that can be saved, read and applied again."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dni_fx.errors import DniFxError
 
-__all__ = ["Cut", "Plan", "Rewrite", "SegmentPlan", "Tensor"]
+__all__ = ["Cut", "Forecast", "Outlook", "Plan", "Rewrite", "SegmentPlan", "Tensor", "Verdict", "Weighed"]
 
 SCHEMA = 1
 
@@ -38,7 +39,66 @@ class SegmentPlan:
     nodes: tuple[str, ...]
     parameters: int  # entries of the trainable parameters first used here
     flops: int  # forward
-    activation_bytes: int  # outputs of its nodes; views and in-place results add none
+    activation_bytes: int  # that autograd keeps in it for its backward pass
+    # Predicted, times in the unit of the plan's forecast:
+    forward: float = 0.0
+    backward: float = 0.0
+    synthesizers: float = 0.0  # time of those at its upper end
+    load: float = 0.0  # time that a device with this segment alone needs for a step
+    peak_bytes: int = 0  # the most that is alive while it runs, of what the step makes
+    peak_at: str = ""  # the node where
+    peak_backward: bool = True  # on the way back
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a training step is predicted to take."""
+
+    peak_bytes: int  # with parameters, optimizer state and batch
+    step: float  # time on one device
+    slowest: float  # time where every segment has a device of its own, and none waits for another
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the cost model says of the plan, beside backprop; for `unlock="backward"`, and Adam."""
+
+    unit: str  # of times: "FLOPs" or "s"
+    resident_bytes: int  # parameters, buffers, optimizer state and the batch: there all along
+    synthesizer_bytes: int  # parameters of the synthesizers, with gradients and optimizer state
+    backprop: Outlook
+    cut: Outlook
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A plan that might have been."""
+
+    after: tuple[str, ...]
+    synthesizers: int
+    value: float
+    charges: float
+    share: float  # of backprop's step that its synthesizers take
+    outlook: Outlook
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why an automatic plan won: its value is the least there is, or no more than `value - bound` above it.
+
+    The value is the load of the heaviest segment (bytes for the objective memory, else time), the static bytes of the
+    synthesizers (memory only), and a charge for each synthesizer.
+    """
+
+    objective: str
+    places: int  # that were chosen among
+    bound: float
+    share: float  # of backprop's step that the synthesizers might take
+    weighed: tuple[Weighed, ...]  # this plan, and the runners-up, best first
+
+    @property
+    def optimal(self) -> bool:
+        return self.bound >= self.weighed[0].value * (1 - 1e-9)
 
 
 @dataclass(frozen=True)
@@ -67,6 +127,8 @@ class Plan:
     tried: tuple[str, ...] = ()  # front ends that were ruled out before, and why
     tied: dict[str, tuple[int, ...]] = field(default_factory=dict)  # parameters that several segments use: which
     rewrite: Rewrite | None = None
+    forecast: Forecast | None = None
+    verdict: Verdict | None = None  # None: the person said where to cut
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA} | asdict(self), indent=2) + "\n"
@@ -105,11 +167,25 @@ class Plan:
             for c in data["cuts"]
         )
         segments = tuple(SegmentPlan(**(s | {"nodes": tuple(s["nodes"])})) for s in data["segments"])
+        forecast, verdict = (data.get(name) and read(data[name]) for name, read in _READ.items())
         rewrite = Rewrite(**data["rewrite"]) if data["rewrite"] is not None else None
         rest: dict[str, Any] = {"cuts": cuts, "segments": segments, "rewrite": rewrite, "inputs": tuple(data["inputs"])}
+        rest |= {"forecast": forecast, "verdict": verdict}
         rest |= {"tried": tuple(data.get("tried", ()))}
         rest |= {"tied": {str(name): tuple(segments) for name, segments in data.get("tied", {}).items()}}
         return cls(**(data | rest))
 
     def with_rewrite(self, rewrite: Rewrite) -> "Plan":
         return replace(self, rewrite=rewrite)
+
+
+def _read_forecast(data: dict[str, Any]) -> Forecast:
+    return Forecast(**(data | {name: Outlook(**data[name]) for name in ("backprop", "cut")}))
+
+
+def _read_verdict(data: dict[str, Any]) -> Verdict:
+    weighed = [w | {"after": tuple(w["after"]), "outlook": Outlook(**w["outlook"])} for w in data["weighed"]]
+    return Verdict(**(data | {"weighed": tuple(Weighed(**w) for w in weighed)}))
+
+
+_READ: dict[str, Callable[[dict[str, Any]], Any]] = {"forecast": _read_forecast, "verdict": _read_verdict}

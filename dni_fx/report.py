@@ -1,28 +1,22 @@
 """Tables for people, from plain plans; no torch here."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.bar import Bar
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dni_fx.planning import Plan
+from dni_fx.planning import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed
+from dni_fx.units import quantity
 
 if TYPE_CHECKING:
     from dni_fx.checking import Report
 
-__all__ = ["check_report", "plan_report", "quantity"]
+__all__ = ["check_report", "plan_report"]
 
-
-def quantity(value: float, unit: str = "", *, base: int = 1000) -> str:
-    """A number with three figures and a prefix: 1.23 M, 64.0 KiB."""
-    prefixes = ("", "Ki", "Mi", "Gi", "Ti") if base == 1024 else ("", "k", "M", "G", "T")
-    power = 0
-    while abs(value) >= base and power < len(prefixes) - 1:
-        value /= base
-        power += 1
-    number = f"{value:.0f}" if power == 0 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    return f"{number} {prefixes[power]}{unit}".strip()
+_BAR = 16  # characters
 
 
 def plan_report(plan: Plan) -> RenderableType:
@@ -45,7 +39,12 @@ def plan_report(plan: Plan) -> RenderableType:
             head.append(f", synthesizers conditioned on {settings.classes} labels: net(..., dni_context=labels)")
         if settings.context_size:
             head.append(f", synthesizers conditioned on a context of {settings.context_size}")
-    return Group(head, "", _segments(plan), _cuts(plan))
+    tables: list[RenderableType] = [_segments(plan), _cuts(plan)]
+    if plan.forecast is not None:
+        tables.append(_forecast(plan, plan.forecast))
+        if plan.verdict is not None:
+            tables.append(_weighed(plan.verdict, plan.forecast))
+    return Group(head, "", *tables)
 
 
 def check_report(plan: Plan, report: "Report") -> RenderableType:
@@ -59,25 +58,88 @@ def check_report(plan: Plan, report: "Report") -> RenderableType:
 
 
 def _segments(plan: Plan) -> Table:
-    table = Table(title="segments", title_justify="left", show_footer=True)
-    total = plan.segments
-    for name, footer in (
-        ("segment", ""),
-        ("nodes", str(sum(len(s.nodes) for s in total))),
-        ("parameters", quantity(sum(s.parameters for s in total))),
-        ("FLOPs forward", quantity(sum(s.flops for s in total))),
-        ("activations", quantity(sum(s.activation_bytes for s in total), "B", base=1024)),
-    ):
-        table.add_column(name, footer, justify="right")
-    for k, segment in enumerate(total):
-        table.add_row(
-            str(k),
-            str(len(segment.nodes)),
-            quantity(segment.parameters),
-            quantity(segment.flops),
-            quantity(segment.activation_bytes, "B", base=1024),
-        )
+    """Sums, and the predicted peak of each segment as a bar."""
+    unit = plan.forecast.unit if plan.forecast is not None else "FLOPs"
+    table = Table(title=f"segments, times in {unit}", title_justify="left", show_footer=True)
+    for name in ("segment", "nodes", "params", "forward", "backward", "synth.", "peak"):
+        table.add_column(name, justify="right")
+    table.add_column("", min_width=_BAR)
+    largest = max(segment.peak_bytes for segment in plan.segments)
+    for k, segment in enumerate(plan.segments):
+        bar = Bar(max(largest, 1), 0, segment.peak_bytes, width=_BAR) if largest else ""
+        table.add_row(str(k), *_sums([segment]), _bytes(segment.peak_bytes), bar)
+    for column, total in zip(table.columns[1:], _sums(plan.segments), strict=False):
+        column.footer = total
     return table
+
+
+def _sums(segments: Sequence[SegmentPlan]) -> list[str]:
+    return [
+        str(sum(len(s.nodes) for s in segments)),
+        quantity(sum(s.parameters for s in segments)),
+        quantity(sum(s.forward for s in segments)),
+        quantity(sum(s.backward for s in segments)),
+        quantity(sum(s.synthesizers for s in segments)),
+    ]
+
+
+def _bytes(size: float) -> str:
+    return quantity(size, "B", base=1024)
+
+
+def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
+    """Beside backprop, and where the peak is."""
+
+    def made(outlook: Outlook) -> float:
+        static = forecast.synthesizer_bytes if outlook is forecast.cut else 0
+        return outlook.peak_bytes - forecast.resident_bytes - static
+
+    def time(value: float) -> str:
+        return quantity(value, forecast.unit)
+
+    table = Table("", title="predicted, for unlock=backward and Adam", title_justify="left")
+    for name in ("backprop", "cut", "ratio"):
+        table.add_column(name, justify="right")
+    rows: list[tuple[str, Callable[[Outlook], float], Callable[[float], str]]] = [
+        ("peak training memory", lambda o: o.peak_bytes, _bytes),
+        ("of it made by the step", made, _bytes),
+        ("step on one device", lambda o: o.step, time),
+        ("step with a device a segment", lambda o: o.slowest, time),
+    ]
+    for name, of, show in rows:
+        before, after = of(forecast.backprop), of(forecast.cut)
+        table.add_row(name, show(before), show(after), f"{after / before:.2f}" if before else "")
+    worst = max(range(len(plan.segments)), key=lambda k: plan.segments[k].peak_bytes)
+    way = "backward" if plan.segments[worst].peak_backward else "forward"
+    return Group(table, f"the peak is in segment {worst}, going {way} through {plan.segments[worst].peak_at}")
+
+
+def _weighed(verdict: Verdict, forecast: Forecast) -> Table:
+    """The winner and the plans that lost, and by what."""
+
+    def show(value: float) -> str:
+        return _bytes(value) if verdict.objective == "memory" else quantity(value, forecast.unit)
+
+    title = f"weighed: {verdict.objective}, and a charge for each synthesizer, more for lower ones"
+    table = Table(title=title, title_justify="left")
+    table.add_column("cuts after", overflow="fold")
+    for name in ("heaviest", "charges", "sum", "synth. share"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for plan in verdict.weighed:
+        cells = [show(plan.value - plan.charges), show(plan.charges), show(plan.value), f"{100 * plan.share:.2g} %"]
+        table.add_row(", ".join(plan.after), *cells, _lost(plan, verdict))
+    return table
+
+
+def _lost(plan: Weighed, verdict: Verdict) -> str:
+    winner = verdict.weighed[0]
+    if plan is winner:
+        return "chosen"
+    if plan.share > verdict.share * (1 + 1e-9):
+        return f"synthesizers over {100 * verdict.share:.2g} % of a step"
+    heavier = plan.value - plan.charges > winner.value - winner.charges
+    return f"+{100 * (plan.value / winner.value - 1):.2g} %: {'heavier' if heavier else 'charged more'}"
 
 
 def _cuts(plan: Plan) -> Table:

@@ -1,0 +1,219 @@
+"""How many cuts, and where: the least cost of all the plans that there are, proven, and what else was weighed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dni_fx import chain
+from dni_fx.chain import Numbers
+from dni_fx.cost_model import OBJECTIVES, CostModel
+from dni_fx.errors import DniFxError, NoLegalCutError
+from dni_fx.positions import Candidate, Position
+from dni_fx.units import quantity
+
+__all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "check_limits", "choose"]
+
+# A synthesizer has to make the heaviest segment lighter by this share of the whole net, at the top; the lower it
+# lies, the more. Few and late cuts train better (Jaderberg et al. 2017, Table 1: the error grows with every cut).
+CHARGE, CHARGE_BELOW = 0.05, 0.1
+MOST_CUTS = 15  # with these charges more can hardly pay
+_MULTIPLIERS = 12
+_TINY = 1e-9  # relative: sums of floats are not exact
+SHARE = 0.05  # of backprop's step that all the synthesizers may take together
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the person asks of a plan."""
+
+    objective: str = "memory"
+    share: float | None = None  # of backprop's step that the synthesizers may take; None: SHARE, or the least there is
+    budget: int | None = None  # bytes that a training step may take at its peak
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One plan that was weighed."""
+
+    cuts: tuple[Position, ...]
+    value: float  # what is minimised: load of the heaviest segment, static bytes of the synthesizers, their charges
+    charges: float  # of it
+    bound: float  # no plan with so many cuts that keeps the limits has less
+    share: float  # of backprop's step that its synthesizers take
+
+    @property
+    def optimal(self) -> bool:
+        return self.bound >= self.value * (1 - 1e-9)
+
+
+def check_limits(limits: Limits) -> None:
+    """Raise DniFxError for what nobody can keep."""
+    if limits.objective not in OBJECTIVES:
+        raise DniFxError(f"objective={limits.objective!r}: there are {', '.join(OBJECTIVES)}")
+    if limits.share is not None and not limits.share > 0:
+        raise DniFxError(f"a synthesizer share of {limits.share:g}: it is above 0, as in 0.05 for 5 % of a step")
+    if limits.budget is not None and limits.budget <= 0:
+        raise DniFxError(f"a memory budget of {limits.budget} bytes: it is more than none")
+
+
+def choose(
+    model: CostModel, candidates: Sequence[Candidate], segments: int | None, limits: Limits
+) -> tuple[Choice, list[Choice], float]:
+    """The best plan, the runners-up, best first, and the share of a step that the synthesizers were allowed.
+
+    Args:
+        candidates: In the order of the graph.
+        segments: How many, as many as there are candidates for; None: as many as pay. With a memory budget: the most.
+
+    Raises:
+        DniFxError: If the limits cannot be kept, with the numbers.
+        NoLegalCutError: If no cuts bring the peak below the memory budget.
+    """
+    places = _places(model, candidates, limits)
+    most = min(len(candidates), MOST_CUTS if segments is None else segments - 1)
+    counts = range(1, most + 1) if segments is None or limits.budget is not None else [segments - 1]
+    least = float(np.sort(places.times)[: counts[0]].sum())
+    share = max(SHARE, least) if limits.share is None else limits.share
+    if least > share * (1 + _TINY):
+        raise DniFxError(
+            f"the synthesizers of {counts[0]} cut{'s' * (counts[0] > 1)} take {100 * least:.3g} % of a step at least, "
+            f"more than the {100 * share:.3g} % that they may"
+        )
+    if limits.budget is not None:
+        return _fewest(places, counts, share, limits.budget), [], share
+    weighed = _weigh(places, counts, share)
+    found = min(weighed, key=lambda choice: choice.value)
+    return found, _runners_up(places, found, weighed, share), share
+
+
+# ------------------------------------------------------------------------------------------------------ search
+@dataclass(frozen=True)
+class _Places:
+    """The candidates, and arrays with one entry for each."""
+
+    model: CostModel
+    objective: str
+    candidates: tuple[Position, ...]
+    charges: Numbers
+    static: Numbers
+    times: Numbers  # of the synthesizers, as a share of backprop's step
+
+    def keep(self, wanted: NDArray[np.bool_]) -> "_Places":
+        kept = tuple(c for c, w in zip(self.candidates, wanted, strict=True) if w)
+        return replace(
+            self, candidates=kept, charges=self.charges[wanted], static=self.static[wanted], times=self.times[wanted]
+        )
+
+
+def _places(model: CostModel, candidates: Sequence[Candidate], limits: Limits) -> _Places:
+    whole = float(model.loads(limits.objective, [])(0)[0])
+    step = model.predict([]).step
+    costs = [model.cut(c.position) for c in candidates]
+    charges = [len(c.position.crossing) * (CHARGE + CHARGE_BELOW * (1 - c.depth)) * whole for c in candidates]
+    return _Places(
+        model,
+        limits.objective,
+        tuple(c.position for c in candidates),
+        np.array(charges),
+        np.array([float(c.static + c.gradient) if limits.objective == "memory" else 0.0 for c in costs]),
+        np.array([c.time / step if step else 0.0 for c in costs]),
+    )
+
+
+def _weigh(places: _Places, counts: Sequence[int], share: float) -> list[Choice]:
+    """The best plan for each number of cuts, but for those that cannot be the best of all."""
+    n = len(places.candidates) + 1
+    floors = chain.lightest(places.model.loads(places.objective, places.candidates), n, counts[-1])
+    prices = np.cumsum(np.sort(places.charges + places.static))
+    weighed: list[Choice] = []
+    for cuts in counts:
+        bound = floors[cuts].value + float(prices[cuts - 1])
+        if all(bound < choice.value for choice in weighed):
+            choice = _least(places, cuts, share)
+            weighed += [choice] if choice is not None else []
+    return weighed
+
+
+def _least(places: _Places, cuts: int, share: float) -> Choice | None:
+    """The best plan of exactly so many cuts whose synthesizers take no more than `share`; None: there is none.
+
+    Where the share binds, its Lagrange multiplier is searched: each one gives a bound, and plans that keep the share.
+    """
+    sorted_times = np.sort(places.times)
+    allowed = share * (1 + _TINY)
+    if len(sorted_times) < cuts or sorted_times[:cuts].sum() > allowed:
+        return None
+    places = places.keep(places.times <= allowed - float(sorted_times[: cuts - 1].sum()) + _TINY)
+    found = _relaxed(places, cuts, 0.0)
+    if found.share <= allowed:
+        return found
+    bound, low, high = found.value, 0.0, math.inf
+    found = _relaxed(places, cuts, math.inf)
+    multiplier = found.value
+    for _ in range(_MULTIPLIERS):
+        choice = _relaxed(places, cuts, multiplier)
+        bound = max(bound, choice.value + multiplier * (choice.share - allowed))
+        if choice.share <= allowed:
+            found, high = min(found, choice, key=lambda c: c.value), multiplier
+        else:
+            low = multiplier
+        multiplier = 4 * multiplier if math.isinf(high) else (low + high) / 2
+    return replace(found, bound=min(bound, found.value))
+
+
+def _relaxed(places: _Places, cuts: int, multiplier: float) -> Choice:
+    """The best plan where time of synthesizers has a price; infinity: only that price counts."""
+    n = len(places.candidates) + 1
+    loads = places.model.loads(places.objective, places.candidates)
+    if math.isinf(multiplier):
+        split = chain.cheapest(loads, n, cuts, _with_ends(places.times))
+    else:
+        prices = places.charges + places.static + multiplier * places.times
+        split = chain.best(loads, n, cuts, _with_ends(prices), chain.lightest(loads, n, cuts)[cuts].value)
+    chosen = [i - 1 for i in split.cuts]
+    charges = float(places.charges[chosen].sum())
+    value = chain.heaviest(loads, n, split.cuts) + charges + float(places.static[chosen].sum())
+    positions = tuple(places.candidates[i] for i in chosen)
+    return Choice(positions, value, charges, value, float(places.times[chosen].sum()))
+
+
+def _with_ends(prices: Numbers) -> Numbers:
+    """The beginning and the end cost nothing."""
+    return np.concatenate([[0.0], prices, [0.0]])
+
+
+def _runners_up(places: _Places, found: Choice, weighed: Sequence[Choice], share: float) -> list[Choice]:
+    """The best with more and with fewer cuts, the second best with as many, and what a higher share would give."""
+    count = len(found.cuts)
+    others = [choice for choice in weighed if abs(len(choice.cuts) - count) == 1]
+    without = [places.keep(np.array([c != cut for c in places.candidates])) for cut in found.cuts]
+    second = [choice for choice in (_least(rest, count, share) for rest in without) if choice is not None]
+    others += sorted(second, key=lambda c: c.value)[:1]
+    free = _weigh(places, range(1, min(len(places.candidates), MOST_CUTS) + 1), math.inf)
+    others += [c for c in free if c.share > share * (1 + _TINY) and c.value < found.value and c not in others][-1:]
+    return sorted(others, key=lambda c: c.value)
+
+
+def _fewest(places: _Places, counts: Sequence[int], share: float, budget: int) -> Choice:
+    """The best plan with the fewest cuts that fits the memory budget; if that does not, the one that takes least."""
+    frugal = replace(places, objective="memory", charges=np.zeros_like(places.charges))
+    least = math.inf
+    for cuts in counts:
+        for tried in (places, frugal):
+            choice = _least(tried, cuts, share)
+            peak = math.inf if choice is None else places.model.predict(choice.cuts).peak
+            if choice is not None and peak <= budget:
+                return choice
+            least = min(least, peak)
+    resident = places.model.resident
+    raise NoLegalCutError(
+        f"no plan of up to {counts[-1] + 1} segments fits into {_bytes(budget)}: the least predicted peak is "
+        f"{_bytes(least)}, of which {_bytes(resident)} are parameters, optimizer state and the batch"
+    )
+
+
+def _bytes(size: float) -> str:
+    return quantity(size, "B", base=1024)

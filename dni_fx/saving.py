@@ -1,0 +1,55 @@
+"""What autograd keeps for the backward pass: more than outputs (masks, indices, statistics), and less."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+__all__ = ["Saving", "storage_key"]
+
+
+class Saving(saved_tensors_hooks):
+    """Counts, while it is entered, the memory that autograd keeps, each storage once.
+
+    Storages that are freed meanwhile may be taken for others: hold what runs in it until it is left.
+
+    Args:
+        ignore: Tensors that are there anyway: parameters, buffers, inputs.
+    """
+
+    def __init__(self, ignore: Iterable[Tensor]) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        self._seen = {storage_key(t) for t in ignore}
+        self._fresh: dict[int, int] = {}
+        self._alias: dict[int, int] = {}
+        self.unknown = False  # an operator has a workspace that its fake kernel knows no size of
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        key = self._alias.get(storage_key(tensor), storage_key(tensor))
+        size = tensor.untyped_storage().nbytes()
+        self.unknown |= not size and tensor.dim() == 1
+        if key not in self._seen:
+            self._seen.add(key)
+            self._fresh[key] = size
+        return tensor
+
+    def take_for_one(self, originals: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+        """Count a copy that is only there to be looked at as the original. Hold both."""
+        self._alias.update({storage_key(c): storage_key(t) for t, c in zip(originals, copies, strict=True)})
+
+    def take(self) -> dict[int, int]:
+        """Bytes by storage of what has been kept since the last call, but what was kept before that."""
+        fresh, self._fresh = self._fresh, {}
+        self.unknown = False
+        return fresh
+
+    def is_on_top(self, hooks: Any) -> bool:
+        """Whether `hooks`, the innermost ones that autograd has, are these."""
+        return hooks is not None and hooks[0] == self.pack_hook
+
+
+def storage_key(tensor: Tensor) -> int:
+    """A key of the memory that a tensor lies in, for as long as it lives."""
+    key: int = tensor.untyped_storage()._cdata
+    return key

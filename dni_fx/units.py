@@ -1,0 +1,35 @@
+"""Numbers with units, as people write and read them."""
+
+import re
+
+from dni_fx.errors import DniFxError
+
+__all__ = ["parse_bytes", "quantity"]
+
+_PREFIXES = {1000: ("", "k", "M", "G", "T"), 1024: ("", "Ki", "Mi", "Gi", "Ti")}
+
+
+def quantity(value: float, unit: str = "", *, base: int = 1000) -> str:
+    """A number with three figures and a prefix: 1.23 M, 64.0 KiB."""
+    prefixes = _PREFIXES[base]
+    power = 0
+    while abs(value) >= base and power < len(prefixes) - 1:
+        value /= base
+        power += 1
+    number = f"{value:.0f}" if power == 0 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{number} {prefixes[power]}{unit}".strip()
+
+
+def parse_bytes(text: str | int) -> int:
+    """How many bytes "2GiB", "1.5 GB", "512MiB" or 1048576 are.
+
+    Raises:
+        DniFxError: If it is none of that.
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
+    if match is None or (match[3] and not match[2]):
+        raise DniFxError(f"{text!r} is no amount of memory: write 2GiB, 512MiB, 1.5GB or a number of bytes")
+    base = 1024 if match[3] else 1000
+    power = " kmgt".index(match[2].lower() or " ")
+    amount: float = float(match[1]) * base**power
+    return round(amount)
