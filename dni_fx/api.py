@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dni_fx import costs, cutting, frontends, hooking, inputs, pricing
+from dni_fx import costs, cutting, frontends, hooking, inputs, pricing, profiling
 from dni_fx.choosing import Limits, check_limits
 from dni_fx.cost_model import OPTIMIZER_STATES, CostModel
 from dni_fx.cutting import Cuts
@@ -70,8 +70,8 @@ def transform(
             of its own; "balanced": the time of the heaviest segment alone.
         memory_budget: The fewest segments whose predicted peak, with parameters and Adam's state, fits: bytes, or
             "2GiB". A number of segments is then the most.
-        synthesizer_share: Of the time of backprop's step, what all the synthesizers may take; None: 0.05, or the least
-            that there is where nothing is so cheap.
+        synthesizer_share: Of the time of backprop's step, what all the synthesizers may take; None: 0.05, or half
+            as much again as the least that there is, where nothing is so cheap.
         profile: Measure the times of the nodes on real tensors, in place of counting FLOPs.
         frontend: What captures the model. "fx": symbolic tracing that keeps layers whole; "export": torch.export, with
             the original running in eval mode; "modules": no graph, cuts at the outputs of submodules; "auto": the
@@ -180,9 +180,10 @@ def captured(
         frontend = cuts.frontend  # its nodes are those of that front end
     module, used, tried = frontends.capture(model, example, frontend, compare=verify)
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
-    prices = pricing.synthesizer_prices(module.graph, synthesizer, context_size)
+    prices = pricing.synthesizer_prices(module.graph, synthesizer, context_size, measure=profile)
+    flow = costs.dataflow(module.graph, profiling.node_times(module, example) if profile else None)
     resident = costs.resident(model, example, OPTIMIZER_STATES)
-    cost_model = CostModel(costs.dataflow(module.graph), prices, resident)
+    cost_model = CostModel(flow, prices, resident, unit="s" if profile else "FLOPs")
     decision = cutting.choose(module.graph, cost_model, cuts, limits or Limits(), among)
     described = (inputs.describe(example), example.source)
     plan = cutting.make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)

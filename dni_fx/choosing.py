@@ -20,6 +20,7 @@ __all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "check_limits"
 # lies, the more. Few and late cuts train better (Jaderberg et al. 2017, Table 1: the error grows with every cut).
 CHARGE, CHARGE_BELOW = 0.05, 0.1
 MOST_CUTS = 15  # with these charges more can hardly pay
+_SLACK = 1.5  # where nothing is so cheap, as much of the least that there is
 _MULTIPLIERS = 12
 _TINY = 1e-9  # relative: sums of floats are not exact
 SHARE = 0.05  # of backprop's step that all the synthesizers may take together
@@ -30,7 +31,9 @@ class Limits:
     """What the person asks of a plan."""
 
     objective: str = "memory"
-    share: float | None = None  # of backprop's step that the synthesizers may take; None: SHARE, or the least there is
+    share: float | None = (
+        None  # of backprop's step that the synthesizers may take; None: SHARE, or a little more than the least there is
+    )
     budget: int | None = None  # bytes that a training step may take at its peak
 
 
@@ -76,7 +79,7 @@ def choose(
     most = min(len(candidates), MOST_CUTS if segments is None else segments - 1)
     counts = range(1, most + 1) if segments is None or limits.budget is not None else [segments - 1]
     least = float(np.sort(places.times)[: counts[0]].sum())
-    share = max(SHARE, least) if limits.share is None else limits.share
+    share = max(SHARE, _SLACK * least) if limits.share is None else limits.share
     if least > share * (1 + _TINY):
         raise DniFxError(
             f"the synthesizers of {counts[0]} cut{'s' * (counts[0] > 1)} take {100 * least:.3g} % of a step at least, "

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,7 +22,7 @@ from dni_fx.module import DecoupledModule
 from dni_fx.preserve import in_train_mode, preserved
 from dni_fx.saving import Saving, storage_key
 
-__all__ = ["annotate", "dataflow", "flop_counter", "resident"]
+__all__ = ["annotate", "dataflow", "flop_counter", "positional", "resident"]
 
 _SUMS = ("add", "add_", "iadd")
 
@@ -190,10 +191,10 @@ def _run(module: DecoupledModule, inputs: Inputs, mode: AbstractContextManager[A
             state += [mode.from_tensor(t) for t in state]
         saving = Saving([*state, *inputs.tensors()])
         with mode, counter, saving:
-            _Annotator(module, counter, saving).run(*_positional(module, inputs))
+            _Annotator(module, counter, saving).run(*positional(module, inputs))
 
 
-def _positional(module: DecoupledModule, inputs: Inputs) -> list[Any]:
+def positional(module: DecoupledModule, inputs: Inputs) -> list[Any]:
     """Values for the placeholders in order, as fx.Interpreter wants them."""
     if "dni_calling" in module.__dict__:
         forward = module.__dict__["dni_original"].forward
@@ -219,8 +220,11 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def dataflow(graph: fx.Graph) -> "nx.DiGraph[str]":
+def dataflow(graph: fx.Graph, times: Mapping[str, tuple[float, float]] | None = None) -> "nx.DiGraph[str]":
     """The graph as networkx sees it: nodes in order, with the attributes that the partitioner reads.
+
+    Args:
+        times: Measured seconds of each node, forward and backward, in place of FLOPs.
 
     Node attributes, of what it costs: `forward` and `backward` (FLOPs), `owns` and `saves` (bytes by storage of what it
     makes, and of what autograd keeps for it and for none before), `gradient` (bytes of the gradients of the trainable
@@ -238,8 +242,8 @@ def dataflow(graph: fx.Graph) -> "nx.DiGraph[str]":
         record = meta.of(node)
         flow.add_node(
             node.name,
-            forward=record.flops,
-            backward=record.backward_flops,
+            forward=times[node.name][0] if times else record.flops,
+            backward=times[node.name][1] if times else record.backward_flops,
             owns=record.owns,
             saves=record.saves,
             gradient=sum(unused.pop(name, 0) for name in record.parameters),

@@ -27,7 +27,7 @@ from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.preserve import in_train_mode, preserved
 from dni_fx.saving import Saving, storage_key
 
-__all__ = ["HookedModule", "capture", "longest_container"]
+__all__ = ["HookedModule", "capture", "longest_container", "sequence_number"]
 
 
 class HookedModule(DecoupledModule):
@@ -214,7 +214,7 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
         number = int(call.split("@")[1]) if "@" in call else 0
         flops = counter.get_total_flops()
         inside = not saving.is_on_top(torch._C._autograd._top_saved_tensors_default_hooks(True))
-        until = _sequence()
+        until = sequence_number()
         record = (leaves, given, made_by, versions, until, flops, saving.take(), inside)
         calls.append(_Call(names[module], number, cls, scope, *record))
         return pytree.tree_unflatten(leaves, spec)
@@ -238,7 +238,7 @@ def _edge(leaf: Any) -> tuple[Any, int]:
     return (None, 0) if node is None else (node, leaf.output_nr)
 
 
-def _sequence() -> int:
+def sequence_number() -> int:
     """Autograd numbers its nodes as they are made: the next number."""
     marker: Any = torch.zeros((), requires_grad=True).clone().grad_fn
     return int(marker._sequence_nr())

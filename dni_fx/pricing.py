@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from dni_fx import costs, meta
+from dni_fx.profiling import seconds
 from dni_fx.saving import Saving
 from dni_fx.synthesizers import Activation, Factory, resolve
 
@@ -26,11 +27,14 @@ class Price:
     kept: int  # bytes that autograd keeps from the prediction until its target comes, but the tensor
 
 
-def synthesizer_prices(graph: fx.Graph, synthesizer: str | Factory, context_size: int) -> dict[str, Price]:
+def synthesizer_prices(
+    graph: fx.Graph, synthesizer: str | Factory, context_size: int, *, measure: bool = False
+) -> dict[str, Price]:
     """The price of a synthesizer for every node of an annotated graph that can have one.
 
     Args:
         context_size: Entries of what it is conditioned on; 0: nothing.
+        measure: Seconds on real tensors in place of FLOPs.
     """
     known: dict[Activation, Price | None] = {}
     prices: dict[str, Price] = {}
@@ -39,7 +43,8 @@ def synthesizer_prices(graph: fx.Graph, synthesizer: str | Factory, context_size
         if not (record.carries_gradient and record.shape and record.dtype and record.dtype.is_floating_point):
             continue
         axis = record.axis % len(record.shape)
-        activation = Activation(record.shape, record.dtype, torch.device("meta"), axis)
+        device = record.device if measure and record.device is not None else torch.device("meta")
+        activation = Activation(record.shape, record.dtype, device, axis)
         if activation not in known:
             known[activation] = _price(activation, synthesizer, context_size)
         price = known[activation]
@@ -53,7 +58,7 @@ def _price(activation: Activation, synthesizer: str | Factory, context_size: int
     _, factory = resolve(synthesizer, activation.shape, activation.axis)
     counter = costs.flop_counter()
     try:
-        with torch.device("meta"):
+        with activation.device:
             module = factory(activation, context_size).to(activation.dtype)
             h, context = example(activation, context_size)
         saving = Saving([*module.parameters(), h])
@@ -61,14 +66,27 @@ def _price(activation: Activation, synthesizer: str | Factory, context_size: int
             prediction = module(h, context)
             kept = sum(saving.take().values())
             if prediction.requires_grad:
-                prediction.sum().backward()
+                prediction.backward(torch.ones_like(prediction))
     except Exception:
         return None
     parameters = list(module.parameters())
-    size = sum(p.numel() * p.element_size() for p in parameters)
+    time, transfer = float(counter.get_total_flops()), FLOPS_PER_BYTE * h.nbytes
+    if activation.device.type != "meta":
+        time, transfer = seconds(lambda: _train(module, h, context)), seconds(h.clone)
     return Price(
-        sum(p.numel() for p in parameters), size, counter.get_total_flops(), h.nbytes, FLOPS_PER_BYTE * h.nbytes, kept
+        parameters=sum(p.numel() for p in parameters),
+        parameter_bytes=sum(p.nbytes for p in parameters),
+        time=time,
+        bytes=h.nbytes,
+        transfer=transfer,
+        kept=kept,
     )
+
+
+def _train(module: nn.Module, h: Tensor, context: Tensor | None) -> None:
+    prediction = module(h, context)
+    if prediction.requires_grad:
+        prediction.backward(torch.ones_like(prediction))
 
 
 def example(activation: Activation, context_size: int) -> tuple[Tensor, Tensor | None]:

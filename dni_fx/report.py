@@ -60,26 +60,31 @@ def check_report(plan: Plan, report: "Report") -> RenderableType:
 def _segments(plan: Plan) -> Table:
     """Sums, and the predicted peak of each segment as a bar."""
     unit = plan.forecast.unit if plan.forecast is not None else "FLOPs"
-    table = Table(title=f"segments, times in {unit}", title_justify="left", show_footer=True)
+    table = Table(
+        title=f"segments; time in {unit}, and the predicted peak of what the step makes",
+        title_justify="left",
+        show_footer=True,
+    )
     for name in ("segment", "nodes", "params", "forward", "backward", "synth.", "peak"):
         table.add_column(name, justify="right")
     table.add_column("", min_width=_BAR)
     largest = max(segment.peak_bytes for segment in plan.segments)
     for k, segment in enumerate(plan.segments):
         bar = Bar(max(largest, 1), 0, segment.peak_bytes, width=_BAR) if largest else ""
-        table.add_row(str(k), *_sums([segment]), _bytes(segment.peak_bytes), bar)
-    for column, total in zip(table.columns[1:], _sums(plan.segments), strict=False):
+        table.add_row(str(k), *_sums([segment], unit), _bytes(segment.peak_bytes), bar)
+    for column, total in zip(table.columns[1:], _sums(plan.segments, unit), strict=False):
         column.footer = total
     return table
 
 
-def _sums(segments: Sequence[SegmentPlan]) -> list[str]:
+def _sums(segments: Sequence[SegmentPlan], unit: str) -> list[str]:
+    unit = "" if unit == "FLOPs" else unit
     return [
         str(sum(len(s.nodes) for s in segments)),
         quantity(sum(s.parameters for s in segments)),
-        quantity(sum(s.forward for s in segments)),
-        quantity(sum(s.backward for s in segments)),
-        quantity(sum(s.synthesizers for s in segments)),
+        quantity(sum(s.forward for s in segments), unit),
+        quantity(sum(s.backward for s in segments), unit),
+        quantity(sum(s.synthesizers for s in segments), unit),
     ]
 
 

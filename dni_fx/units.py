@@ -10,13 +10,16 @@ _PREFIXES = {1000: ("", "k", "M", "G", "T"), 1024: ("", "Ki", "Mi", "Gi", "Ti")}
 
 
 def quantity(value: float, unit: str = "", *, base: int = 1000) -> str:
-    """A number with three figures and a prefix: 1.23 M, 64.0 KiB."""
-    prefixes = _PREFIXES[base]
+    """A number with three figures and a prefix: 1.23 M, 64.0 KiB, 2.5 ms."""
+    if unit == "s":
+        value, prefixes = value * 1e6, ("µ", "m", "")
+    else:
+        prefixes = _PREFIXES[base]
     power = 0
     while abs(value) >= base and power < len(prefixes) - 1:
         value /= base
         power += 1
-    number = f"{value:.0f}" if power == 0 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    number = f"{value:.0f}" if power == 0 or value >= 1000 else f"{value:.3g}"
     return f"{number} {prefixes[power]}{unit}".strip()
 
 
