@@ -126,7 +126,7 @@ ShareOption = Annotated[
     float | None,
     typer.Option(
         "--synthesizer-share",
-        help="Of the time of backprop's step, what the synthesizers may take. Default: 0.05, or 1.5 of the least there is.",
+        help="What the synthesizers may take of the time of backprop's step. Default: 0.05, or 1.5 of the least.",
         show_default=False,
     ),
 ]

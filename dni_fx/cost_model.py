@@ -57,6 +57,7 @@ class Prediction:
     segments: tuple[SegmentCost, ...]
     resident: int  # bytes that are there all along: parameters, buffers, optimizer state, the batch
     synthesizers: int  # the same of the synthesizers
+    optimizer: float  # bytes that are there while the optimizer steps: all gradients, and its temporaries
 
     @property
     def step(self) -> float:
@@ -71,7 +72,7 @@ class Prediction:
     @property
     def peak(self) -> float:
         """Bytes at the worst moment."""
-        return self.resident + self.synthesizers + max(s.peak.bytes for s in self.segments)
+        return self.resident + self.synthesizers + max(self.optimizer, *(s.peak.bytes for s in self.segments))
 
 
 class CostModel:
@@ -90,6 +91,7 @@ class CostModel:
         self.flow = flow
         self.memory = Memory(flow)
         self.prices = prices
+        self.largest = int(flow.graph["largest"])
         self.resident = resident
         self.unit = unit
         self.forward = np.cumsum([0.0, *(flow.nodes[name]["forward"] for name in flow)])
@@ -148,4 +150,6 @@ class CostModel:
             )
             for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
         )
-        return Prediction(segments, self.resident, sum(c.static for c in costs))
+        largest = max(c.gradient for c in costs)
+        optimizer = self.memory.optimizer + sum(c.gradient for c in costs) + 2 * max(0, largest - self.largest)
+        return Prediction(segments, self.resident, sum(c.static for c in costs), optimizer)

@@ -226,6 +226,7 @@ def dataflow(graph: fx.Graph, times: Mapping[str, tuple[float, float]] | None = 
     Args:
         times: Measured seconds of each node, forward and backward, in place of FLOPs.
 
+    Graph attribute: `largest`, the bytes of the largest trainable parameter.
     Node attributes, of what it costs: `forward` and `backward` (FLOPs), `owns` and `saves` (bytes by storage of what it
     makes, and of what autograd keeps for it and for none before), `gradient` (bytes of the gradients of the trainable
     parameters that it is the first to use), `sums` (it hands its gradient on as it is).
@@ -237,7 +238,8 @@ def dataflow(graph: fx.Graph, times: Mapping[str, tuple[float, float]] | None = 
     flow: nx.DiGraph[str] = nx.DiGraph()
     owner: Any = graph.owning_module
     parameters = dict(owner.named_parameters())
-    unused = {name: p.numel() * p.element_size() for name, p in parameters.items()}
+    unused = {name: p.nbytes for name, p in parameters.items() if p.requires_grad}
+    flow.graph["largest"] = max(unused.values(), default=0)
     for node in graph.nodes:
         record = meta.of(node)
         flow.add_node(

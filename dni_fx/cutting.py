@@ -240,7 +240,9 @@ def make_plan(
         frontend=frontend,
         tried=tried,
         tied=_tied(nodes, ends),
-        forecast=Forecast(model.unit, predicted.resident, predicted.synthesizers, backprop, cut),
+        forecast=Forecast(
+            model.unit, predicted.resident, predicted.synthesizers, round(predicted.optimizer), backprop, cut
+        ),
         verdict=decision.verdict,
     )
 

@@ -64,14 +64,17 @@ class Memory:
         self.held = _sums(count, ((s.size, s.saver, s.last) for s in every if s.saver and s.saver < s.last))
         self.shared = np.arange(count + 1)
         self.shared[list(handed_on)] = list(handed_on.values())
+        # Adam makes two temporaries of a parameter, when the gradients of all are there.
+        self.optimizer = float(self.parameters[-1]) + 2 * flow.graph["largest"]
         self.forward = kept + waiting
         # In a backward pass the gradients of the parameters from the node on are there: those before it are not.
         self.backward = kept + gradients + made - np.concatenate([[0.0], self.parameters[:-1]])
 
     def loads(self, ends: Sequence[int], synthesizers: Bytes, roots: Bytes, arrival: Bytes) -> Loads:
-        """The peak of every segment between the nodes number `ends`, the first of which is 0 and the last the last.
+        """The peak of every segment, or of the optimizer's step where that is higher.
 
         Args:
+            ends: Numbers of the nodes that they lie between: 0, the ends of the segments but the last, the last node.
             synthesizers: What those at each end take from their prediction until their target has come.
             roots: The gradients made of the predictions, which are held until the segment below has gone backward.
             arrival: What is made when the targets come: when the segment above has gone backward.
@@ -90,7 +93,7 @@ class Memory:
             trained = self.kept[start] - self.parameters[start] + arrival[i] + roots[i + 1 :]
             back = top + np.maximum(np.maximum(inside, trained) + self.let_go[above], self.backward[above])
             base = self.parameters[start] + self.held[start] - self.kept[start] + synthesizers[i]
-            peaks: Bytes = base + np.maximum(forward, back)
+            peaks: Bytes = np.maximum(base + np.maximum(forward, back), self.optimizer)
             return peaks
 
         return row

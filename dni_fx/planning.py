@@ -65,7 +65,8 @@ class Forecast:
 
     unit: str  # of times: "FLOPs" or "s"
     resident_bytes: int  # parameters, buffers, optimizer state and the batch: there all along
-    synthesizer_bytes: int  # parameters of the synthesizers, with gradients and optimizer state
+    synthesizer_bytes: int  # parameters of the synthesizers and their optimizer state
+    optimizer_bytes: int  # made by the step, and there while the optimizer steps: all gradients, and temporaries
     backprop: Outlook
     cut: Outlook
 

@@ -115,8 +115,12 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
         before, after = of(forecast.backprop), of(forecast.cut)
         table.add_row(name, show(before), show(after), f"{after / before:.2f}" if before else "")
     worst = max(range(len(plan.segments)), key=lambda k: plan.segments[k].peak_bytes)
-    way = "backward" if plan.segments[worst].peak_backward else "forward"
-    return Group(table, f"the peak is in segment {worst}, going {way} through {plan.segments[worst].peak_at}")
+    segment = plan.segments[worst]
+    way = "backward" if segment.peak_backward else "forward"
+    where = f"in segment {worst}, going {way} through {segment.peak_at}"
+    if forecast.optimizer_bytes > segment.peak_bytes:
+        where = "where the optimizer steps: all gradients are there, and its temporaries"
+    return Group(table, f"the peak is {where}")
 
 
 def _weighed(verdict: Verdict, forecast: Forecast) -> Table:

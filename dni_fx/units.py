@@ -6,15 +6,14 @@ from dni_fx.errors import DniFxError
 
 __all__ = ["parse_bytes", "quantity"]
 
-_PREFIXES = {1000: ("", "k", "M", "G", "T"), 1024: ("", "Ki", "Mi", "Gi", "Ti")}
+_PREFIXES: dict[int, tuple[str, ...]] = {1000: ("", "k", "M", "G", "T"), 1024: ("", "Ki", "Mi", "Gi", "Ti")}
 
 
 def quantity(value: float, unit: str = "", *, base: int = 1000) -> str:
     """A number with three figures and a prefix: 1.23 M, 64.0 KiB, 2.5 ms."""
+    prefixes = _PREFIXES[base]
     if unit == "s":
         value, prefixes = value * 1e6, ("µ", "m", "")
-    else:
-        prefixes = _PREFIXES[base]
     power = 0
     while abs(value) >= base and power < len(prefixes) - 1:
         value /= base

@@ -1,4 +1,4 @@
-"""The partitioner against the naive way, on random graphs of plain numbers: no torch here."""
+"""Where a graph can be cut against the naive way, on random graphs of plain numbers: no torch here."""
 
 import itertools
 import random
@@ -9,7 +9,7 @@ import pytest
 
 from dni_fx import positions
 from dni_fx.errors import DniFxError, NoLegalCutError
-from dni_fx.positions import Position, balanced, default_segments, snap
+from dni_fx.positions import candidates, snap
 
 Flow = Any
 
@@ -119,151 +119,78 @@ def test_the_random_graphs_have_everything() -> None:
     assert max(len(p.crossing) for p in found if not p.obstacle) > 1
 
 
-# -------------------------------------------------------------------------------------------------- balanced
-def heaviest(flow: Flow, cuts: list[Position]) -> float:
-    weights = [flow.nodes[n]["weight"] for n in flow]
-    ends = [-1, *(p.index for p in cuts), len(weights) - 1]
-    return max(sum(weights[i + 1 : j + 1]) for i, j in itertools.pairwise(ends))
-
-
+# ------------------------------------------------------------------------------------------------ candidates
 def layers(flow: Flow) -> list[bool]:
     """Which nodes are layers: those with a matrix, and where no node has one, those with any parameter."""
     kind = "matrix" if any(flow.nodes[n]["matrix"] for n in flow) else "parameters"
     return [bool(flow.nodes[n][kind]) for n in flow]
 
 
-def every_segment_has_a_layer(flow: Flow, cuts: list[Position]) -> bool:
-    ends = [-1, *(p.index for p in cuts), len(flow) - 1]
-    return all(any(layers(flow)[i + 1 : j + 1]) for i, j in itertools.pairwise(ends))
-
-
-def legal_cuts(flow: Flow) -> list[Position]:
-    return [p for p in positions.find(flow) if not p.obstacle and every_segment_has_a_layer(flow, [p])]
-
-
-def exhaustive(flow: Flow, candidates: list[Position], segments: int) -> tuple[float, int] | None:
-    """The least (heaviest segment, bytes crossing) of all choices of cuts."""
-    choices = [list(c) for c in itertools.combinations(candidates, segments - 1)]
-    legal = [c for c in choices if every_segment_has_a_layer(flow, c)]
-    return min(((heaviest(flow, c), sum(p.bytes for p in c)) for c in legal), default=None)
-
-
-def narrow_candidates(flow: Flow, width: int) -> list[Position]:
-    """Between two layers the narrowest legal place, the last of equal ones; from the definition."""
-    owned = list(itertools.accumulate(layers(flow)))
-    legal = [p for p in legal_cuts(flow) if len(p.crossing) <= width]
-    groups = itertools.groupby(legal, key=lambda p: owned[p.index])
-    return [min(reversed(list(group)), key=lambda p: p.bytes) for _, group in groups]
-
-
 @pytest.mark.parametrize("clean", [True, False])
 @pytest.mark.parametrize("seed", range(150))
-def test_balanced_is_the_best_of_all(seed: int, clean: bool) -> None:
+def test_candidates_are_the_narrowest_between_two_layers(seed: int, clean: bool) -> None:
     flow = random_flow(random.Random(seed), 11, clean=clean)
-    legal = legal_cuts(flow)
-    most = max((k for k in range(1, 6) if k == 1 or exhaustive(flow, legal, k)), default=1)
-    for segments in range(2, 6):
-        if not legal:
-            with pytest.raises(NoLegalCutError):
-                balanced(flow, segments)
-        elif segments > most:
-            with pytest.raises(DniFxError, match=f"cannot make {segments} segments.* {most} at most"):
-                balanced(flow, segments)
-        else:
-            cuts = balanced(flow, segments)
-            assert len(cuts) == segments - 1
-            assert [p.index for p in cuts] == sorted({p.index for p in cuts})
-            assert all(not p.obstacle for p in cuts)
-            widths = sorted({len(p.crossing) for p in legal})
-            width = next(w for w in widths if exhaustive(flow, narrow_candidates(flow, w), segments))
-            best = exhaustive(flow, narrow_candidates(flow, width), segments)
-            assert (heaviest(flow, cuts), sum(p.bytes for p in cuts)) == best
-            assert every_segment_has_a_layer(flow, cuts)
-
-
-@pytest.mark.parametrize("seed", range(50))
-def test_auto_never_fails_where_there_is_a_cut(seed: int) -> None:
-    flow = random_flow(random.Random(1000 + seed), 14)
-    if legal_cuts(flow):
-        cuts = balanced(flow, None)
-        assert 1 <= len(cuts) <= 3
-        assert every_segment_has_a_layer(flow, cuts)
-    else:
+    owned = list(itertools.accumulate(layers(flow)))
+    legal = [p for p in positions.find(flow) if not p.obstacle and 0 < owned[p.index] < owned[-1]]
+    if not legal:
         with pytest.raises(NoLegalCutError):
-            balanced(flow, None)
-
-
-@pytest.mark.parametrize(
-    ("count", "segments"), [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (6, 3), (7, 3), (8, 4), (9, 4), (10, 4), (50, 4)]
-)
-def test_auto_segments(count: int, segments: int) -> None:
-    flow = chain(*[(1, 2, 4)] * count)
-    assert default_segments(flow) == segments
-    if count > 1:
-        assert len(balanced(flow, None)) == segments - 1
-
-
-def test_auto_takes_fewer_where_there_are_fewer() -> None:
-    flow = chain(*[(1, 1, 4)] * 8)
-    for i in range(7):
-        flow.nodes[f"n{i}"]["legal"] = i == 3
-    assert [p.after for p in balanced(flow, None)] == ["n3"]
+            candidates(flow)
+        return
+    groups = itertools.groupby(legal, key=lambda p: owned[p.index])
+    narrowest = [min(reversed(list(group)), key=lambda p: (len(p.crossing), p.bytes)) for _, group in groups]
+    found = candidates(flow)
+    assert [c.position for c in found] == narrowest
+    assert [c.depth for c in found] == [owned[p.index] / owned[-1] for p in narrowest]
 
 
 CHOICES = [
-    # (weight, parameters, size) of each node, segments, the nodes that are cut after
-    ([(5, 1, 4), (1, 1, 4), (1, 1, 4), (3, 1, 4)], 2, ["n0"]),
-    ([(1, 1, 4), (1, 1, 4), (1, 1, 4), (3, 1, 4)], 2, ["n2"]),
-    ([(1, 1, 4)] * 6, 3, ["n1", "n3"]),
-    ([(9, 1, 8), (0, 0, 8), (0, 0, 4), (9, 1, 4)], 2, ["n2"]),  # after the pool, where fewest bytes cross
-    ([(9, 1, 8), (0, 0, 8), (0, 0, 8), (9, 1, 4)], 2, ["n2"]),  # the last of equal ones
-    ([(9, 1, 4), (0, 0, 8), (0, 0, 8), (9, 1, 4)], 2, ["n0"]),
-    ([(0, 1, 4), (0, 1, 4), (0, 1, 4)], 2, ["n0"]),  # no weights at all
-    ([(4, 1, 9), (0, 1, 2), (4, 1, 4)], 2, ["n1"]),  # equal weights: fewer bytes
+    # (weight, parameters, size) of each node, the nodes that may be cut after
+    ([(9, 1, 8), (0, 0, 8), (0, 0, 4), (9, 1, 4)], ["n2"]),  # after the pool, where fewest bytes cross
+    ([(9, 1, 8), (0, 0, 8), (0, 0, 8), (9, 1, 4)], ["n2"]),  # the last of equal ones
+    ([(9, 1, 4), (0, 0, 8), (0, 0, 8), (9, 1, 4)], ["n0"]),
+    ([(0, 1, 4), (0, 1, 4), (0, 1, 4)], ["n0", "n1"]),
 ]
 
 
-@pytest.mark.parametrize(("nodes", "segments", "after"), CHOICES)
-def test_choices(nodes: list[tuple[int, int, int]], segments: int, after: list[str]) -> None:
-    assert [p.after for p in balanced(chain(*nodes), segments)] == after
+@pytest.mark.parametrize(("nodes", "after"), CHOICES)
+def test_choices(nodes: list[tuple[int, int, int]], after: list[str]) -> None:
+    assert [c.position.after for c in candidates(chain(*nodes))] == after
 
 
 def test_a_vector_is_no_layer_where_there_is_a_matrix() -> None:
     """Linear, norm, ReLU: the norm belongs to the layer below it."""
     flow = chain(*[(9, 2, 4), (1, 2, 4), (1, 0, 4)] * 2)
     flow.nodes["n1"]["matrix"] = flow.nodes["n4"]["matrix"] = False
-    assert [p.after for p in balanced(flow, None)] == ["n2"]
-    with pytest.raises(DniFxError, match="2 at most"):
-        balanced(flow, 3)
+    assert [(c.position.after, c.depth) for c in candidates(flow)] == [("n2", 0.5)]
     for name in flow:
         flow.nodes[name]["matrix"] = False
-    assert len(balanced(flow, 4)) == 3
+    assert [c.position.after for c in candidates(flow)] == ["n0", "n2", "n3"]
 
 
-def test_narrow_cuts_come_first() -> None:
-    """A skip over the middle: one tensor crosses outside it, two inside, however heavy the sides are."""
+def test_one_tensor_is_narrower_than_two_small_ones() -> None:
+    """What one tensor crosses dominates the outputs, whatever its size."""
     flow: Flow = nx.DiGraph()
     node(flow, "x", crosses=False)
-    node(flow, "a", ("x",), parameters=1, weight=1)
-    node(flow, "b", ("a",), parameters=1, weight=9)
-    node(flow, "c", ("b",), parameters=1, weight=9)
-    node(flow, "add", ("a", "c"), weight=1)
-    node(flow, "d", ("add",), parameters=1, weight=1)
-    node(flow, "output", ("d",), crosses=False)
-    assert [p.crossing for p in balanced(flow, 2)] == [("a",)]
-    assert [p.crossing for p in balanced(flow, 3)] == [("a",), ("add",)]
-    assert [p.crossing for p in balanced(flow, 4)] == [("a",), ("a", "b"), ("add",)]
-    with pytest.raises(DniFxError, match="cannot make 5 segments: the model has legal cuts for 4 at most"):
-        balanced(flow, 5)
+    node(flow, "a", ("x",), parameters=1, size=9)
+    node(flow, "small", ("a",), size=1)
+    node(flow, "smaller", ("a",), size=1)
+    node(flow, "b", ("small", "smaller"), parameters=1)
+    node(flow, "output", ("b",), crosses=False)
+    assert [c.position.crossing for c in candidates(flow)] == [("a",)]
+
+
+def test_among() -> None:
+    flow = chain(*[(1, 1, 4)] * 5)
+    assert [c.position.after for c in candidates(flow, {"n1", "n3", "nowhere"})] == ["n1", "n3"]
+    assert len(candidates(flow, {"nowhere"})) == 4
 
 
 def test_no_legal_cut() -> None:
     for nodes in ([(1, 1, 4)], [(1, 0, 4), (1, 0, 4)], [(1, 0, 4), (1, 1, 4), (1, 0, 4)]):
         flow = chain(*nodes)
-        for segments in (None, 2, 7):
-            with pytest.raises(NoLegalCutError, match="no legal cut") as caught:
-                balanced(flow, segments)
-            assert caught.value.exit_code == 1
+        with pytest.raises(NoLegalCutError, match="no legal cut") as caught:
+            candidates(flow)
+        assert caught.value.exit_code == 1
 
 
 def test_memory_that_is_written_above() -> None:
