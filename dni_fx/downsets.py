@@ -1,0 +1,198 @@
+"""Down-sets of a workload: sets of nodes with all that comes before them. A split is a growing sequence of them.
+
+The lattice of all down-sets may be huge. Where no segment may be heavier than a limit, the one after the k-th segment
+can neither weigh much nor little: that leaves a thin window of the lattice, in which most nodes are decided.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dni_fx.workload import FLOATING, Integers, Numbers, Workload
+
+__all__ = ["SLACK", "Closures", "TooManyError", "Window", "window"]
+
+Rows = tuple[tuple[int, ...], ...]
+SLACK = 1e-12  # relative to the total weight: what rounding may add to a sum
+
+
+class TooManyError(Exception):
+    """More down-sets than may be looked at."""
+
+
+@dataclass(frozen=True)
+class Closures:
+    """The weight of each node with all that comes before it, and with all that comes after it."""
+
+    below: Numbers
+    above: Numbers
+
+    @classmethod
+    def of(cls, work: Workload) -> "Closures":
+        """Raises TooManyError where that is too much work."""
+        below = _closure(work.before, work.after, work.weight)
+        n = len(work.weight)
+
+        def flip(rows: Rows) -> Rows:
+            return tuple(tuple(n - 1 - i for i in row) for row in reversed(rows))
+
+        above = _closure(flip(work.after), flip(work.before), work.weight[::-1])
+        return cls(below, above[::-1])
+
+
+def _closure(before: Rows, after: Rows, weight: Numbers) -> Numbers:
+    """Between two nodes that lie on every path, sets of nodes as the bits of numbers."""
+    result = np.zeros(len(weight))
+    first, done = 0, 0.0  # where a part of the graph starts, and the weight of all before it
+    for last in _ends(before, after):
+        part = range(first, last)
+        if len(part) > 20_000:
+            raise TooManyError
+        masks: list[int] = []
+        for node in part:
+            mask = 1 << (node - first)
+            for source in before[node]:
+                if source >= first:
+                    mask |= masks[source - first]
+            masks.append(mask)
+        result[first:last] = done + _weights(masks, weight[first:last])
+        done += float(weight[first:last].sum())
+        first = last
+    return result
+
+
+def _ends(before: Rows, after: Rows) -> Iterator[int]:
+    """Places after a node that all before it come before, and that comes before all after it."""
+    n = len(before)
+    sinks = np.zeros(n + 1, dtype=int)  # of the nodes up to here, those that nothing up to here uses
+    sources = np.zeros(n + 1, dtype=int)  # of the nodes from here on, those that use nothing from here on
+    for node in range(n):
+        sinks[node] += 1
+        sinks[min(after[node], default=n)] -= 1
+        sources[node] += 1
+        sources[max(before[node], default=-1)] -= 1  # the last entry collects those without any
+    only_sink = np.cumsum(sinks[:n]) == 1
+    only_source = np.cumsum(sources[:n][::-1])[::-1] == 1
+    yield from (int(node) + 1 for node in np.flatnonzero(only_sink & only_source) if node < n - 1)
+    yield n
+
+
+def _weights(masks: list[int], weight: Numbers) -> Numbers:
+    """The weight of each set."""
+    if len(masks) == 1:
+        return weight
+    size = (len(weight) + 7) // 8
+    step = max(1, 2**24 // len(weight))
+    parts = []
+    for start in range(0, len(masks), step):
+        chunk = masks[start : start + step]
+        raw = np.frombuffer(b"".join(mask.to_bytes(size, "little") for mask in chunk), dtype=np.uint8)
+        bits = np.unpackbits(raw.reshape(len(chunk), size), axis=1, bitorder="little", count=len(weight))
+        parts.append(bits @ weight)
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Down-sets of about the same weight, in ascending order of it: one a row."""
+
+    inside: NDArray[np.bool_]  # of all nodes: those that every one of them holds
+    undecided: Integers  # nodes
+    member: NDArray[np.uint8]  # of each undecided node
+    weight: Numbers
+    outputs: Integers  # those that may be alive
+    made: NDArray[np.bool_]  # of each of these outputs, whether it is made inside
+    used: Integers  # and how many of its users lie inside
+    crossing: Numbers  # what is alive
+
+    def keep(self, rows: NDArray[np.bool_] | Integers) -> "Window":
+        return Window(
+            self.inside,
+            self.undecided,
+            self.member[rows],
+            self.weight[rows],
+            self.outputs,
+            self.made[rows],
+            self.used[rows],
+            self.crossing[rows],
+        )
+
+
+def window(work: Workload, closures: Closures, low: float, high: float, cap: int) -> Window:
+    """All down-sets that weigh between `low` and `high`.
+
+    Args:
+        cap: At most so many, of which at most 100 times as many bits are kept.
+
+    Raises:
+        TooManyError: If there are more.
+    """
+    slack = SLACK * work.total
+    low, high = low - slack, high + slack
+    inside = closures.above > work.total - low
+    undecided = np.flatnonzero(~inside & (closures.below <= high))
+    base = float(work.weight[inside].sum())
+    masks, weight = _enumerate(work, undecided, base, low, high, cap)
+    order = np.argsort(weight, kind="stable")
+    raw = np.ascontiguousarray(masks[:, order].T).view(np.uint8)
+    member = np.unpackbits(raw, axis=1, bitorder="little", count=len(undecided)) if len(undecided) else raw[:, :0]
+    return _with_outputs(work, inside, undecided, member, weight[order])
+
+
+def _enumerate(
+    work: Workload, undecided: Integers, base: float, low: float, high: float, cap: int
+) -> tuple[NDArray[np.uint64], Numbers]:
+    """Sets as bits, node by node in topological order: in or not in; each set arises once."""
+    bit = {int(node): i for i, node in enumerate(undecided)}
+    words = max(1, -(-len(undecided) // 64))
+    masks = np.zeros((words, 1), dtype=np.uint64)
+    weight = np.array([base])
+    rest = float(work.weight[undecided].sum())
+    for node, i in bit.items():
+        needed: dict[int, int] = {}
+        for source in work.before[node]:
+            if source in bit:
+                needed[bit[source] // 64] = needed.get(bit[source] // 64, 0) | 1 << bit[source] % 64
+        own = float(work.weight[node])
+        fits = weight + own <= high
+        for word, bits in needed.items():
+            fits &= (masks[word] & np.uint64(bits)) == np.uint64(bits)
+        added = masks[:, fits]
+        added[i // 64] |= np.uint64(1 << i % 64)
+        rest -= own
+        enough = weight + rest >= low - SLACK * work.total
+        masks = np.concatenate([masks[:, enough], added], axis=1)
+        weight = np.concatenate([weight[enough], weight[fits] + own])
+        if len(weight) > cap or len(weight) * len(undecided) > 100 * cap:
+            raise TooManyError
+    return masks, weight
+
+
+def _with_outputs(
+    work: Workload, inside: NDArray[np.bool_], undecided: Integers, member: NDArray[np.uint8], weight: Numbers
+) -> Window:
+    open_ = np.zeros(len(work.weight), dtype=bool)
+    open_[undecided] = True
+    always = np.bincount(work.used, inside[work.user], len(work.cost)).astype(np.int64)
+    maybe = np.bincount(work.used, open_[work.user], len(work.cost)).astype(np.int64)
+    floating = work.producer == FLOATING
+    can_be_made = np.where(floating, always + maybe > 0, (inside | open_)[work.producer])
+    outputs = np.flatnonzero(can_be_made & (always < work.uses))
+    column = np.full(len(work.cost), -1)
+    column[outputs] = np.arange(len(outputs))
+    place = np.full(len(work.weight), -1)
+    place[undecided] = np.arange(len(undecided))
+    uses = open_[work.user] & (column[work.used] >= 0)
+    incidence = np.zeros((len(undecided), len(outputs)), dtype=np.float32)
+    incidence[place[work.user[uses]], column[work.used[uses]]] = 1
+    used = always[outputs] + (member.astype(np.float32) @ incidence).astype(np.int64)
+    producer = work.producer[outputs]
+    made = used > 0
+    lattice = producer != FLOATING
+    made[:, lattice] = inside[producer[lattice]]
+    movable = np.flatnonzero(lattice & open_[producer])
+    made[:, movable] = member[:, place[producer[movable]]] == 1
+    crossing = (made & (used < work.uses[outputs])) @ work.cost[outputs]
+    return Window(inside, undecided, member, weight, outputs, made, used, crossing)

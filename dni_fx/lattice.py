@@ -1,0 +1,192 @@
+"""The exact method: a dynamic program over the lattice of down-sets.
+
+After Tarnawski, Phanishayee, Devanur, Mahajan & Nina Paravecino, "Efficient Algorithms for Device Placement of DNN
+Graph Operators" (NeurIPS 2020), section 5. Here only down-sets are looked at that lie on a split with no segment
+heavier than a limit; where no split keeps to the limit, that is a bound, and the limit grows.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dni_fx.downsets import SLACK, Closures, TooManyError, Window, window
+from dni_fx.workload import Integers, Numbers, Objective, Workload
+
+__all__ = ["Lattice"]
+
+Join = Callable[[Numbers, Numbers, Numbers], Numbers]
+BLOCK = 1 << 20  # loads that are computed at once
+PRODUCTS = 20_000_000_000  # multiplications, in one search
+FAILURES = 3  # limits that leave too many down-sets, until the search is given up
+
+
+class Lattice:
+    """Splits of one workload into at most `segments` segments."""
+
+    def __init__(self, work: Workload, segments: int, objective: Objective, cap: int = 300_000) -> None:
+        self._work = work
+        self._segments = segments
+        self._objective = objective
+        self._cap = cap
+        self._closures = Closures.of(work)
+        self.seen = 0  # down-sets, in the last windows
+        self._spent = 0  # multiplications
+
+    def lightest(self, floor: float, ceiling: float) -> tuple[Integers | None, float]:
+        """The split with the lightest heaviest segment.
+
+        Args:
+            floor: A proven bound.
+            ceiling: The heaviest load of some split: no limit above it is tried.
+
+        Returns:
+            The split, or None where there are too many down-sets; and the bound that is proven then.
+        """
+        growth, failures = 0.01, 0
+        while failures < FAILURES:
+            limit = min(floor * (1 + growth), ceiling)
+            try:
+                label = self.within(limit)
+            except TooManyError:
+                failures += 1
+                growth /= 3
+                continue
+            if label is not None:
+                return label, floor
+            if limit == ceiling:
+                ceiling *= 1 + 1e-9  # rounding: the ceiling's own split was missed by less than that
+            floor = max(floor, limit)
+            growth *= (2 if self.seen > 2000 else 6) if not failures else 1
+        return None, floor
+
+    def within(self, limit: float) -> Integers | None:
+        """The lightest split where no segment is heavier than the limit; None where there is none.
+
+        Of equally light ones, for "balanced", one that least crosses.
+
+        Raises:
+            TooManyError: If that is too much work.
+        """
+        self._spent = 0
+        windows = self._windows(limit)
+        found = self._search(windows, limit, lambda score, load, _: np.maximum(score, load))
+        if found is None or self._objective != "balanced":
+            return found
+        load = float(self._work.loads(found, self._segments, self._objective).max())
+
+        def join(score: Numbers, loads: Numbers, crossing: Numbers) -> Numbers:
+            return np.where(loads <= load + SLACK * self._work.total, score + crossing, math.inf)
+
+        return self._search(windows, math.inf, join)
+
+    def _windows(self, limit: float) -> list[Window]:
+        """What may lie below the end of the 0th, 1st, ... segment.
+
+        What leaves a down-set leaves one of the segments below, and enters one above: that weighs as well.
+        """
+        work, count, total = self._work, self._segments, self._work.total
+        windows = []
+        self.seen = 0
+        for k in range(count + 1):
+            low, high = max(0.0, total - (count - k) * limit), min(total, k * limit)
+            if k == 0:
+                low = high = 0.0
+            found = window(work, self._closures, low, high, self._cap)
+            if k == 0:  # without the weightless nodes
+                found = found.keep(np.flatnonzero(~found.member.any(axis=1)))
+            elif k == count:
+                found = found.keep(np.flatnonzero(found.member.all(axis=1)))
+            elif self._objective != "balanced":
+                slack = SLACK * total
+                fits = found.weight + found.crossing <= k * limit + slack
+                found = found.keep(fits & (total - found.weight + found.crossing <= (count - k) * limit + slack))
+            windows.append(found)
+            self.seen += len(found.weight)
+        return windows
+
+    def _search(self, windows: list[Window], limit: float, join: Join) -> Integers | None:
+        limit += SLACK * self._work.total
+        scores = np.zeros(1)
+        reached = [np.zeros(1, dtype=np.int64)]  # rows of each window
+        came: list[Integers] = [np.zeros(1, dtype=np.int64)]
+        below = windows[0]
+        for above in windows[1:]:
+            best = np.full(len(above.weight), math.inf)
+            source = np.zeros(len(above.weight), dtype=np.int64)
+            for rows, columns, load in self._blocks(below, above, limit):
+                joined = join(scores[rows, None], load, above.crossing[columns])
+                least = joined.argmin(axis=0)
+                value = joined[least, np.arange(joined.shape[1])]
+                better = value < best[columns]
+                best[columns][better] = value[better]
+                source[columns][better] = least[better] + rows.start
+            rows_left = np.flatnonzero(best <= limit)
+            if not len(rows_left):
+                return None
+            reached.append(rows_left)
+            came.append(source[rows_left])
+            scores, below = best[rows_left], above.keep(rows_left)
+        return self._label(windows, reached, came)
+
+    def _blocks(self, below: Window, above: Window, limit: float) -> Iterator[tuple[slice, slice, Numbers]]:
+        """The loads of the segments between two windows, but for those that are too heavy anyway."""
+        down, up = self._features(below, above)
+        transfers = self._objective != "balanced"
+        from_below = below.crossing - below.weight if transfers else -below.weight
+        from_above = above.crossing + above.weight if transfers else above.weight
+        height = max(1, BLOCK // max(1, len(above.weight)))
+        for start in range(0, len(below.weight), height):
+            rows = slice(start, min(start + height, len(below.weight)))
+            heaviest = below.weight[rows.stop - 1] + min(limit, 2 * self._work.total)
+            columns = slice(
+                int(np.searchsorted(above.weight, below.weight[start] - SLACK * self._work.total)),
+                int(np.searchsorted(above.weight, heaviest, side="right")),
+            )
+            if columns.start < columns.stop:
+                self._spent += (rows.stop - rows.start) * (columns.stop - columns.start) * (down.shape[1] + 8)
+                if self._spent > PRODUCTS:
+                    raise TooManyError
+                load = from_below[rows, None] + from_above[None, columns]
+                if down.shape[1]:
+                    load += down[rows] @ up[columns].T
+                yield rows, columns, load
+
+    def _features(self, below: Window, above: Window) -> tuple[Numbers, Numbers]:
+        """Matrices whose product is what is to be added to the load of each pair of down-sets.
+
+        Far too much, where the lower one is not part of the upper one. And for what is alive at the lower end: not
+        what is alive at the upper end too, for it does not leave; nor, if that is so, what has no user in between, for
+        it does not enter. It has none where both ends have as many users below.
+        """
+        work = self._work
+        _, i, j = np.intersect1d(below.undecided, above.undecided, assume_unique=True, return_indices=True)
+        far = 8.0 * (work.total + float(work.cost.sum()))
+        down, up = [below.member[:, i] * far], [1.0 - above.member[:, j]]
+        if self._objective != "balanced":
+            outputs, i, j = np.intersect1d(below.outputs, above.outputs, assume_unique=True, return_indices=True)
+            uses = work.uses[outputs]
+            alive = above.used[:, j] < uses
+            cost = -work.cost[outputs] * below.made[:, i]
+            down.append(cost)
+            up.append(alive.astype(float))
+            if self._objective == "throughput":
+                lower, upper = below.used[:, i], above.used[:, j]
+                for count in range(int(uses.max(initial=0))):
+                    same = (lower == count).any(axis=0) & (upper == count).any(axis=0) & (uses > count)
+                    down.append(cost[:, same] * (lower[:, same] == count))
+                    up.append((upper[:, same] == count).astype(float))
+        both = np.concatenate(down, axis=1), np.concatenate(up, axis=1)
+        needed = both[0].any(axis=0) & both[1].any(axis=0)
+        return both[0][:, needed], both[1][:, needed]
+
+    def _label(self, windows: list[Window], reached: list[Integers], came: list[Integers]) -> Integers:
+        label = np.full(len(self._work.weight), len(windows) - 2, dtype=np.int64)
+        row = 0
+        for k in range(len(windows) - 1, 0, -1):
+            found = windows[k]
+            inside = found.inside.copy()
+            inside[found.undecided] = found.member[reached[k][row]] == 1
+            label[inside] = np.minimum(label[inside], k - 1)
+            row = int(came[k][row])
+        return label
