@@ -6,6 +6,7 @@ can neither weigh much nor little: that leaves a thin window of the lattice, in 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from dni_fx.workload import FLOATING, Integers, Numbers, Workload
 __all__ = ["SLACK", "Closures", "TooManyError", "Window", "window"]
 
 Rows = tuple[tuple[int, ...], ...]
-SLACK = 1e-12  # relative to the total weight: what rounding may add to a sum
+SLACK = 1e-11  # relative to the total weight: what rounding may add to a sum
 
 
 class TooManyError(Exception):
@@ -104,7 +105,7 @@ class Window:
     weight: Numbers
     outputs: Integers  # those that may be alive
     made: NDArray[np.bool_]  # of each of these outputs, whether it is made inside
-    used: Integers  # and how many of its users lie inside
+    used: NDArray[np.unsignedinteger[Any]]  # and how many of its users lie inside
     crossing: Numbers  # what is alive
 
     def keep(self, rows: NDArray[np.bool_] | Integers) -> "Window":
@@ -144,55 +145,75 @@ def window(work: Workload, closures: Closures, low: float, high: float, cap: int
 def _enumerate(
     work: Workload, undecided: Integers, base: float, low: float, high: float, cap: int
 ) -> tuple[NDArray[np.uint64], Numbers]:
-    """Sets as bits, node by node in topological order: in or not in; each set arises once."""
+    """Sets as bits, node by node in topological order: in or not in; each set arises once.
+
+    Those that can no longer weigh enough are dropped when they are the half: dropping moves all the others.
+    """
     bit = {int(node): i for i, node in enumerate(undecided)}
-    words = max(1, -(-len(undecided) // 64))
-    masks = np.zeros((words, 1), dtype=np.uint64)
-    weight = np.array([base])
+    masks = np.zeros((max(1, -(-len(undecided) // 64)), 64), dtype=np.uint64)
+    weight = np.full(64, base)
+    count = 1
     rest = float(work.weight[undecided].sum())
+    low -= SLACK * work.total  # of the differences below
     for node, i in bit.items():
-        needed: dict[int, int] = {}
-        for source in work.before[node]:
-            if source in bit:
-                needed[bit[source] // 64] = needed.get(bit[source] // 64, 0) | 1 << bit[source] % 64
+        enough = weight[:count] + rest >= low
+        if 2 * np.count_nonzero(enough) < count:
+            masks, weight, enough = masks[:, :count][:, enough], weight[:count][enough], enough[enough]
+            count = len(weight)
         own = float(work.weight[node])
-        fits = weight + own <= high
-        for word, bits in needed.items():
-            fits &= (masks[word] & np.uint64(bits)) == np.uint64(bits)
-        added = masks[:, fits]
-        added[i // 64] |= np.uint64(1 << i % 64)
+        fits = enough & (weight[:count] + own <= high)
+        for word, bits in _needed(work.before[node], bit).items():
+            fits &= (masks[word, :count] & bits) == bits
+        chosen = np.flatnonzero(fits)
+        if count + len(chosen) > len(weight):
+            masks, weight = np.concatenate([masks, masks], axis=1), np.concatenate([weight, weight])
+        new = slice(count, count + len(chosen))
+        masks[:, new], weight[new] = masks[:, chosen], weight[chosen] + own
+        masks[i // 64, new] |= np.uint64(1 << i % 64)
+        count = new.stop
         rest -= own
-        enough = weight + rest >= low - SLACK * work.total
-        masks = np.concatenate([masks[:, enough], added], axis=1)
-        weight = np.concatenate([weight[enough], weight[fits] + own])
-        if len(weight) > cap or len(weight) * len(undecided) > 100 * cap:
+        if count > 2 * cap or count * len(undecided) > 200 * cap:
             raise TooManyError
-    return masks, weight
+    enough = weight[:count] >= low
+    return masks[:, :count][:, enough], weight[:count][enough]
+
+
+def _needed(sources: tuple[int, ...], bit: dict[int, int]) -> dict[int, np.uint64]:
+    """The bits of those sources that are not decided, by word."""
+    needed: dict[int, int] = {}
+    for source in sources:
+        if source in bit:
+            word, place = divmod(bit[source], 64)
+            needed[word] = needed.get(word, 0) | 1 << place
+    return {word: np.uint64(bits) for word, bits in needed.items()}
 
 
 def _with_outputs(
     work: Workload, inside: NDArray[np.bool_], undecided: Integers, member: NDArray[np.uint8], weight: Numbers
 ) -> Window:
-    open_ = np.zeros(len(work.weight), dtype=bool)
-    open_[undecided] = True
+    """The window's rows are columns here: sums over some of the nodes are then sums of whole rows of memory."""
+    place = np.full(len(work.weight), -1)
+    place[undecided] = np.arange(len(undecided))
     always = np.bincount(work.used, inside[work.user], len(work.cost)).astype(np.int64)
-    maybe = np.bincount(work.used, open_[work.user], len(work.cost)).astype(np.int64)
-    floating = work.producer == FLOATING
-    can_be_made = np.where(floating, always + maybe > 0, (inside | open_)[work.producer])
+    maybe = np.bincount(work.used, place[work.user] >= 0, len(work.cost)).astype(np.int64)
+    floats = work.producer == FLOATING
+    can_be_made = np.where(floats, always + maybe > 0, (inside | (place >= 0))[work.producer])
     outputs = np.flatnonzero(can_be_made & (always < work.uses))
     column = np.full(len(work.cost), -1)
     column[outputs] = np.arange(len(outputs))
-    place = np.full(len(work.weight), -1)
-    place[undecided] = np.arange(len(undecided))
-    uses = open_[work.user] & (column[work.used] >= 0)
-    incidence = np.zeros((len(undecided), len(outputs)), dtype=np.float32)
-    incidence[place[work.user[uses]], column[work.used[uses]]] = 1
-    used = always[outputs] + (member.astype(np.float32) @ incidence).astype(np.int64)
+
+    members = np.ascontiguousarray(member.T)
+    used = np.repeat(always[outputs, None].astype(np.min_scalar_type(work.uses.max(initial=0))), len(weight), axis=1)
+    open_uses = np.flatnonzero((place[work.user] >= 0) & (column[work.used] >= 0))  # ascending in the output
+    touched, starts = np.unique(column[work.used[open_uses]], return_index=True)
+    if len(touched):
+        used[touched] += np.add.reduceat(members[place[work.user[open_uses]]], starts, axis=0, dtype=used.dtype)
     producer = work.producer[outputs]
     made = used > 0
-    lattice = producer != FLOATING
-    made[:, lattice] = inside[producer[lattice]]
-    movable = np.flatnonzero(lattice & open_[producer])
-    made[:, movable] = member[:, place[producer[movable]]] == 1
-    crossing = (made & (used < work.uses[outputs])) @ work.cost[outputs]
-    return Window(inside, undecided, member, weight, outputs, made, used, crossing)
+    made[~floats[outputs]] = inside[producer[~floats[outputs]], None]
+    movable = np.flatnonzero(~floats[outputs] & (place[producer] >= 0))
+    made[movable] = members[place[producer[movable]]] == 1
+    crossing = np.zeros(len(weight))
+    for some in np.array_split(np.arange(len(outputs)), len(outputs) // 256 + 1):
+        crossing += work.cost[outputs[some]] @ (made[some] & (used[some] < work.uses[outputs[some], None]))
+    return Window(inside, undecided, member, weight, outputs, made.T, used.T, crossing)

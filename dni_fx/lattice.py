@@ -17,8 +17,9 @@ __all__ = ["Lattice"]
 
 Join = Callable[[Numbers, Numbers, Numbers], Numbers]
 BLOCK = 1 << 20  # loads that are computed at once
-PRODUCTS = 20_000_000_000  # multiplications, in one search
-FAILURES = 3  # limits that leave too many down-sets, until the search is given up
+WORK = 20_000_000_000  # multiplications for one limit; three times as many in all
+COLUMN = 50  # multiplications that cost as much as one node or output of one down-set
+FAILURES = 3  # limits that leave too much to do, until the search is given up
 
 
 class Lattice:
@@ -32,6 +33,8 @@ class Lattice:
         self._closures = Closures.of(work)
         self.seen = 0  # down-sets, in the last windows
         self._spent = 0  # multiplications
+        self._allowed = 0
+        self.too_high = math.inf  # the lowest limit that left too much to do
 
     def lightest(self, floor: float, ceiling: float) -> tuple[Integers | None, float]:
         """The split with the lightest heaviest segment.
@@ -44,11 +47,12 @@ class Lattice:
             The split, or None where there are too many down-sets; and the bound that is proven then.
         """
         growth, failures = 0.01, 0
-        while failures < FAILURES:
+        while failures < FAILURES and self._spent < 3 * WORK:
             limit = min(floor * (1 + growth), ceiling)
             try:
                 label = self.within(limit)
             except TooManyError:
+                self.too_high = min(self.too_high, limit)
                 failures += 1
                 growth /= 3
                 continue
@@ -68,7 +72,7 @@ class Lattice:
         Raises:
             TooManyError: If that is too much work.
         """
-        self._spent = 0
+        self._allowed = min(self._spent + WORK, 3 * WORK)
         windows = self._windows(limit)
         found = self._search(windows, limit, lambda score, load, _: np.maximum(score, load))
         if found is None or self._objective != "balanced":
@@ -93,6 +97,7 @@ class Lattice:
             if k == 0:
                 low = high = 0.0
             found = window(work, self._closures, low, high, self._cap)
+            self._spend(COLUMN * (found.member.size + found.made.size))
             if k == 0:  # without the weightless nodes
                 found = found.keep(np.flatnonzero(~found.member.any(axis=1)))
             elif k == count:
@@ -104,6 +109,11 @@ class Lattice:
             windows.append(found)
             self.seen += len(found.weight)
         return windows
+
+    def _spend(self, multiplications: int) -> None:
+        self._spent += multiplications
+        if self._spent > self._allowed:
+            raise TooManyError
 
     def _search(self, windows: list[Window], limit: float, join: Join) -> Integers | None:
         limit += SLACK * self._work.total
@@ -144,9 +154,7 @@ class Lattice:
                 int(np.searchsorted(above.weight, heaviest, side="right")),
             )
             if columns.start < columns.stop:
-                self._spent += (rows.stop - rows.start) * (columns.stop - columns.start) * (down.shape[1] + 8)
-                if self._spent > PRODUCTS:
-                    raise TooManyError
+                self._spend((rows.stop - rows.start) * (columns.stop - columns.start) * (down.shape[1] + 8))
                 load = from_below[rows, None] + from_above[None, columns]
                 if down.shape[1]:
                     load += down[rows] @ up[columns].T

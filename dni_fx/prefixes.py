@@ -8,6 +8,7 @@ import heapq
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dni_fx import chain
 from dni_fx.downsets import SLACK
@@ -35,18 +36,17 @@ def split(work: Workload, order: Integers, segments: int, objective: Objective, 
         floor: No heaviest segment is lighter than this.
     """
     n = len(order)
-    cuts = min(segments, n) - 1
-    limit = floor * 1.25
-    while True:
-        rows = _Rows(work, order, objective, limit)
-        found = chain.lightest(rows, n, cuts)
+    segments = min(segments, n)
+    growth, least, limit = 0.01, math.inf, floor
+    while least > limit:
+        limit = min(floor * (1 + growth), work.total * (1 + 1e-9))
+        growth *= 4
+        rows = _Rows(work, order, segments, objective, limit)
+        found = chain.lightest(rows, n, segments - 1)
         least = min(split.value for split in found)
-        if least <= limit:
-            break
-        limit = min(limit * 2, 2 * work.total)
     if objective == "balanced":
         rows.limit = least + SLACK * work.total
-        cheapest = [chain.cheapest(rows, n, k, rows.crossing, rows.limit) for k in range(cuts + 1)]
+        cheapest = [chain.cheapest(rows, n, k, rows.crossing, rows.limit) for k in range(segments)]
         places = min(cheapest, key=lambda split: split.value).cuts
     else:
         places = next(split.cuts for split in found if split.value == least)
@@ -62,7 +62,7 @@ class _Rows:
     at its other end as well, and does not make it; one that ends before the next does not take it.
     """
 
-    def __init__(self, work: Workload, order: Integers, objective: Objective, limit: float) -> None:
+    def __init__(self, work: Workload, order: Integers, segments: int, objective: Objective, limit: float) -> None:
         n = len(order)
         place = np.empty(n, dtype=np.int64)
         place[order] = np.arange(n)
@@ -73,6 +73,7 @@ class _Rows:
         self.limit = limit
         self._weight: Numbers = np.concatenate([[0.0], np.cumsum(work.weight[order])])
         self._objective = objective
+        self._closed = ~self._open(segments, work.total)
         pairs = np.unique(work.used * (n + 1) + place[work.user])
         output, end = pairs // (n + 1), pairs % (n + 1)
         start = np.concatenate([[-1], end[:-1]])
@@ -87,7 +88,10 @@ class _Rows:
     def __call__(self, i: int) -> Numbers:
         stop = int(np.searchsorted(self._weight, self._weight[i] + self.limit, side="right"))
         row: Numbers = self._weight[i + 1 : stop] - self._weight[i]
-        if self._objective == "balanced" or not len(row):
+        if not len(row) or self._closed[i]:
+            return row[:0]
+        row[self._closed[i + 1 : stop]] = math.inf
+        if self._objective == "balanced":
             return row
         row += self.crossing[i] + self.crossing[i + 1 : stop]
         alive = self._advance(i)
@@ -96,6 +100,15 @@ class _Rows:
             row -= self._until(self._next[alive], alive, i, len(row))
         row[row > self.limit] = math.inf
         return row
+
+    def _open(self, segments: int, total: float) -> NDArray[np.bool_]:
+        """Places that some cut may be at: as in `lattice`, what weighs neither too much nor too little for any k."""
+        crossing = 0.0 if self._objective == "balanced" else self.crossing
+        fewest = (self._weight + crossing - SLACK * total) / self.limit  # segments below
+        most = segments - (total - self._weight + crossing - SLACK * total) / self.limit
+        result: NDArray[np.bool_] = np.ceil(fewest) <= np.floor(most)
+        result[[0, -1]] = True
+        return result
 
     def _until(self, use: Integers, alive: Integers, i: int, length: int) -> Numbers:
         """For each end, the cost of what is alive at i and used so at or after that end."""

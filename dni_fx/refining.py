@@ -15,7 +15,7 @@ from dni_fx.workload import FLOATING, Integers, Numbers, Objective, Workload
 
 __all__ = ["refine"]
 
-EVALUATIONS = 20_000_000  # times the size of the graph
+EVALUATIONS = 6_000_000  # times the size of the graph
 NEAR = 200  # nodes on either side of a cut that may change sides
 
 

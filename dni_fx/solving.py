@@ -27,22 +27,31 @@ def solve(work: Workload, segments: int, objective: Objective, cap: int = CAP) -
     """A split into at most `segments` segments.
 
     Args:
-        cap: At most so many down-sets at once: the exact method is used where there are no more.
+        cap: The exact method looks at no more down-sets at once.
     """
     segments = min(segments, len(work.weight))
     floor = max(work.total / segments, float(work.weight.max()))
     try:
         lattice = Lattice(work, segments, objective, cap)
-        label, floor = lattice.lightest(floor, work.total)
     except TooManyError:
-        label = None
+        return Solution(_along_orders(work, segments, objective, floor), floor)
+    label, floor = lattice.lightest(floor, work.total)
     if label is not None:
         return Solution(label, None)
-    splits = [prefixes.split(work, order, segments, objective, floor) for order in prefixes.orders(work)]
+    found = _along_orders(work, segments, objective, floor)
     if prefixes.is_chain(work):
-        return Solution(splits[0], None)
-    refined = [refine(work, split, segments, objective) for split in splits]
-    return Solution(min(refined, key=lambda split: _heaviest(work, split, segments, objective)), floor)
+        return Solution(found, None)
+    load = _heaviest(work, found, segments, objective)[0]
+    if load < lattice.too_high:  # a better ceiling than the exact method had
+        label, floor = lattice.lightest(floor, load)
+    return Solution(found, floor) if label is None else Solution(label, None)
+
+
+def _along_orders(work: Workload, segments: int, objective: Objective, floor: float) -> Integers:
+    found = [prefixes.split(work, order, segments, objective, floor) for order in prefixes.orders(work)]
+    if not prefixes.is_chain(work):
+        found = [refine(work, split, segments, objective) for split in found]
+    return min(found, key=lambda split: _heaviest(work, split, segments, objective))
 
 
 def _heaviest(work: Workload, label: Integers, segments: int, objective: Objective) -> tuple[float, float]:
