@@ -6,17 +6,18 @@ heavier than a limit; where no split keeps to the limit, that is a bound, and th
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
-from dni_fx.downsets import SLACK, Closures, TooManyError, Window, window
-from dni_fx.workload import Integers, Numbers, Objective, Workload
+from dni_fx.between import blocks
+from dni_fx.closures import Closures
+from dni_fx.downsets import Window, window
+from dni_fx.workload import SLACK, Integers, Numbers, Objective, TooManyError, Workload
 
 __all__ = ["Lattice"]
 
 Join = Callable[[Numbers, Numbers, Numbers], Numbers]
-BLOCK = 1 << 20  # loads that are computed at once
 WORK = 20_000_000_000  # multiplications for one limit; three times as many in all
 COLUMN = 50  # multiplications that cost as much as one node or output of one down-set
 FAILURES = 3  # limits that leave too much to do, until the search is given up
@@ -58,9 +59,11 @@ class Lattice:
                 continue
             if label is not None:
                 return label, floor
-            if limit == ceiling:
-                ceiling *= 1 + 1e-9  # rounding: the ceiling's own split was missed by less than that
-            floor = max(floor, limit)
+            if limit == ceiling:  # rounding: the ceiling's own split was missed by less than that
+                ceiling *= 1 + 1e-9
+                failures += 1
+                continue
+            floor = limit
             growth *= (2 if self.seen > 2000 else 6) if not failures else 1
         return None, floor
 
@@ -74,7 +77,7 @@ class Lattice:
         """
         self._allowed = min(self._spent + WORK, 3 * WORK)
         windows = self._windows(limit)
-        found = self._search(windows, limit, lambda score, load, _: np.maximum(score, load))
+        found = self._search(windows, limit, limit, lambda score, load, _: np.maximum(score, load))
         if found is None or self._objective != "balanced":
             return found
         load = float(self._work.loads(found, self._segments, self._objective).max())
@@ -82,7 +85,7 @@ class Lattice:
         def join(score: Numbers, loads: Numbers, crossing: Numbers) -> Numbers:
             return np.where(loads <= load + SLACK * self._work.total, score + crossing, math.inf)
 
-        return self._search(windows, math.inf, join)
+        return self._search(windows, load, math.inf, join)
 
     def _windows(self, limit: float) -> list[Window]:
         """What may lie below the end of the 0th, 1st, ... segment.
@@ -93,9 +96,7 @@ class Lattice:
         windows = []
         self.seen = 0
         for k in range(count + 1):
-            low, high = max(0.0, total - (count - k) * limit), min(total, k * limit)
-            if k == 0:
-                low = high = 0.0
+            low, high = max(0.0, total - (count - k) * limit) if k else 0.0, min(total, k * limit)
             found = window(work, self._closures, low, high, self._cap)
             self._spend(COLUMN * (found.member.size + found.made.size))
             if k == 0:  # without the weightless nodes
@@ -115,8 +116,9 @@ class Lattice:
         if self._spent > self._allowed:
             raise TooManyError
 
-    def _search(self, windows: list[Window], limit: float, join: Join) -> Integers | None:
-        limit += SLACK * self._work.total
+    def _search(self, windows: list[Window], limit: float, most: float, join: Join) -> Integers | None:
+        """The split with the least score, at most `most`, and no segment heavier than the limit."""
+        limit, most = limit + SLACK * self._work.total, most + SLACK * self._work.total
         scores = np.zeros(1)
         reached = [np.zeros(1, dtype=np.int64)]  # rows of each window
         came: list[Integers] = [np.zeros(1, dtype=np.int64)]
@@ -124,69 +126,20 @@ class Lattice:
         for above in windows[1:]:
             best = np.full(len(above.weight), math.inf)
             source = np.zeros(len(above.weight), dtype=np.int64)
-            for rows, columns, load in self._blocks(below, above, limit):
+            for rows, columns, load in blocks(self._work, self._objective, below, above, limit, self._spend):
                 joined = join(scores[rows, None], load, above.crossing[columns])
                 least = joined.argmin(axis=0)
                 value = joined[least, np.arange(joined.shape[1])]
                 better = value < best[columns]
                 best[columns][better] = value[better]
                 source[columns][better] = least[better] + rows.start
-            rows_left = np.flatnonzero(best <= limit)
+            rows_left = np.flatnonzero((best <= most) & np.isfinite(best))
             if not len(rows_left):
                 return None
             reached.append(rows_left)
             came.append(source[rows_left])
             scores, below = best[rows_left], above.keep(rows_left)
         return self._label(windows, reached, came)
-
-    def _blocks(self, below: Window, above: Window, limit: float) -> Iterator[tuple[slice, slice, Numbers]]:
-        """The loads of the segments between two windows, but for those that are too heavy anyway."""
-        down, up = self._features(below, above)
-        transfers = self._objective != "balanced"
-        from_below = below.crossing - below.weight if transfers else -below.weight
-        from_above = above.crossing + above.weight if transfers else above.weight
-        height = max(1, BLOCK // max(1, len(above.weight)))
-        for start in range(0, len(below.weight), height):
-            rows = slice(start, min(start + height, len(below.weight)))
-            heaviest = below.weight[rows.stop - 1] + min(limit, 2 * self._work.total)
-            columns = slice(
-                int(np.searchsorted(above.weight, below.weight[start] - SLACK * self._work.total)),
-                int(np.searchsorted(above.weight, heaviest, side="right")),
-            )
-            if columns.start < columns.stop:
-                self._spend((rows.stop - rows.start) * (columns.stop - columns.start) * (down.shape[1] + 8))
-                load = from_below[rows, None] + from_above[None, columns]
-                if down.shape[1]:
-                    load += down[rows] @ up[columns].T
-                yield rows, columns, load
-
-    def _features(self, below: Window, above: Window) -> tuple[Numbers, Numbers]:
-        """Matrices whose product is what is to be added to the load of each pair of down-sets.
-
-        Far too much, where the lower one is not part of the upper one. And for what is alive at the lower end: not
-        what is alive at the upper end too, for it does not leave; nor, if that is so, what has no user in between, for
-        it does not enter. It has none where both ends have as many users below.
-        """
-        work = self._work
-        _, i, j = np.intersect1d(below.undecided, above.undecided, assume_unique=True, return_indices=True)
-        far = 8.0 * (work.total + float(work.cost.sum()))
-        down, up = [below.member[:, i] * far], [1.0 - above.member[:, j]]
-        if self._objective != "balanced":
-            outputs, i, j = np.intersect1d(below.outputs, above.outputs, assume_unique=True, return_indices=True)
-            uses = work.uses[outputs]
-            alive = above.used[:, j] < uses
-            cost = -work.cost[outputs] * below.made[:, i]
-            down.append(cost)
-            up.append(alive.astype(float))
-            if self._objective == "throughput":
-                lower, upper = below.used[:, i], above.used[:, j]
-                for count in range(int(uses.max(initial=0))):
-                    same = (lower == count).any(axis=0) & (upper == count).any(axis=0) & (uses > count)
-                    down.append(cost[:, same] * (lower[:, same] == count))
-                    up.append((upper[:, same] == count).astype(float))
-        both = np.concatenate(down, axis=1), np.concatenate(up, axis=1)
-        needed = both[0].any(axis=0) & both[1].any(axis=0)
-        return both[0][:, needed], both[1][:, needed]
 
     def _label(self, windows: list[Window], reached: list[Integers], came: list[Integers]) -> Integers:
         label = np.full(len(self._work.weight), len(windows) - 2, dtype=np.int64)

@@ -52,13 +52,14 @@ def partition(
       every output that enters it (made in an earlier one, used in it).
     - "memory": once each, the transfer of every output that is alive at either of its ends: that enters it, leaves it,
       or passes over it from an earlier segment to a later one.
-    - "balanced": nothing else. Of equally heavy splits that with the least total transfer (the sum, over the cuts, of
-      the transfers that cross them): exactly so up to rounding, where `exact` below holds; else an effort is made.
+    - "balanced": nothing else. Of equally heavy splits (up to rounding) that with the least total transfer: the sum,
+      over the cuts, of the transfers that cross them. Least where the method is exact; else an effort is made.
 
-    Exact where the lattice of down-sets is small near the places where cuts can be (Tarnawski et al., "Efficient
-    Algorithms for Device Placement of DNN Graph Operators", NeurIPS 2020, section 5), or the graph is a chain.
-    Otherwise the best split along several topological orders, refined by moves and minimum cuts; `lower_bound` says by
-    how much it can be too heavy. The result depends on the graph and its order, and on nothing else.
+    The method is exact where the lattice of down-sets is small near the places where cuts can be (Tarnawski et al.,
+    "Efficient Algorithms for Device Placement of DNN Graph Operators", NeurIPS 2020, section 5), and for chains.
+    Otherwise it takes the best split along several topological orders, refined by moves and minimum cuts; then
+    `lower_bound` says by how much it can be too heavy. "throughput" and "memory" break ties anyhow, but always in the
+    same way: the result depends on the graph and its order, and on nothing else.
 
     Args:
         graph: Its edges say which node uses the output of which. Attributes that a node lacks count as 0.

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dni_fx import chain
-from dni_fx.downsets import SLACK
-from dni_fx.workload import FLOATING, Integers, Numbers, Objective, Workload
+from dni_fx.workload import FLOATING, SLACK, Integers, Numbers, Objective, Workload
 
 __all__ = ["is_chain", "orders", "split"]
 

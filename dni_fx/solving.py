@@ -6,10 +6,9 @@ Never a heuristic that does not say so: with every split goes a bound that no sp
 from typing import NamedTuple
 
 from dni_fx import prefixes
-from dni_fx.downsets import TooManyError
 from dni_fx.lattice import Lattice
 from dni_fx.refining import refine
-from dni_fx.workload import Integers, Objective, Workload
+from dni_fx.workload import Integers, Objective, TooManyError, Workload
 
 __all__ = ["CAP", "Solution", "solve"]
 

@@ -13,12 +13,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FLOATING", "Integers", "Numbers", "Objective", "Workload"]
+__all__ = ["FLOATING", "SLACK", "Integers", "Numbers", "Objective", "TooManyError", "Workload"]
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Objective = Literal["throughput", "memory", "balanced"]
 FLOATING = -1  # the producer of an output that is no node
+SLACK = 1e-11  # relative to the total weight: what rounding may add to a sum
+
+
+class TooManyError(Exception):
+    """More down-sets than may be looked at."""
 
 
 @dataclass(frozen=True)
