@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dni_fx import prefixes
 from dni_fx.lattice import Lattice
+from dni_fx.orders import is_chain, orders
 from dni_fx.refining import refine
 from dni_fx.workload import Integers, Objective, TooManyError, Workload
 
@@ -38,7 +39,7 @@ def solve(work: Workload, segments: int, objective: Objective, cap: int = CAP) -
     if label is not None:
         return Solution(label, None)
     found = _along_orders(work, segments, objective, floor)
-    if prefixes.is_chain(work):
+    if is_chain(work):
         return Solution(found, None)
     load = _heaviest(work, found, segments, objective)[0]
     if load < lattice.too_high:  # a better ceiling than the exact method had
@@ -47,8 +48,8 @@ def solve(work: Workload, segments: int, objective: Objective, cap: int = CAP) -
 
 
 def _along_orders(work: Workload, segments: int, objective: Objective, floor: float) -> Integers:
-    found = [prefixes.split(work, order, segments, objective, floor) for order in prefixes.orders(work)]
-    if not prefixes.is_chain(work):
+    found = [prefixes.split(work, order, segments, objective, floor) for order in orders(work)]
+    if not is_chain(work):
         found = [refine(work, split, segments, objective) for split in found]
     return min(found, key=lambda split: _heaviest(work, split, segments, objective))
 

@@ -1,6 +1,7 @@
 """The partitioner against every split there is, and against published optima."""
 
 import importlib
+import itertools
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import pytest
 from dni_fx import prefixes, refining, solving
 from dni_fx.errors import DniFxError
 from dni_fx.instance import Instance
+from dni_fx.orders import orders
 from dni_fx.partition import Partition, loads, partition
 
 MODULE = importlib.import_module("dni_fx.partition")
@@ -194,6 +196,30 @@ def test_the_bounded_method_is_valid_and_bounds_the_optimum(objective: str, monk
     assert 0.9 * 400 < met < 400
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_along_an_order_no_split_is_lighter(objective: Any) -> None:
+    for seed in range(250):
+        graph, count, _ = random_graph(seed)
+        work = _workload(graph, objective)
+        n = len(work.weight)
+        for order in orders(work) if work.total else ():
+            count = min(count, n)
+            found = prefixes.split(work, order, count, objective, work.total / count)
+            place = np.argsort(order)
+            cuts = itertools.combinations_with_replacement(range(1, n + 1), count - 1)
+            every = [np.searchsorted(ends, place, side="right") for ends in cuts]
+            heaviest = [_nonempty(work, label, objective).max() for label in every]
+            assert _nonempty(work, found, objective).max() == pytest.approx(min(heaviest), rel=1e-9), seed
+            if objective == "balanced":
+                equal = [label for label, load in zip(every, heaviest, strict=True) if load <= min(heaviest) + 1e-9]
+                assert work.crossing(found) == pytest.approx(min(map(work.crossing, equal)), abs=1e-9), seed
+
+
+def _nonempty(work: Any, label: np.ndarray, objective: Any) -> np.ndarray:
+    label = np.unique(label, return_inverse=True)[1]
+    return work.loads(label, int(label.max()) + 1, objective)
+
+
 def layered(nodes: int, width: int, seed: int) -> "nx.DiGraph[int]":
     """Too many down-sets, and no place where it is narrow."""
     rng = random.Random(seed)
@@ -210,7 +236,7 @@ def test_refining_makes_no_split_heavier_and_some_lighter(objective: Any) -> Non
     lighter = 0
     for seed in range(6):
         work = _workload(layered(150, 10, seed), objective)
-        for order in prefixes.orders(work):
+        for order in orders(work):
             assert sorted(order) == list(range(150))
             assert all(np.argsort(order)[a] < np.argsort(order)[b] for b in range(150) for a in work.before[b])
             split = prefixes.split(work, order, 4, objective, 0.01)
