@@ -248,6 +248,26 @@ def test_refining_makes_no_split_heavier_and_some_lighter(objective: Any) -> Non
     assert lighter > 3
 
 
+def test_the_cut_between_two_segments_is_least() -> None:
+    """Of all ways to put the nodes near it on its two sides."""
+    changed = 0
+    for seed in range(60):
+        work = _workload(layered(18, 3, seed))
+        label = (np.arange(18) >= 9).astype(np.int64)
+        near = range(5, 13)
+        room = work.weight[5:9].sum() + 1e-9, work.weight[9:13].sum() + 1e-9
+        loads = 100 - np.array([room[1], room[0], 0.0])  # the third takes no part
+        found = refining._least_cut(work, label, 0, loads)
+        sides = [label.copy() for _ in range(2 ** len(near))]
+        for i, side in enumerate(sides):
+            side[near] = [i >> bit & 1 for bit in range(len(near))]
+        legal = [s for s in sides if all(s[a] <= s[b] for b in range(18) for a in work.before[b])]
+        assert work.crossing(found) == pytest.approx(min(map(work.crossing, legal)))
+        assert set(np.flatnonzero(found != label)) <= set(near)
+        changed += work.crossing(found) < work.crossing(label)
+    assert changed > 20
+
+
 def test_what_the_lattice_gives_up_on_is_bounded() -> None:
     graph = layered(300, 12, 0)
     for objective in OBJECTIVES:
