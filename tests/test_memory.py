@@ -16,7 +16,7 @@ from dni_fx import memory
 from dni_fx.memory import Memory
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from live_bytes import training_peak  # noqa: E402
+from live_bytes import training_peak
 
 
 class Attention(nn.Module):

@@ -1,0 +1,188 @@
+"""Automatic cuts against every plan that there is, on graphs of plain numbers."""
+
+import itertools
+import random
+from dataclasses import replace
+from typing import Any
+
+import networkx as nx
+import pytest
+
+from dni_fx import choosing
+from dni_fx.choosing import CHARGE, CHARGE_BELOW, SHARE, Choice, Limits, check_limits, choose
+from dni_fx.cost_model import OBJECTIVES, CostModel
+from dni_fx.errors import DniFxError, NoLegalCutError
+from dni_fx.positions import Candidate, candidates
+from dni_fx.pricing import Price
+
+
+def model_of(seed: int, layers: int, *, dear: bool = False) -> tuple[CostModel, list[Candidate]]:
+    """A chain of layers of random costs, some with a skip over them."""
+    rng = random.Random(seed)
+    flow: nx.DiGraph[str] = nx.DiGraph(largest=0)
+    prices: dict[str, Price] = {}
+    for i in range(layers + 2):
+        name = "x" if i == 0 else "output" if i == layers + 1 else f"n{i}"
+        layer = name.startswith("n")
+        size = rng.randrange(1, 9) if layer else 0
+        flow.add_node(
+            name,
+            forward=rng.randrange(1, 20) if layer else 0,
+            backward=rng.randrange(1, 40) if layer else 0,
+            owns={i: size} if layer else {},
+            saves={i: size} if layer and rng.random() < 0.8 else {},
+            storages=frozenset({i}),
+            gradient=rng.randrange(5) if layer else 0,
+            parameters=int(layer),
+            matrix=layer,
+            crosses=layer,
+            legal=layer,
+            tuple=False,
+            kind="",
+            mutates=frozenset(),
+            obstacle="",
+            gains="",
+            size=size,
+            sums=False,
+        )
+        if i:
+            flow.add_edge(list(flow)[-2], name)
+        if i > 2 and layer and rng.random() < 0.3:
+            flow.add_edge(f"n{i - 2}", name)
+        if layer:
+            time = rng.randrange(1, 30) if dear else rng.random() / 10
+            prices[name] = Price(1, rng.randrange(4), time, size, rng.random(), rng.randrange(3))
+    return CostModel(flow, prices, 1000), candidates(flow)
+
+
+def value_of(model: CostModel, chosen: tuple[Candidate, ...], objective: str) -> float:
+    """What is minimised, from the definition."""
+    positions = [c.position for c in chosen]
+    whole = model.loads(objective, [])(0)[0]
+    loads = model.loads(objective, positions)
+    heaviest = max(float(loads(i)[0]) for i in range(len(chosen) + 1))
+    static = sum(model.cut(p).static + model.cut(p).gradient for p in positions) if objective == "memory" else 0
+    charges = sum(len(c.position.crossing) * (CHARGE + CHARGE_BELOW * (1 - c.depth)) * whole for c in chosen)
+    return heaviest + static + charges
+
+
+def share_of(model: CostModel, chosen: tuple[Candidate, ...]) -> float:
+    return sum(model.cut(c.position).time for c in chosen) / model.predict([]).step
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("seed", range(60))
+def test_the_best_of_all_plans_is_found(seed: int, objective: str) -> None:
+    model, places = model_of(seed, 4 + seed % 6)
+    plans = [c for k in range(1, len(places) + 1) for c in itertools.combinations(places, k)]
+    found, others, share = choose(model, places, None, Limits(objective))
+    best = min(value_of(model, plan, objective) for plan in plans if share_of(model, plan) <= share)
+    assert found.value == pytest.approx(best)
+    assert found.optimal
+    for other in others:
+        chosen = tuple(c for c in places if c.position in other.cuts)
+        assert other.value == pytest.approx(value_of(model, chosen, objective))
+        assert other.value >= found.value or other.share > share
+    for segments in range(2, len(places) + 2):
+        found, _, share = choose(model, places, segments, Limits(objective))
+        assert len(found.cuts) == segments - 1
+        values = [value_of(model, p, objective) for p in plans if len(p) == segments - 1]
+        assert found.value == pytest.approx(min(values))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_where_the_share_binds_the_bound_holds(seed: int) -> None:
+    model, places = model_of(seed, 8, dear=True)
+    for objective, k in itertools.product(OBJECTIVES, (1, 2, 3)):
+        plans = list(itertools.combinations(places, k))
+        share = sorted(share_of(model, plan) for plan in plans)[len(plans) // 4]
+        found, _, allowed = choose(model, places, k + 1, Limits(objective, share))
+        assert allowed == share
+        assert found.share == pytest.approx(share_of(model, tuple(c for c in places if c.position in found.cuts)))
+        assert found.share <= share * (1 + 1e-6)
+        best = min(value_of(model, plan, objective) for plan in plans if share_of(model, plan) <= share * (1 + 1e-9))
+        assert found.bound <= best * (1 + 1e-9) and best <= found.value * (1 + 1e-9)
+        if found.optimal:
+            assert found.value == pytest.approx(best)
+
+
+def test_the_share_is_often_met_with_the_best() -> None:
+    """The test above would be empty if every bound were loose."""
+    gaps = []
+    for seed in range(60):
+        model, places = model_of(seed, 8, dear=True)
+        plans = list(itertools.combinations(places, 2))
+        share = sorted(share_of(model, plan) for plan in plans)[len(plans) // 4]
+        found, _, _ = choose(model, places, 3, Limits("memory", share))
+        gaps.append(found.value / found.bound - 1)
+    assert sum(gap < 1e-9 for gap in gaps) > 20
+    assert sum(gap > 1e-3 for gap in gaps) > 3  # and the bound is no copy of the value
+    assert max(gaps) < 0.3
+
+
+def test_the_share_is_relaxed_only_where_nothing_is_so_cheap() -> None:
+    model, places = model_of(3, 6)
+    model.prices = {name: replace(price, time=20.0 + i) for i, (name, price) in enumerate(model.prices.items())}
+    least = min(share_of(model, (place,)) for place in places)
+    assert least > SHARE
+    assert choose(model, places, None, Limits())[2] == pytest.approx(1.5 * least)
+    with pytest.raises(DniFxError, match=r"take .* % of a step at least, more than the 1 % that they may"):
+        choose(model, places, None, Limits(share=0.01))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_budget_takes_the_fewest_cuts_that_fit(seed: int) -> None:
+    model, places = model_of(seed, 7)
+    peaks = {
+        k: min(model.predict([c.position for c in plan]).peak for plan in itertools.combinations(places, k))
+        for k in range(1, len(places) + 1)
+    }
+    for budget in sorted({int(p) + 1 for p in peaks.values()}):
+        fitting = [k for k, peak in peaks.items() if peak <= budget]
+        found, _, _ = choose(model, places, None, Limits(budget=budget, share=9.0))
+        assert model.predict(found.cuts).peak <= budget
+        assert len(found.cuts) >= min(fitting)
+        # What is searched counts the synthesizers' gradients from the beginning: it may miss by so much.
+        slack = sum(4 for _ in places)
+        if peaks[min(fitting)] + slack <= budget:
+            assert len(found.cuts) == min(fitting)
+    with pytest.raises(NoLegalCutError, match=r"no plan of up to .* fits into 900 B: the least predicted peak is"):
+        choose(model, places, None, Limits(budget=900))
+
+
+def test_few_and_late_cuts_win_where_the_rest_is_equal() -> None:
+    """Ten equal layers and free synthesizers: the second cut pays, the fourth does not; of equal ones the later."""
+    model, places = model_of(7, 10)
+    for name in model.prices:
+        model.flow.nodes[name].update(forward=1, backward=2)
+    skips = [(f"n{i - 2}", f"n{i}") for i in range(3, 11)]
+    model.flow.remove_edges_from(skips)
+    model = CostModel(model.flow, {n: Price(0, 0, 0.0, 0, 0.0, 0) for n in model.prices}, 0)
+    places = candidates(model.flow)
+    found, others, _ = choose(model, places, None, Limits("balanced"))
+    assert [p.after for p in found.cuts] == ["n4", "n7"]
+    assert any(len(other.cuts) == 3 for other in others)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits("speed"), "objective='speed': there are memory, throughput, balanced"),
+        (Limits(share=0.0), "a synthesizer share of 0: it is above 0"),
+        (Limits(share=float("nan")), "a synthesizer share of nan"),
+        (Limits(budget=0), "a memory budget of 0 bytes"),
+    ],
+)
+def test_bad_limits(limits: Limits, message: str) -> None:
+    with pytest.raises(DniFxError, match=message):
+        check_limits(limits)
+
+
+def test_optimal_is_what_the_bound_says() -> None:
+    assert Choice((), 10.0, 0.0, 10.0, 0.0).optimal
+    assert not Choice((), 10.0, 0.0, 9.9, 0.0).optimal
+
+
+def test_torch_is_not_needed() -> None:
+    names: dict[str, Any] = vars(choosing)
+    assert "torch" not in names
