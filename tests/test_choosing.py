@@ -151,7 +151,7 @@ def test_a_budget_takes_the_fewest_cuts_that_fit(seed: int) -> None:
 
 
 def test_few_and_late_cuts_win_where_the_rest_is_equal() -> None:
-    """Ten equal layers and free synthesizers: the second cut pays, the fourth does not; of equal ones the later."""
+    """Ten equal layers and free synthesizers: three cuts pay, a fourth does not; of equal ones the later."""
     model, places = model_of(7, 10)
     for name in model.prices:
         model.flow.nodes[name].update(forward=1, backward=2)
@@ -160,8 +160,8 @@ def test_few_and_late_cuts_win_where_the_rest_is_equal() -> None:
     model = CostModel(model.flow, {n: Price(0, 0, 0.0, 0, 0.0, 0) for n in model.prices}, 0)
     places = candidates(model.flow)
     found, others, _ = choose(model, places, None, Limits("balanced"))
-    assert [p.after for p in found.cuts] == ["n4", "n7"]
-    assert any(len(other.cuts) == 3 for other in others)
+    assert [p.after for p in found.cuts] == ["n3", "n6", "n9"]
+    assert {len(other.cuts) for other in others} == {2, 3, 4}
 
 
 @pytest.mark.parametrize(
