@@ -1,0 +1,180 @@
+"""How far off the cost model is: predicted memory and time of a training step beside measured ones.
+
+Run:  python benchmarks/cost_model.py          writes benchmarks/results/cost_model.md
+Memory is measured op by op, exactly (`live_bytes.py`): all that a step makes, parameters, optimizer state and batch not
+counted, which are known. Times are medians of steps taken in turn, as a ratio to backprop's.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from live_bytes import training_peak
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import dni_fx
+from dni_fx.errors import DniFxError
+from dni_fx.inputs import tensors_in
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "examples"))
+EXAMPLES = ("mlp", "cnn", "resnet", "transformer", "unet")
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, d 128, 4 heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(128), nn.LayerNorm(128)
+        self.qkv, self.out = nn.Linear(128, 384), nn.Linear(128, 128)
+        self.mlp = nn.Sequential(nn.Linear(128, 512), nn.GELU(), nn.Linear(512, 128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.first(x)).view(x.size(0), x.size(1), 3, 4, 32).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(mixed)
+        return x + self.mlp(self.second(x))
+
+
+class Recurrent(nn.Module):
+    """Two LSTM layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.LSTM(128, 128, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x)[0])[0][:, -1])
+
+
+def models() -> Iterator[tuple[str, Callable[[], nn.Module], Callable[[], Any]]]:
+    """Name, model and example inputs."""
+    for name in EXAMPLES:
+        module = __import__(name)
+        yield f"examples/{name}", module.build_model, module.example_inputs
+    yield "16-block transformer", lambda: nn.Sequential(*[Block() for _ in range(16)]), lambda: torch.rand(8, 128, 128)
+    yield "2-layer LSTM", Recurrent, lambda: torch.rand(16, 32, 128)
+    yield "4-layer TransformerEncoder", _encoder, lambda: torch.rand(8, 64, 64)
+
+
+def _encoder() -> nn.Module:
+    layers = [nn.TransformerEncoderLayer(64, 4, 256, batch_first=True) for _ in range(4)]
+    return nn.Sequential(*layers, nn.Linear(64, 10))
+
+
+@dataclass
+class Step:
+    """One training step of a net."""
+
+    net: nn.Module
+    args: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.Adam(self.net.parameters())
+        torch.manual_seed(0)
+        out = self.net(*self.args)
+        self.target = torch.randint(out.shape[1], (len(out),)) if out.dim() == 2 else torch.rand_like(out)
+        self()
+        self()
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy if self.target.dtype == torch.int64 else nn.functional.mse_loss
+        loss(self.net(*self.args), self.target).backward()
+        self.optimizer.step()
+
+    def peak(self) -> int:
+        self.optimizer.zero_grad()
+        return training_peak(self, self.net.parameters()).peak
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        self()
+        return time.perf_counter() - start
+
+
+def backward_flops(net: nn.Module, args: tuple[Any, ...]) -> tuple[int, int]:
+    """Of matrix products and convolutions, forward and backward, as torch counts them."""
+    with FlopCounterMode(display=False) as forward:
+        outputs = tensors_in(net(*args))
+    with FlopCounterMode(display=False) as backward:
+        sum(o.sum() for o in outputs).backward()  # type: ignore[union-attr]
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+def rows(name: str, build: Callable[[], nn.Module], example: Any, steps: int) -> Iterator[str]:
+    args = example if isinstance(example, tuple) else (example,)
+    torch.manual_seed(0)
+    plain = Step(build(), args)
+    for segments in (1, 2, 3, 4):
+        torch.manual_seed(0)
+        try:
+            net = dni_fx.transform(build(), example, cuts=max(2, segments), synthesizer_share=9.0, profile=True)
+        except DniFxError:
+            continue
+        forecast = net.dni.plan.forecast
+        assert forecast is not None
+        outlook = forecast.backprop if segments == 1 else forecast.cut
+        static = 0 if segments == 1 else forecast.synthesizer_bytes
+        predicted = outlook.peak_bytes - forecast.resident_bytes - static
+        step = plain if segments == 1 else Step(net, args)
+        measured = step.peak()
+        memory = f"{predicted / 2**20:.2f} | {measured / 2**20:.2f} | {100 * (predicted / measured - 1):+.1f} %"
+        pairs = [(plain.seconds(), step.seconds()) for _ in range(steps)]
+        ratios = sorted(cut / backprop for backprop, cut in pairs)
+        spread = (
+            f"{statistics.median(ratios):.2f} ({ratios[len(ratios) // 10]:.2f} to {ratios[-1 - len(ratios) // 10]:.2f})"
+        )
+        yield f"| {name} | {segments} | {memory} | {outlook.step / forecast.backprop.step:.2f} | {spread} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=30, help="of each, for the times")
+    arguments = parser.parse_args()
+    lines = [
+        "# Cost model",
+        "",
+        f"`python benchmarks/cost_model.py --steps {arguments.steps}`, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, CPU.",
+        "",
+        '`unlock="backward"`, default synthesizers, no labels, Adam. Memory in MiB: the peak of all that a step makes, '
+        "the optimizer's temporaries too. Time as a ratio to backprop's step: predicted from `--profile`; measured: "
+        f"median of {arguments.steps} pairs (10th to 90th percentile).",
+        "",
+        "| model | segments | predicted | measured | off | time predicted | time measured |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    worst = 0.0
+    for name, build, example in models():
+        for row in rows(name, build, example(), arguments.steps):
+            print(row, flush=True)
+            lines.append(row)
+            worst = max(worst, abs(float(row.split("|")[5].strip(" %"))))
+    lines += ["", f"Memory is off by {worst:.1f} % at most.", "", "FLOPs of the backward pass: rule beside count.", ""]
+    lines += ["| model | forward | backward by rule | backward counted |", "|---|---|---|---|"]
+    for name, build, example in models():
+        if "LSTM" in name:
+            continue  # torch does not count those
+        given = example()
+        plan = dni_fx.plan(build(), given, cuts=2)
+        forward, backward = backward_flops(build(), given if isinstance(given, tuple) else (given,))
+        ruled = sum(s.backward for s in plan.segments)
+        lines.append(
+            f"| {name} | {forward:.4g} | {ruled:.4g} | {backward:.4g} ({100 * (ruled / backward - 1):+.1f} %) |"
+        )
+        print(lines[-1], flush=True)
+    (HERE / "results" / "cost_model.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
