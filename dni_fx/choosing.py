@@ -86,7 +86,11 @@ def choose(
             f"more than the {100 * share:.3g} % that they may"
         )
     if limits.budget is not None:
-        return _fewest(places, counts, share, limits.budget), [], share
+        frugal = _places(model, candidates, replace(limits, objective="memory"))
+        ways = (places, replace(frugal, charges=np.zeros_like(frugal.charges)))
+        share = math.inf if limits.share is None else limits.share  # memory comes first
+        found = _fewest(ways, counts, share, limits.budget)
+        return found, [], found.share
     weighed = _weigh(places, counts, share)
     found = min(weighed, key=lambda choice: choice.value)
     return found, _runners_up(places, found, weighed, share), share
@@ -200,21 +204,20 @@ def _runners_up(places: _Places, found: Choice, weighed: Sequence[Choice], share
     return sorted(others, key=lambda c: c.value)
 
 
-def _fewest(places: _Places, counts: Sequence[int], share: float, budget: int) -> Choice:
-    """The best plan with the fewest cuts that fits the memory budget; if that does not, the one that takes least."""
-    frugal = replace(places, objective="memory", charges=np.zeros_like(places.charges))
+def _fewest(ways: Sequence[_Places], counts: Sequence[int], share: float, budget: int) -> Choice:
+    """The plan with the fewest cuts that fits the memory budget: the best one, or else the one that takes least."""
+    model = ways[0].model
     least = math.inf
     for cuts in counts:
-        for tried in (places, frugal):
-            choice = _least(tried, cuts, share)
-            peak = math.inf if choice is None else places.model.predict(choice.cuts).peak
+        for places in ways:
+            choice = _least(places, cuts, share)
+            peak = math.inf if choice is None else model.predict(choice.cuts).peak
             if choice is not None and peak <= budget:
                 return choice
             least = min(least, peak)
-    resident = places.model.resident
     raise NoLegalCutError(
         f"no plan of up to {counts[-1] + 1} segments fits into {_bytes(budget)}: the least predicted peak is "
-        f"{_bytes(least)}, of which {_bytes(resident)} are parameters, optimizer state and the batch"
+        f"{_bytes(least)}, of which {_bytes(model.resident)} are parameters, optimizer state and the batch"
     )
 
 

@@ -14,6 +14,7 @@ from dni_fx.cost_model import CostModel, Prediction, SegmentCost
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.planning import Cut, Forecast, Outlook, Plan, SegmentPlan, Tensor, Verdict, Weighed
 from dni_fx.positions import Position
+from dni_fx.units import quantity
 
 __all__ = ["Cuts", "Decision", "choose", "fingerprint", "make_plan", "separated"]
 
@@ -82,7 +83,7 @@ def _automatic(model: CostModel, segments: int | None, limits: Limits, among: Se
     )
     asked = "auto" if segments is None else f"{segments} segments asked for"
     if limits.budget is not None:
-        asked += f", the fewest segments that fit into {limits.budget:,} bytes"
+        asked += f", the fewest segments that fit into {quantity(limits.budget, 'B', base=1024)}"
     gap = f"{100 * (found.value / found.bound - 1):.2g} %"
     proof = "optimal" if verdict.optimal else f"within {gap} of the best there can be"
     return Decision(found.cuts, f"{asked}: {proof} for {limits.objective} among {len(candidates)} places", verdict)
