@@ -411,7 +411,8 @@ def _round_trip(state: _State) -> tuple[bool, str]:
     if verdict[0]:
         return verdict
     # A deep net may magnify the rounding of float32 a thousandfold: if it is that, float64 agrees.
-    return _same(*(_step(*_in_float64(one, state.inputs), **context) for one in (net, again)))
+    exact = [_in_float64(one, state.inputs) for one in (net, again)]
+    return _same(*(_step(one, inputs, **context) for one, inputs in exact))
 
 
 def _same(before: _Step, after: _Step) -> tuple[bool, str]:

@@ -25,7 +25,7 @@ from dni_fx.meta import NodeMeta
 from dni_fx.module import DecoupledModule, adopt, call_original
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.preserve import in_train_mode, preserved
-from dni_fx.saving import Saving, storage_key
+from dni_fx.saving import Saving
 
 __all__ = ["HookedModule", "capture", "longest_container", "sequence_number"]
 
@@ -144,6 +144,7 @@ class _Call:
     scope: tuple[tuple[str, str], ...]  # calls around it, outermost first, and their classes
     leaves: list[Any]
     given: list[Any]  # what the leaves are copies of
+    keys: list[int | None]  # of the memory that those lie in
     made_by: list[tuple[Any, int]]  # the autograd edge of each leaf
     versions: list[int]
     until: int  # autograd's sequence number when it returned
@@ -215,7 +216,8 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
         flops = counter.get_total_flops()
         inside = not saving.is_on_top(torch._C._autograd._top_saved_tensors_default_hooks(True))
         until = sequence_number()
-        record = (leaves, given, made_by, versions, until, flops, saving.take(), inside)
+        keys = [saving.key(t) if isinstance(t, Tensor) else None for t in given]
+        record = (leaves, given, keys, made_by, versions, until, flops, saving.take(), inside)
         calls.append(_Call(names[module], number, cls, scope, *record))
         return pytree.tree_unflatten(leaves, spec)
 
@@ -304,7 +306,7 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]]) -> Hooke
         flops = call.flops
         if len(call.leaves) == 1 and call.alive:
             last = (node,)
-            _describe(node, call.given[0])
+            _describe(node, call.given[0], call.keys[0])
             outputs[node.name] = Output(call.name, call.number, 0)
         else:
             last = tuple(_element(graph, node, call, i) for i in call.alive) or (node,)
@@ -320,7 +322,8 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]]) -> Hooke
 
 
 def _record_of(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[int]) -> NodeMeta:
-    owns = {storage_key(t): t.untyped_storage().nbytes() for t in _tensors(call.given) if storage_key(t) not in owned}
+    sizes = {key: t.untyped_storage().nbytes() for key, t in zip(call.keys, call.given, strict=True) if key is not None}
+    owns = {key: size for key, size in sizes.items() if key not in owned}
     owned.update(owns)
     return NodeMeta(
         flops=flops or sum(t.numel() for t in _tensors(call.given)),  # element-wise: one operation each
@@ -338,14 +341,14 @@ def _element(graph: fx.Graph, node: fx.Node, call: _Call, leaf: int) -> fx.Node:
     """One tensor of a call that gives several values."""
     element = graph.call_function(operator.getitem, (node, leaf))
     element.meta["dni"] = NodeMeta(carries_gradient=True, scope=meta.of(node).scope, classes=meta.of(node).classes)
-    _describe(element, call.given[leaf])
+    _describe(element, call.given[leaf], call.keys[leaf])
     return element
 
 
-def _describe(node: fx.Node, tensor: Tensor) -> None:
+def _describe(node: fx.Node, tensor: Tensor, key: int | None) -> None:
     record = meta.of(node)
     record.shape, record.dtype, record.device = tuple(tensor.shape), tensor.dtype, tensor.device
-    record.storages = frozenset({storage_key(tensor)})
+    record.storages = frozenset() if key is None else frozenset({key})
     record.axis = 1 if tensor.dim() in (4, 5) else -1
     node.meta["val"] = tensor.detach().to("meta")
 

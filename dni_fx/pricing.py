@@ -1,6 +1,6 @@
 """What a synthesizer would cost at every tensor that may cross a cut: from building it and running it without data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,24 +54,32 @@ def synthesizer_prices(
 
 
 def _price(activation: Activation, synthesizer: str | Factory, context_size: int) -> Price | None:
-    """None: there is no such synthesizer for this activation, or it does not run without data."""
+    """None: there is no such synthesizer for this activation. One that looks at values is run on zeros."""
+    for device in dict.fromkeys((activation.device, torch.device("cpu"))):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return _built(replace(activation, device=device), synthesizer, context_size, activation.device)
+        except Exception:
+            continue
+    return None
+
+
+def _built(activation: Activation, synthesizer: str | Factory, context_size: int, asked: torch.device) -> Price:
+    """Build one and run it; measure it if it was not only asked for its FLOPs, on the device meta."""
     _, factory = resolve(synthesizer, activation.shape, activation.axis)
-    counter = costs.flop_counter()
-    try:
-        with activation.device:
-            module = factory(activation, context_size).to(activation.dtype)
-            h, context = example(activation, context_size)
-        saving = Saving([*module.parameters(), h])
-        with counter, saving:
-            prediction = module(h, context)
-            kept = sum(saving.take().values())
-            if prediction.requires_grad:
-                prediction.backward(torch.ones_like(prediction))
-    except Exception:
-        return None
+    with activation.device:
+        module = factory(activation, context_size).to(activation.dtype)
+        h, context = example(activation, context_size)
     parameters = list(module.parameters())
+    counter = costs.flop_counter()
+    saving = Saving([*parameters, h])
+    with counter, saving:
+        prediction = module(h, context)
+        kept = sum(saving.take().values())
+        if prediction.requires_grad:
+            prediction.backward(torch.ones_like(prediction))
     time, transfer = float(counter.get_total_flops()), FLOPS_PER_BYTE * h.nbytes
-    if activation.device.type != "meta":
+    if asked.type != "meta":
         time, transfer = seconds(lambda: _train(module, h, context)), seconds(h.clone)
     return Price(
         parameters=sum(p.numel() for p in parameters),

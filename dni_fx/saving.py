@@ -26,7 +26,7 @@ class Saving(saved_tensors_hooks):
         self.unknown = False  # an operator has a workspace that its fake kernel knows no size of
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        key = self._alias.get(storage_key(tensor), storage_key(tensor))
+        key = self.key(tensor)
         size = tensor.untyped_storage().nbytes()
         self.unknown |= not size and tensor.dim() == 1
         if key not in self._seen:
@@ -36,7 +36,13 @@ class Saving(saved_tensors_hooks):
 
     def take_for_one(self, originals: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
         """Count a copy that is only there to be looked at as the original. Hold both."""
-        self._alias.update({storage_key(c): storage_key(t) for t, c in zip(originals, copies, strict=True)})
+        keys = [self.key(t) for t in originals]  # which may be copies themselves
+        self._alias.update({storage_key(c): key for c, key in zip(copies, keys, strict=True)})
+
+    def key(self, tensor: Tensor) -> int:
+        """That of its memory; for a copy, of the original's."""
+        key = storage_key(tensor)
+        return self._alias.get(key, key)
 
     def take(self) -> dict[int, int]:
         """Bytes by storage of what has been kept since the last call, but what was kept before that."""

@@ -208,3 +208,91 @@ def test_a_failed_check_is_exit_code_1(
     assert run(monkeypatch, "check", "net.py") == 1
     shown = capsys.readouterr().out
     assert "FAIL" in shown and "one is lost" in shown
+
+
+# ---------------------------------------------------------------------------------------- what is predicted
+def test_plan_says_what_it_weighed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(monkeypatch, "plan", "net.py", "--synthesizer-share", "9") == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "optimal for memory among",
+        "peak training memory",
+        "the peak is in segment",
+        "chosen",
+        "charges",
+        "█",
+    ):
+        assert part in shown, part
+    assert shown.count(" %: ") >= 1  # a plan that lost, and by what
+
+
+@pytest.mark.parametrize("objective", ["memory", "throughput", "balanced"])
+def test_objectives(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], objective: str
+) -> None:
+    assert run(monkeypatch, "plan", "net.py", "--cuts", "3", "--objective", objective, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["verdict"]["objective"] == objective
+    assert len(plan["segments"]) == 3
+    assert plan["forecast"]["cut"]["slowest"] < plan["forecast"]["backprop"]["slowest"]
+
+
+def test_a_memory_budget_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "plan", "net.py", "--json") == 0
+    whole = json.loads(capsys.readouterr().out)["forecast"]["backprop"]["peak_bytes"]
+    assert run(monkeypatch, "plan", "net.py", "--memory-budget", f"{whole}B", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["segments"]) == 2  # the fewest
+    assert run(monkeypatch, "plan", "net.py", "--memory-budget", "1KiB") == 1
+    assert "fits into 1 KiB: the least predicted peak is" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objective", "speed"], "there are memory, throughput, balanced"),
+        (["--memory-budget", "much"], "'much' is no amount of memory: write 2GiB"),
+        (["--memory-budget", "0"], "a memory budget of 0 bytes"),
+        (["--synthesizer-share", "-1"], "a synthesizer share of -1"),
+        (["--synthesizer-share", "1e-9"], "that they may"),
+        (["--cuts", "stem", "--objective", "balanced"], "are for cuts='auto' or a number of segments"),
+        (["--synthesizer", "none"], "no synthesizer named 'none'"),
+        (["--classes", "1"], "classes must be 2 or more"),
+    ],
+)
+def test_bad_limits_are_one_line(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert run(monkeypatch, "plan", "net.py", *arguments) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error and "Traceback" not in error
+
+
+def test_a_plan_of_an_older_version_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It predicts nothing."""
+    assert run(monkeypatch, "plan", "net.py", "--cuts", "2", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    del plan["forecast"], plan["verdict"]
+    plan["segments"] = [
+        {k: v for k, v in s.items() if k in ("nodes", "parameters", "flops", "activation_bytes")}
+        for s in plan["segments"]
+    ]
+    (folder / "old.json").write_text(json.dumps(plan))
+    old = dni_fx.Plan.load("old.json")
+    assert old.forecast is None
+    assert run(monkeypatch, "plan", "net.py", "--cuts", "old.json") == 0
+    from rich.console import Console
+
+    from dni_fx.report import plan_report
+
+    Console().print(plan_report(old))
