@@ -21,11 +21,11 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from dni_fx.instance import Instance
-from dni_fx.lattice import Lattice
 from dni_fx.partition import Partition, loads, partition
-from dni_fx.prefixes import split
-from dni_fx.workload import Workload
+from dni_fx.solver.instance import Instance
+from dni_fx.solver.lattice import Lattice
+from dni_fx.solver.prefixes import split
+from dni_fx.solver.workload import Workload
 
 RESULTS = Path(__file__).parent / "results" / "partition.md"
 Graph = Any  # networkx.DiGraph

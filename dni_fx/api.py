@@ -180,10 +180,10 @@ def captured(
         frontend = cuts.frontend  # its nodes are those of that front end
     module, used, tried = frontends.capture(model, example, frontend, compare=verify)
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
-    prices = pricing.synthesizer_prices(module.graph, synthesizer, context_size, measure=profile)
+    prices, refused = pricing.synthesizer_prices(module.graph, synthesizer, context_size, measure=profile)
     flow = costs.dataflow(module.graph, profiling.node_times(module, example) if profile else None)
     resident = costs.resident(model, example, OPTIMIZER_STATES)
-    cost_model = CostModel(flow, prices, resident, unit="s" if profile else "FLOPs")
+    cost_model = CostModel(flow, prices, resident, refused=refused, unit="s" if profile else "FLOPs")
     decision = cutting.choose(module.graph, cost_model, cuts, limits or Limits(), among)
     described = (inputs.describe(example), example.source)
     plan = cutting.make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)

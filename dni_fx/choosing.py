@@ -12,7 +12,7 @@ from dni_fx.chain import Numbers
 from dni_fx.cost_model import OBJECTIVES, CostModel
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.positions import Candidate, Position
-from dni_fx.units import quantity
+from dni_fx.units import bytes_text
 
 __all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "check_limits", "choose"]
 
@@ -20,7 +20,7 @@ __all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "check_limits"
 # lies, the more. Few and late cuts train better (Jaderberg et al. 2017, Table 1: the error grows with every cut).
 CHARGE, CHARGE_BELOW = 0.05, 0.1
 MOST_CUTS = 15  # with these charges more can hardly pay
-_SLACK = 1.5  # where nothing is so cheap, as much of the least that there is
+_ROOM = 1.5  # where nothing is so cheap, as much of the least that there is
 _MULTIPLIERS = 12
 _TINY = 1e-9  # relative: sums of floats are not exact
 SHARE = 0.05  # of backprop's step that all the synthesizers may take together
@@ -31,9 +31,7 @@ class Limits:
     """What the person asks of a plan."""
 
     objective: str = "memory"
-    share: float | None = (
-        None  # of backprop's step that the synthesizers may take; None: SHARE, or a little more than the least there is
-    )
+    share: float | None = None  # that the synthesizers may take; None: SHARE, or _ROOM times the least
     budget: int | None = None  # bytes that a training step may take at its peak
 
 
@@ -46,10 +44,6 @@ class Choice:
     charges: float  # of it
     bound: float  # no plan with so many cuts that keeps the limits has less
     share: float  # of backprop's step that its synthesizers take
-
-    @property
-    def optimal(self) -> bool:
-        return self.bound >= self.value * (1 - 1e-9)
 
 
 def check_limits(limits: Limits) -> None:
@@ -79,21 +73,22 @@ def choose(
     most = min(len(candidates), MOST_CUTS if segments is None else segments - 1)
     counts = range(1, most + 1) if segments is None or limits.budget is not None else [segments - 1]
     least = float(np.sort(places.times)[: counts[0]].sum())
-    share = max(SHARE, _SLACK * least) if limits.share is None else limits.share
+    share = max(SHARE, _ROOM * least) if limits.share is None else limits.share
     if least > share * (1 + _TINY):
         raise DniFxError(
             f"the synthesizers of {counts[0]} cut{'s' * (counts[0] > 1)} take {100 * least:.3g} % of a step at least, "
             f"more than the {100 * share:.3g} % that they may"
         )
     if limits.budget is not None:
-        frugal = _places(model, candidates, replace(limits, objective="memory"))
-        ways = (places, replace(frugal, charges=np.zeros_like(frugal.charges)))
         share = math.inf if limits.share is None else limits.share  # memory comes first
-        found = _fewest(ways, counts, share, limits.budget)
+        frugal = _places(model, candidates, replace(limits, objective="memory"))
+        found = _fewest(places, replace(frugal, charges=np.zeros_like(frugal.charges)), counts, share, limits.budget)
         return found, [], found.share
     weighed = _weigh(places, counts, share)
     found = min(weighed, key=lambda choice: choice.value)
-    return found, _runners_up(places, found, weighed, share), share
+    # Where the share binds, a plan with another number of cuts may be better than any that was found.
+    found = replace(found, bound=min(choice.bound for choice in weighed))
+    return found, _runners_up(places, found, weighed, counts, share), share
 
 
 # ------------------------------------------------------------------------------------------------------ search
@@ -180,11 +175,17 @@ def _relaxed(places: _Places, cuts: int, multiplier: float) -> Choice:
     else:
         prices = places.charges + places.static + multiplier * places.times
         split = chain.best(loads, n, cuts, _with_ends(prices), chain.lightest(loads, n, cuts)[cuts].value)
-    chosen = [i - 1 for i in split.cuts]
+    return _valued(places, [places.candidates[i - 1] for i in split.cuts])
+
+
+def _valued(places: _Places, cuts: Sequence[Position]) -> Choice:
+    """What these cuts cost."""
+    chosen = [places.candidates.index(cut) for cut in cuts]
     charges = float(places.charges[chosen].sum())
-    value = chain.heaviest(loads, n, split.cuts) + charges + float(places.static[chosen].sum())
-    positions = tuple(places.candidates[i] for i in chosen)
-    return Choice(positions, value, charges, value, float(places.times[chosen].sum()))
+    loads = places.model.loads(places.objective, cuts)
+    heaviest = chain.heaviest(loads, len(chosen) + 1, range(1, len(chosen) + 1))
+    value = heaviest + charges + float(places.static[chosen].sum())
+    return Choice(tuple(cuts), value, charges, value, float(places.times[chosen].sum()))
 
 
 def _with_ends(prices: Numbers) -> Numbers:
@@ -192,34 +193,39 @@ def _with_ends(prices: Numbers) -> Numbers:
     return np.concatenate([[0.0], prices, [0.0]])
 
 
-def _runners_up(places: _Places, found: Choice, weighed: Sequence[Choice], share: float) -> list[Choice]:
+def _runners_up(
+    places: _Places, found: Choice, weighed: Sequence[Choice], counts: Sequence[int], share: float
+) -> list[Choice]:
     """The best with more and with fewer cuts, the second best with as many, and what a higher share would give."""
     count = len(found.cuts)
     others = [choice for choice in weighed if abs(len(choice.cuts) - count) == 1]
     without = [places.keep(np.array([c != cut for c in places.candidates])) for cut in found.cuts]
     second = [choice for choice in (_least(rest, count, share) for rest in without) if choice is not None]
     others += sorted(second, key=lambda c: c.value)[:1]
-    free = _weigh(places, range(1, min(len(places.candidates), MOST_CUTS) + 1), math.inf)
-    others += [c for c in free if c.share > share * (1 + _TINY) and c.value < found.value and c not in others][-1:]
+    dearer = [c for c in _weigh(places, counts, math.inf) if c.share > share * (1 + _TINY) and c.value < found.value]
+    others += sorted(dearer, key=lambda c: c.value)[:1]
     return sorted(others, key=lambda c: c.value)
 
 
-def _fewest(ways: Sequence[_Places], counts: Sequence[int], share: float, budget: int) -> Choice:
-    """The plan with the fewest cuts that fits the memory budget: the best one, or else the one that takes least."""
-    model = ways[0].model
+def _fewest(places: _Places, frugal: _Places, counts: Sequence[int], share: float, budget: int) -> Choice:
+    """The plan with the fewest cuts that was found to fit: the best one, or else the one that takes least memory.
+
+    Args:
+        frugal: The same places, with nothing but memory counted.
+    """
+    model = places.model
     least = math.inf
     for cuts in counts:
-        for places in ways:
-            choice = _least(places, cuts, share)
-            peak = math.inf if choice is None else model.predict(choice.cuts).peak
-            if choice is not None and peak <= budget:
-                return choice
-            least = min(least, peak)
+        best, smallest = _least(places, cuts, share), _least(frugal, cuts, share)
+        if best is None or smallest is None:
+            continue
+        peaks = [model.predict(choice.cuts).peak for choice in (best, smallest)]
+        if peaks[0] <= budget:
+            return best
+        if peaks[1] <= budget:
+            return replace(_valued(places, smallest.cuts), bound=best.bound)
+        least = min(least, *peaks)
     raise NoLegalCutError(
-        f"no plan of up to {counts[-1] + 1} segments fits into {_bytes(budget)}: the least predicted peak is "
-        f"{_bytes(least)}, of which {_bytes(model.resident)} are parameters, optimizer state and the batch"
+        f"no plan of up to {counts[-1] + 1} segments was found that fits into {bytes_text(budget)}: the least "
+        f"predicted peak is {bytes_text(least)}, {bytes_text(model.resident)} of it parameters, optimizer state, batch"
     )
-
-
-def _bytes(size: float) -> str:
-    return quantity(size, "B", base=1024)

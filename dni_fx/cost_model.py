@@ -81,16 +81,24 @@ class CostModel:
     Args:
         flow: As `costs.dataflow` gives it.
         prices: Of the synthesizers, by node.
+        refused: Why there is no synthesizer for a node.
         resident: Bytes of parameters, buffers, optimizer state and batch.
         unit: Of all times: "FLOPs" or "s".
     """
 
     def __init__(
-        self, flow: "nx.DiGraph[str]", prices: "Mapping[str, Price]", resident: int, *, unit: str = "FLOPs"
+        self,
+        flow: "nx.DiGraph[str]",
+        prices: "Mapping[str, Price]",
+        resident: int,
+        *,
+        refused: Mapping[str, str] | None = None,
+        unit: str = "FLOPs",
     ) -> None:
         self.flow = flow
         self.memory = Memory(flow)
         self.prices = prices
+        self.refused = refused or {}
         self.largest = int(flow.graph["largest"])
         self.resident = resident
         self.unit = unit
@@ -101,9 +109,9 @@ class CostModel:
     def count(self) -> int:
         return len(self.forward) - 1
 
-    def has_synthesizers(self, position: Position) -> bool:
-        """Whether every tensor that crosses there can have one."""
-        return all(name in self.prices for name in position.crossing)
+    def refusal(self, position: Position) -> str:
+        """Why a tensor that crosses there can have no synthesizer; empty: each can."""
+        return next((self.refused[name] for name in position.crossing if name in self.refused), "")
 
     def cut(self, position: Position) -> CutCost:
         prices = {name: self.prices[name] for name in position.crossing if name in self.prices}

@@ -68,7 +68,7 @@ class _Annotator(fx.Interpreter):
         self.saving = saving
         self.seen: set[int] = set()  # storages that have been counted
         self.names = {id(p): name for name, p in module.named_parameters()}
-        self.axes = {name: p.dim() for name, p in module.named_parameters()}
+        self.ranks = {name: p.dim() for name, p in module.named_parameters()}
         self.storage_ids: dict[int, int] = {}
         self.living: dict[int, list[fx.Node]] = {}  # the nodes whose values are in each storage
 
@@ -92,7 +92,9 @@ class _Annotator(fx.Interpreter):
             mutates=frozenset(self._storage(t) for t, v in zip(read, versions, strict=True) if t._version != v),
         )
         if unknown:
-            record.saves[self._number(-len(self.seen))] = self._workspace(n) - sum(record.saves.values())
+            record.saves[self._number(-1 - len(self.storage_ids))] = max(
+                0, self._workspace(n) - sum(record.saves.values())
+            )
         if not record.flops and (fresh or record.mutates) and n.op.startswith("call"):
             record.flops = sum(t.numel() for t in tensors)  # element-wise: one operation each
         if record.carries_gradient or record.mutates:
@@ -116,7 +118,7 @@ class _Annotator(fx.Interpreter):
         """As many as forward for each operand that gets a gradient; fused attention computes its matrix again too."""
         operands = [self.env[i] for i in node.all_input_nodes if i.op != "get_attr"]
         carried = sum(any(t.requires_grad for t in _tensors(value)) for value in operands)
-        matrices = sum(self.axes[name] > 1 for name in record.parameters)
+        matrices = sum(self.ranks[name] > 1 for name in record.parameters)
         if "scaled_dot_product" in str(node.target):
             return record.flops * 5 // 2
         wanted = 2 if matrices > 1 else carried + matrices

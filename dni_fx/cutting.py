@@ -11,10 +11,10 @@ from torch import fx
 from dni_fx import choosing, marking, meta, positions
 from dni_fx.choosing import Choice, Limits
 from dni_fx.cost_model import CostModel, Prediction, SegmentCost
-from dni_fx.errors import DniFxError, NoLegalCutError
+from dni_fx.errors import DniFxError
 from dni_fx.planning import Cut, Forecast, Outlook, Plan, SegmentPlan, Tensor, Verdict, Weighed
 from dni_fx.positions import Position
-from dni_fx.units import quantity
+from dni_fx.units import bytes_text
 
 __all__ = ["Cuts", "Decision", "choose", "fingerprint", "make_plan", "separated"]
 
@@ -41,6 +41,14 @@ def choose(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among:
         DniFxError: If `cuts` names what is not there, or what cannot be cut, or the limits cannot be kept.
         NoLegalCutError: If the model has no legal cut at all, or none that keeps the memory budget.
     """
+    decision = _decide(graph, model, cuts, limits, among)
+    refusals = [refusal for cut in decision.cuts if (refusal := model.refusal(cut))]
+    if refusals:
+        raise DniFxError(refusals[0])
+    return decision
+
+
+def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among: Set[str]) -> Decision:
     flow = model.flow
     if isinstance(cuts, int) and cuts < 2:  # True and False too
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
@@ -68,9 +76,10 @@ def choose(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among:
 
 
 def _automatic(model: CostModel, segments: int | None, limits: Limits, among: Set[str]) -> Decision:
-    candidates = [c for c in positions.candidates(model.flow, among) if model.has_synthesizers(c.position)]
+    everywhere = positions.candidates(model.flow, among)
+    candidates = [c for c in everywhere if not model.refusal(c.position)]
     if not candidates:
-        raise NoLegalCutError("no tensor that a cut could be crossed by can have that synthesizer")
+        raise DniFxError(model.refusal(everywhere[0].position))
     if segments is not None and segments > len(candidates) + 1 and limits.budget is None:
         raise DniFxError(f"cannot make {segments} segments: the model has legal cuts for {len(candidates) + 1} at most")
     found, others, share = choosing.choose(model, candidates, segments, limits)
@@ -83,10 +92,14 @@ def _automatic(model: CostModel, segments: int | None, limits: Limits, among: Se
     )
     asked = "auto" if segments is None else f"{segments} segments asked for"
     if limits.budget is not None:
-        asked += f", the fewest segments that fit into {quantity(limits.budget, 'B', base=1024)}"
-    gap = f"{100 * (found.value / found.bound - 1):.2g} %"
-    proof = "optimal" if verdict.optimal else f"within {gap} of the best there can be"
-    return Decision(found.cuts, f"{asked}: {proof} for {limits.objective} among {len(candidates)} places", verdict)
+        asked += f", the fewest segments that fit into {bytes_text(limits.budget)}"
+    proof = "optimal"
+    if not verdict.optimal:
+        gap = f"{100 * (found.value / found.bound - 1):.2g} %" if found.bound > 0 else "an unknown share"
+        proof = f"within {gap} of the best there can be"
+    return Decision(
+        found.cuts, f"{asked}: {proof} for {limits.objective} and charges, among {len(candidates)} places", verdict
+    )
 
 
 def _weighed(model: CostModel, choice: Choice) -> Weighed:

@@ -325,11 +325,12 @@ def _record_of(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[
     sizes = {key: t.untyped_storage().nbytes() for key, t in zip(call.keys, call.given, strict=True) if key is not None}
     owns = {key: size for key, size in sizes.items() if key not in owned}
     owned.update(owns)
+    elements = sum(t.numel() for t in _tensors(call.given))  # element-wise: one operation each
     return NodeMeta(
-        flops=flops or sum(t.numel() for t in _tensors(call.given)),  # element-wise: one operation each
+        flops=flops or elements,
         parameters=parameters,
         carries_gradient=bool(call.alive),
-        backward_flops=2 * flops,
+        backward_flops=2 * flops or elements,
         owns=owns,
         saves=call.saves,
         scope=tuple(name for name, _ in call.scope),

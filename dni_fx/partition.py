@@ -11,11 +11,11 @@ from typing import Any
 
 import networkx as nx
 
-from dni_fx.contracting import Contraction
 from dni_fx.errors import DniFxError
-from dni_fx.instance import Instance, at_least_one, known_objective, limit
-from dni_fx.solving import CAP, solve
-from dni_fx.workload import Objective
+from dni_fx.solver.contracting import Contraction
+from dni_fx.solver.instance import Instance, at_least_one, known_objective, limit
+from dni_fx.solver.solving import CAP, solve
+from dni_fx.solver.workload import Objective
 
 __all__ = ["Partition", "loads", "partition"]
 

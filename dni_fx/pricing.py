@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dni_fx import costs, meta
+from dni_fx.errors import DniFxError, first_line
 from dni_fx.profiling import seconds
 from dni_fx.saving import Saving
 from dni_fx.synthesizers import Activation, Factory, resolve
@@ -19,7 +20,6 @@ FLOPS_PER_BYTE = 10.0  # as long as it takes to move a byte between processes: a
 class Price:
     """Of the synthesizer of one tensor."""
 
-    parameters: int  # entries
     parameter_bytes: int
     time: float  # a prediction, and the backward pass that trains on it: FLOPs, or measured seconds
     bytes: int  # of the tensor, so of its prediction, its gradient and its target
@@ -29,15 +29,16 @@ class Price:
 
 def synthesizer_prices(
     graph: fx.Graph, synthesizer: str | Factory, context_size: int, *, measure: bool = False
-) -> dict[str, Price]:
-    """The price of a synthesizer for every node of an annotated graph that can have one.
+) -> tuple[dict[str, Price], dict[str, str]]:
+    """The price of a synthesizer for every node of an annotated graph that can have one, or why it can have none.
 
     Args:
         context_size: Entries of what it is conditioned on; 0: nothing.
         measure: Seconds on real tensors in place of FLOPs.
     """
-    known: dict[Activation, Price | None] = {}
+    known: dict[Activation, Price | str] = {}
     prices: dict[str, Price] = {}
+    refused: dict[str, str] = {}
     for node in graph.nodes:
         record = meta.of(node)
         if not (record.carries_gradient and record.shape and record.dtype and record.dtype.is_floating_point):
@@ -48,20 +49,26 @@ def synthesizer_prices(
         if activation not in known:
             known[activation] = _price(activation, synthesizer, context_size)
         price = known[activation]
-        if price is not None:
+        if isinstance(price, Price):
             prices[node.name] = price
-    return prices
+        else:
+            refused[node.name] = price
+    return prices, refused
 
 
-def _price(activation: Activation, synthesizer: str | Factory, context_size: int) -> Price | None:
-    """None: there is no such synthesizer for this activation. One that looks at values is run on zeros."""
+def _price(activation: Activation, synthesizer: str | Factory, context_size: int) -> Price | str:
+    """Or why there is no such synthesizer for this activation. One that looks at values is run on zeros."""
+    reason = ""
     for device in dict.fromkeys((activation.device, torch.device("cpu"))):
         try:
             with torch.random.fork_rng(devices=[]):
                 return _built(replace(activation, device=device), synthesizer, context_size, activation.device)
-        except Exception:
-            continue
-    return None
+        except DniFxError as error:
+            return str(error)
+        except Exception as error:
+            reason = first_line(error)
+    name = resolve(synthesizer, activation.shape, activation.axis)[0]
+    return f"synthesizer {name} does not run on a tensor of shape {list(activation.shape)}: {reason}"
 
 
 def _built(activation: Activation, synthesizer: str | Factory, context_size: int, asked: torch.device) -> Price:
@@ -82,7 +89,6 @@ def _built(activation: Activation, synthesizer: str | Factory, context_size: int
     if asked.type != "meta":
         time, transfer = seconds(lambda: _train(module, h, context)), seconds(h.clone)
     return Price(
-        parameters=sum(p.numel() for p in parameters),
         parameter_bytes=sum(p.nbytes for p in parameters),
         time=time,
         bytes=h.nbytes,

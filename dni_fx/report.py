@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dni_fx.planning import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed
-from dni_fx.units import quantity
+from dni_fx.units import bytes_text, quantity
 
 if TYPE_CHECKING:
     from dni_fx.checking import Report
@@ -71,7 +71,7 @@ def _segments(plan: Plan) -> Table:
     largest = max(segment.peak_bytes for segment in plan.segments)
     for k, segment in enumerate(plan.segments):
         bar = Bar(max(largest, 1), 0, segment.peak_bytes, width=_BAR) if largest else ""
-        table.add_row(str(k), *_sums([segment], unit), _bytes(segment.peak_bytes), bar)
+        table.add_row(str(k), *_sums([segment], unit), bytes_text(segment.peak_bytes), bar)
     for column, total in zip(table.columns[1:], _sums(plan.segments, unit), strict=False):
         column.footer = total
     return table
@@ -88,10 +88,6 @@ def _sums(segments: Sequence[SegmentPlan], unit: str) -> list[str]:
     ]
 
 
-def _bytes(size: float) -> str:
-    return quantity(size, "B", base=1024)
-
-
 def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     """Beside backprop, and where the peak is."""
 
@@ -106,8 +102,8 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     for name in ("backprop", "cut", "ratio"):
         table.add_column(name, justify="right")
     rows: list[tuple[str, Callable[[Outlook], float], Callable[[float], str]]] = [
-        ("peak training memory", lambda o: o.peak_bytes, _bytes),
-        ("of it made by the step", made, _bytes),
+        ("peak training memory", lambda o: o.peak_bytes, bytes_text),
+        ("of it made by the step", made, bytes_text),
         ("step on one device", lambda o: o.step, time),
         ("step with a device a segment", lambda o: o.slowest, time),
     ]
@@ -127,7 +123,7 @@ def _weighed(verdict: Verdict, forecast: Forecast) -> Table:
     """The winner and the plans that lost, and by what."""
 
     def show(value: float) -> str:
-        return _bytes(value) if verdict.objective == "memory" else quantity(value, forecast.unit)
+        return bytes_text(value) if verdict.objective == "memory" else quantity(value, forecast.unit)
 
     title = f"weighed: {verdict.objective}, and a charge for each synthesizer, more for lower ones"
     table = Table(title=title, title_justify="left")
@@ -159,6 +155,6 @@ def _cuts(plan: Plan) -> Table:
     for k, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
             cells = [str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype]
-            cells.append(quantity(tensor.bytes, "B", base=1024))
+            cells.append(bytes_text(tensor.bytes))
             table.add_row(*cells, *([made[f"cut{k}_{tensor.node}"]] if made else []))
     return table

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -28,7 +29,7 @@ class Saving(saved_tensors_hooks):
     def _pack(self, tensor: Tensor) -> Tensor:
         key = self.key(tensor)
         size = tensor.untyped_storage().nbytes()
-        self.unknown |= not size and tensor.dim() == 1
+        self.unknown |= not size and tensor.dtype in (torch.uint8, torch.int8)
         if key not in self._seen:
             self._seen.add(key)
             self._fresh[key] = size

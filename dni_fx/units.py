@@ -4,7 +4,7 @@ import re
 
 from dni_fx.errors import DniFxError
 
-__all__ = ["parse_bytes", "quantity"]
+__all__ = ["bytes_text", "parse_bytes", "quantity"]
 
 _PREFIXES: dict[int, tuple[str, ...]] = {1000: ("", "k", "M", "G", "T"), 1024: ("", "Ki", "Mi", "Gi", "Ti")}
 
@@ -20,6 +20,11 @@ def quantity(value: float, unit: str = "", *, base: int = 1000) -> str:
         power += 1
     number = f"{value:.0f}" if power == 0 or value >= 1000 else f"{value:.3g}"
     return f"{number} {prefixes[power]}{unit}".strip()
+
+
+def bytes_text(size: float) -> str:
+    """An amount of memory: 1.5 MiB."""
+    return quantity(size, "B", base=1024)
 
 
 def parse_bytes(text: str | int) -> int:

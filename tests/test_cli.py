@@ -218,7 +218,7 @@ def test_plan_says_what_it_weighed(
     assert run(monkeypatch, "plan", "net.py", "--synthesizer-share", "9") == 0
     shown = capsys.readouterr().out
     for part in (
-        "optimal for memory among",
+        "optimal for memory and charges",
         "peak training memory",
         "the peak is in segment",
         "chosen",
@@ -248,7 +248,7 @@ def test_a_memory_budget_is_kept(
     assert run(monkeypatch, "plan", "net.py", "--memory-budget", f"{whole}B", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["segments"]) == 2  # the fewest
     assert run(monkeypatch, "plan", "net.py", "--memory-budget", "1KiB") == 1
-    assert "fits into 1 KiB: the least predicted peak is" in " ".join(capsys.readouterr().err.split())
+    assert "was found that fits into 1 KiB: the least predicted peak is" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

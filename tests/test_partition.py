@@ -16,11 +16,11 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from dni_fx import prefixes, refining, solving
 from dni_fx.errors import DniFxError
-from dni_fx.instance import Instance
-from dni_fx.orders import orders
 from dni_fx.partition import Partition, loads, partition
+from dni_fx.solver import prefixes, refining, solving
+from dni_fx.solver.instance import Instance
+from dni_fx.solver.orders import orders
 
 MODULE = importlib.import_module("dni_fx.partition")
 OBJECTIVES = ("throughput", "memory", "balanced")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dni_fx.closures import Closures
-from dni_fx.workload import FLOATING, SLACK, Integers, Numbers, TooManyError, Workload
+from dni_fx.solver.closures import Closures
+from dni_fx.solver.workload import FLOATING, SLACK, Integers, Numbers, TooManyError, Workload
 
 __all__ = ["Window", "window"]
 

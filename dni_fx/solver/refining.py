@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 from networkx.algorithms.flow import boykov_kolmogorov
 
-from dni_fx.workload import FLOATING, Integers, Numbers, Objective, Workload
+from dni_fx.solver.workload import FLOATING, Integers, Numbers, Objective, Workload
 
 __all__ = ["refine"]
 

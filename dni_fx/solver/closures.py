@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dni_fx.workload import Numbers, TooManyError, Workload
+from dni_fx.solver.workload import Numbers, TooManyError, Workload
 
 __all__ = ["Closures"]
 

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import networkx as nx
 
-from dni_fx.contracting import Contraction
 from dni_fx.errors import DniFxError
-from dni_fx.workload import Objective
+from dni_fx.solver.contracting import Contraction
+from dni_fx.solver.workload import Objective
 
 __all__ = ["Instance", "at_least_one", "known_objective", "limit"]
 

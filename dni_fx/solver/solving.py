@@ -5,11 +5,11 @@ Never a heuristic that does not say so: with every split goes a bound that no sp
 
 from typing import NamedTuple
 
-from dni_fx import prefixes
-from dni_fx.lattice import Lattice
-from dni_fx.orders import is_chain, orders
-from dni_fx.refining import refine
-from dni_fx.workload import Integers, Objective, TooManyError, Workload
+from dni_fx.solver import prefixes
+from dni_fx.solver.lattice import Lattice
+from dni_fx.solver.orders import is_chain, orders
+from dni_fx.solver.refining import refine
+from dni_fx.solver.workload import Integers, Objective, TooManyError, Workload
 
 __all__ = ["CAP", "Solution", "solve"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dni_fx import chain
-from dni_fx.workload import SLACK, Integers, Numbers, Objective, Workload
+from dni_fx.solver.workload import SLACK, Integers, Numbers, Objective, Workload
 
 __all__ = ["split"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dni_fx.workload import FLOATING, Workload
+from dni_fx.solver.workload import FLOATING, Workload
 
 __all__ = ["Contraction"]
 

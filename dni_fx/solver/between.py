@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dni_fx.downsets import Window
-from dni_fx.workload import SLACK, Numbers, Objective, Workload
+from dni_fx.solver.downsets import Window
+from dni_fx.solver.workload import SLACK, Numbers, Objective, Workload
 
 __all__ = ["blocks"]
 

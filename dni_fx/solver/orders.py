@@ -4,7 +4,7 @@ import heapq
 
 import numpy as np
 
-from dni_fx.workload import FLOATING, Integers, Workload
+from dni_fx.solver.workload import FLOATING, Integers, Workload
 
 __all__ = ["is_chain", "orders"]
 

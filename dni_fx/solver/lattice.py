@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dni_fx.between import blocks
-from dni_fx.closures import Closures
-from dni_fx.downsets import Window, window
-from dni_fx.workload import SLACK, Integers, Numbers, Objective, TooManyError, Workload
+from dni_fx.solver.between import blocks
+from dni_fx.solver.closures import Closures
+from dni_fx.solver.downsets import Window, window
+from dni_fx.solver.workload import SLACK, Integers, Numbers, Objective, TooManyError, Workload
 
 __all__ = ["Lattice"]
 
