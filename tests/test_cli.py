@@ -245,7 +245,7 @@ def test_a_memory_budget_is_kept(
 ) -> None:
     assert run(monkeypatch, "plan", "net.py", "--json") == 0
     whole = json.loads(capsys.readouterr().out)["forecast"]["backprop"]["peak_bytes"]
-    assert run(monkeypatch, "plan", "net.py", "--memory-budget", f"{whole}B", "--json") == 0
+    assert run(monkeypatch, "plan", "net.py", "--memory-budget", f"{2 * whole}B", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["segments"]) == 2  # the fewest
     assert run(monkeypatch, "plan", "net.py", "--memory-budget", "1KiB") == 1
     assert "was found that fits into 1 KiB: the least predicted peak is" in " ".join(capsys.readouterr().err.split())
