@@ -65,10 +65,11 @@ def transform(
         classes: Condition the synthesizers on labels: call `net(x, dni_context=labels)` while training.
         context_size: Condition them on any vector of so many entries a sample instead.
         optimizer: One that the person has already: the synthesizers' parameters are added to it.
-        objective: What cuts that are chosen ("auto", or a number of segments) make least. "memory": the peak of a
+        objective: What cuts that are chosen ("auto", or a number of segments) make least, with a charge for each
+            synthesizer, as predicted for `unlock="backward"` and Adam. "memory": the peak of a
             training step; "throughput": the time of the slowest segment with its synthesizers, where each has a device
             of its own; "balanced": the time of the heaviest segment alone.
-        memory_budget: The fewest segments whose predicted peak, with parameters and Adam's state, fits: bytes, or
+        memory_budget: The fewest segments found whose predicted peak, with parameters and Adam's state, fits: bytes, or
             "2GiB". A number of segments is then the most.
         synthesizer_share: Of the time of backprop's step, what all the synthesizers may take; None: 0.05, or half
             as much again as the least that there is, where nothing is so cheap.

@@ -3,7 +3,7 @@
 Places are numbered 0 (before everything) to n (after everything); a cut is a place between the two. `loads(i)` gives
 the loads of the segments that start at place i and end at places i + 1, i + 2, ...: an array, which may stop early
 where all that follow are no segments, and holds infinity where one is not. Only loads are looked at, so any load will
-do; O(cuts n^2) comparisons, of which numpy does a row at a time.
+do. A search takes O(cuts n^2) comparisons, of which numpy does a row at a time.
 """
 
 import math
@@ -55,6 +55,7 @@ def best(loads: Loads, places: int, cuts: int, prices: Numbers, floor: float) ->
     """The split of exactly `cuts` cuts with the least sum of its heaviest load and its prices.
 
     From the cheapest split on, each the cheapest that is lighter than the one before, until none can be better: exact.
+    As many searches as there are such splits: few where the prices take few values.
 
     Args:
         floor: No split of so many cuts has a lighter heaviest segment: as `lightest` says.

@@ -19,7 +19,7 @@ __all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "check_limits"
 # A synthesizer has to make the heaviest segment lighter by this share of the whole net, at the top; the lower it
 # lies, the more. Few and late cuts train better (Jaderberg et al. 2017, Table 1: the error grows with every cut).
 CHARGE, CHARGE_BELOW = 0.05, 0.1
-MOST_CUTS = 15  # with these charges more can hardly pay
+MOST_CUTS = 15  # that are tried: more cost most of the whole net in charges
 _ROOM = 1.5  # where nothing is so cheap, as much of the least that there is
 _MULTIPLIERS = 12
 _TINY = 1e-9  # relative: sums of floats are not exact
@@ -87,7 +87,12 @@ def choose(
     weighed = _weigh(places, counts, share)
     found = min(weighed, key=lambda choice: choice.value)
     # Where the share binds, a plan with another number of cuts may be better than any that was found.
-    found = replace(found, bound=min(choice.bound for choice in weighed))
+    bounds = [choice.bound for choice in weighed]
+    if segments is None and len(candidates) > MOST_CUTS:  # more cuts have their charges at least, and some load
+        loads = model.loads(limits.objective, places.candidates)
+        least_load = min(float(loads(i).min()) for i in range(len(candidates) + 1))
+        bounds.append(least_load + float(np.sort(places.charges + places.static)[: MOST_CUTS + 1].sum()))
+    found = replace(found, bound=min(found.value, *bounds))
     return found, _runners_up(places, found, weighed, counts, share), share
 
 
@@ -149,14 +154,16 @@ def _least(places: _Places, cuts: int, share: float) -> Choice | None:
     if len(sorted_times) < cuts or sorted_times[:cuts].sum() > allowed:
         return None
     places = places.keep(places.times <= allowed - float(sorted_times[: cuts - 1].sum()) + _TINY)
-    found = _relaxed(places, cuts, 0.0)
+    n = len(places.candidates) + 1
+    floor = chain.lightest(places.model.loads(places.objective, places.candidates), n, cuts)[cuts].value
+    found = _relaxed(places, cuts, floor, 0.0)
     if found.share <= allowed:
         return found
     bound, low, high = found.value, 0.0, math.inf
-    found = _relaxed(places, cuts, math.inf)
+    found = _relaxed(places, cuts, floor, math.inf)
     multiplier = found.value
     for _ in range(_MULTIPLIERS):
-        choice = _relaxed(places, cuts, multiplier)
+        choice = _relaxed(places, cuts, floor, multiplier)
         bound = max(bound, choice.value + multiplier * (choice.share - allowed))
         if choice.share <= allowed:
             found, high = min(found, choice, key=lambda c: c.value), multiplier
@@ -166,7 +173,7 @@ def _least(places: _Places, cuts: int, share: float) -> Choice | None:
     return replace(found, bound=min(bound, found.value))
 
 
-def _relaxed(places: _Places, cuts: int, multiplier: float) -> Choice:
+def _relaxed(places: _Places, cuts: int, floor: float, multiplier: float) -> Choice:
     """The best plan where time of synthesizers has a price; infinity: only that price counts."""
     n = len(places.candidates) + 1
     loads = places.model.loads(places.objective, places.candidates)
@@ -174,7 +181,7 @@ def _relaxed(places: _Places, cuts: int, multiplier: float) -> Choice:
         split = chain.cheapest(loads, n, cuts, _with_ends(places.times))
     else:
         prices = places.charges + places.static + multiplier * places.times
-        split = chain.best(loads, n, cuts, _with_ends(prices), chain.lightest(loads, n, cuts)[cuts].value)
+        split = chain.best(loads, n, cuts, _with_ends(prices), floor)
     return _valued(places, [places.candidates[i - 1] for i in split.cuts])
 
 

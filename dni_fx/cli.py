@@ -112,14 +112,15 @@ ClassesOption = Annotated[
 ObjectiveOption = Annotated[
     str,
     typer.Option(
-        help="What chosen cuts make least. memory: the peak of a training step; throughput: the time of the slowest "
+        help="What chosen cuts make least, with a charge for each synthesizer. "
+        "memory: the peak of a training step; throughput: the time of the slowest "
         "segment with its synthesizers, each on a device of its own; balanced: the time of the heaviest one alone."
     ),
 ]
 BudgetOption = Annotated[
     str | None,
     typer.Option(
-        "--memory-budget", help="The fewest segments whose predicted peak fits, as in 2GiB.", show_default=False
+        "--memory-budget", help="The fewest segments found whose predicted peak fits, as in 2GiB.", show_default=False
     ),
 ]
 ShareOption = Annotated[

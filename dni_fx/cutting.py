@@ -76,7 +76,8 @@ def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among
 
 
 def _automatic(model: CostModel, segments: int | None, limits: Limits, among: Set[str]) -> Decision:
-    everywhere = positions.candidates(model.flow, among)
+    most = max(positions.MOST_CANDIDATES, 4 * (segments or 0))
+    everywhere = positions.candidates(model.flow, among, most)
     candidates = [c for c in everywhere if not model.refusal(c.position)]
     if not candidates:
         raise DniFxError(model.refusal(everywhere[0].position))

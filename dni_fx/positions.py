@@ -11,7 +11,9 @@ import networkx as nx
 
 from dni_fx.errors import DniFxError, NoLegalCutError
 
-__all__ = ["Candidate", "Position", "candidates", "find", "snap"]
+__all__ = ["MOST_CANDIDATES", "Candidate", "Position", "candidates", "find", "snap"]
+
+MOST_CANDIDATES = 200  # to choose among takes time that grows with their square
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Candidate:
     depth: float  # share of the layers that lie below it
 
 
-def candidates(flow: "nx.DiGraph[str]", among: Set[str] = frozenset()) -> list[Candidate]:
+def candidates(flow: "nx.DiGraph[str]", among: Set[str] = frozenset(), most: int = MOST_CANDIDATES) -> list[Candidate]:
     """The places that are worth choosing among: between two layers the narrowest legal one, in order.
 
     The narrowest is that which fewest tensors cross, where one crosses it dominates the outputs; then that which
@@ -99,6 +101,7 @@ def candidates(flow: "nx.DiGraph[str]", among: Set[str] = frozenset()) -> list[C
 
     Args:
         among: Cut after these nodes only, if any of them is legal.
+        most: Of a net with more layers than this, the narrowest place among several layers each.
 
     Raises:
         NoLegalCutError: If no place is legal.
@@ -112,11 +115,11 @@ def candidates(flow: "nx.DiGraph[str]", among: Set[str] = frozenset()) -> list[C
         )
     narrowest: dict[int, Position] = {}
     for position in [p for p in legal if p.after in among] or legal:
-        below = layers[position.index + 1]
+        group = layers[position.index + 1] * min(most, layers[-1]) // layers[-1]
         width = (len(position.crossing), position.bytes)
-        if below not in narrowest or width <= (len(narrowest[below].crossing), narrowest[below].bytes):
-            narrowest[below] = position
-    return [Candidate(position, below / layers[-1]) for below, position in narrowest.items()]
+        if group not in narrowest or width <= (len(narrowest[group].crossing), narrowest[group].bytes):
+            narrowest[group] = position
+    return [Candidate(position, layers[position.index + 1] / layers[-1]) for position in narrowest.values()]
 
 
 def _layers_before(flow: "nx.DiGraph[str]") -> list[int]:

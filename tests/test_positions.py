@@ -179,6 +179,14 @@ def test_one_tensor_is_narrower_than_two_small_ones() -> None:
     assert [c.position.crossing for c in candidates(flow)] == [("a",)]
 
 
+def test_many_layers_are_taken_in_groups() -> None:
+    found = candidates(chain(*[(1, 1, 4)] * 1000), most=100)
+    assert 95 <= len(found) <= 100
+    gaps = [b.position.index - a.position.index for a, b in itertools.pairwise(found)]
+    assert max(gaps) <= 20
+    assert [c.depth for c in found] == sorted(c.depth for c in found)
+
+
 def test_among() -> None:
     flow = chain(*[(1, 1, 4)] * 5)
     assert [c.position.after for c in candidates(flow, {"n1", "n3", "nowhere"})] == ["n1", "n3"]
