@@ -75,7 +75,10 @@ def _built(activation: Activation, synthesizer: str | Factory, context_size: int
     """Build one and run it; measure it if it was not only asked for its FLOPs, on the device meta."""
     _, factory = resolve(synthesizer, activation.shape, activation.axis)
     with activation.device:
-        module = factory(activation, context_size).to(activation.dtype)
+        module = factory(activation, context_size)
+        if not isinstance(module, nn.Module):
+            raise DniFxError(f"the synthesizer is a {type(module).__name__}, not an nn.Module")
+        module = module.to(activation.dtype)
         h, context = example(activation, context_size)
     parameters = list(module.parameters())
     counter = costs.flop_counter()

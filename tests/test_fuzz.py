@@ -6,6 +6,7 @@
 import random
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,24 @@ from random_models import (
     random_inputs,
 )
 from test_cli import run
+from torch import fx
 
 import dni_fx
 from dni_fx import api, costs, cutting, frontends, positions
+from dni_fx.cost_model import CostModel
+from dni_fx.cutting import Decision
 from dni_fx.errors import CaptureError, NoLegalCutError
 from dni_fx.inputs import Inputs
+from dni_fx.planning import Plan
+from dni_fx.positions import Position
 
 MODELS = {"auto": 900, "modules": 1000, "export": 100}
+
+
+def plan_at(graph: fx.Graph, places: Sequence[Position], frontend: str) -> Plan:
+    """A plan for these places, whatever they cost."""
+    model = CostModel(costs.dataflow(graph), {}, 0)
+    return cutting.make_plan("RandomNet", graph, model, Decision(tuple(places), "fuzz"), (), "fuzz", frontend)
 
 
 def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
@@ -51,7 +63,7 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
             return
         places = sorted(choice.sample(legal, min(len(legal), choice.randint(1, 3))), key=lambda p: p.index)
         places = cutting.separated(flow, places, drop=True)
-        plan = cutting.make_plan("RandomNet", module.graph, places, "fuzz", (), "fuzz", used)
+        plan = plan_at(module.graph, places, used)
         unlock = choice.choice(["none", "backward"])
         settings = {"unlock": unlock, "mix": 0.0, "classes": None, "context_size": None}
         rewritten = api.rewrite(module, plan, synthesizer="auto", **settings)  # type: ignore[arg-type]
@@ -109,7 +121,7 @@ def test_what_was_found_before(program: Program, frontend: str) -> None:
     module, used, _ = frontends.capture(net, Inputs(inputs), frontend)
     for place in positions.find(costs.dataflow(module.graph)):
         if not place.obstacle:
-            plan = cutting.make_plan("RandomNet", module.graph, [place], "fuzz", (), "fuzz", used)
+            plan = plan_at(module.graph, [place], used)
             for unlock in ("none", "backward"):
                 rewritten = dni_fx.transform(net, inputs, cuts=plan, frontend=frontend, unlock=unlock)
                 report = dni_fx.check(rewritten, inputs)

@@ -380,6 +380,5 @@ def test_an_output_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None
 
 
 def test_the_base_class_says_what_to_define() -> None:
-    net = dni_fx.transform(mlp(), X, cuts=2, synthesizer=Synthesizer)
-    with pytest.raises(NotImplementedError, match=r"must define forward\(activation, context\)"):
-        net(X)
+    with pytest.raises(DniFxError, match=r"Synthesizer must define forward\(activation, context\)"):
+        dni_fx.transform(mlp(), X, cuts=2, synthesizer=Synthesizer)

@@ -381,4 +381,4 @@ def test_real_digits_in_seconds() -> None:
     ours = _fit(net, digits, 300, labels=True)
     backprop = _fit(model, digits, 300, labels=False)
     assert ours < backprop + 3.0, (ours, backprop)
-    assert min(_cosines_with_the_true_gradient(net, digits).values()) > 0.2
+    assert min(_cosines_with_the_true_gradient(net, digits).values()) > 0.1
