@@ -72,7 +72,7 @@ def transform(
         memory_budget: The fewest segments found whose predicted peak, with parameters and Adam's state, fits: bytes, or
             "2GiB". A number of segments is then the most.
         synthesizer_share: Of the time of backprop's step, what all the synthesizers may take; None: 0.05, or half
-            as much again as the least that there is, where nothing is so cheap.
+            as much again as the least that there is, where nothing is so cheap; no limit with a memory budget.
         profile: Measure the times of the nodes on real tensors, in place of counting FLOPs.
         frontend: What captures the model. "fx": symbolic tracing that keeps layers whole; "export": torch.export, with
             the original running in eval mode; "modules": no graph, cuts at the outputs of submodules; "auto": the
@@ -233,6 +233,9 @@ def check_settings(unlock: str, mix: float, classes: int | None, context_size: i
         raise DniFxError(f"mix={mix} needs unlock='none': with unlock={unlock!r} the true gradient comes too late")
     if classes is not None and context_size is not None:
         raise DniFxError("classes and context_size exclude each other: labels are the context")
+    for size in (classes, context_size):
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool)):
+            raise DniFxError(f"classes and context_size are whole numbers, not {size!r}")
     if (classes is not None and classes < 2) or (context_size is not None and context_size < 1):
         raise DniFxError("classes must be 2 or more, context_size 1 or more")
 

@@ -50,8 +50,11 @@ def check_limits(limits: Limits) -> None:
     """Raise DniFxError for what nobody can keep."""
     if limits.objective not in OBJECTIVES:
         raise DniFxError(f"objective={limits.objective!r}: there are {', '.join(OBJECTIVES)}")
-    if limits.share is not None and not limits.share > 0:
-        raise DniFxError(f"a synthesizer share of {limits.share:g}: it is above 0, as in 0.05 for 5 % of a step")
+    number = isinstance(limits.share, int | float) and not isinstance(limits.share, bool)
+    if limits.share is not None and not (number and 0 < limits.share < math.inf):
+        raise DniFxError(
+            f"a synthesizer share of {limits.share!r}: it is a number above 0, as in 0.05 for 5 % of a step"
+        )
     if limits.budget is not None and limits.budget <= 0:
         raise DniFxError(f"a memory budget of {limits.budget} bytes: it is more than none")
 
@@ -235,4 +238,5 @@ def _fewest(places: _Places, frugal: _Places, counts: Sequence[int], share: floa
     raise NoLegalCutError(
         f"no plan of up to {counts[-1] + 1} segments was found that fits into {bytes_text(budget)}: the least "
         f"predicted peak is {bytes_text(least)}, {bytes_text(model.resident)} of it parameters, optimizer state, batch"
+        + (f"; synthesizers were held to {100 * share:.3g} % of a step" if math.isfinite(share) else "")
     )

@@ -98,9 +98,10 @@ def _automatic(model: CostModel, segments: int | None, limits: Limits, among: Se
     if not verdict.optimal:
         gap = f"{100 * (found.value / found.bound - 1):.2g} %" if found.bound > 0 else "an unknown share"
         proof = f"within {gap} of the best there can be"
-    return Decision(
-        found.cuts, f"{asked}: {proof} for {limits.objective} and charges, among {len(candidates)} places", verdict
-    )
+    why = f"{asked}: {proof} for {limits.objective} and charges, among {len(candidates)} places"
+    if limits.share is None and found.share > choosing.SHARE:
+        why += f"; the synthesizers take {100 * found.share:.2g} % of backprop's step"
+    return Decision(found.cuts, why, verdict)
 
 
 def _weighed(model: CostModel, choice: Choice) -> Weighed:

@@ -137,6 +137,9 @@ def _storages(flow: "nx.DiGraph[str]") -> dict[int, _Storage]:
             last[key] = max([last.get(key, i), *(order[user] for user in flow.successors(name))])
             if node["crosses"]:
                 carries.add(key)
+    for key, i in last.items():
+        if i == len(order) and key in carries and made.get(key, i) < i:
+            saver.setdefault(key, i)  # the loss keeps about as much as it is given
     return {k: _Storage(size[k], made[k], saver.get(k), last.get(k, made[k]), k in carries) for k in size}
 
 
@@ -186,11 +189,13 @@ def _gradients(
 def _input_gradients(flow: "nx.DiGraph[str]") -> list[float]:
     """Bytes of the gradients that each node makes on the way back, for what it reads; a view makes none."""
     result = []
+    output = list(flow)[-1]
     for name in flow:
         node = flow.nodes[name]
         sources = [flow.nodes[source] for source in flow.predecessors(name)]
         read = sum(source["size"] for source in sources if source["crosses"])
-        result.append(float(read) if (node["owns"] or node["mutates"]) and not node["sums"] else 0.0)
+        makes = node["owns"] or node["mutates"] or name == output  # the loss makes the outputs'
+        result.append(float(read) if makes and not node["sums"] else 0.0)
     return result
 
 

@@ -168,7 +168,7 @@ class Plan:
             for c in data["cuts"]
         )
         segments = tuple(SegmentPlan(**(s | {"nodes": tuple(s["nodes"])})) for s in data["segments"])
-        forecast, verdict = (data.get(name) and read(data[name]) for name, read in _READ.items())
+        forecast, verdict = (None if data.get(name) is None else read(data[name]) for name, read in _READ.items())
         rewrite = Rewrite(**data["rewrite"]) if data["rewrite"] is not None else None
         rest: dict[str, Any] = {"cuts": cuts, "segments": segments, "rewrite": rewrite, "inputs": tuple(data["inputs"])}
         rest |= {"forecast": forecast, "verdict": verdict}

@@ -85,6 +85,10 @@ def _built(activation: Activation, synthesizer: str | Factory, context_size: int
     saving = Saving([*parameters, h])
     with counter, saving:
         prediction = module(h, context)
+        if not isinstance(prediction, Tensor) or prediction.shape != h.shape:
+            gave = list(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
+            name = type(module).__name__
+            raise DniFxError(f"synthesizer {name} returned {gave} for an activation of shape {list(h.shape)}")
         kept = sum(saving.take().values())
         if prediction.requires_grad:
             prediction.backward(torch.ones_like(prediction))

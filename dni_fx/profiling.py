@@ -29,6 +29,7 @@ def node_times(module: DecoupledModule, inputs: Inputs) -> dict[str, tuple[float
     names = [node.name for node in module.graph.nodes]
     with preserved(module), torch.enable_grad():
         in_train_mode(module)
+        module.zero_grad()  # what `preserved` puts back are the same tensors
         steps = [_step(module, inputs.map(lambda t: t.detach().clone()), names) for _ in range(_STEPS)]
     median = np.median(np.array(steps[1:]), axis=0)
     return {name: (float(f), float(b)) for name, f, b in zip(names, *median, strict=True)}
@@ -62,6 +63,7 @@ def _step(module: DecoupledModule, inputs: Inputs, names: list[str]) -> list[lis
         if owner < len(owners):
             _time_backward(node, backward, place[owners[owner]], device)
     torch.autograd.backward(roots, [torch.ones_like(t) for t in roots])
+    module.zero_grad()
     return [forward, backward]
 
 

@@ -116,7 +116,8 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     where = f"in segment {worst}, going {way} through {segment.peak_at}"
     if forecast.optimizer_bytes > segment.peak_bytes:
         where = "where the optimizer steps: all gradients are there, and its temporaries"
-    return Group(table, f"the peak is {where}")
+    saves = forecast.cut.peak_bytes < forecast.backprop.peak_bytes
+    return Group(table, f"the peak is {where}{'' if saves else '; the cuts save no memory'}")
 
 
 def _weighed(verdict: Verdict, forecast: Forecast) -> Table:

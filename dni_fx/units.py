@@ -33,7 +33,7 @@ def parse_bytes(text: str | int) -> int:
     Raises:
         DniFxError: If it is none of that.
     """
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
     if match is None or (match[3] and not match[2]):
         raise DniFxError(f"{text!r} is no amount of memory: write 2GiB, 512MiB, 1.5GB or a number of bytes")
     base = 1024 if match[3] else 1000

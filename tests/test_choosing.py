@@ -186,8 +186,10 @@ def test_few_and_late_cuts_win_where_the_rest_is_equal() -> None:
     ("limits", "message"),
     [
         (Limits("speed"), "objective='speed': there are memory, throughput, balanced"),
-        (Limits(share=0.0), "a synthesizer share of 0: it is above 0"),
+        (Limits(share=0.0), r"a synthesizer share of 0\.0: it is a number above 0"),
         (Limits(share=float("nan")), "a synthesizer share of nan"),
+        (Limits(share=float("inf")), "a synthesizer share of inf"),
+        (Limits(share="0.1"), "a synthesizer share of '0.1'"),  # type: ignore[arg-type]
         (Limits(budget=0), "a memory budget of 0 bytes"),
     ],
 )

@@ -129,6 +129,17 @@ class Wrong(Synthesizer):
         return self.net(activation)
 
 
+class Narrow(Wrong):
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        return activation[:, :3]
+
+
+def test_a_synthesizer_of_the_wrong_shape_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(dni_fx.DniFxError, match=r"Narrow returned \[3, 3\] for an activation of shape \[3, 8\]"):
+        dni_fx.plan(model, torch.rand(3, 4), synthesizer=Narrow)
+
+
 @pytest.mark.parametrize("cuts", ["auto", "1"])
 def test_a_synthesizer_that_does_not_run_is_named(cuts: str) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -161,6 +172,8 @@ def test_measured_times(frontend: str) -> None:
     state = {name: t.clone() for name, t in model.state_dict().items()}
     example = inputs.given(torch.rand(512, 8), None)
     module = frontends.capture(model, example, frontend).module
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
     generator = torch.get_rng_state()
     times = profiling.node_times(module, example)
     assert set(times) == {node.name for node in module.graph.nodes}
@@ -170,7 +183,7 @@ def test_measured_times(frontend: str) -> None:
     assert times[name][0] > times[last][0] and times[name][1] > times[last][1]
     assert all(t.equal(state[n]) for n, t in model.state_dict().items()), "no trace is left"
     assert generator.equal(torch.get_rng_state())
-    assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is not None and bool((p.grad == 1).all()) for p in model.parameters())
 
 
 def test_a_profiled_plan_is_in_seconds() -> None:

@@ -131,7 +131,15 @@ def test_a_chain_by_hand() -> None:
 
 
 def test_what_nothing_keeps_is_let_go() -> None:
-    assert row_of(flow_of({}, {}, {})) == 20  # forward: what is read and what is made; backward the same
+    output = {"owns": {}, "storages": frozenset()}
+    assert row_of(flow_of({}, {}, {}, output)) == 20  # forward: what is read and what is made; backward the same
+
+
+def test_a_loss_keeps_what_it_is_given() -> None:
+    """The logits of a language model may be most of its memory: they, their gradient, and what lies below."""
+    output = {"owns": {}, "storages": frozenset()}
+    logits = {"owns": {1: 1000}, "size": 1000}
+    assert row_of(flow_of({"saves": {0: 10}}, logits, output)) == 10 + 1000 + 1000
 
 
 def test_masks_count() -> None:

@@ -373,10 +373,21 @@ def test_an_output_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None
         def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
             return torch.zeros(shape)
 
-    net = dni_fx.transform(mlp(), X, cuts=2, synthesizer=Wrong)
     with pytest.raises(DniFxError) as caught:
-        net(X)
-    assert f"synthesizer Wrong returned shape {list(shape)} for an activation of shape [4, 8]" in str(caught.value)
+        dni_fx.transform(mlp(), X, cuts=2, synthesizer=Wrong)
+    assert f"synthesizer Wrong returned {list(shape)} for an activation of shape [4, 8]" in str(caught.value)
+
+
+def test_an_output_that_goes_wrong_later_is_refused() -> None:
+    """For other sizes than those of the example."""
+
+    class Fixed(Synthesizer):
+        def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+            return torch.zeros(4, 8)
+
+    net = dni_fx.transform(mlp(), X, cuts=2, synthesizer=Fixed, verify=False)
+    with pytest.raises(DniFxError, match="synthesizer Fixed returned shape"):
+        net(X[:2])
 
 
 def test_the_base_class_says_what_to_define() -> None:
