@@ -25,6 +25,7 @@ from dni_fx.partition import Partition, loads, partition
 from dni_fx.solver.instance import Instance
 from dni_fx.solver.lattice import Lattice
 from dni_fx.solver.prefixes import split
+from dni_fx.solver.solving import CAP
 from dni_fx.solver.workload import Workload
 
 RESULTS = Path(__file__).parent / "results" / "partition.md"
@@ -123,7 +124,7 @@ def timed(function: Callable[[], Partition], runs: int = 3) -> tuple[float, Part
 def looked_at(graph: Graph, count: int) -> int:
     """Down-sets in the windows of the last search."""
     work = Instance.of(graph, "weight", "transfer").contract((), "throughput")[0].workload
-    lattice = Lattice(work, count, "throughput")
+    lattice = Lattice(work, count, "throughput", CAP)
     lattice.lightest(max(work.total / count, float(work.weight.max())), work.total)
     return lattice.seen
 

@@ -1,6 +1,7 @@
 """The functions that chain the steps: load, trace, annotate, partition, rewrite."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from dni_fx.planning import Plan, Rewrite
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
 
-__all__ = ["captured", "plan", "restore", "rewrite", "transform"]
+__all__ = ["Request", "captured", "plan", "restore", "rewrite", "transform"]
 
 
 def transform(
@@ -86,18 +87,9 @@ def transform(
         NoLegalCutError: If there is no place to cut.
     """
     check_settings(unlock, mix, classes, context_size)
-    example = example_inputs_of(model, example_inputs, example_kwargs)
-    module, found = captured(
-        model,
-        example,
-        cuts,
-        frontend,
-        verify=verify,
-        synthesizer=synthesizer,
-        context_size=classes or context_size or 0,
-        limits=limits_of(objective, memory_budget, synthesizer_share),
-        profile=profile,
-    )
+    limits = limits_of(objective, memory_budget, synthesizer_share)
+    request = Request(cuts, synthesizer, classes or context_size or 0, limits, profile, frontend, verify)
+    module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)
     net = rewrite(
         module,
         found,
@@ -131,18 +123,22 @@ def plan(
 ) -> Plan:
     """Decide where `transform` would cut, and build nothing. Arguments and errors are those of `transform`."""
     check_settings("none", 0.0, classes, context_size)
-    example = example_inputs_of(model, example_inputs, example_kwargs)
-    return captured(
-        model,
-        example,
-        cuts,
-        frontend,
-        verify=verify,
-        synthesizer=synthesizer,
-        context_size=classes or context_size or 0,
-        limits=limits_of(objective, memory_budget, synthesizer_share),
-        profile=profile,
-    )[1]
+    limits = limits_of(objective, memory_budget, synthesizer_share)
+    request = Request(cuts, synthesizer, classes or context_size or 0, limits, profile, frontend, verify)
+    return captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)[1]
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a model is to be captured, and where cut; as in `transform`."""
+
+    cuts: Cuts = "auto"
+    synthesizer: str | Factory = "auto"
+    context_size: int = 0  # entries of what the synthesizers are conditioned on
+    limits: Limits = field(default_factory=Limits)
+    profile: bool = False
+    frontend: str = "auto"
+    verify: bool = True
 
 
 def limits_of(objective: str, memory_budget: str | int | None, synthesizer_share: float | None) -> Limits:
@@ -164,28 +160,20 @@ def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Map
     return inputs.given(example_inputs, example_kwargs)
 
 
-def captured(
-    model: nn.Module,
-    example: Inputs,
-    cuts: Cuts,
-    frontend: str = "auto",
-    *,
-    verify: bool = True,
-    synthesizer: str | Factory = "auto",
-    context_size: int = 0,
-    limits: Limits | None = None,
-    profile: bool = False,
-) -> tuple[DecoupledModule, Plan]:
+def captured(model: nn.Module, example: Inputs, request: Request) -> tuple[DecoupledModule, Plan]:
     """Capture, compare with eager, annotate, partition."""
+    cuts, frontend, profile = request.cuts, request.frontend, request.profile
     if isinstance(cuts, Plan) and frontend == "auto":
         frontend = cuts.frontend  # its nodes are those of that front end
-    module, used, tried = frontends.capture(model, example, frontend, compare=verify)
+    module, used, tried = frontends.capture(model, example, frontend, compare=request.verify)
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
-    prices, refused = pricing.synthesizer_prices(module.graph, synthesizer, context_size, measure=profile)
+    prices, refused = pricing.synthesizer_prices(
+        module.graph, request.synthesizer, request.context_size, measure=profile
+    )
     flow = costs.dataflow(module.graph, profiling.node_times(module, example) if profile else None)
     resident = costs.resident(model, example, OPTIMIZER_STATES)
     cost_model = CostModel(flow, prices, resident, refused=refused, unit="s" if profile else "FLOPs")
-    decision = cutting.choose(module.graph, cost_model, cuts, limits or Limits(), among)
+    decision = cutting.choose(module.graph, cost_model, cuts, request.limits, among)
     described = (inputs.describe(example), example.source)
     plan = cutting.make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
     return module, plan

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.table import Table
 from dni_fx.errors import DniFxError, SourceError
 
 if TYPE_CHECKING:
-    from dni_fx.choosing import Limits
+    from dni_fx.api import Request
     from dni_fx.cutting import Cuts
     from dni_fx.inputs import Inputs
     from dni_fx.module import DecoupledModule
@@ -184,8 +184,8 @@ def rewrite(
         api.check_settings(unlock, mix, classes, None)
         resolve(synthesizer, (), -1)
         limits = api.limits_of(objective, memory_budget, synthesizer_share)
-        asked = Asked(target, cuts, input, synthesizer, classes or 0, limits, profile, frontend, not no_verify)
-        module, plan, _ = _captured(asked, step)
+        request = api.Request(_cuts(cuts), synthesizer, classes or 0, limits, profile, frontend, not no_verify)
+        module, plan, _ = _captured(target, input, request, step)
         step("rewriting")
         settings = {"unlock": unlock, "mix": mix, "classes": classes, "context_size": None}
         net = api.rewrite(module, plan, synthesizer=synthesizer, **settings)  # type: ignore[arg-type]
@@ -230,8 +230,8 @@ def plan(
         api.check_settings("none", 0.0, classes, None)
         resolve(synthesizer, (), -1)
         limits = api.limits_of(objective, memory_budget, synthesizer_share)
-        asked = Asked(target, cuts, input, synthesizer, classes or 0, limits, profile, frontend, not no_verify)
-        _, decided, _ = _captured(asked, step)
+        request = api.Request(_cuts(cuts), synthesizer, classes or 0, limits, profile, frontend, not no_verify)
+        _, decided, _ = _captured(target, input, request, step)
     if json:
         typer.echo(decided.to_json(), nl=False)
     else:
@@ -272,8 +272,8 @@ def check(
         else:
             api.check_settings(unlock, mix, classes, None)
             limits = api.limits_of(objective, memory_budget, synthesizer_share)
-            asked = Asked(target, cuts, input, synthesizer, classes or 0, limits, profile, frontend, not no_verify)
-            module, plan, example = _captured(asked, step)
+            request = api.Request(_cuts(cuts), synthesizer, classes or 0, limits, profile, frontend, not no_verify)
+            module, plan, example = _captured(target, input, request, step)
             settings = {"unlock": unlock, "mix": mix, "classes": classes, "context_size": None}
             net = api.rewrite(module, plan, synthesizer=synthesizer, **settings)  # type: ignore[arg-type]
         step("checking")
@@ -314,46 +314,22 @@ def synthesizers() -> None:
 
 
 # --------------------------------------------------------------------------------------------- steps
-class Asked(NamedTuple):
-    """What the person said of the model and its cuts."""
-
-    target: str
-    cuts: str
-    specs: list[str] | None
-    synthesizer: str
-    context_size: int
-    limits: "Limits"
-    profile: bool
-    frontend: str
-    verify: bool
-
-
-def _captured(asked: Asked, step: "Step") -> "tuple[DecoupledModule, Plan, Inputs]":
+def _captured(
+    target: str, specs: list[str] | None, request: "Request", step: "Step"
+) -> "tuple[DecoupledModule, Plan, Inputs]":
     from dni_fx import api, frontends, inputs, loading
 
-    wanted = _cuts(asked.cuts)
-    frontends.check_frontend(asked.frontend)
-    given = inputs.parse_specs(asked.specs) if asked.specs else None
+    frontends.check_frontend(request.frontend)
+    given = inputs.parse_specs(specs) if specs else None
     with contextlib.redirect_stdout(sys.stderr):  # what the person's code prints
-        step(f"loading {asked.target}")
-        model, beside = loading.load_target(asked.target)
+        step(f"loading {target}")
+        model, beside = loading.load_target(target)
         step("looking for example inputs")
         example = given or beside or api.example_inputs_of(model, None, None)
         if not given and beside is None:
             err.print(f"no example inputs given: {'; '.join(inputs.describe(example))} fits", highlight=False)
-        step("capturing, and comparing the capture with the model" if asked.verify else "capturing")
-        module, plan = api.captured(
-            model,
-            example,
-            wanted,
-            asked.frontend,
-            verify=asked.verify,
-            synthesizer=asked.synthesizer,
-            context_size=asked.context_size,
-            limits=asked.limits,
-            profile=asked.profile,
-        )
-        return module, plan, example
+        step("capturing, and comparing the capture with the model" if request.verify else "capturing")
+        return *api.captured(model, example, request), example
 
 
 def _cuts(text: str) -> "Cuts":

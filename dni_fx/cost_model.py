@@ -99,7 +99,6 @@ class CostModel:
         self.memory = Memory(flow)
         self.prices = prices
         self.refused = refused or {}
-        self.largest = int(flow.graph["largest"])
         self.resident = resident
         self.unit = unit
         self.forward = np.cumsum([0.0, *(flow.nodes[name]["forward"] for name in flow)])
@@ -159,5 +158,7 @@ class CostModel:
             for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
         )
         largest = max(c.gradient for c in costs)
-        optimizer = self.memory.optimizer + sum(c.gradient for c in costs) + 2 * max(0, largest - self.largest)
+        optimizer = (
+            self.memory.optimizer + sum(c.gradient for c in costs) + 2 * max(0, largest - self.flow.graph["largest"])
+        )
         return Prediction(segments, self.resident, sum(c.static for c in costs), optimizer)

@@ -11,13 +11,10 @@ from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
 
-from dni_fx.chain import Loads
+from dni_fx.chain import Loads, Numbers
 
 __all__ = ["Memory", "Peak"]
-
-Bytes = NDArray[np.float64]
 
 
 class Peak(NamedTuple):
@@ -53,8 +50,9 @@ class Memory:
         count = len(self.names)
         kept = _sums(count, ((s.size, s.saver, count + 1) for s in every if s.saver))
         waiting = _sums(count, ((s.size, s.made, _unless(s.saver, s.last + 1)) for s in every))
-        handed_on = _handed_on(flow, storages)
-        gradients = _sums(count, _gradients(flow, storages, handed_on))
+        users = _users(flow, storages)
+        handed_on = _handed_on(flow, storages, users)
+        gradients = _sums(count, _gradients(storages, users, handed_on))
         made = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
         self.parameters = np.cumsum([0.0, *(flow.nodes[name]["gradient"] for name in flow)])
         self.kept = kept
@@ -70,7 +68,7 @@ class Memory:
         # In a backward pass the gradients of the parameters from the node on are there: those before it are not.
         self.backward = kept + gradients + made - np.concatenate([[0.0], self.parameters[:-1]])
 
-    def loads(self, ends: Sequence[int], synthesizers: Bytes, roots: Bytes, arrival: Bytes) -> Loads:
+    def loads(self, ends: Sequence[int], synthesizers: Numbers, roots: Numbers, arrival: Numbers) -> Loads:
         """The peak of every segment, or of the optimizer's step where that is higher.
 
         Args:
@@ -81,7 +79,7 @@ class Memory:
         """
         places = np.asarray(ends)
 
-        def row(i: int) -> Bytes:
+        def row(i: int) -> Numbers:
             start, above = places[i], places[i + 1 :]
             forward = np.maximum.accumulate(self.forward[start + 1 :])[above - start - 1]
             backward = np.maximum.accumulate(np.append(-math.inf, self.backward[start + 1 :]))
@@ -93,7 +91,7 @@ class Memory:
             trained = self.kept[start] - self.parameters[start] + arrival[i] + roots[i + 1 :]
             back = top + np.maximum(np.maximum(inside, trained) + self.let_go[above], self.backward[above])
             base = self.parameters[start] + self.held[start] - self.kept[start] + synthesizers[i]
-            peaks: Bytes = np.maximum(base + np.maximum(forward, back), self.optimizer)
+            peaks: Numbers = np.maximum(base + np.maximum(forward, back), self.optimizer)
             return peaks
 
         return row
@@ -154,11 +152,13 @@ def _users(flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage]) -> dict[in
     return {key: sorted(numbers, reverse=True) for key, numbers in users.items()}
 
 
-def _handed_on(flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage]) -> dict[int, int]:
+def _handed_on(
+    flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]]
+) -> dict[int, int]:
     """Until which node, on the way back, the gradient of a sum is also that of its terms: by number of the sum."""
     sums = {i: flow.nodes[name]["owns"] for i, name in enumerate(flow, 1) if flow.nodes[name]["sums"]}
     until: dict[int, int] = {}
-    for key, numbers in _users(flow, storages).items():
+    for key, numbers in users.items():
         if numbers and sums.get(numbers[0]):
             end = max([storages[key].made, *numbers[1:2]])
             until[numbers[0]] = min(until.get(numbers[0], end), end)
@@ -166,22 +166,17 @@ def _handed_on(flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage]) -> dic
 
 
 def _gradients(
-    flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage], handed_on: Mapping[int, int]
+    storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]], handed_on: Mapping[int, int]
 ) -> Iterator[tuple[float, int, int]]:
     """From where to where, on the way back, the gradient of each storage is there: (bytes, first, one past the last).
 
     A sum hands its own gradient on: until their next user is reached, its terms have none of their own.
     """
-    users = _users(flow, storages)
     for key, s in storages.items():
         if s.carries:
-            numbers = users[key] or [s.made + 1]
-            summed = numbers[0] in handed_on
-            yield (
-                s.size,
-                s.made,
-                max(numbers[1] if summed and numbers[1:] else s.made if summed else numbers[0], s.made),
-            )
+            last, *others = users[key] or [s.made + 1]
+            end = max([s.made, *others[:1]]) if last in handed_on else last
+            yield s.size, s.made, end
     made = {s.made: s.size for s in storages.values()}
     yield from ((made[i], until, i) for i, until in handed_on.items())
 
@@ -204,7 +199,7 @@ def _unless(saver: int | None, end: int) -> int:
     return end if saver is None else min(saver, end)
 
 
-def _sums(count: int, spans: Iterable[tuple[float, int, int]]) -> Bytes:
+def _sums(count: int, spans: Iterable[tuple[float, int, int]]) -> Numbers:
     """For each number 0..count, the sum of what spans it: (amount, first, one past the last)."""
     steps = np.zeros(count + 2)
     for amount, first, end in spans:

@@ -54,7 +54,7 @@ def test_what_autograd_keeps_is_known(make: Any, shape: tuple[int, ...], fronten
 
 @pytest.mark.parametrize(("_name", "make", "args", "cuts"), CASES, ids=IDS)
 def test_every_case_is_known_to_a_twentieth(_name: str, make: Any, args: Any, cuts: Any) -> None:
-    module, _ = api.captured(make(), inputs.given(args, None), cuts)
+    module, _ = api.captured(make(), inputs.given(args, None), api.Request(cuts))
     known = sum(size for node in module.graph.nodes for size in meta.of(node).saves.values())
     assert known == pytest.approx(kept(make(), *args), rel=0.05)
 

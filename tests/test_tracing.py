@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import dni_fx
-from dni_fx.api import captured
+from dni_fx.api import Request, captured
 from dni_fx.errors import CaptureError, DniFxError
 from dni_fx.inputs import given
 
@@ -29,7 +29,7 @@ class Base(nn.Module):
 
 
 def trace(model: nn.Module, *args: Any, cuts: Any = "auto", **kwargs: Any) -> Any:
-    return captured(model, given(args, kwargs), cuts, "fx")[0]
+    return captured(model, given(args, kwargs), Request(cuts, frontend="fx"))[0]
 
 
 def calls(module: fx.GraphModule) -> list[str]:

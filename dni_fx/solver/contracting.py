@@ -5,11 +5,11 @@ convex. What may: nodes that weigh nothing. For each rule holds, under every obj
 to its neighbour's segment makes no segment heavier, and no cut wider. So at least one best split survives.
 """
 
-import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import networkx as nx
 import numpy as np
 
 from dni_fx.solver.workload import FLOATING, Workload
@@ -141,24 +141,12 @@ class Contraction:
 
     def _topological(self) -> list[int]:
         """The order of the given numbers where that is one: of those that are ready the first."""
-        first = {key: min(group.members) for key, group in self._groups.items()}
-        sources = {k: {self._outputs[o].producer for o in g.takes} - {FLOATING} for k, g in self._groups.items()}
-        after: dict[int, list[int]] = {key: [] for key in self._groups}
-        for key, before in sources.items():
-            for source in before:
-                after[source].append(key)
-        missing = {key: len(before) for key, before in sources.items()}
-        ready = [(first[key], key) for key, count in missing.items() if count == 0]
-        heapq.heapify(ready)
-        order = []
-        while ready:
-            key = heapq.heappop(ready)[1]
-            order.append(key)
-            for user in after[key]:
-                missing[user] -= 1
-                if missing[user] == 0:
-                    heapq.heappush(ready, (first[user], user))
-        return order
+        flow: nx.DiGraph[int] = nx.DiGraph()
+        flow.add_nodes_from(self._groups)
+        for key, group in self._groups.items():
+            sources = {self._outputs[number].producer for number in group.takes} - {FLOATING}
+            flow.add_edges_from((source, key) for source in sources)
+        return list(nx.lexicographical_topological_sort(flow, key=lambda key: min(self._groups[key].members)))
 
     def _workload(self) -> Workload:
         index = {key: i for i, key in enumerate(self._order)} | {FLOATING: FLOATING}

@@ -26,7 +26,7 @@ FAILURES = 3  # limits that leave too much to do, until the search is given up
 class Lattice:
     """Splits of one workload into at most `segments` segments."""
 
-    def __init__(self, work: Workload, segments: int, objective: Objective, cap: int = 300_000) -> None:
+    def __init__(self, work: Workload, segments: int, objective: Objective, cap: int) -> None:
         self._work = work
         self._segments = segments
         self._objective = objective
