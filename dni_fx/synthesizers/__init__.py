@@ -1,0 +1,19 @@
+"""Synthesizers: small networks that predict the gradient of an activation (Jaderberg et al. 2017, Sect. 2)."""
+
+from dni_fx.synthesizers.base import Activation, Factory, Synthesizer
+from dni_fx.synthesizers.conditioning import expand_context
+from dni_fx.synthesizers.feedforward import MLP, Conv, Linear
+from dni_fx.synthesizers.registry import REGISTRY, register, resolve
+
+__all__ = [
+    "MLP",
+    "REGISTRY",
+    "Activation",
+    "Conv",
+    "Factory",
+    "Linear",
+    "Synthesizer",
+    "expand_context",
+    "register",
+    "resolve",
+]

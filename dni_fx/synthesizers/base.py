@@ -1,0 +1,58 @@
+"""What every synthesizer is: a small network that predicts the gradient of an activation (Jaderberg et al. 2017)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Activation", "Factory", "Synthesizer", "zero_"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What is known, when the model is compiled, of a tensor that crosses a cut."""
+
+    shape: tuple[int, ...]  # with the example's batch size
+    dtype: torch.dtype
+    device: torch.device
+    axis: int  # the feature axis: 1 for maps (N, C, ...), the last one for vectors and sequences
+
+    @property
+    def features(self) -> int:
+        return self.shape[self.axis]
+
+
+class Synthesizer(nn.Module):
+    """Base class of synthesizers; subclass it and define `__init__(activation, context_size)` and `forward`.
+
+    `forward(activation, context)` gets the detached activation, and the context as a tensor shaped like it but
+    for the feature axis, which has `context_size` entries (None where `context_size` is 0). It returns the
+    predicted gradient of each sample's own loss, shaped like the activation: dL/d activation times the batch
+    size, for a loss averaged over the batch.
+    """
+
+    def __init__(self, activation: Activation, context_size: int = 0) -> None:
+        super().__init__()
+        self.axis = activation.axis
+        self.features = activation.features
+        self.context_size = context_size
+
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(activation, context)")
+
+    def with_context(self, activation: Tensor, context: Tensor | None) -> Tensor:
+        """Activation and context concatenated along the feature axis."""
+        if context is None:
+            return activation
+        return torch.cat([activation, context.to(activation.dtype)], dim=self.axis)
+
+
+Factory = Callable[[Activation, int], nn.Module]
+
+
+def zero_(layer: nn.Module) -> nn.Module:
+    """Zero weight and bias: an untrained synthesizer predicts no gradient (the paper's appendix)."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
