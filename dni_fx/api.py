@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dni_fx import costs, cutting, frontends, hooking, inputs, pricing, profiling
+from dni_fx import costs, cutting, frontends, hooking, inputs, ops, pricing, profiling
 from dni_fx.choosing import Limits, check_limits
 from dni_fx.cost_model import OPTIMIZER_STATES, CostModel
 from dni_fx.cutting import Cuts
@@ -19,13 +19,16 @@ from dni_fx.passes.add_context import AddContext
 from dni_fx.passes.add_synthesizers import AddSynthesizers, crossing_name
 from dni_fx.passes.copy_written import CopyWritten
 from dni_fx.passes.decouple_cuts import DecoupleCuts
-from dni_fx.passes.inject_cuts import InjectCuts
 from dni_fx.passes.mark_segments import MarkSegments
+from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite
+from dni_fx.settings import Loss, Mix, Settings, Training, check_settings, loss_function
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
 
 __all__ = ["Request", "captured", "plan", "restore", "rewrite", "transform"]
+
+_SETTINGS = Settings()
 
 
 def transform(
@@ -36,9 +39,11 @@ def transform(
     cuts: Cuts = "auto",
     synthesizer: str | Factory = "auto",
     unlock: str = "backward",
-    mix: float = 0.0,
+    mix: Mix = 0.0,
     classes: int | None = None,
     context_size: int | None = None,
+    loss: str | Loss | None = None,
+    training: Training = _SETTINGS.training,
     optimizer: torch.optim.Optimizer | None = None,
     objective: str = "memory",
     memory_budget: str | int | None = None,
@@ -58,13 +63,17 @@ def transform(
         example_kwargs: Keyword arguments of the example call.
         cuts: "auto"; a number of segments; names of modules or nodes to cut after; "every:Block", after each call of
             that class; "marked", where the code says `with dni_fx.cut_after():`; or a `Plan`.
-        synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, "auto", or a function `(activation, context_size)` that
-            makes a module, such as a subclass of `dni_fx.Synthesizer`.
+        synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)"; "auto"; or a
+            function `(activation, context_size)` that makes a module, such as a subclass of `dni_fx.Synthesizer`.
         unlock: "backward": every segment runs its backward pass as soon as it has run forward, which frees its
             activations; "none": one ordinary autograd graph, which torch.compile and DistributedDataParallel take.
-        mix: Share of the true gradient handed upstream, 0 to 1 (BP(lambda)); needs `unlock="none"`.
+        mix: Share of the true gradient handed upstream, 0 to 1 (BP(lambda)), or `(start, end, steps)`, along a line;
+            needs `unlock="none"`.
         classes: Condition the synthesizers on labels: call `net(x, dni_context=labels)` while training.
         context_size: Condition them on any vector of so many entries a sample instead.
+        loss: The training loss, a function of (outputs, labels) that gives the mean over the rows, or its name in
+            `torch.nn.functional`: for the synthesizers that differentiate a loss.
+        training: How the synthesizers are trained.
         optimizer: One that the person has already: the synthesizers' parameters are added to it.
         objective: What cuts that are chosen ("auto", or a number of segments) make least, with a charge for each
             synthesizer, as predicted for `unlock="backward"` and Adam. "memory": the peak of a
@@ -86,23 +95,34 @@ def transform(
         CaptureError: If no front end captures the same network.
         NoLegalCutError: If there is no place to cut.
     """
-    check_settings(unlock, mix, classes, context_size)
+    settings = Settings(unlock, mix, classes, context_size, loss, training)
+    check_settings(settings)
+    if optimizer is None and (training.optimizer is not None or training.lr != 1.0):
+        raise DniFxError("training with lr or optimizer needs optimizer=, the one that trains the model")
     limits = limits_of(objective, memory_budget, synthesizer_share)
-    request = Request(cuts, synthesizer, classes or context_size or 0, limits, profile, frontend, verify)
+    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify)
     module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)
-    net = rewrite(
-        module,
-        found,
-        synthesizer=synthesizer,
-        unlock=unlock,
-        mix=mix,
-        classes=classes,
-        context_size=context_size,
-    )
-    added = list(net.dni.parameters())
-    if optimizer is not None and added:
-        optimizer.add_param_group({"params": added})
+    net = rewrite(module, found, synthesizer, settings)
+    if optimizer is not None:
+        _add_to(optimizer, list(net.dni.parameters()), training)
     return net
+
+
+def _add_to(optimizer: torch.optim.Optimizer, added: list[nn.Parameter], training: Training) -> None:
+    """Let the synthesizers' parameters be trained whenever the optimizer steps."""
+    if not added:
+        return
+    if training.optimizer is None:
+        rate = optimizer.param_groups[0]["lr"] * training.lr
+        optimizer.add_param_group({"params": added, "lr": rate})
+        return
+    own = training.optimizer(added)
+
+    def step(*_: object) -> None:
+        own.step()
+        own.zero_grad()
+
+    optimizer.register_step_post_hook(step)
 
 
 def plan(
@@ -114,6 +134,7 @@ def plan(
     synthesizer: str | Factory = "auto",
     classes: int | None = None,
     context_size: int | None = None,
+    loss: str | Loss | None = None,
     objective: str = "memory",
     memory_budget: str | int | None = None,
     synthesizer_share: float | None = None,
@@ -122,9 +143,10 @@ def plan(
     verify: bool = True,
 ) -> Plan:
     """Decide where `transform` would cut, and build nothing. Arguments and errors are those of `transform`."""
-    check_settings("none", 0.0, classes, context_size)
+    settings = Settings(classes=classes, context_size=context_size, loss=loss)
+    check_settings(settings)
     limits = limits_of(objective, memory_budget, synthesizer_share)
-    request = Request(cuts, synthesizer, classes or context_size or 0, limits, profile, frontend, verify)
+    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify)
     return captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)[1]
 
 
@@ -134,7 +156,7 @@ class Request:
 
     cuts: Cuts = "auto"
     synthesizer: str | Factory = "auto"
-    context_size: int = 0  # entries of what the synthesizers are conditioned on
+    settings: Settings = field(default_factory=Settings)
     limits: Limits = field(default_factory=Limits)
     profile: bool = False
     frontend: str = "auto"
@@ -167,9 +189,7 @@ def captured(model: nn.Module, example: Inputs, request: Request) -> tuple[Decou
         frontend = cuts.frontend  # its nodes are those of that front end
     module, used, tried = frontends.capture(model, example, frontend, compare=request.verify)
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
-    prices, refused = pricing.synthesizer_prices(
-        module.graph, request.synthesizer, request.context_size, measure=profile
-    )
+    prices, refused = pricing.synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=profile)
     flow = costs.dataflow(module.graph, profiling.node_times(module, example) if profile else None)
     resident = costs.resident(model, example, OPTIMIZER_STATES)
     cost_model = CostModel(flow, prices, resident, refused=refused, unit="s" if profile else "FLOPs")
@@ -180,61 +200,41 @@ def captured(model: nn.Module, example: Inputs, request: Request) -> tuple[Decou
 
 
 def rewrite(
-    module: DecoupledModule,
-    plan: Plan,
-    *,
-    synthesizer: str | Factory,
-    unlock: str,
-    mix: float,
-    classes: int | None,
-    context_size: int | None,
+    module: DecoupledModule, plan: Plan, synthesizer: str | Factory = "auto", settings: Settings = _SETTINGS
 ) -> DecoupledModule:
     """Put the synthesizers of `plan` into a captured, annotated module. Arguments and errors as for `transform`."""
-    check_settings(unlock, mix, classes, context_size)
-    conditioned = classes is not None or context_size is not None
-    names, factories = _synthesizers(plan, synthesizer)
-    settled = plan.with_rewrite(Rewrite(unlock, mix, classes, context_size, names))
+    check_settings(settings)
+    names, factories = _synthesizers(plan, synthesizer, settings)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    dni = build_dni(settled, factories, device=device)
+    dni = build_dni(plan.with_rewrite(Rewrite.of(settings, names)), factories, settings, device=device)
     hold_parameters(module, dni)
     module.add_module("dni", dni)
     dni.train(module.training)
-    boundary = [DecoupleCuts(), CopyWritten()] if unlock == "backward" else [InjectCuts(mix)]
+    unlocked = settings.unlock == "backward"
     pipeline.run(
         module,
         [
             MarkSegments([cut.after for cut in plan.cuts]),
-            *([AddContext()] if conditioned else []),
+            *([AddContext()] if settings.size else []),
+            *([ObserveOutput()] if hasattr(dni, "outcome") else []),
             AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
-            *boundary,
+            DecoupleCuts(ops.decouple if unlocked else ops.inject),
+            *([CopyWritten()] if unlocked else []),
         ],
     )
     return module
 
 
-def check_settings(unlock: str, mix: float, classes: int | None, context_size: int | None) -> None:
-    if unlock not in ("none", "backward"):
-        raise DniFxError(f"unlock={unlock!r}: there are 'none' and 'backward'")
-    if not 0.0 <= mix <= 1.0:
-        raise DniFxError(f"mix={mix}: the share of the true gradient lies between 0 and 1")
-    if mix and unlock != "none":
-        raise DniFxError(f"mix={mix} needs unlock='none': with unlock={unlock!r} the true gradient comes too late")
-    if classes is not None and context_size is not None:
-        raise DniFxError("classes and context_size exclude each other: labels are the context")
-    for size in (classes, context_size):
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool)):
-            raise DniFxError(f"classes and context_size are whole numbers, not {size!r}")
-    if (classes is not None and classes < 2) or (context_size is not None and context_size < 1):
-        raise DniFxError("classes must be 2 or more, context_size 1 or more")
-
-
-def _synthesizers(plan: Plan, synthesizer: str | Factory) -> tuple[dict[str, str], dict[str, Factory]]:
+def _synthesizers(
+    plan: Plan, synthesizer: str | Factory, settings: Settings
+) -> tuple[dict[str, str], dict[str, Factory]]:
     """Name and factory of the synthesizer at each crossing."""
+    loss = None if settings.loss is None else loss_function(settings.loss)
     names, factories = {}, {}
     for index, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
             crossing = crossing_name(index, tensor.node)
-            names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis)
+            names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis, loss)
     return names, factories
 
 

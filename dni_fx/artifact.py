@@ -21,6 +21,7 @@ from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.loading import errors_of
 from dni_fx.module import DNI, DecoupledModule, adopt, build_dni, hold_parameters, plain, rename, retrace, share_state
 from dni_fx.planning import Plan
+from dni_fx.settings import loss_function
 from dni_fx.source import SourceWriter
 from dni_fx.synthesizers import resolve
 
@@ -230,12 +231,14 @@ def _dni(plan: Plan) -> DNI:
     if plan.rewrite is None:
         raise DniFxError("the plan does not say how the model was rewritten")
     shapes = {f"cut{i}_{t.node}": t for i, cut in enumerate(plan.cuts) for t in cut.tensors}
+    settings = plan.rewrite.settings
+    loss = None if settings.loss is None else loss_function(settings.loss)
     factories = {}
     for crossing, name in plan.rewrite.synthesizers.items():
         if crossing not in shapes:
             raise DniFxError(f"the plan has a synthesizer for {crossing!r}, which is no crossing of it")
-        factories[crossing] = resolve(name, shapes[crossing].shape, shapes[crossing].axis)[1]
-    return build_dni(plan, factories)
+        factories[crossing] = resolve(name, shapes[crossing].shape, shapes[crossing].axis, loss)[1]
+    return build_dni(plan, factories, settings)
 
 
 def needs_model(file: str) -> None:

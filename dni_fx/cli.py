@@ -105,7 +105,15 @@ InputOption = Annotated[
 ]
 SynthesizerOption = Annotated[str, typer.Option(help="auto, or a name that `dni-fx synthesizers` lists.")]
 UnlockOption = Annotated[str, typer.Option(help="Which locks are removed: backward or none.")]
-MixOption = Annotated[float, typer.Option(help="Share of the true gradient, BP(lambda); needs --unlock none.")]
+MixOption = Annotated[
+    str, typer.Option(help="Share of the true gradient, BP(lambda), or START:END:STEPS; needs --unlock none.")
+]
+LossOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The training loss in torch.nn.functional, as cross_entropy; needs --classes.", show_default=False
+    ),
+]
 ClassesOption = Annotated[
     int | None, typer.Option(help="Condition the synthesizers on so many labels.", show_default=False)
 ]
@@ -154,8 +162,9 @@ def rewrite(
     input: InputOption = None,
     synthesizer: SynthesizerOption = "auto",
     unlock: UnlockOption = "backward",
-    mix: MixOption = 0.0,
+    mix: MixOption = "0",
     classes: ClassesOption = None,
+    loss: LossOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write. Default: NAME_dni here.", show_default=False)
     ] = None,
@@ -178,17 +187,18 @@ def rewrite(
     with _progress() as step:
         step("starting")
         from dni_fx import api, artifact
+        from dni_fx.settings import Settings, check_settings, loss_function, parse_mix
         from dni_fx.synthesizers import resolve
 
         artifact.check_destination(folder, force=force)
-        api.check_settings(unlock, mix, classes, None)
-        resolve(synthesizer, (), -1)
+        settings = Settings(unlock, parse_mix(mix), classes, loss=loss)
+        check_settings(settings)
+        resolve(synthesizer, (), -1, None if loss is None else loss_function(loss))
         limits = api.limits_of(objective, memory_budget, synthesizer_share)
-        request = api.Request(_cuts(cuts), synthesizer, classes or 0, limits, profile, frontend, not no_verify)
+        request = api.Request(_cuts(cuts), synthesizer, settings, limits, profile, frontend, not no_verify)
         module, plan, _ = _captured(target, input, request, step)
         step("rewriting")
-        settings = {"unlock": unlock, "mix": mix, "classes": classes, "context_size": None}
-        net = api.rewrite(module, plan, synthesizer=synthesizer, **settings)  # type: ignore[arg-type]
+        net = api.rewrite(module, plan, synthesizer, settings)
         step(f"writing {folder}")
         artifact.save(net, folder, force=force)
     if json:
@@ -213,6 +223,7 @@ def plan(
     input: InputOption = None,
     synthesizer: SynthesizerOption = "auto",
     classes: ClassesOption = None,
+    loss: LossOption = None,
     objective: ObjectiveOption = "memory",
     memory_budget: BudgetOption = None,
     synthesizer_share: ShareOption = None,
@@ -225,12 +236,14 @@ def plan(
     with _progress() as step:
         step("starting")
         from dni_fx import api
+        from dni_fx.settings import Settings, check_settings, loss_function
         from dni_fx.synthesizers import resolve
 
-        api.check_settings("none", 0.0, classes, None)
-        resolve(synthesizer, (), -1)
+        settings = Settings(classes=classes, loss=loss)
+        check_settings(settings)
+        resolve(synthesizer, (), -1, None if loss is None else loss_function(loss))
         limits = api.limits_of(objective, memory_budget, synthesizer_share)
-        request = api.Request(_cuts(cuts), synthesizer, classes or 0, limits, profile, frontend, not no_verify)
+        request = api.Request(_cuts(cuts), synthesizer, settings, limits, profile, frontend, not no_verify)
         _, decided, _ = _captured(target, input, request, step)
     if json:
         typer.echo(decided.to_json(), nl=False)
@@ -245,8 +258,9 @@ def check(
     input: InputOption = None,
     synthesizer: SynthesizerOption = "auto",
     unlock: UnlockOption = "backward",
-    mix: MixOption = 0.0,
+    mix: MixOption = "0",
     classes: ClassesOption = None,
+    loss: LossOption = None,
     objective: ObjectiveOption = "memory",
     memory_budget: BudgetOption = None,
     synthesizer_share: ShareOption = None,
@@ -259,6 +273,7 @@ def check(
     with _progress() as step:
         step("starting")
         from dni_fx import api, artifact, checking, inputs
+        from dni_fx.settings import Settings, check_settings, parse_mix
 
         if Path(target, "plan.json").is_file():
             step(f"reading {target}")
@@ -270,12 +285,12 @@ def check(
                 ) from None
             example = inputs.parse_specs(input) if input else inputs.like(net.dni.plan.inputs)
         else:
-            api.check_settings(unlock, mix, classes, None)
+            settings = Settings(unlock, parse_mix(mix), classes, loss=loss)
+            check_settings(settings)
             limits = api.limits_of(objective, memory_budget, synthesizer_share)
-            request = api.Request(_cuts(cuts), synthesizer, classes or 0, limits, profile, frontend, not no_verify)
+            request = api.Request(_cuts(cuts), synthesizer, settings, limits, profile, frontend, not no_verify)
             module, plan, example = _captured(target, input, request, step)
-            settings = {"unlock": unlock, "mix": mix, "classes": classes, "context_size": None}
-            net = api.rewrite(module, plan, synthesizer=synthesizer, **settings)  # type: ignore[arg-type]
+            net = api.rewrite(module, plan, synthesizer, settings)
         step("checking")
         with contextlib.redirect_stdout(sys.stderr):
             report = checking.check(net, example)

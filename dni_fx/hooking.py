@@ -56,7 +56,10 @@ def _run_original(self: HookedModule, *args: Any, dni_context: Tensor | None = N
     if not (self.training and torch.is_grad_enabled() and hasattr(self, "dni")):
         return call_original(self, *args, **kwargs)
     with _hooks(self, dni_context):
-        return call_original(self, *args, **kwargs)
+        result = call_original(self, *args, **kwargs)
+    if hasattr(self.dni, "outcome"):
+        self.dni.get_submodule("outcome")(next(t for t in tensors_in(result) if t.requires_grad), dni_context)
+    return result
 
 
 @contextmanager
@@ -112,10 +115,10 @@ def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None) -> An
     predictions = [synthesizer(h, *arguments) for synthesizer, h in zip(synthesizers, detached, strict=True)]
     settings = net.dni.plan.rewrite
     assert settings is not None
+    segment: Any = net.dni.get_submodule(f"segment{cut}")
     if settings.unlock == "none":
-        following = [ops.inject(h, p, settings.mix) for h, p in zip(crossing, predictions, strict=True)]
+        following = list(ops.inject(crossing, detached, predictions, segment))
     else:
-        segment: Any = net.dni.get_submodule(f"segment{cut}")
         cut_off = ops.decouple(crossing, detached, predictions, segment)
         # As in `passes.copy_written`: what `decouple` gives is a view, which autograd lets nobody write to.
         following = [h.clone() for h in cut_off] if net.__dict__["dni_written"] else list(cut_off)

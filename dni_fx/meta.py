@@ -8,7 +8,7 @@ from torch.fx import Node
 
 __all__ = ["NodeMeta", "Role", "of"]
 
-Role = Literal["model", "context", "detach", "synthesizer", "boundary", "copy"]
+Role = Literal["model", "context", "detach", "synthesizer", "boundary", "copy", "outcome"]
 
 
 @dataclass

@@ -17,7 +17,8 @@ from dni_fx.errors import ContextError, DniFxError, SourceError
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.planning import Plan
-from dni_fx.synthesizers import Activation, Factory, expand_context
+from dni_fx.settings import Settings, loss_function
+from dni_fx.synthesizers import Activation, Factory, LossHead, Outcome, check_labels, expand_context
 
 __all__ = [
     "DNI",
@@ -33,22 +34,29 @@ __all__ = [
     "share_state",
 ]
 
-MEASURE_EVERY = 10  # steps between two looks at the targets; a look costs three passes over the tensor
+MEASURE_EVERY = 10  # steps between two looks at the targets; a look costs a few passes over the tensor
+MEASURES = ("cosine", "relative_error", "target_norm", "prediction_norm")
 
 
 class Crossing(nn.Module):
     """One tensor at one cut: runs its synthesizer while training, and watches how good it is."""
 
-    def __init__(
-        self, synthesizer: nn.Module, activation: Activation, *, classes: int | None, context_size: int | None
-    ) -> None:
+    measured: Tensor
+    square: Tensor
+
+    def __init__(self, synthesizer: nn.Module, activation: Activation, settings: Settings) -> None:
         super().__init__()
         self.synthesizer = synthesizer
         self.axis = activation.axis
-        self.classes = classes
-        self.context_size = classes if classes is not None else context_size
+        self.classes = settings.classes
+        self.context_size = settings.size
+        self.scale = settings.training.scale
+        self.every = settings.training.every
         self.steps = 0
-        self.register_buffer("measured", torch.zeros(2, device=activation.device), persistent=False)
+        device = activation.device
+        self.register_buffer("measured", torch.zeros(len(MEASURES), device=device), persistent=False)
+        # Running mean square of what is regressed; 0: nothing yet.
+        self.register_buffer("square", torch.zeros((), device=device), persistent=self.scale == "rms")
 
     # fx.Graph.eliminate_dead_code must not remove a call whose result it believes unused.
     _is_impure = True
@@ -57,36 +65,67 @@ class Crossing(nn.Module):
         """The prediction, shaped like `activation`; None in eval mode and where grad mode is off."""
         if not (self.training and torch.is_grad_enabled()):
             return None
-        if self.context_size is not None:
-            if context is None:
-                what = "labels" if self.classes is not None else "a context vector a sample"
-                raise ContextError(
-                    f"this model is conditioned on {what}: while training, call net(..., dni_context=...) "
-                    "(in eval mode and under no_grad it is not needed)"
-                )
-            context = expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)
-        prediction: Tensor = self.synthesizer(activation, context)
+        context = self._conditioned(activation, context)
+        trains = self._begin()
+        with contextlib.nullcontext() if trains else torch.no_grad():
+            prediction = self._scaled(self.synthesizer(activation, context))
         if prediction.shape != activation.shape:
             raise DniFxError(
                 f"synthesizer {type(self.synthesizer).__name__} returned shape {list(prediction.shape)} for an "
                 f"activation of shape {list(activation.shape)}"
             )
-        if not torch.compiler.is_compiling():
+        if trains and not torch.compiler.is_compiling():
             self._watch(prediction)
         return prediction
 
-    def _watch(self, prediction: Tensor) -> None:
+    def _begin(self) -> bool:
+        """Count a step; say whether the synthesizer is trained in it."""
+        if torch.compiler.is_compiling():
+            if self.every > 1 or self.scale == "rms":
+                raise DniFxError('every and scale="rms" change from step to step, and cannot be compiled')
+            return True
         self.steps += 1
-        if self.steps % MEASURE_EVERY == 1 and prediction.requires_grad:
-            synthetic = prediction.detach() / ops.batch_size(prediction)
-            prediction.register_hook(lambda error: self._measure(synthetic, error))
+        return (self.steps - 1) % self.every == 0
 
-    def _measure(self, synthetic: Tensor, error: Tensor) -> None:
+    def _conditioned(self, activation: Tensor, context: Tensor | None) -> Tensor | None:
+        if not self.context_size:
+            return None
+        if context is None:
+            what = "labels" if self.classes is not None else "a context vector a sample"
+            raise ContextError(
+                f"this model is conditioned on {what}: while training, call net(..., dni_context=...) "
+                "(in eval mode and under no_grad it is not needed)"
+            )
+        if getattr(self.synthesizer, "takes_loss", False):
+            return check_labels(context, self.classes, self.context_size)
+        return expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)
+
+    def _scaled(self, raw: Tensor) -> Tensor:
+        """What the synthesizer says, in the units of the target; it learns in its own."""
+        if self.scale == 1.0 or getattr(self.synthesizer, "takes_loss", False):
+            return raw
+        scale = self.scale if self.scale != "rms" else torch.where(self.square > 0, self.square.rsqrt(), 1.0)
+        said = raw.detach()
+        scaled: Tensor = said / scale + scale * (raw - said)  # type: ignore[operator]  # slope: that of half (raw - scale * target)^2
+        return scaled.to(raw.dtype)
+
+    def _watch(self, prediction: Tensor) -> None:
+        look = (self.steps - 1) % (MEASURE_EVERY * self.every) == 0
+        if (look or self.scale == "rms") and prediction.requires_grad:
+            synthetic = prediction.detach() / ops.batch_size(prediction)
+            prediction.register_hook(lambda error: self._hear(synthetic, error, look))
+
+    def _hear(self, synthetic: Tensor, error: Tensor, look: bool) -> None:
         """`error` is synthetic - target, which is what the boundary sends to the synthesizer."""
         target = (synthetic - error).flatten().float()
-        cosine = torch.cosine_similarity(synthetic.flatten().float(), target, dim=0)
-        relative = error.float().norm() / target.norm()
-        self.measured = torch.stack([cosine, relative]).detach()
+        if self.scale == "rms":
+            mean_square = (target * ops.batch_size(synthetic)).square().mean()
+            self.square = torch.where(self.square > 0, self.square.lerp(mean_square, 0.01), mean_square)
+        if look:
+            synthetic = synthetic.flatten().float()
+            cosine = torch.cosine_similarity(synthetic, target, dim=0)
+            norms = target.norm(), synthetic.norm()
+            self.measured = torch.stack([cosine, error.float().norm() / norms[0], *norms]).detach()
 
 
 class DNI(nn.Module):
@@ -97,22 +136,38 @@ class DNI(nn.Module):
         self.plan = plan
 
     @property
+    def crossings(self) -> dict[str, Crossing]:
+        """By name, as in `net.code`."""
+        return {name: module for name, module in self.named_children() if isinstance(module, Crossing)}
+
+    @property
     def synthesizers(self) -> dict[str, nn.Module]:
         """Synthesizers by the name of their crossing, as in `net.code`."""
-        return {name: m.synthesizer for name, m in self.named_children() if isinstance(m, Crossing)}
+        return {name: crossing.synthesizer for name, crossing in self.crossings.items()}
+
+    def reset(self) -> None:
+        """Drop the state that recurrent synthesizers carry from step to step: a new sequence begins."""
+        for synthesizer in self.synthesizers.values():
+            reset: Any = getattr(synthesizer, "reset", None)
+            if reset is not None:
+                reset()
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """How well each synthesizer predicts its target, at the last step that was looked at (every tenth).
 
         Returns:
             For each crossing: `cosine` between prediction and target, `relative_error` |g - target| / |target|,
-            and `steps`, the number of training steps so far. Empty until a backward pass has run.
+            `target_norm` and `prediction_norm`, of the gradient of the mean loss; `steps`, the number of training steps
+            so far; and `skipped`, how often a prediction or target of its cut was dropped, for it was not finite.
+            Empty until a step has run.
         """
-        return {
-            name: {"cosine": float(m.measured[0]), "relative_error": float(m.measured[1]), "steps": m.steps}
-            for name, m in self.named_children()
-            if isinstance(m, Crossing) and m.steps
-        }
+        found = {}
+        for name, crossing in self.crossings.items():
+            if crossing.steps:
+                segment = self.get_submodule(f"segment{name.removeprefix('cut').split('_')[0]}")
+                measured = dict(zip(MEASURES, crossing.measured.tolist(), strict=True))
+                found[name] = measured | {"steps": crossing.steps, "skipped": int(segment.skipped)}  # type: ignore[arg-type]
+        return found
 
 
 class DecoupledModule(fx.GraphModule):
@@ -366,13 +421,14 @@ def _has(model: nn.Module, path: str) -> bool:
     return True
 
 
-def build_dni(plan: Plan, factories: Mapping[str, Factory], *, device: torch.device | str = "cpu") -> DNI:
-    """The submodule `dni` for a plan that says how it is rewritten; its segments hold no parameters yet.
+def build_dni(
+    plan: Plan, factories: Mapping[str, Factory], settings: Settings, *, device: torch.device | str = "cpu"
+) -> DNI:
+    """The submodule `dni` for a plan; its segments hold no parameters yet.
 
     Args:
         factories: What makes the synthesizer of each crossing.
     """
-    assert plan.rewrite is not None
     dni = DNI(plan)
     for index, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
@@ -380,15 +436,30 @@ def build_dni(plan: Plan, factories: Mapping[str, Factory], *, device: torch.dev
             dtype = getattr(torch, tensor.dtype)
             axis = tensor.axis % len(tensor.shape)
             activation = Activation(tensor.shape, dtype, torch.device(device), axis)
-            settings = plan.rewrite
-            made = factories[name](activation, settings.classes or settings.context_size or 0)
+            made = factories[name](activation, settings.size)
             if not isinstance(made, nn.Module):
                 raise DniFxError(f"the synthesizer for {name} is a {type(made).__name__}, not an nn.Module")
             made.to(device=activation.device, dtype=dtype)
-            crossing = Crossing(made, activation, classes=settings.classes, context_size=settings.context_size)
-            dni.add_module(name, crossing)
-        dni.add_module(f"segment{index}", ops.Segment())
+            dni.add_module(name, Crossing(made, activation, settings))
+        dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training).to(device))
+    _tell_critics(dni, settings)
     return dni
+
+
+def _tell_critics(dni: DNI, settings: Settings) -> None:
+    """Let each critic hear the values of the one at the next cut, and the last one those of the model's output."""
+    heads = {name: s for name, s in dni.synthesizers.items() if isinstance(s, LossHead)}
+    if not any(head.fits_value for head in heads.values()):
+        return
+    assert settings.loss is not None
+    outcome = Outcome(loss_function(settings.loss))
+    dni.add_module("outcome", outcome)
+    above: Any = outcome.heard
+    for index, cut in reversed(list(enumerate(dni.plan.cuts))):
+        here = [heads[name] for t in cut.tensors if (name := crossing_name(index, t.node)) in heads]
+        for head in here:
+            head.heard.above = above
+        above = here[0].heard if here else above
 
 
 def hold_parameters(net: fx.GraphModule, dni: DNI) -> None:

@@ -5,7 +5,7 @@ the batch size for a loss averaged over the batch. Gradients of a mean shrink as
 not, so one learning rate suits every batch size. It is divided by the batch size when it is handed upstream.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dni_fx.errors import BackwardOrderError
+from dni_fx.errors import BackwardOrderError, DniFxError
+from dni_fx.settings import Mix, Training
 
 __all__ = ["Segment", "batch_size", "decouple", "inject", "specialised", "writable"]
 
@@ -37,10 +38,27 @@ class Accumulated:
 
 
 class Segment(nn.Module):
-    """The parameters of one segment. Holds them without owning them: state_dict does not list them twice."""
+    """What is to be known, while the net runs, of one segment and of the cut above it.
 
-    def __init__(self) -> None:
+    Holds the segment's parameters without owning them: state_dict does not list them twice.
+
+    Attributes:
+        mix: Share of the true gradient that is handed upstream; or from where to where it goes, in how many steps.
+        warmup: Steps at the beginning in which that share is 1.
+        clip: Largest norm of one sample's target; 0: no limit.
+        steps: Training steps so far, always on the CPU; in the state_dict where the share varies.
+        skipped: How often a prediction or a target was dropped, for it was not finite.
+    """
+
+    skipped: Tensor
+
+    def __init__(self, mix: Mix = 0.0, training: Training = Training()) -> None:  # noqa: B008  # frozen
         super().__init__()
+        self.mix = mix
+        self.warmup = training.warmup
+        self.clip = training.clip or 0.0
+        self.steps = torch.zeros((), dtype=torch.int64)
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
         self.hold(())
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -54,55 +72,144 @@ class Segment(nn.Module):
             one.nonzero = one.parameter.grad.any()  # type: ignore[union-attr]  # stays on the device: nobody waits
         return found
 
+    @property
+    def varies(self) -> bool:
+        """Whether the share of the true gradient changes from step to step."""
+        return isinstance(self.mix, tuple) or self.warmup > 0
+
+    def next_mix(self) -> float:
+        """The share of the true gradient in the step that begins."""
+        if torch.compiler.is_compiling():
+            if self.varies:
+                raise DniFxError("a warm-up or a mix that changes cannot be compiled: compile when they are over")
+            return float(self.mix)  # type: ignore[arg-type]
+        self.steps += 1
+        done = int(self.steps) - 1 - self.warmup
+        if done < 0:
+            return 1.0
+        if not isinstance(self.mix, tuple):
+            return float(self.mix)
+        start, end, steps = self.mix
+        return start + (end - start) * min(done / steps, 1.0)
+
+    def keep_finite(self, gradient: Tensor) -> Tensor | None:
+        """The gradient; if anything in it is not finite, it is counted, and None, or zeros where a look would wait."""
+        ok = is_finite(gradient)
+        if gradient.device.type == "cpu":
+            if bool(ok):
+                return gradient
+            self.skipped += 1
+            return None
+        self.skipped += ~ok
+        return torch.where(ok, gradient, 0.0)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.varies:
+            destination[f"{prefix}steps"] = self.steps.clone()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        steps = state_dict.pop(f"{prefix}steps", None)
+        if steps is not None:
+            self.steps = steps.detach().cpu().clone()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def is_finite(gradient: Tensor) -> Tensor:
+    """Whether all of it is: one pass, and the answer stays on the device."""
+    wide = torch.float32 if gradient.dtype.itemsize < 4 else None
+    ok: Tensor = gradient.sum(dtype=wide).isfinite()
+    return ok
+
+
+def clipped(target: Tensor, clip: float, batch: int) -> Tensor:
+    """The target with the norm of each sample's own gradient (target times batch) held down to `clip`; 0: no limit."""
+    if not clip:
+        return target
+    norms = torch.linalg.vector_norm(target.reshape(batch, -1), dim=1, keepdim=True) * batch
+    held: Tensor = target.reshape(batch, -1) * (clip / norms.clamp(min=clip))
+    return held.reshape(target.shape)
+
 
 # ------------------------------------------------------------------------------------- unlock="none"
 _library = torch.library.Library("dni_fx", "FRAGMENT")
-_library.define("inject(Tensor h, Tensor prediction, float mix) -> Tensor")
+_library.define("inject(Tensor h, Tensor prediction, float mix, float clip) -> Tensor")
 # An op registered with torch.library may not return its input, hence the clone.
-_library.impl("inject", lambda h, prediction, mix: h.clone(), "CompositeExplicitAutograd")
-torch.library.register_fake("dni_fx::inject", lambda h, prediction, mix: torch.empty_like(h), lib=_library)
+_library.impl("inject", lambda h, prediction, mix, clip: h.clone(), "CompositeExplicitAutograd")
+torch.library.register_fake("dni_fx::inject", lambda h, prediction, mix, clip: torch.empty_like(h), lib=_library)
 
 
 def _inject_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    h, prediction, ctx.mix = inputs
+    h, prediction, ctx.mix, ctx.clip = inputs
     ctx.batch = batch_size(h)
     ctx.save_for_backward(prediction)
 
 
-def _inject_backward(ctx: Any, target: Tensor) -> tuple[Tensor, Tensor, None]:
+def _inject_backward(ctx: Any, target: Tensor) -> tuple[Tensor, Tensor, None, None]:
     (prediction,) = ctx.saved_tensors
     synthetic = prediction / ctx.batch
-    if ctx.mix == 0.0:
-        upstream = synthetic.to(target.dtype, copy=True)
-    elif ctx.mix == 1.0:
+    error = synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype)
+    error = torch.where(is_finite(error), error, 0.0)
+    if ctx.mix == 1.0:
         upstream = target.clone()
     else:
-        upstream = ctx.mix * target + (1 - ctx.mix) * synthetic.to(target.dtype)
-    return upstream, synthetic - target.to(synthetic.dtype), None
+        upstream = synthetic.to(target.dtype)
+        if ctx.mix != 0.0:
+            upstream = ctx.mix * target + (1 - ctx.mix) * upstream
+        upstream = torch.where(is_finite(upstream), upstream, 0.0)
+    return upstream, error, None, None
 
 
 torch.library.register_autograd("dni_fx::inject", _inject_backward, setup_context=_inject_setup, lib=_library)
 
 
-def inject(h: Tensor, prediction: Tensor | None, mix: float = 0.0) -> Tensor:
-    """Identity whose backward pass hands the synthetic gradient upstream.
+def inject(
+    outputs: Sequence[Tensor],
+    detached: Sequence[Tensor],
+    predictions: Sequence[Tensor | None],
+    segment: Segment,
+) -> tuple[Tensor, ...]:
+    """Hand the outputs of a segment on, unchanged, so that the backward pass hands synthetic gradients down.
 
-    One differentiable op: upstream goes `mix * target + (1 - mix) * prediction / batch` (BP(lambda),
+    One differentiable op a tensor: upstream goes `mix * target + (1 - mix) * prediction / batch` (BP(lambda),
     Jaderberg et al. 2017, supplement), and the synthesizer receives `prediction / batch - target`, the
-    gradient of the batch mean of half the squared per-sample error.
+    gradient of the batch mean of half the squared per-sample error. What is not finite is dropped.
 
     Args:
-        h: The crossing activation, any floating dtype, batch first.
-        prediction: The synthesizer's output, shaped like `h`; None (eval, no grad) makes this the identity.
-        mix: Share of the true gradient, 0 to 1.
+        outputs: All tensors that cross the cut, any floating dtype, batch first.
+        detached: The same tensors, detached: what the synthesizers saw.
+        predictions: One for each, shaped like it; None (eval, no grad) makes this the identity.
+        segment: Says what `mix` is.
     """
-    if has_torch_function((h, prediction)):
-        result: Tensor = handle_torch_function(inject, (h, prediction), h, prediction, mix)
-        return result
-    if prediction is None:
-        return h
-    injected: Tensor = torch.ops.dni_fx.inject(h, prediction, mix)
-    return injected
+    tensors = (*outputs, *detached, *predictions)
+    if has_torch_function(tensors):
+        traced: tuple[Tensor, ...] = handle_torch_function(inject, tensors, outputs, detached, predictions, segment)
+        return traced
+    if any(prediction is None for prediction in predictions):
+        return tuple(outputs)
+    return _injected(outputs, predictions, segment, segment.next_mix())
+
+
+def _injected(
+    outputs: Sequence[Tensor], predictions: Sequence[Tensor | None], segment: Segment, mix: float
+) -> tuple[Tensor, ...]:
+    injected = []
+    for h, prediction in zip(outputs, predictions, strict=True):
+        assert prediction is not None
+        following = torch.ops.dni_fx.inject(h, prediction, mix, segment.clip)
+        if following.requires_grad and not torch.compiler.is_compiling():
+            following.register_hook(_counter(prediction.detach(), segment))
+        injected.append(following)
+    return tuple(injected)
+
+
+def _counter(prediction: Tensor, segment: Segment) -> Callable[[Tensor], None]:
+    """Counts what the op drops."""
+
+    def count(target: Tensor) -> None:
+        segment.skipped += ~(is_finite(target) & is_finite(prediction))
+
+    return count
 
 
 # --------------------------------------------------------------------------------- unlock="backward"
@@ -110,19 +217,22 @@ class _Boundary(torch.autograd.Function):
     """Hands a detached activation on; what comes back is the synthesizer's target."""
 
     @staticmethod
-    def forward(ctx: Any, detached: Tensor, prediction: Tensor, accumulated: list[Accumulated]) -> Tensor:
+    def forward(
+        ctx: Any, detached: Tensor, prediction: Tensor, accumulated: list[Accumulated], segment: Segment
+    ) -> Tensor:
         ctx.batch = batch_size(detached)
-        ctx.accumulated = accumulated
+        ctx.accumulated, ctx.segment = accumulated, segment
         ctx.save_for_backward(prediction)
         return detached
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor | None, None, None]:
         (prediction,) = ctx.saved_tensors
         _check_not_erased(ctx.accumulated)
         synthetic = prediction / ctx.batch
-        return None, synthetic - target.to(synthetic.dtype), None
+        target = clipped(target, ctx.segment.clip, ctx.batch)
+        return None, ctx.segment.keep_finite(synthetic - target.to(synthetic.dtype)), None, None
 
 
 def _check_not_erased(accumulated: list[Accumulated]) -> None:
@@ -169,16 +279,20 @@ def decouple(
         return traced
     if any(prediction is None for prediction in predictions):
         return tuple(outputs)
+    if segment.next_mix() == 1.0:  # the warm-up
+        return _injected(outputs, predictions, segment, 1.0)
     roots, gradients = [], []
     for h, prediction in zip(outputs, predictions, strict=True):
         if h.requires_grad and prediction is not None:
-            roots.append(h)
-            gradients.append((prediction.detach() / batch_size(h)).to(h.dtype))
+            synthetic = segment.keep_finite(prediction.detach() / batch_size(h))
+            if synthetic is not None:
+                roots.append(h)
+                gradients.append(synthetic.to(h.dtype))
     if roots:
         torch.autograd.backward(roots, gradients)
     accumulated = segment.accumulated()
     boundary: Any = _Boundary.apply
-    return tuple(boundary(h_in, p, accumulated) for h_in, p in zip(detached, predictions, strict=True))
+    return tuple(boundary(h_in, p, accumulated, segment) for h_in, p in zip(detached, predictions, strict=True))
 
 
 def writable(h: Tensor, prediction: Tensor | None) -> Tensor:
@@ -206,3 +320,4 @@ def specialised(name: str, value: object, traced: object) -> None:
 
 torch.fx.node.has_side_effect(specialised)
 torch.fx.node.has_side_effect(decouple)
+torch.fx.node.has_side_effect(inject)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dni_fx.errors import DniFxError
+from dni_fx.settings import Mix, Settings, Training, loss_name
 
 __all__ = ["Cut", "Forecast", "Outlook", "Plan", "Rewrite", "SegmentPlan", "Tensor", "Verdict", "Weighed"]
 
@@ -107,10 +108,25 @@ class Rewrite:
     """How the cuts are rewritten."""
 
     unlock: str
-    mix: float
+    mix: Mix
     classes: int | None
     context_size: int | None
     synthesizers: dict[str, str]  # by crossing, as in `net.code`
+    loss: str | None = None  # a name in torch.nn.functional; empty: a function of the person's own
+    training: Training = field(default_factory=Training)  # without its optimizer
+
+    @classmethod
+    def of(cls, settings: Settings, synthesizers: dict[str, str]) -> "Rewrite":
+        training = replace(settings.training, optimizer=None)
+        context = settings.classes, settings.context_size
+        return cls(settings.unlock, settings.mix, *context, synthesizers, loss_name(settings.loss), training)
+
+    @property
+    def settings(self) -> Settings:
+        """Raises: DniFxError, if the loss is one that has no name."""
+        if self.loss == "":
+            raise DniFxError("the loss that the synthesizers use is a function of your own, which a plan cannot name")
+        return Settings(self.unlock, self.mix, self.classes, self.context_size, self.loss, self.training)
 
 
 @dataclass(frozen=True)
@@ -169,7 +185,7 @@ class Plan:
         )
         segments = tuple(SegmentPlan(**(s | {"nodes": tuple(s["nodes"])})) for s in data["segments"])
         forecast, verdict = (None if data.get(name) is None else read(data[name]) for name, read in _READ.items())
-        rewrite = Rewrite(**data["rewrite"]) if data["rewrite"] is not None else None
+        rewrite = _read_rewrite(data["rewrite"]) if data["rewrite"] is not None else None
         rest: dict[str, Any] = {"cuts": cuts, "segments": segments, "rewrite": rewrite, "inputs": tuple(data["inputs"])}
         rest |= {"forecast": forecast, "verdict": verdict}
         rest |= {"tried": tuple(data.get("tried", ()))}
@@ -178,6 +194,12 @@ class Plan:
 
     def with_rewrite(self, rewrite: Rewrite) -> "Plan":
         return replace(self, rewrite=rewrite)
+
+
+def _read_rewrite(data: dict[str, Any]) -> Rewrite:
+    mix = data["mix"]
+    training = Training(**data.get("training", {}))
+    return Rewrite(**(data | {"mix": tuple(mix) if isinstance(mix, list) else mix, "training": training}))
 
 
 def _read_forecast(data: dict[str, Any]) -> Forecast:

@@ -9,6 +9,7 @@ from dni_fx import costs, meta
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.profiling import seconds
 from dni_fx.saving import Saving
+from dni_fx.settings import Settings, loss_function
 from dni_fx.synthesizers import Activation, Factory, resolve
 
 __all__ = ["Price", "synthesizer_prices"]
@@ -28,12 +29,12 @@ class Price:
 
 
 def synthesizer_prices(
-    graph: fx.Graph, synthesizer: str | Factory, context_size: int, *, measure: bool = False
+    graph: fx.Graph, synthesizer: str | Factory, settings: Settings, *, measure: bool = False
 ) -> tuple[dict[str, Price], dict[str, str]]:
     """The price of a synthesizer for every node of an annotated graph that can have one, or why it can have none.
 
     Args:
-        context_size: Entries of what it is conditioned on; 0: nothing.
+        settings: What it is conditioned on, and with which loss.
         measure: Seconds on real tensors in place of FLOPs.
     """
     known: dict[Activation, Price | str] = {}
@@ -47,7 +48,7 @@ def synthesizer_prices(
         device = record.device if measure and record.device is not None else torch.device("meta")
         activation = Activation(record.shape, record.dtype, device, axis)
         if activation not in known:
-            known[activation] = _price(activation, synthesizer, context_size)
+            known[activation] = _price(activation, synthesizer, settings)
         price = known[activation]
         if isinstance(price, Price):
             prices[node.name] = price
@@ -56,30 +57,30 @@ def synthesizer_prices(
     return prices, refused
 
 
-def _price(activation: Activation, synthesizer: str | Factory, context_size: int) -> Price | str:
+def _price(activation: Activation, synthesizer: str | Factory, settings: Settings) -> Price | str:
     """Or why there is no such synthesizer for this activation. One that looks at values is run on zeros."""
     reason = ""
+    loss = None if settings.loss is None else loss_function(settings.loss)
+    name, factory = resolve(synthesizer, activation.shape, activation.axis, loss)
     for device in dict.fromkeys((activation.device, torch.device("cpu"))):
         try:
             with torch.random.fork_rng(devices=[]):
-                return _built(replace(activation, device=device), synthesizer, context_size, activation.device)
+                return _built(replace(activation, device=device), factory, settings, activation.device)
         except DniFxError as error:
             return str(error)
         except Exception as error:
             reason = first_line(error)
-    name = resolve(synthesizer, activation.shape, activation.axis)[0]
     return f"synthesizer {name} does not run on a tensor of shape {list(activation.shape)}: {reason}"
 
 
-def _built(activation: Activation, synthesizer: str | Factory, context_size: int, asked: torch.device) -> Price:
+def _built(activation: Activation, factory: Factory, settings: Settings, asked: torch.device) -> Price:
     """Build one and run it; measure it if it was not only asked for its FLOPs, on the device meta."""
-    _, factory = resolve(synthesizer, activation.shape, activation.axis)
     with activation.device:
-        module = factory(activation, context_size)
+        module = factory(activation, settings.size)
         if not isinstance(module, nn.Module):
             raise DniFxError(f"the synthesizer is a {type(module).__name__}, not an nn.Module")
         module = module.to(activation.dtype)
-        h, context = example(activation, context_size)
+        h, context = example(activation, settings, module)
     parameters = list(module.parameters())
     counter = costs.flop_counter()
     saving = Saving([*parameters, h])
@@ -110,9 +111,14 @@ def _train(module: nn.Module, h: Tensor, context: Tensor | None) -> None:
         prediction.backward(torch.ones_like(prediction))
 
 
-def example(activation: Activation, context_size: int) -> tuple[Tensor, Tensor | None]:
+def example(activation: Activation, settings: Settings, module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """What a synthesizer is called with: zeros."""
     shape = list(activation.shape)
     h = torch.zeros(shape, dtype=activation.dtype)
-    shape[activation.axis] = context_size
-    return h, torch.zeros(shape) if context_size else None
+    if not settings.size:
+        return h, None
+    if getattr(module, "takes_loss", False):
+        integers = settings.classes is not None
+        return h, torch.zeros(shape[0], dtype=torch.long) if integers else torch.zeros(shape[0], settings.size)
+    shape[activation.axis] = settings.size
+    return h, torch.zeros(shape)

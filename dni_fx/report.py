@@ -34,7 +34,7 @@ def plan_report(plan: Plan) -> RenderableType:
         settings = plan.rewrite
         head.append(f"\nunlock: {settings.unlock}")
         if settings.mix:
-            head.append(f", mix {settings.mix:g}")
+            head.append(f", mix {settings.mix}")
         if settings.classes:
             head.append(f", synthesizers conditioned on {settings.classes} labels: net(..., dni_context=labels)")
         if settings.context_size:

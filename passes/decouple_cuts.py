@@ -1,6 +1,7 @@
-"""unlock="backward": run each segment's backward pass at its cut, and hand its outputs on, detached."""
+"""Put the boundary at every cut: the function that hands the outputs of the segment below on."""
 
 import operator
+from collections.abc import Callable
 
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -15,24 +16,31 @@ __all__ = ["DecoupleCuts"]
 class DecoupleCuts(PassBase):
     """Needs: `AddSynthesizers`, a module `dni.segment<k>` for every segment with a cut above it.
 
-    Leaves: one `ops.decouple` a cut for all its tensors at once, and everything above the cut on its results
+    Leaves: one call of the boundary a cut for all its tensors at once, and everything above the cut on its results
     (role "boundary").
+
+    Args:
+        boundary: `ops.decouple` (unlock="backward") or `ops.inject` (unlock="none").
     """
+
+    def __init__(self, boundary: Callable[..., object] = ops.decouple) -> None:
+        super().__init__()
+        self.boundary = boundary
 
     def call(self, graph_module: GraphModule) -> PassResult:
         for cut, predictions in synthesizers_by_cut(graph_module.graph).items():
-            _decouple(graph_module.graph, cut, predictions)
+            _decouple(graph_module.graph, cut, predictions, self.boundary)
         return PassResult(graph_module, True)
 
 
-def _decouple(graph: Graph, cut: int, predictions: list[Node]) -> None:
+def _decouple(graph: Graph, cut: int, predictions: list[Node], boundary: Callable[..., object]) -> None:
     detached = [prediction.args[0] for prediction in predictions]
     outputs = [node.args[0] for node in detached if isinstance(node, Node) and isinstance(node.args[0], Node)]
     with graph.inserting_after(predictions[-1]):
         segment = graph.get_attr(f"dni.segment{cut}")
     with graph.inserting_after(segment):
         arguments = (tuple(outputs), tuple(detached), tuple(predictions), segment)
-        decoupled = graph.call_function(ops.decouple, arguments)
+        decoupled = graph.call_function(boundary, arguments)
     added = [segment, decoupled]
     for i, output in enumerate(outputs):
         with graph.inserting_after(added[-1]):

@@ -14,12 +14,10 @@ class RemoveDni(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
         for node in list(graph.nodes):
-            if node.target is ops.decouple:
+            if node.target in (ops.decouple, ops.inject):
                 for following in list(node.users):
                     _replace(following, node.args[0][following.args[1]])
                 graph.erase_node(node)
-            elif node.target is ops.inject:
-                _replace(node, node.args[0])
         for node in reversed(graph.nodes):
             if not node.users and _is_ours(node):
                 graph.erase_node(node)

@@ -52,7 +52,7 @@ def _synthesizers_are_impure(module: GraphModule) -> Iterator[str]:
     for node in module.graph.nodes:
         if meta.of(node).role == "synthesizer" and not node.is_impure():
             yield f"dead code elimination would remove {node}"
-        if node.target is ops.decouple and not node.is_impure():
+        if node.target in (ops.decouple, ops.inject) and not node.is_impure():
             yield f"dead code elimination would remove {node}"
 
 

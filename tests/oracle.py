@@ -46,11 +46,9 @@ def tell_truth(net: DecoupledModule, call: Call, loss: Callable[[Any], Tensor] =
     through = copy.deepcopy(net)
     seen: dict[str, Tensor] = {}
     for node in through.graph.nodes:
-        if node.target is ops.decouple:
+        if node.target in (ops.decouple, ops.inject):
             names = [prediction.target.removeprefix("dni.") for prediction in node.args[2]]
             node.target = _recorder(names, seen)
-        elif node.target is ops.inject:
-            node.target = _recorder_of_one(node.args[1].target.removeprefix("dni."), seen)
     through.recompile()
     through.zero_grad()
     torch.manual_seed(1)
@@ -72,8 +70,3 @@ def _recorder(names: list[str], seen: dict[str, Tensor]) -> Callable[..., tuple[
 
     record.__name__ = "record"
     return record
-
-
-def _recorder_of_one(name: str, seen: dict[str, Tensor]) -> Callable[..., Tensor]:
-    record = _recorder([name], seen)
-    return lambda h, *_: record((h,))[0]

@@ -81,8 +81,9 @@ def test_a_custom_synthesizer_is_not_read_back() -> None:
 def _skip(net: Any) -> None:
     """A user above the cut takes the value from below it."""
     boundary = next(n for n in net.graph.nodes if n.target is ops.inject)
-    user = next(iter(boundary.users))
-    user.replace_input_with(boundary, boundary.args[0])
+    following = next(iter(boundary.users))
+    user = next(iter(following.users))
+    user.replace_input_with(following, boundary.args[0][following.args[1]])
     net.recompile()
 
 

@@ -40,6 +40,7 @@ from dni_fx.errors import CaptureError, NoLegalCutError
 from dni_fx.inputs import Inputs
 from dni_fx.planning import Plan
 from dni_fx.positions import Position
+from dni_fx.settings import Settings
 
 MODELS = {"auto": 900, "modules": 1000, "export": 100}
 
@@ -65,8 +66,7 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
         places = cutting.separated(flow, places, drop=True)
         plan = plan_at(module.graph, places, used)
         unlock = choice.choice(["none", "backward"])
-        settings = {"unlock": unlock, "mix": 0.0, "classes": None, "context_size": None}
-        rewritten = api.rewrite(module, plan, synthesizer="auto", **settings)  # type: ignore[arg-type]
+        rewritten = api.rewrite(module, plan, "auto", Settings(unlock=unlock))
     except (CaptureError, NoLegalCutError) as error:
         assert frontend != "auto" or isinstance(error, NoLegalCutError) or "modules: no submodule" in str(error)
         return

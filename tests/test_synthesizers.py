@@ -10,9 +10,10 @@ from torch import Tensor, nn
 import dni_fx
 from dni_fx import synthesizers
 from dni_fx.errors import ContextError, DniFxError
-from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer, expand_context
+from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer, expand_context, registry
 
 CPU = torch.device("cpu")
+PLAIN = ["conv", "linear", "mlp"]  # with all options at their defaults
 SHAPES = [
     # shape, feature axis, name
     ((5, 7), 1, "vector"),
@@ -34,7 +35,7 @@ def _context(shape: tuple[int, ...], axis: int, size: int) -> Tensor | None:
 
 @pytest.mark.parametrize("size", [0, 3])
 @pytest.mark.parametrize(("shape", "axis"), [s[:2] for s in SHAPES], ids=[s[2] for s in SHAPES])
-@pytest.mark.parametrize("name", sorted(REGISTRY))
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_contract(name: str, shape: tuple[int, ...], axis: int, size: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -65,7 +66,7 @@ def test_contract(name: str, shape: tuple[int, ...], axis: int, size: int, dtype
     assert activation.features == shape[axis]
 
 
-@pytest.mark.parametrize("name", sorted(REGISTRY))
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_synthesizer_learns_a_linear_rule(name: str) -> None:
     """Its gradient is that of half the squared error: the same rule that `ops` applies."""
     torch.manual_seed(0)
@@ -259,7 +260,7 @@ WRONG: list[tuple[str, Tensor, Tensor, int, int | None, str]] = [
     ("wrong-length", torch.randint(0, 3, (4, 6)), H, 2, 3, "positions"),
     ("batch-second", torch.randint(0, 3, (5, 4)), H, 2, 3, "positions"),
     ("label-too-large", torch.tensor([0, 1, 3, 1]), torch.rand(4, 6), 1, 3, "labels from 0 to 2"),
-    ("label-negative", torch.tensor([0, 1, -100, 1]), torch.rand(4, 6), 1, 3, "labels from 0 to 2"),
+    ("label-negative", torch.tensor([0, 1, -1, 1]), torch.rand(4, 6), 1, 3, "labels from 0 to 2"),
     ("one-vector-for-all", torch.rand(7), torch.rand(4, 6), 1, None, "in the order of the batch"),
     ("one-column", torch.tensor([[0], [1], [2], [1]]), torch.rand(4, 6), 1, 3, "positions"),
 ]
@@ -303,7 +304,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"mix": 1.5, "unlock": "none"}, "between 0 and 1"),
     ({"mix": float("nan"), "unlock": "none"}, "between 0 and 1"),
     ({"unlock": "forwards"}, "unlock='forwards'"),
-    ({"synthesizer": "convv"}, "no synthesizer named 'convv'; there are auto, conv, linear, mlp"),
+    ({"synthesizer": "convv"}, "no synthesizer named 'convv'; there are auto, "),
     ({"synthesizer": "conv"}, "a conv synthesizer needs a map (N, C, ...)"),
     ({"synthesizer": lambda a, c: None}, "is a NoneType, not an nn.Module"),
 ]
@@ -360,7 +361,7 @@ def test_own_synthesizers(own: Any, name: str, unlock: str, settings: Any) -> No
 
 
 def test_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthesizers, "REGISTRY", REGISTRY.copy())
+    monkeypatch.setattr(registry, "REGISTRY", REGISTRY.copy())
     synthesizers.register("scale")(Scale)
     net = dni_fx.transform(mlp(), X, cuts=2, synthesizer="scale")
     assert [type(s) for s in net.dni.synthesizers.values()] == [Scale]

@@ -1,8 +1,9 @@
 """Synthesizers: small networks that predict the gradient of an activation (Jaderberg et al. 2017, Sect. 2)."""
 
 from dni_fx.synthesizers.base import Activation, Factory, Synthesizer
-from dni_fx.synthesizers.conditioning import expand_context
+from dni_fx.synthesizers.conditioning import check_labels, expand_context
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear
+from dni_fx.synthesizers.losses import Critic, GuidedHead, LocalHead, LossHead, Outcome
 from dni_fx.synthesizers.registry import REGISTRY, register, resolve
 
 __all__ = [
@@ -10,9 +11,15 @@ __all__ = [
     "REGISTRY",
     "Activation",
     "Conv",
+    "Critic",
     "Factory",
+    "GuidedHead",
     "Linear",
+    "LocalHead",
+    "LossHead",
+    "Outcome",
     "Synthesizer",
+    "check_labels",
     "expand_context",
     "register",
     "resolve",

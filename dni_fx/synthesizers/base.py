@@ -1,12 +1,13 @@
 """What every synthesizer is: a small network that predicts the gradient of an activation (Jaderberg et al. 2017)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Activation", "Factory", "Synthesizer", "zero_"]
+__all__ = ["Activation", "Factory", "Synthesizer", "adaptive_average", "zero_"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,14 @@ def zero_(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def adaptive_average(map: Tensor, positions: Sequence[int]) -> Tensor:
+    """A map (N, C, ...) of one to three spatial axes, averaged to so many positions along each."""
+    pools: dict[int, Any] = {
+        1: nn.functional.adaptive_avg_pool1d,
+        2: nn.functional.adaptive_avg_pool2d,
+        3: nn.functional.adaptive_avg_pool3d,
+    }
+    pooled: Tensor = pools[len(positions)](map, tuple(positions))
+    return pooled

@@ -4,16 +4,41 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import ContextError
+from dni_fx.synthesizers.base import adaptive_average
 
-__all__ = ["expand_context"]
+__all__ = ["check_labels", "expand_context"]
+
+
+IGNORED = -100  # the label that torch's losses leave out
+
+
+def check_labels(context: Tensor, classes: int | None, size: int) -> Tensor:
+    """The context as it was given, if a loss can compare with it.
+
+    Args:
+        context: With `classes`: integers; or rows of `size` floats.
+
+    Raises:
+        ContextError: If it does not fit.
+    """
+    if context.is_floating_point():
+        if context.dim() == 0 or context.shape[-1] != size:
+            raise ContextError(f"dni_context has shape {list(context.shape)}; expected {size} values a row")
+    elif classes is None:
+        raise ContextError(f"dni_context holds integers; expected {size} floats a row")
+    else:
+        _check_range(context, classes)
+    return context
 
 
 def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: int | None, size: int) -> Tensor:
     """Bring a context to the activation's shape, but for the feature axis.
 
     Args:
-        context: With `classes`: integer labels (N,), (N, T) or (N, H, W), or one-hot or soft labels with a last
-            axis of `classes`. Else a float vector (N, size), or one for each position, features last.
+        context: With `classes`: integer labels (N,), (N, T) or (N, H, W), of which -100 stands for none, or one-hot
+            or soft labels with a last axis of `classes`. Else a float vector (N, size), or one for each position,
+            features last; or, with size 1, a number, such as the loss of the last step. A map of labels is
+            averaged to the activation's resolution.
         activation: (N, ...); its axes other than `axis` are what the context is repeated over.
         axis: The activation's feature axis.
         classes: Number of labels.
@@ -23,32 +48,51 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
         ContextError: If the context does not fit.
     """
     if classes is not None and not context.is_floating_point():
-        _check_labels(context, classes)
-        try:
-            context = nn.functional.one_hot(context.long(), classes)
-        except RuntimeError as error:
-            raise ContextError(f"dni_context: labels must lie between 0 and {classes - 1} ({error})") from None
+        context = _one_hot(context, classes)
+    axis = axis % activation.dim()
+    positions = [n for i, n in enumerate(activation.shape) if i != axis]
+    if context.dim() == 0 and size == 1:
+        return context.to(activation.dtype).expand(*positions, 1).movedim(-1, axis)
     if context.dim() == 0 or context.shape[-1] != size:
         wanted = f"integer labels, or {size} values a row" if classes is not None else f"{size} values a row"
         raise ContextError(f"dni_context has shape {list(context.shape)}; expected {wanted}")
-    axis = axis % activation.dim()
-    wanted_shape = [n for i, n in enumerate(activation.shape) if i != axis]
+    if axis == 1 and context.dim() == activation.dim() > 2 and len(context) == len(activation):
+        context = _at_resolution(context, positions[1:])
     lead = list(context.shape[:-1])
-    if lead != wanted_shape[: len(lead)] or (wanted_shape and not lead):
+    if lead != positions[: len(lead)] or (positions and not lead):
         raise ContextError(
-            f"dni_context is for {lead} positions, but the activation at the cut has {wanted_shape}: give integer "
+            f"dni_context is for {lead} positions, but the activation at the cut has {positions}: give integer "
             "labels (N,), or a row of values a sample (N, values), in the order of the batch; one-hot labels are floats"
         )
-    context = context.reshape(*lead, *[1] * (len(wanted_shape) - len(lead)), size).expand(*wanted_shape, size)
+    context = context.reshape(*lead, *[1] * (len(positions) - len(lead)), size).expand(*positions, size)
     return context.movedim(-1, axis)
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    """(..., classes) of floats; all zero where a label is to be ignored."""
+    _check_range(labels, classes)
+    known = labels != IGNORED
+    try:
+        hot = nn.functional.one_hot(torch.where(known, labels, 0).long(), classes)
+    except RuntimeError as error:
+        raise ContextError(f"dni_context: labels must lie between 0 and {classes - 1} ({error})") from None
+    return (hot * known.unsqueeze(-1)).float()
+
+
+def _at_resolution(context: Tensor, positions: list[int]) -> Tensor:
+    """A map (N, ..., size) averaged to other positions."""
+    if list(context.shape[1:-1]) == positions or not context.is_floating_point():
+        return context
+    return adaptive_average(context.movedim(-1, 1), positions).movedim(1, -1)
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
     """Only where a look is free: on a GPU it would wait for the device, and a compiler cannot look."""
     if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
-        least, most = int(labels.min()), int(labels.max())
-        if least < 0 or most >= classes:
+        known = labels[labels != IGNORED]
+        if known.numel() and (int(known.min()) < 0 or int(known.max()) >= classes):
+            wrong = int(known.min()) if int(known.min()) < 0 else int(known.max())
             raise ContextError(
-                f"dni_context holds the label {least if least < 0 else most}; expected labels from 0 to {classes - 1}: "
-                "give positions that the loss ignores any of these"
+                f"dni_context holds the label {wrong}; expected labels from 0 to {classes - 1}, or {IGNORED}, which is "
+                "left out"
             )

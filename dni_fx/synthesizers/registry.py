@@ -1,32 +1,75 @@
 """Synthesizers by name."""
 
+import ast
+import functools
+import inspect
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from dni_fx.errors import DniFxError
+from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Factory
 
 __all__ = ["REGISTRY", "register", "resolve"]
 
-REGISTRY: dict[str, Factory] = {}
+F = TypeVar("F", bound=Callable[..., Any])
+REGISTRY: dict[str, Callable[..., Any]] = {}
 
 
-def register(name: str) -> Callable[[Factory], Factory]:
+def register(name: str) -> Callable[[F], F]:
     """Make a synthesizer available by name, to `transform(synthesizer=name)` and the command line."""
 
-    def add(factory: Factory) -> Factory:
+    def add(factory: F) -> F:
         REGISTRY[name] = factory
         return factory
 
     return add
 
 
-def resolve(synthesizer: str | Factory, shape: tuple[int, ...], axis: int) -> tuple[str, Factory]:
-    """The name and the factory that `synthesizer` stands for; "auto" picks conv for maps, else linear."""
+def resolve(
+    synthesizer: str | Factory, shape: tuple[int, ...], axis: int, loss: Loss | None = None
+) -> tuple[str, Factory]:
+    """The name and the factory that `synthesizer` stands for.
+
+    Args:
+        synthesizer: A registered name, with options as in "mlp(hidden_layers=2)"; "auto"; or a factory, as it is.
+            "auto" picks the local head where a loss is given; else conv for maps, linear for vectors and sequences.
+        loss: What those with a loss of their own use.
+    """
     if not isinstance(synthesizer, str):
         return getattr(synthesizer, "__name__", type(synthesizer).__name__), synthesizer
     if synthesizer == "auto":
         is_map = axis == 1 and len(shape) in (3, 4, 5)
-        synthesizer = "conv" if is_map else "linear"
-    if synthesizer not in REGISTRY:
-        raise DniFxError(f"no synthesizer named {synthesizer!r}; there are auto, {', '.join(sorted(REGISTRY))}")
-    return synthesizer, REGISTRY[synthesizer]
+        synthesizer = "local_head" if loss is not None else "conv" if is_map else "linear"
+    name, options = _parsed(synthesizer)
+    if name not in REGISTRY:
+        raise DniFxError(f"no synthesizer named {name!r}; there are auto, {', '.join(sorted(REGISTRY))}")
+    factory = REGISTRY[name]
+    if getattr(factory, "takes_loss", False):
+        if loss is None:
+            raise DniFxError(
+                f"synthesizer {name} needs the loss and labels: give loss= and classes= (or context_size=)"
+            )
+        options["loss"] = loss
+    return synthesizer, _bound(factory, name, options) if options else factory
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of "name" or "name(option=literal, ...)"."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        if isinstance(call, ast.Name):
+            return call.id, {}
+        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
+        return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg}
+    except (SyntaxError, ValueError, AssertionError):
+        raise DniFxError(f"synthesizer {text!r}: give a name, or name(option=value, ...)") from None
+
+
+def _bound(factory: Factory, name: str, options: dict[str, Any]) -> Factory:
+    known = [p for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    strange = sorted(options.keys() - {p.name for p in known})
+    if strange:
+        allowed = ", ".join(p.name for p in known if p.name != "loss") or "none"
+        raise DniFxError(f"synthesizer {name} has no option {strange[0]!r}; there are {allowed}")
+    return functools.partial(factory, **options)

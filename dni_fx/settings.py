@@ -1,0 +1,145 @@
+"""How a model is rewritten at its cuts, and how the synthesizers there are trained."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dni_fx.errors import DniFxError
+
+__all__ = ["Loss", "Mix", "Settings", "Training", "check_settings", "loss_function", "loss_name", "parse_mix"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Mix = float | tuple[float, float, int]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the synthesizers are trained; the defaults are those that did best in `benchmarks/`.
+
+    Args:
+        scale: What the targets are multiplied by before they are regressed: a number, or "rms", one over their running
+            root mean square. A target is the gradient of each sample's own loss: dL/dh times the batch size. With
+            scale 1 one learning rate suits every batch size.
+        clip: The largest norm of one sample's target; None: no limit.
+        warmup: For so many steps the true gradients are used, while the synthesizers learn to predict them. Nothing is
+            unlocked in that time, and no memory saved.
+        every: Train the synthesizers at every such step only; in between they just predict.
+        lr: What the synthesizers' learning rate is, as a multiple of the rate of the optimizer they are added to.
+        optimizer: Makes an optimizer of their own from their parameters; it steps when the person's does.
+    """
+
+    scale: float | str = 1.0
+    clip: float | None = None
+    warmup: int = 0
+    every: int = 1
+    lr: float = 1.0
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale != "rms" and not _positive(self.scale):
+            raise DniFxError(f'scale={self.scale!r}: a positive number, or "rms"')
+        if self.clip is not None and not _positive(self.clip):
+            raise DniFxError(f"clip={self.clip!r}: the largest norm of a target is a positive number, or None")
+        if not _whole(self.warmup) or self.warmup < 0:
+            raise DniFxError(f"warmup={self.warmup!r}: a number of steps, 0 or more")
+        if not _whole(self.every) or self.every < 1:
+            raise DniFxError(f"every={self.every!r}: a number of steps, 1 or more")
+        if not _positive(self.lr):
+            raise DniFxError(f"lr={self.lr!r}: the multiple of the learning rate is a positive number")
+        if self.optimizer is not None and not callable(self.optimizer):
+            raise DniFxError("optimizer: a function from parameters to an optimizer, such as torch.optim.Adam")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the cuts are rewritten, as in `dni_fx.transform`."""
+
+    unlock: str = "backward"
+    mix: Mix = 0.0
+    classes: int | None = None
+    context_size: int | None = None
+    loss: str | Loss | None = None
+    training: Training = field(default_factory=Training)
+
+    @property
+    def size(self) -> int:
+        """Entries of what the synthesizers are conditioned on; 0: nothing."""
+        return self.classes or self.context_size or 0
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise a DniFxError that says which of the settings is wrong."""
+    unlock, mix = settings.unlock, settings.mix
+    if unlock not in ("none", "backward"):
+        raise DniFxError(f"unlock={unlock!r}: there are 'none' and 'backward'")
+    _check_mix(mix)
+    if mix and unlock != "none":
+        raise DniFxError(f"mix={mix} needs unlock='none': with unlock={unlock!r} the true gradient comes too late")
+    classes, context_size = settings.classes, settings.context_size
+    if classes is not None and context_size is not None:
+        raise DniFxError("classes and context_size exclude each other: labels are the context")
+    for size in (classes, context_size):
+        if size is not None and not _whole(size):
+            raise DniFxError(f"classes and context_size are whole numbers, not {size!r}")
+    if (classes is not None and classes < 2) or (context_size is not None and context_size < 1):
+        raise DniFxError("classes must be 2 or more, context_size 1 or more")
+    if not isinstance(settings.training, Training):
+        raise DniFxError(f"training={settings.training!r}: a dni_fx.Training")
+    if settings.loss is not None:
+        loss_function(settings.loss)
+        if not settings.size:
+            raise DniFxError(
+                "loss needs classes (or context_size): it compares with what net(..., dni_context=) is given"
+            )
+
+
+def _check_mix(mix: Mix) -> None:
+    shares = mix[:2] if isinstance(mix, tuple) else (mix,)
+    if isinstance(mix, tuple) and (len(mix) != 3 or not _whole(mix[2]) or mix[2] < 1):
+        raise DniFxError(f"mix={mix}: a schedule is (start, end, steps)")
+    if not all(isinstance(share, int | float) and 0.0 <= share <= 1.0 for share in shares):
+        raise DniFxError(f"mix={mix}: the share of the true gradient lies between 0 and 1")
+
+
+def parse_mix(text: str) -> Mix:
+    """What the command line means: `0.5`, or `START:END:STEPS`."""
+    try:
+        parts = text.split(":")
+        if len(parts) == 3:
+            return float(parts[0]), float(parts[1]), int(parts[2])
+        return float(text)
+    except ValueError:
+        raise DniFxError(f"mix={text}: a number from 0 to 1, or START:END:STEPS") from None
+
+
+def loss_function(loss: str | Loss) -> Loss:
+    """The function that `loss` stands for: a callable, or the name of one in `torch.nn.functional`."""
+    if not isinstance(loss, str):
+        if not callable(loss):
+            raise DniFxError(f"loss={loss!r}: a function of (output, labels), or a name such as 'cross_entropy'")
+        return loss
+    function: Any = getattr(nn.functional, loss, None)
+    if not callable(function):
+        raise DniFxError(f"loss={loss!r}: torch.nn.functional has no such function; 'cross_entropy' is one")
+    found: Loss = function
+    return found
+
+
+def loss_name(loss: str | Loss | None) -> str | None:
+    """The name by which a plan refers to a loss; empty for a function of the person's own."""
+    if loss is None or isinstance(loss, str):
+        return loss
+    name = getattr(loss, "__name__", "")
+    return name if getattr(nn.functional, name or "-", None) is loss else ""
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

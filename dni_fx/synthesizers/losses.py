@@ -1,0 +1,235 @@
+"""Synthesizers with the form of the loss: a small head on the activation, whose loss is differentiated.
+
+Predicting a loss and differentiating it (a critic: Czarnecki et al. 2017, Sobolev Training, Sect. 4.3) and a local loss
+(decoupled greedy learning: Belilovsky et al. 2020) differ only in what the head is fitted to.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dni_fx.errors import ContextError, DniFxError
+from dni_fx.settings import Loss
+from dni_fx.synthesizers.base import Activation, Synthesizer, adaptive_average
+from dni_fx.synthesizers.registry import register
+
+__all__ = ["Critic", "GuidedHead", "LocalHead", "LossHead", "Outcome", "sample_losses"]
+
+GRID = 4  # positions along each axis of a map that a head tells apart
+
+
+class LossHead(Synthesizer):
+    """Base of the synthesizers that differentiate `loss(head(activation), labels)`.
+
+    The prediction is the gradient of each sample's own loss, as for every synthesizer. What comes back from above
+    trains the head by the weighted sum of three losses: its own (`own`), half the squared error of its gradient
+    (`gradient`), and half the squared error of its value, sample by sample, to the loss of the head above (`value`).
+    """
+
+    takes_loss = True
+
+    def __init__(
+        self,
+        activation: Activation,
+        context_size: int = 0,
+        *,
+        loss: Loss,
+        hidden_layers: int = 1,
+        hidden_size: int = 256,
+        dense: bool = False,
+        own: float = 0.0,
+        gradient: float = 0.0,
+        value: float = 0.0,
+    ) -> None:
+        super().__init__(activation, context_size)
+        if not context_size:
+            raise DniFxError(f"a {type(self).__name__} needs labels: give classes= (or context_size=)")
+        self.loss = loss
+        self.dense = dense
+        self.weights = (own, gradient, value)
+        self.is_map = activation.axis == 1 and len(activation.shape) > 2
+        positions = 1
+        if self.is_map and not dense:
+            positions = GRID ** (len(activation.shape) - 2)
+        sizes = [self.features * positions] + [hidden_size] * hidden_layers
+        layers: list[nn.Module] = []
+        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], context_size))
+        self.heard: Any = SimpleNamespace(values=None, above=None)  # no attributes: not part of the net's state
+
+    @property
+    def fits_value(self) -> bool:
+        """Whether it wants to hear the losses from above."""
+        return self.weights[2] > 0
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, activation: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The gradient of each sample's own loss.
+
+        Args:
+            activation: Detached.
+            labels: As they were given: integers (N,), or one for each position; or rows of `context_size` floats.
+        """
+        assert labels is not None
+        own, gradient, value = self.weights
+        with torch.enable_grad():
+            h = activation.detach().requires_grad_()
+            outputs, labels = self._rows(h, labels)
+            mean = self.loss(outputs, labels)
+            values = sample_losses(self.loss, outputs, labels, len(h)) if value else None
+            (predicted,) = torch.autograd.grad(mean, h, create_graph=bool(gradient), retain_graph=True)
+        predicted = predicted * len(h)
+        self.heard.values = None if values is None else values.detach()
+        fitted: Any = _Fitted.apply
+        result: Tensor = fitted(predicted, mean if own else None, values, self.weights, self.heard)
+        return result
+
+    def _rows(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the head and labels, a row each for every sample, or for every position that has a label."""
+        of_samples = labels.dim() == (2 if labels.is_floating_point() else 1)
+        if self.is_map and not self.dense:
+            if not of_samples:
+                raise ContextError(
+                    "dni_context holds a label for every position: give the synthesizer the option dense=True"
+                )
+            pooled = _pool(h)
+            return self.head(pooled.flatten(1)), labels
+        outputs = self.head(h.movedim(self.axis, -1))
+        if of_samples:
+            outputs = outputs.flatten(1, -2).mean(1) if outputs.dim() > 2 else outputs
+        elif outputs.shape[:-1] != labels.shape[: outputs.dim() - 1]:
+            outputs = _resized(outputs, labels)
+        width = outputs.shape[-1]
+        return outputs.reshape(-1, width), labels.reshape(-1, width) if labels.is_floating_point() else labels.reshape(
+            -1
+        )
+
+
+def _pool(h: Tensor) -> Tensor:
+    """A map averaged over a grid of fixed size."""
+    return adaptive_average(h, [GRID] * (h.dim() - 2))
+
+
+def _resized(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Outputs (N, ..., K) of a map at the resolution of its labels."""
+    size = labels.shape[1 : outputs.dim() - 1]
+    if outputs.dim() not in (3, 4, 5) or len(size) != outputs.dim() - 2 or len(labels) != len(outputs):
+        raise ContextError(
+            f"dni_context has shape {list(labels.shape)}, the activation {list(outputs.shape[:-1])} positions"
+        )
+    return nn.functional.interpolate(outputs.movedim(-1, 1), size).movedim(1, -1)
+
+
+class _Fitted(torch.autograd.Function):
+    """The prediction; what comes back for it goes to what the head is fitted to, each by its weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, predicted: Tensor, own: Tensor | None, values: Tensor | None, weights: tuple[float, ...], heard: Any
+    ) -> Tensor:
+        ctx.weights, ctx.heard = weights, heard
+        ctx.values = None if values is None else values.detach()
+        return predicted.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+        own, gradient, value = ctx.weights
+        off = None
+        above = None if ctx.heard.above is None else ctx.heard.above.values
+        if ctx.values is not None and above is not None:
+            off = value * (ctx.values - above.to(ctx.values)) / len(ctx.values)
+        return gradient * error if gradient else None, error.new_tensor(own) if own else None, off, None, None
+
+
+def sample_losses(loss: Loss, outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
+    """Each sample's own loss (N,), for rows of outputs and labels; where a sample has several, their mean."""
+    rows = torch.func.vmap(lambda o, y: loss(o[None], y[None]), randomness="different")(outputs, labels)
+    return rows.nan_to_num().reshape(samples, -1).mean(1)
+
+
+@register("local_head")
+class LocalHead(LossHead):
+    """A small head trained on the loss itself; nothing comes from above (decoupled greedy learning)."""
+
+    def __init__(
+        self,
+        activation: Activation,
+        context_size: int = 0,
+        *,
+        loss: Loss,
+        hidden_layers: int = 1,
+        hidden_size: int = 256,
+        dense: bool = False,
+    ) -> None:
+        options: dict[str, Any] = {"hidden_layers": hidden_layers, "hidden_size": hidden_size, "dense": dense}
+        super().__init__(activation, context_size, loss=loss, own=1.0, **options)
+
+
+@register("guided_head")
+class GuidedHead(LossHead):
+    """A local head that is pulled towards the gradient from above."""
+
+    def __init__(
+        self,
+        activation: Activation,
+        context_size: int = 0,
+        *,
+        loss: Loss,
+        hidden_layers: int = 1,
+        hidden_size: int = 256,
+        dense: bool = False,
+        pull: float = 1.0,
+    ) -> None:
+        options: dict[str, Any] = {"hidden_layers": hidden_layers, "hidden_size": hidden_size, "dense": dense}
+        super().__init__(activation, context_size, loss=loss, own=1.0, gradient=pull, **options)
+
+
+@register("critic")
+class Critic(LossHead):
+    """A small head whose loss is fitted to the loss above, in value and gradient (Sobolev training)."""
+
+    def __init__(
+        self,
+        activation: Activation,
+        context_size: int = 0,
+        *,
+        loss: Loss,
+        hidden_layers: int = 1,
+        hidden_size: int = 256,
+        dense: bool = False,
+        fit: str = "both",
+    ) -> None:
+        fits = {"value": (0.0, 1.0), "gradient": (1.0, 0.0), "both": (1.0, 1.0)}
+        if fit not in fits:
+            raise DniFxError(f"critic: fit={fit!r}; there are value, gradient and both")
+        gradient, value = fits[fit]
+        options: dict[str, Any] = {"hidden_layers": hidden_layers, "hidden_size": hidden_size, "dense": dense}
+        super().__init__(activation, context_size, loss=loss, gradient=gradient, value=value, **options)
+
+
+class Outcome(nn.Module):
+    """Looks at the model's output: the losses of the samples, which the uppermost critic is fitted to."""
+
+    _is_impure = True
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__()
+        self.loss = loss
+        self.heard: Any = SimpleNamespace(values=None)
+
+    def forward(self, output: Tensor, labels: Tensor | None = None) -> None:
+        self.heard.values = None
+        if not (self.training and torch.is_grad_enabled()) or labels is None:
+            return
+        if not labels.is_floating_point() and output.shape[:1] + output.shape[2:] == labels.shape and labels.dim() > 1:
+            output = output.movedim(1, -1)  # (N, K, positions...)
+        with torch.no_grad():
+            rows = output.detach().reshape(-1, output.shape[-1])
+            flat = labels.reshape(-1, labels.shape[-1]) if labels.is_floating_point() else labels.reshape(-1)
+            if len(rows) == len(flat):
+                self.heard.values = sample_losses(self.loss, rows, flat, len(output))

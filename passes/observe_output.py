@@ -1,0 +1,25 @@
+"""Let the critics see what the model gives: their losses are fitted to its loss."""
+
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from dni_fx import meta
+from dni_fx.meta import NodeMeta
+
+__all__ = ["ObserveOutput"]
+
+
+class ObserveOutput(PassBase):
+    """Needs: `AddContext`, a module `dni.outcome`. Leaves: a call of it on the first output that carries gradient."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        graph = graph_module.graph
+        output = graph.output_node()
+        context = next(n for n in graph.nodes if meta.of(n).role == "context")
+        found = [n for n in output.all_input_nodes if "val" in n.meta and meta.of(n).carries_gradient]
+        if not found:
+            return PassResult(graph_module, False)
+        with graph.inserting_before(output):
+            observed: Node = graph.call_module("dni.outcome", (found[0], context))
+        observed.meta["dni"] = NodeMeta(role="outcome", segment=meta.of(found[0]).segment)
+        return PassResult(graph_module, True)
