@@ -95,7 +95,7 @@ def build(run: Run) -> nn.Module:
 def train(run: Run, digits: common.Digits) -> dict[str, Any]:
     """Test error in percent, its curve, and the time of a step."""
     torch.manual_seed(run.seed)
-    options = METHODS[run.method]
+    options = METHODS[run.method] if run.method in METHODS else LOSS | {"synthesizer": run.method}
     net = build(run)
     if options is not None:
         cuts = [name for name, module in net.named_modules() if isinstance(module, Block)]
@@ -149,8 +149,8 @@ def command_run(arguments: argparse.Namespace) -> None:
     wanted = [
         Run(arguments.data, net, method, seed, arguments.steps, arguments.channels if net.startswith("CNN") else 0)
         for seed in range(arguments.seeds)
-        for net in arguments.nets.split(",")
-        for method in arguments.methods.split(",")
+        for net in arguments.nets
+        for method in arguments.methods
     ]
     if data(arguments.data) is None:
         sys.exit(f"{arguments.data} is not here (Debian package dataset-fashion-mnist): skipped")
@@ -170,8 +170,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
     run.add_argument("--data", default="MNIST")
-    run.add_argument("--nets", default="FCN 3,FCN 4,FCN 5,FCN 6")
-    run.add_argument("--methods", default=",".join(METHODS))
+    run.add_argument("--nets", nargs="+", default=["FCN 3", "FCN 4", "FCN 5", "FCN 6"])
+    run.add_argument("--methods", nargs="+", default=list(METHODS), help="or a synthesizer with a loss")
     run.add_argument("--steps", type=int, default=10_000)
     run.add_argument("--seeds", type=int, default=3)
     run.add_argument("--channels", type=int, default=64)

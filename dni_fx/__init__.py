@@ -11,19 +11,25 @@ if TYPE_CHECKING:
     from dni_fx.diffing import diff
     from dni_fx.errors import DniFxError
     from dni_fx.marking import cut_after
+    from dni_fx.metrics import log_metrics
     from dni_fx.planning import Plan
+    from dni_fx.pytorch_dni import DNI
+    from dni_fx.settings import Training
     from dni_fx.synthesizers import Synthesizer
 
 __version__ = version("dni-fx")
 
 __all__ = [
+    "DNI",
     "DniFxError",
     "Plan",
     "Synthesizer",
+    "Training",
     "check",
     "cut_after",
     "diff",
     "load",
+    "log_metrics",
     "plan",
     "restore",
     "save",
@@ -32,13 +38,16 @@ __all__ = [
 
 # Imported when first used: `dni-fx --help` must not wait seconds for torch.
 _HOME = {
+    "DNI": "pytorch_dni",
     "DniFxError": "errors",
     "Plan": "planning",
     "Synthesizer": "synthesizers",
+    "Training": "settings",
     "diff": "diffing",
     "check": "checking",
     "cut_after": "marking",
     "load": "artifact",
+    "log_metrics": "metrics",
     "plan": "api",
     "restore": "api",
     "save": "artifact",

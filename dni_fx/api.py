@@ -62,7 +62,8 @@ def transform(
             fits.
         example_kwargs: Keyword arguments of the example call.
         cuts: "auto"; a number of segments; names of modules or nodes to cut after; "every:Block", after each call of
-            that class; "marked", where the code says `with dni_fx.cut_after():`; or a `Plan`.
+            that class; "leaves", after each layer that trains, but the last; "marked", where the code says
+            `with dni_fx.cut_after():`; or a `Plan`.
         synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)"; "auto"; or a
             function `(activation, context_size)` that makes a module, such as a subclass of `dni_fx.Synthesizer`.
         unlock: "backward": every segment runs its backward pass as soon as it has run forward, which frees its

@@ -90,8 +90,8 @@ CutsOption = Annotated[
     str,
     typer.Option(
         "--cuts",
-        help="auto, a number of segments, names to cut after (layer2,add_7), every:Block, marked (where the code says "
-        "dni_fx.cut_after()), or a plan.json to repeat.",
+        help="auto, a number of segments, names to cut after (layer2,add_7), every:Block, leaves (every layer that "
+        "trains), marked (where the code says dni_fx.cut_after()), or a plan.json to repeat.",
     ),
 ]
 InputOption = Annotated[
@@ -353,7 +353,7 @@ def _cuts(text: str) -> "Cuts":
 
     if text.endswith(".json") or Path(text, "plan.json").is_file():
         return Plan.load(text)
-    if text in ("auto", "marked") or text.startswith("every:"):
+    if text in ("auto", "marked", "leaves") or text.startswith("every:"):
         return text
     try:
         return int(text)

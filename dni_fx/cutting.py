@@ -62,11 +62,13 @@ def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among
         return Decision(_marked(graph, flow), "where the model's code says dni_fx.cut_after()")
     if isinstance(cuts, str) and cuts.startswith("every:"):
         return _every(graph, flow, cuts.removeprefix("every:"))
+    if cuts == "leaves":
+        return _leaves(graph, flow)
     names = [cuts] if isinstance(cuts, str) else cuts
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise DniFxError(
-            f"cuts={cuts!r} is not 'auto', a number of segments, names of modules or nodes, 'every:Class', 'marked' "
-            "or a Plan"
+            f"cuts={cuts!r} is not 'auto', a number of segments, names of modules or nodes, 'every:Class', "
+            "'leaves', 'marked' or a Plan"
         )
     if not names:
         raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
@@ -148,16 +150,32 @@ def _every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> Decision:
     if not last:
         near = difflib.get_close_matches(wanted, sorted(classes), n=3) or sorted(classes)[:8]
         raise DniFxError(f"the graph calls no module of class {wanted!r}; the nearest are {', '.join(near)}")
+    return _after_calls(flow, list(last.values()), wanted)
+
+
+def _leaves(graph: fx.Graph, flow: "nx.DiGraph[str]") -> Decision:
+    """After every call of a module without children that trains, but the last."""
+    owner: Any = graph.owning_module
+    names = {name for name, m in owner.named_modules() if not [*m.children()]}
+    trained = {name for name in names if any(p.requires_grad for p in owner.get_submodule(name).parameters())}
+    ends = [node for (name, _), node in _calls(graph).items() if name in trained]
+    if len(ends) < 2:
+        raise DniFxError("cuts='leaves': the graph calls fewer than two layers that train")
+    return _after_calls(flow, sorted(ends)[:-1], "a layer that trains, but the last")
+
+
+def _after_calls(flow: "nx.DiGraph[str]", ends: Sequence[fx.Node], what: str) -> Decision:
+    """After each of these nodes where that is a legal cut."""
     everywhere = positions.find(flow)
     order = {name: i for i, name in enumerate(flow)}
-    ends = sorted({order[node.name] for node in last.values()})
-    legal = [everywhere[i] for i in ends if i < len(everywhere) and not everywhere[i].obstacle]
+    places = sorted({order[node.name] for node in ends})
+    legal = [everywhere[i] for i in places if i < len(everywhere) and not everywhere[i].obstacle]
     if not legal:
-        reason = everywhere[ends[0]].obstacle if ends[0] < len(everywhere) else "nothing comes after it"
-        raise DniFxError(f"no call of {wanted} is a legal cut: {reason}")
-    skipped = len(last) - len(legal)
-    note = f" ({skipped} of {len(last)} calls are no legal cut)" if skipped else ""
-    return Decision(separated(flow, legal, drop=True), f"after every call of {wanted}{note}")
+        reason = everywhere[places[0]].obstacle if places[0] < len(everywhere) else "nothing comes after it"
+        raise DniFxError(f"no call of {what} is a legal cut: {reason}")
+    skipped = len(ends) - len(legal)
+    note = f" ({skipped} of {len(ends)} calls are no legal cut)" if skipped else ""
+    return Decision(separated(flow, legal, drop=True), f"after every call of {what}{note}")
 
 
 def _marked(graph: fx.Graph, flow: "nx.DiGraph[str]") -> tuple[Position, ...]:

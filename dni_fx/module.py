@@ -115,8 +115,10 @@ class Crossing(nn.Module):
             synthetic = prediction.detach() / ops.batch_size(prediction)
             prediction.register_hook(lambda error: self._hear(synthetic, error, look))
 
-    def _hear(self, synthetic: Tensor, error: Tensor, look: bool) -> None:
-        """`error` is synthetic - target, which is what the boundary sends to the synthesizer."""
+    def _hear(self, synthetic: Tensor, error: Tensor | None, look: bool) -> None:
+        """`error` is synthetic - target, which is what the boundary sends to the synthesizer; None: dropped."""
+        if error is None:
+            return
         target = (synthetic - error).flatten().float()
         if self.scale == "rms":
             mean_square = (target * ops.batch_size(synthetic)).square().mean()

@@ -288,3 +288,13 @@ def test_corrupted_plans_never_give_anything_but_a_clear_error(seed: int) -> Non
             assert "\n" not in str(error)
             refused += 1
     assert 30 < refused < 120
+
+
+def test_after_every_layer_that_trains() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 2)
+    )
+    plan = dni_fx.plan(model, torch.randn(8, 4), cuts="leaves")
+    assert [cut.after for cut in plan.cuts] == ["_0", "_1", "_3_0"]
+    with pytest.raises(DniFxError, match="fewer than two layers"):
+        dni_fx.plan(nn.Sequential(nn.Linear(4, 4)), torch.randn(8, 4), cuts="leaves")

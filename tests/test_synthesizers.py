@@ -13,7 +13,7 @@ from dni_fx.errors import ContextError, DniFxError
 from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer, expand_context, registry
 
 CPU = torch.device("cpu")
-PLAIN = ["conv", "linear", "mlp"]  # with all options at their defaults
+PLAIN = ["attention", "conv", "gru", "linear", "lstm", "mlp", "rnn"]  # with all options at their defaults
 SHAPES = [
     # shape, feature axis, name
     ((5, 7), 1, "vector"),
@@ -43,7 +43,8 @@ def test_contract(name: str, shape: tuple[int, ...], axis: int, size: int, dtype
     try:
         synthesizer = REGISTRY[name](activation, size).to(dtype)
     except DniFxError:
-        assert name == "conv" and (len(shape) == 2 or axis != 1)  # says that it does not apply
+        applies = {"conv": len(shape) > 2 and axis == 1, "attention": len(shape) == 3 and axis == 2}
+        assert not applies.get(name, len(shape) in (2, 3) and axis == len(shape) - 1)  # says that it does not apply
         return
     h = torch.randn(shape).to(dtype)
     context = _context(shape, axis, size)
@@ -70,8 +71,9 @@ def test_contract(name: str, shape: tuple[int, ...], axis: int, size: int, dtype
 def test_a_synthesizer_learns_a_linear_rule(name: str) -> None:
     """Its gradient is that of half the squared error: the same rule that `ops` applies."""
     torch.manual_seed(0)
-    shape = (64, 4, 6) if name == "conv" else (64, 4)
-    synthesizer = REGISTRY[name](Activation(shape, torch.float32, CPU, 1), 0)
+    shape = {"conv": (64, 4, 6), "attention": (64, 6, 4)}.get(name, (64, 4))
+    axis = 1 if name == "conv" else len(shape) - 1
+    synthesizer = REGISTRY[name](Activation(shape, torch.float32, CPU, axis), 0)
     optimizer = torch.optim.Adam(synthesizer.parameters(), 0.05)
     h = torch.randn(shape)
     target = 0.7 * h - 0.2

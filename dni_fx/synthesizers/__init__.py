@@ -1,15 +1,22 @@
 """Synthesizers: small networks that predict the gradient of an activation (Jaderberg et al. 2017, Sect. 2)."""
 
+from dni_fx.synthesizers.adapting import adapt
+from dni_fx.synthesizers.attention import Attention
 from dni_fx.synthesizers.base import Activation, Factory, Synthesizer
 from dni_fx.synthesizers.conditioning import check_labels, expand_context
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear
 from dni_fx.synthesizers.losses import Critic, GuidedHead, LocalHead, LossHead, Outcome
+from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN
 from dni_fx.synthesizers.registry import REGISTRY, register, resolve
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "MLP",
     "REGISTRY",
+    "RNN",
     "Activation",
+    "Attention",
     "Conv",
     "Critic",
     "Factory",
@@ -19,6 +26,7 @@ __all__ = [
     "LossHead",
     "Outcome",
     "Synthesizer",
+    "adapt",
     "check_labels",
     "expand_context",
     "register",

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Activation", "Factory", "Synthesizer", "adaptive_average", "zero_"]
+from dni_fx.errors import DniFxError
+
+__all__ = ["Activation", "Factory", "Synthesizer", "adaptive_average", "check_size", "zero_"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,10 @@ def adaptive_average(map: Tensor, positions: Sequence[int]) -> Tensor:
     }
     pooled: Tensor = pools[len(positions)](map, tuple(positions))
     return pooled
+
+
+def check_size(synthesizer: str, option: str, value: Any, least: int = 1) -> int:
+    """The value of an option, if it is a whole number of `least` or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise DniFxError(f"{synthesizer}: {option}={value!r}; a whole number, {least} or more")
+    return value

@@ -3,54 +3,112 @@
 from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.synthesizers.base import Activation, Synthesizer, zero_
+from dni_fx.synthesizers.base import Activation, Synthesizer, check_size, zero_
 from dni_fx.synthesizers.registry import register
 
 __all__ = ["MLP", "Conv", "Linear"]
 
-
-@register("linear")
-class Linear(Synthesizer):
-    """One linear layer over the feature axis, at every position alike; for vectors and sequences."""
-
-    hidden_layers = 0
-
-    def __init__(self, activation: Activation, context_size: int = 0) -> None:
-        super().__init__(activation, context_size)
-        sizes = [self.features + context_size] + [self.features] * (self.hidden_layers + 1)
-        layers: list[nn.Module] = []
-        for n_in, n_out in zip(sizes[:-2], sizes[1:-1], strict=True):
-            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-        self.net = nn.Sequential(*layers, zero_(nn.Linear(sizes[-2], sizes[-1])))
-
-    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-        joined = self.with_context(activation, context).movedim(self.axis, -1)
-        predicted: Tensor = self.net(joined)
-        return predicted.movedim(-1, self.axis)
+NONLINEARITIES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
 @register("mlp")
-class MLP(Linear):
-    """One hidden ReLU layer as wide as the activation, then a linear one; over the feature axis."""
+class MLP(Synthesizer):
+    """Hidden layers (1, as wide as the activation, unless said), then a linear one; over the feature axis.
 
-    hidden_layers = 1
+    The paper's for unconditioned DNI is `mlp(hidden_layers=2, hidden_size=1024, batch_norm=True)` (Jaderberg et al.
+    2017, supplement). At every position alike; a batch norm takes its statistics over batch and positions.
+    """
+
+    def __init__(
+        self,
+        activation: Activation,
+        context_size: int = 0,
+        *,
+        hidden_layers: int = 1,
+        hidden_size: int | None = None,
+        batch_norm: bool = False,
+        nonlinearity: str = "relu",
+    ) -> None:
+        super().__init__(activation, context_size)
+        check_size("mlp", "hidden_layers", hidden_layers, least=0)
+        width = check_size("mlp", "hidden_size", self.features if hidden_size is None else hidden_size)
+        if nonlinearity not in NONLINEARITIES:
+            raise DniFxError(f"mlp: nonlinearity={nonlinearity!r}; there are {', '.join(NONLINEARITIES)}")
+        layers: list[nn.Module] = []
+        size = self.features + context_size
+        for _ in range(hidden_layers):
+            layers.append(nn.Linear(size, width, bias=not batch_norm))
+            layers += [Norm(width)] if batch_norm else []
+            layers.append(NONLINEARITIES[nonlinearity]())
+            size = width
+        self.net = nn.Sequential(*layers, zero_(nn.Linear(size, self.features)))
+
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        joined = self.with_context(activation, context).movedim(self.axis, -1)
+        predicted: Tensor = self.net(joined.reshape(-1, joined.shape[-1]))
+        return predicted.reshape(*joined.shape[:-1], self.features).movedim(-1, self.axis)
+
+
+@register("linear")
+class Linear(MLP):
+    """One linear layer over the feature axis, at every position alike; for vectors and sequences."""
+
+    def __init__(self, activation: Activation, context_size: int = 0) -> None:
+        super().__init__(activation, context_size, hidden_layers=0)
 
 
 @register("conv")
 class Conv(Synthesizer):
-    """One 3-wide convolution that keeps the shape, for maps (N, C, ...) of one to three spatial axes, any size."""
+    """Convolutions that keep the shape (one, 3 wide, unless said), for maps (N, C, ...) of one to three axes, any size.
 
-    def __init__(self, activation: Activation, context_size: int = 0) -> None:
+    No pooling, zero padding, and labels as extra feature maps (Jaderberg et al. 2017, supplement).
+    """
+
+    def __init__(
+        self,
+        activation: Activation,
+        context_size: int = 0,
+        *,
+        hidden_layers: int = 0,
+        channels: int | None = None,
+        kernel_size: int = 3,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__(activation, context_size)
-        layers = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-        if len(activation.shape) not in layers or activation.axis != 1:
+        convolutions = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+        if len(activation.shape) not in convolutions or activation.axis != 1:
             raise DniFxError(
                 f"a conv synthesizer needs a map (N, C, ...), not a tensor of shape {list(activation.shape)} with "
                 f"its features on axis {activation.axis}; use linear"
             )
-        layer = layers[len(activation.shape)]
-        self.net = zero_(layer(self.features + context_size, self.features, kernel_size=3, padding=1))
+        check_size("conv", "hidden_layers", hidden_layers, least=0)
+        width = check_size("conv", "channels", self.features if channels is None else channels)
+        if check_size("conv", "kernel_size", kernel_size) % 2 == 0:
+            raise DniFxError(f"conv: kernel_size={kernel_size}; an odd one, which keeps the shape")
+        make = convolutions[len(activation.shape)]
+        layers: list[nn.Module] = []
+        size = self.features + context_size
+        for _ in range(hidden_layers):
+            layers.append(make(size, width, kernel_size, padding=kernel_size // 2, bias=not batch_norm))
+            layers += [Norm(width)] if batch_norm else []
+            layers.append(nn.ReLU())
+            size = width
+        self.net = nn.Sequential(*layers, zero_(make(size, self.features, kernel_size, padding=kernel_size // 2)))
 
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
         predicted: Tensor = self.net(self.with_context(activation, context))
         return predicted
+
+
+class Norm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over axis 1 of any shape, that takes its running statistics where a single row gives none."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        alone = input.numel() == input.shape[1]
+        mean, variance = self.running_mean, self.running_var
+        return nn.functional.batch_norm(
+            input, mean, variance, self.weight, self.bias, self.training and not alone, self.momentum or 0.1, self.eps
+        )
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass

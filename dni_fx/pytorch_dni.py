@@ -1,0 +1,162 @@
+"""The front door of pytorch-dni: `net = dni_fx.DNI(net, optim=opt)`, with its arguments, in its training loop."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+from dni_fx import api, ops
+from dni_fx.errors import DniFxError
+from dni_fx.inputs import tensors_in
+from dni_fx.module import Crossing, DecoupledModule
+from dni_fx.settings import Settings, check_settings
+from dni_fx.synthesizers import Activation, Factory, Synthesizer, adapt, resolve
+
+__all__ = ["DNI"]
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+}
+
+
+class DNI(nn.Module):
+    """A network whose layers train on a mix of synthetic and true gradients, and step by themselves.
+
+    It takes what pytorch-dni's class of this name takes. At the first training call the network is rewritten by
+    `dni_fx.transform(unlock="none")`. When a backward pass is over, the synthesizers and the network step, and the
+    gradients are used up: a step of the person's own after it changes nothing.
+
+    Args:
+        network: Any module.
+        dni_network: What makes the synthesizers: a class of pytorch-dni's interface (`input_size`, `hidden_size`,
+            `output_size`; `forward(input, hidden) -> (output, hidden)`), a `dni_fx.Synthesizer`, or a name in
+            `dni_fx.synthesizers.REGISTRY`. None: two hidden ReLU layers of 4 * hidden_size.
+        dni_params: Further arguments of `dni_network`.
+        optim: The optimizer that steps the network; None: one like that of the synthesizers.
+        grad_optim: The optimizer of the synthesizers: adam, adamax, rmsprop, sgd, adagrad or adadelta.
+        grad_lr: Their learning rate.
+        hidden_size: Hidden units of a synthesizer; None: 10.
+        λ: Share of the true gradient, 0 (synthetic alone) to 1 (backprop); `lam` is the same.
+        recursive: Cut after every layer that trains; else at the output of the network alone.
+        skip_last_layer: Leave the last layer to the true gradient.
+        format_fn: Not needed, and ignored with a warning: the tensors that cross a cut are found by themselves.
+        gpu_id: Move the network to this CUDA device; -1: leave it where it is.
+
+    Raises:
+        DniFxError: If an argument is wrong; at the first call, as `dni_fx.transform` does.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dni_network: str | type[nn.Module] | None = None,
+        dni_params: Mapping[str, Any] | None = None,
+        optim: torch.optim.Optimizer | None = None,
+        grad_optim: str = "adam",
+        grad_lr: float = 0.001,
+        hidden_size: int | None = None,
+        λ: float = 0.5,
+        recursive: bool = True,
+        skip_last_layer: bool = True,
+        format_fn: Callable[..., Any] | None = None,
+        gpu_id: int = -1,
+        *,
+        lam: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise DniFxError(f"expected an nn.Module, not a {type(network).__name__}")
+        if grad_optim not in OPTIMIZERS:
+            raise DniFxError(f"grad_optim={grad_optim!r}: there are {', '.join(OPTIMIZERS)}")
+        if format_fn is not None:
+            warnings.warn("format_fn is not needed, and ignored", stacklevel=2)
+        self.settings = Settings(unlock="none", mix=λ if lam is None else lam)
+        check_settings(self.settings)
+        self.synthesizer = _synthesizer(dni_network, dict(dni_params or {}), hidden_size or 10)
+        self.recursive, self.skip_last_layer = recursive, skip_last_layer
+        self.network = network if gpu_id < 0 else network.cuda(gpu_id)
+        self.grad_optim_name, self.grad_lr = grad_optim, grad_lr
+        own = [p for p in network.parameters() if p.requires_grad]
+        self.optim = optim if optim is not None or not own else self._optimizer(own)
+        self.grad_optim: torch.optim.Optimizer | None = None
+        self.__dict__["net"] = self.network  # and later what it is rewritten to
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network gives."""
+        if not (self.training and torch.is_grad_enabled()):
+            return self.network(*args, **kwargs)
+        if self.grad_optim is None:
+            self.build(*args, **kwargs)
+        output = self.__dict__["net"](*args, **kwargs)
+        if hasattr(self, "last"):
+            output = self._cut(output)
+        for tensor in tensors_in(output)[:1]:
+            if tensor.requires_grad:
+                tensor.register_hook(self._step_at_the_end)
+        return output
+
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Make the synthesizers, for inputs such as these; the first training call does it otherwise."""
+        if self.recursive:
+            net = api.rewrite(*self._captured(args, kwargs), self.synthesizer, self.settings)
+            self.__dict__["net"] = net  # the parameters are those of `network`
+            self.dni = net.dni
+        if not (self.recursive and self.skip_last_layer):
+            self._cut_output(*args, **kwargs)
+        made = [p for name, p in self.named_parameters() if not name.startswith("network.")]
+        self.grad_optim = self._optimizer(made)
+
+    def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return OPTIMIZERS[self.grad_optim_name](parameters, lr=self.grad_lr)
+
+    def _captured(self, args: Any, kwargs: Any) -> tuple[DecoupledModule, Any]:
+        example = api.example_inputs_of(self.network, args, kwargs)
+        request = api.Request(cuts="leaves", synthesizer=self.synthesizer, settings=self.settings)
+        return api.captured(self.network, example, request)
+
+    def _cut_output(self, *args: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            output = tensors_in(self.network(*args, **kwargs))[0]
+        axis = 1 if output.dim() in (4, 5) else output.dim() - 1
+        activation = Activation(tuple(output.shape), output.dtype, output.device, axis)
+        factory = resolve(self.synthesizer, activation.shape, axis)[1]
+        self.last = Crossing(factory(activation, 0).to(output), activation, self.settings)
+        self.segment = ops.Segment(self.settings.mix).to(output.device)
+
+    def _cut(self, output: Any) -> Any:
+        """The output, whose gradient on the way back is mixed with a synthetic one."""
+        if not isinstance(output, Tensor):
+            raise DniFxError("the output of the network is not one tensor: use recursive=True and skip_last_layer=True")
+        detached = output.detach()
+        return ops.inject((output,), (detached,), (self.last(detached),), self.segment)[0]
+
+    def _step_at_the_end(self, _gradient: Tensor) -> None:
+        """Of the backward pass that has begun."""
+        engine: Any = Variable._execution_engine
+        engine.queue_callback(self._step)
+
+    def _step(self) -> None:
+        for optimizer in (self.grad_optim, self.optim):
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+def _synthesizer(network: Any, options: dict[str, Any], hidden_size: int) -> str | Factory:
+    if network is None:
+        network, options = "mlp", {"hidden_layers": 2, "hidden_size": 4 * hidden_size} | options
+    if isinstance(network, str):
+        return f"{network}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+    if isinstance(network, type) and issubclass(network, Synthesizer):
+        return lambda activation, size: network(activation, size, **options)
+    if isinstance(network, type) and issubclass(network, nn.Module):
+        return adapt(network, hidden_size, **options)
+    raise DniFxError(f"dni_network={network!r}: a class of synthesizers, or a name")

@@ -1,0 +1,55 @@
+"""Synthesizers of the interface that pytorch-dni has."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dni_fx.errors import DniFxError
+from dni_fx.synthesizers.base import Activation, Factory, Synthesizer
+from dni_fx.synthesizers.recurrent import Carried
+
+__all__ = ["Adapted", "adapt"]
+
+
+class Adapted(Synthesizer):
+    """A module with `forward(input, hidden) -> (output, hidden)`; the hidden it gives goes on to the next call."""
+
+    def __init__(self, module: nn.Module, activation: Activation, context_size: int) -> None:
+        super().__init__(activation, context_size)
+        self.module = module
+        self.carried = Carried()
+
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        joined = self.with_context(activation, context).movedim(self.axis, -1)
+        output, hidden = self.module(joined, self.carried.state_for(activation))
+        self.carried.keep(hidden)
+        if output.numel() != activation.numel():
+            raise DniFxError(
+                f"synthesizer {type(self.module).__name__} gave {list(output.shape)} for an activation of shape "
+                f"{list(activation.shape)}"
+            )
+        predicted: Tensor = output.reshape(*joined.shape[:-1], self.features)
+        return predicted.movedim(-1, self.axis)
+
+    def reset(self) -> None:
+        """Drop the carried state: a new sequence begins."""
+        self.carried.drop()
+
+
+def adapt(cls: type[nn.Module], hidden_size: int = 10, **options: Any) -> Factory:
+    """A factory for `transform(synthesizer=...)` from a class of the older interface.
+
+    Args:
+        cls: Made as `cls(input_size, hidden_size, output_size, **options)`, sizes of the last axis; a context, where
+            there is one, is concatenated to the input.
+        hidden_size: Handed on.
+    """
+    make: Any = cls
+
+    def factory(activation: Activation, context_size: int = 0) -> nn.Module:
+        features = activation.features
+        module = make(input_size=features + context_size, hidden_size=hidden_size, output_size=features, **options)
+        return Adapted(module, activation, context_size)
+
+    factory.__name__ = cls.__name__
+    return factory
