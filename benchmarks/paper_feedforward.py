@@ -164,6 +164,103 @@ def command_run(arguments: argparse.Namespace) -> None:
             print(f"{run.data} {run.net} {run.method} seed {run.seed}: {result['error']:.2f} %", flush=True)
 
 
+# ------------------------------------------------------------------------------------------------ report
+PAPER = {
+    "FCN 3": {"no-bprop": 9.3, "backprop": 2.0, "DNI": 1.9, "cDNI": 2.2},
+    "FCN 4": {"no-bprop": 12.6, "backprop": 1.8, "DNI": 2.2, "cDNI": 1.9},
+    "FCN 5": {"no-bprop": 16.2, "backprop": 1.8, "DNI": 3.4, "cDNI": 1.7},
+    "FCN 6": {"no-bprop": 21.4, "backprop": 1.8, "DNI": 4.3, "cDNI": 1.6},
+    "CNN 3": {"no-bprop": 0.9, "backprop": 0.8, "DNI": 0.9, "cDNI": 1.0},
+    "CNN 4": {"no-bprop": 2.8, "backprop": 0.6, "DNI": 0.7, "cDNI": 0.8},
+}
+Results = dict[tuple[str, str, int, int, str], list[dict[str, Any]]]  # by data, net, steps, channels, method
+
+
+def gathered(path: Path) -> Results:
+    found: Results = {}
+    for run, record in done(path):
+        found.setdefault((run.data, run.net, run.steps, run.channels, run.method), []).append(record)
+    return found
+
+
+def cell(records: list[dict[str, Any]]) -> str:
+    """Mean, and the least and the most of the seeds."""
+    errors = [r["error"] for r in records]
+    return f"{sum(errors) / len(errors):.2f} ({min(errors):.2f} to {max(errors):.2f})"
+
+
+def tables(results: Results) -> Iterator[str]:
+    for data, steps, channels in dict.fromkeys((k[0], k[2], k[3]) for k in results):
+        here = {(k[1], k[4]): v for k, v in results.items() if (k[0], k[2], k[3]) == (data, steps, channels)}
+        methods = [m for m in METHODS if any(m == method for _, method in here)]
+        filters = f", {channels} channels" if channels else ""
+        yield f"## {data}, {steps:,} steps{filters}\n\nTest error in percent: mean of the seeds, and their range.\n"
+        yield "| net | seeds | " + " | ".join(methods) + " |\n|---|---|" + "---|" * len(methods)
+        for net in dict.fromkeys(net for net, _ in here):
+            cells = [cell(here[net, m]) if (net, m) in here else "" for m in methods]
+            seeds = sorted({len(here[net, m]) for m in methods if (net, m) in here})
+            yield f"| {net} | {'-'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} | " + " | ".join(cells) + " |"
+        yield ""
+        yield "Time of a step, in ratio to backprop's (one thread each, on a machine that does other things, too):\n"
+        yield "| net | " + " | ".join(methods) + " |\n|---|" + "---|" * len(methods)
+        for net in dict.fromkeys(net for net, _ in here):
+            yield f"| {net} | " + " | ".join(_ratio(here, net, m) for m in methods) + " |"
+        yield ""
+
+
+def _ratio(here: dict[tuple[str, str], list[dict[str, Any]]], net: str, method: str) -> str:
+    times = [[r["milliseconds"] for r in here.get((net, m), [])] for m in (method, "backprop")]
+    return f"{min(times[0]) / min(times[1]):.1f}" if all(times) else ""
+
+
+def plot(results: Results, path: Path) -> None:
+    """Curves of the mean test error on MNIST, a panel for every net."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    nets = list(dict.fromkeys(k[1] for k in results if k[0] == "MNIST"))
+    figure, panels = pyplot.subplots(1, len(nets), figsize=(4 * len(nets), 4), squeeze=False)
+    for net, panel in zip(nets, panels[0], strict=True):
+        for (data, name, *_, method), records in results.items():
+            if (data, name) == ("MNIST", net) and method in METHODS:
+                curves = [r["curve"] for r in records]
+                steps = [step for step, _ in curves[0]]
+                panel.plot(steps, [sum(c[i][1] for c in curves) / len(curves) for i in range(len(steps))], label=method)
+        panel.set(title=net, xlabel="step", ylabel="test error, %", yscale="log")
+    panels[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+def command_report(arguments: argparse.Namespace) -> None:
+    results = gathered(arguments.runs)
+    versions = sorted({r["torch"] for records in results.values() for r in records})
+    picture = arguments.runs.with_suffix(".png")
+    lines = [
+        "# The feed-forward table of Jaderberg et al. (2017)",
+        "",
+        f"`python benchmarks/paper_feedforward.py run`, then `report`; torch {', '.join(versions)}. A cut after every hidden",
+        f"layer; batch {BATCH}, Adam 1e-3 divided by ten at 60 % and 80 % of the steps, seeds from 0; a line a run in",
+        f"[{arguments.runs.name}]({arguments.runs.name}). DNI has the paper's synthesizer, cDNI a linear one with labels.",
+        "",
+        "The paper, 500,000 steps at Adam 3e-5:",
+        "",
+        "| net | no-bprop | backprop | DNI | cDNI |",
+        "|---|---|---|---|---|",
+        *[f"| {net} | " + " | ".join(str(v) for v in row.values()) + " |" for net, row in PAPER.items()],
+        "",
+        *tables(results),
+        f"![test error by step]({picture.name})",
+        "",
+    ]
+    notes = arguments.runs.with_suffix(".notes.md")
+    text = "\n".join(lines) + (notes.read_text() if notes.is_file() else "")
+    arguments.runs.with_suffix(".md").write_text(text)
+    plot(results, picture)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=RUNS)
@@ -176,7 +273,10 @@ def main() -> None:
     run.add_argument("--seeds", type=int, default=3)
     run.add_argument("--channels", type=int, default=64)
     run.add_argument("--workers", type=int, default=os.cpu_count())
-    command_run(parser.parse_args())
+    run.set_defaults(do=command_run)
+    commands.add_parser("report").set_defaults(do=command_report)
+    arguments = parser.parse_args()
+    arguments.do(arguments)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ def plan_report(plan: Plan) -> RenderableType:
             head.append(f", mix {settings.mix}")
         if settings.classes:
             head.append(f", synthesizers conditioned on {settings.classes} labels: net(..., dni_context=labels)")
+        if settings.loss is not None:
+            head.append(f", loss {settings.loss or 'of your own'}")
         if settings.context_size:
             head.append(f", synthesizers conditioned on a context of {settings.context_size}")
     tables: list[RenderableType] = [_segments(plan), _cuts(plan)]

@@ -33,14 +33,14 @@ def resolve(
 
     Args:
         synthesizer: A registered name, with options as in "mlp(hidden_layers=2)"; "auto"; or a factory, as it is.
-            "auto" picks the local head where a loss is given; else conv for maps, linear for vectors and sequences.
+            "auto" picks the guided head where a loss is given; else conv for maps, linear for vectors and sequences.
         loss: What those with a loss of their own use.
     """
     if not isinstance(synthesizer, str):
         return getattr(synthesizer, "__name__", type(synthesizer).__name__), synthesizer
     if synthesizer == "auto":
         is_map = axis == 1 and len(shape) in (3, 4, 5)
-        synthesizer = "local_head" if loss is not None else "conv" if is_map else "linear"
+        synthesizer = "guided_head" if loss is not None else "conv" if is_map else "linear"
     name, options = _parsed(synthesizer)
     if name not in REGISTRY:
         raise DniFxError(f"no synthesizer named {name!r}; there are auto, {', '.join(sorted(REGISTRY))}")
