@@ -241,9 +241,10 @@ def command_report(arguments: argparse.Namespace) -> None:
     lines = [
         "# The feed-forward table of Jaderberg et al. (2017)",
         "",
-        f"`python benchmarks/paper_feedforward.py run`, then `report`; torch {', '.join(versions)}. A cut after",
-        f"every hidden layer; batch {BATCH}, Adam 1e-3 divided by ten at 60 % and 80 % of the steps, seeds from 0; a line a run in",
-        f"[{arguments.runs.name}]({arguments.runs.name}). DNI has the paper's synthesizer, cDNI a linear one.",
+        f"`python benchmarks/paper_feedforward.py run`, then `report`; torch {', '.join(versions)}.",
+        f"A cut after every hidden layer; batch {BATCH}, Adam 1e-3 divided by ten at 60 % and 80 % of the steps, seeds",
+        f"from 0; a line a run in [{arguments.runs.name}]({arguments.runs.name}). DNI has the paper's synthesizer, cDNI a",
+        "linear one with labels.",
         "",
         "The paper, 500,000 steps at Adam 3e-5:",
         "",

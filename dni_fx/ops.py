@@ -5,6 +5,7 @@ the batch size for a loss averaged over the batch. Gradients of a mean shrink as
 not, so one learning rate suits every batch size. It is divided by the batch size when it is handed upstream.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.settings import Mix, Training
@@ -94,12 +96,12 @@ class Segment(nn.Module):
 
     def keep_finite(self, gradient: Tensor) -> Tensor | None:
         """The gradient; if anything in it is not finite, it is counted, and None, or zeros where a look would wait."""
-        ok = is_finite(gradient)
-        if gradient.device.type == "cpu":
-            if bool(ok):
+        if can_look(gradient):
+            if is_finite(gradient):
                 return gradient
             self.skipped += 1
             return None
+        ok = is_finite(gradient)
         self.skipped += ~ok
         return torch.where(ok, gradient, 0.0)
 
@@ -115,11 +117,24 @@ class Segment(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def is_finite(gradient: Tensor) -> Tensor:
-    """Whether all of it is: one pass, and the answer stays on the device."""
+def can_look(tensor: Tensor) -> bool:
+    """Whether its values are there to be looked at, and nobody has to wait for them."""
+    return tensor.device.type == "cpu" and type(tensor) is Tensor and _get_current_dispatch_mode() is None
+
+
+def is_finite(gradient: Tensor) -> Any:
+    """Whether all of it is, in one pass: a bool where one can look, else a tensor on its device."""
     wide = torch.float32 if gradient.dtype.itemsize < 4 else None
-    ok: Tensor = gradient.sum(dtype=wide).isfinite()
-    return ok
+    total = gradient.sum(dtype=wide)
+    return math.isfinite(total.item()) if can_look(gradient) else total.isfinite()
+
+
+def finite_or_zero(gradient: Tensor) -> Tensor:
+    """The gradient; zeros in its place if anything in it is not finite."""
+    ok = is_finite(gradient)
+    if isinstance(ok, bool):
+        return gradient if ok else torch.zeros_like(gradient)
+    return torch.where(ok, gradient, 0.0)
 
 
 def clipped(target: Tensor, clip: float, batch: int) -> Tensor:
@@ -148,15 +163,14 @@ def _inject_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _inject_backward(ctx: Any, target: Tensor) -> tuple[Tensor, Tensor, None, None]:
     (prediction,) = ctx.saved_tensors
     synthetic = prediction / ctx.batch
-    error = synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype)
-    error = torch.where(is_finite(error), error, 0.0)
+    error = finite_or_zero(synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype))
     if ctx.mix == 1.0:
         upstream = target.clone()
     else:
         upstream = synthetic.to(target.dtype)
         if ctx.mix != 0.0:
             upstream = ctx.mix * target + (1 - ctx.mix) * upstream
-        upstream = torch.where(is_finite(upstream), upstream, 0.0)
+        upstream = finite_or_zero(upstream)
     return upstream, error, None, None
 
 
@@ -207,7 +221,9 @@ def _counter(prediction: Tensor, segment: Segment) -> Callable[[Tensor], None]:
     """Counts what the op drops."""
 
     def count(target: Tensor) -> None:
-        segment.skipped += ~(is_finite(target) & is_finite(prediction))
+        good = is_finite(target) & is_finite(prediction)
+        if good is not True:
+            segment.skipped += 1 if good is False else ~good
 
     return count
 
