@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import dni_fx
 from dni_fx import api, costs, frontends, inputs, meta, pricing, profiling
 from dni_fx.saving import Saving
+from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Conv, Linear, Synthesizer
 
 
@@ -96,7 +97,7 @@ def test_resident_bytes() -> None:
 
 # -------------------------------------------------------------------------------------------- synthesizers
 def price(activation: Activation, factory: Any, context_size: int = 0) -> pricing.Price:
-    found = pricing._price(activation, factory, context_size)
+    found = pricing._price(activation, factory, Settings(context_size=context_size or None))
     assert isinstance(found, pricing.Price)
     return found
 
@@ -116,7 +117,7 @@ def test_prices() -> None:
 
 
 def test_what_cannot_be_has_a_reason() -> None:
-    reason = pricing._price(Activation((4, 8), torch.float32, torch.device("meta"), 1), Conv, 0)
+    reason = pricing._price(Activation((4, 8), torch.float32, torch.device("meta"), 1), Conv, Settings())
     assert isinstance(reason, str) and "a conv synthesizer needs a map" in reason
 
 

@@ -1,0 +1,94 @@
+"""Which settings train synthesizers best: the experiment behind the defaults of `dni_fx.Training`.
+
+Run:  python benchmarks/synthesizer_training.py --steps 2000 --seeds 2
+
+The paper's MNIST network with 3 hidden layers and a cut after each.
+"""
+
+import argparse
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import paper_feedforward as paper
+import torch
+
+from dni_fx import Training
+
+RESULTS = Path(__file__).parent / "results" / "synthesizer_training.md"
+CDNI = paper.LABELS | {"synthesizer": "linear"}
+MEAN = 1 / paper.BATCH  # of per-sample gradients: what a mean loss gives
+SETTINGS: dict[str, dict[str, Any]] = {
+    "the defaults": CDNI,
+    "scale 1/256 (the mean loss's gradient)": CDNI | {"training": Training(scale=MEAN)},
+    "scale 1/256, lr 0.01": CDNI | {"training": Training(scale=MEAN, lr=0.01)},
+    "scale rms": CDNI | {"training": Training(scale="rms")},
+    "scale rms, lr 10": CDNI | {"training": Training(scale="rms", lr=10.0)},
+    "lr 0.3": CDNI | {"training": Training(lr=0.3)},
+    "lr 3": CDNI | {"training": Training(lr=3.0)},
+    "clip 1": CDNI | {"training": Training(clip=1.0)},
+    "clip 0.1": CDNI | {"training": Training(clip=0.1)},
+    "warmup 200": CDNI | {"training": Training(warmup=200)},
+    "every 2": CDNI | {"training": Training(every=2)},
+    "every 5": CDNI | {"training": Training(every=5)},
+    "mix 0.5": CDNI | {"unlock": "none", "mix": 0.5},
+    "mix 1 to 0": CDNI | {"unlock": "none", "mix": (1.0, 0.0, 1000)},
+    "mlp": paper.LABELS | {"synthesizer": "mlp"},
+    "no labels": {"synthesizer": "linear"},
+    "no labels, mlp": {"synthesizer": "mlp"},
+    "no labels, scale rms, lr 10": {"synthesizer": "linear", "training": Training(scale="rms", lr=10.0)},
+    "no labels, clip 1": {"synthesizer": "linear", "training": Training(clip=1.0)},
+    "guided_head, pull 0.1": paper.LOSS | {"synthesizer": "guided_head(pull=0.1)"},
+    "guided_head, pull 1": paper.LOSS | {"synthesizer": "guided_head"},
+    "guided_head, pull 10": paper.LOSS | {"synthesizer": "guided_head(pull=10.0)"},
+    "guided_head, no hidden layer": paper.LOSS | {"synthesizer": "guided_head(hidden_layers=0)"},
+    "guided_head, 64 hidden units": paper.LOSS | {"synthesizer": "guided_head(hidden_size=64)"},
+    "critic, value": paper.LOSS | {"synthesizer": "critic(fit='value')"},
+    "critic, gradient": paper.LOSS | {"synthesizer": "critic(fit='gradient')"},
+    "critic, both": paper.LOSS | {"synthesizer": "critic"},
+}
+
+
+def error(name: str, seed: int, steps: int) -> tuple[str, float, float]:
+    """Test error in percent, and milliseconds a step."""
+    torch.set_num_threads(1)
+    digits = paper.common.load_digits()
+    torch.manual_seed(seed)
+    net = paper.fcn(4)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    options = SETTINGS[name]
+    cut = paper.transformed(net, digits.train_x[: paper.BATCH], options | {"optimizer": optimizer})
+    torch.manual_seed(seed + 100)
+    result = paper.fit(cut, optimizer, None, digits, steps, paper.BATCH, "classes" in options)
+    return name, result["error"], result["milliseconds"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    jobs = [(name, seed, arguments.steps) for name in SETTINGS for seed in range(arguments.seeds)]
+    found: dict[str, list[float]] = {}
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        for name, percent, _ in pool.starmap(error, jobs, chunksize=1):
+            found.setdefault(name, []).append(percent)
+    lines = [
+        "# How synthesizers are trained",
+        "",
+        f"`python benchmarks/synthesizer_training.py --steps {arguments.steps} --seeds {arguments.seeds}`, torch",
+        f"{torch.__version__}. MNIST, 784-3x256-10 with batch norm, 4 segments, batch {paper.BATCH}, Adam 1e-3 for",
+        "everything; linear synthesizers with labels unless said.",
+        "",
+        "| settings | test error, % |",
+        "|---|---|",
+        *[f"| {name} | {', '.join(f'{e:.2f}' for e in errors)} |" for name, errors in found.items()],
+    ]
+    print("\n".join(lines))
+    RESULTS.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
