@@ -169,8 +169,7 @@ def _inject_backward(ctx: Any, target: Tensor) -> tuple[Tensor, Tensor, None, No
         upstream = synthetic.to(target.dtype)
         if ctx.mix != 0.0:
             upstream = ctx.mix * target + (1 - ctx.mix) * upstream
-        upstream = finite_or_zero(upstream)
-    return upstream, error, None, None
+    return finite_or_zero(upstream), error, None, None
 
 
 torch.library.register_autograd("dni_fx::inject", _inject_backward, setup_context=_inject_setup, lib=_library)

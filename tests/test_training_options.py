@@ -239,8 +239,9 @@ def test_a_target_that_is_not_finite_trains_nobody(unlock: str) -> None:
     assert grads["0.weight"].any()  # its prediction was good
 
 
-def test_a_true_gradient_that_is_not_finite_is_not_mixed_in() -> None:
-    net = transformed("none", synthesizer=Half, mix=0.5)
+@pytest.mark.parametrize("mix", [0.5, 1.0])
+def test_a_true_gradient_that_is_not_finite_is_not_mixed_in(mix: float) -> None:
+    net = transformed("none", synthesizer=Half, mix=mix)
     (net(X).sum() * float("nan")).backward()
     first = net.get_parameter("0.weight").grad
     assert first is not None and not first.any()
