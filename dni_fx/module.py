@@ -96,6 +96,8 @@ class Crossing(nn.Module):
                 f"this model is conditioned on {what}: while training, call net(..., dni_context=...) "
                 "(in eval mode and under no_grad it is not needed)"
             )
+        if not isinstance(context, Tensor):
+            raise ContextError(f"dni_context is a {type(context).__name__}; expected a tensor")
         if getattr(self.synthesizer, "takes_loss", False):
             return check_labels(context, self.classes, self.context_size)
         return expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)

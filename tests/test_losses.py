@@ -180,6 +180,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"synthesizer": "local_head", "classes": 3}, "needs the loss and labels"),
     ({"synthesizer": "critic(fit='all')", "classes": 3, "loss": "cross_entropy"}, "value, gradient and both"),
     ({"synthesizer": "critic(fits=1)", "classes": 3, "loss": "cross_entropy"}, "no option 'fits'"),
+    ({"synthesizer": "auto(pull=2.0)", "classes": 3, "loss": "cross_entropy"}, "auto takes no options"),
+    ({"synthesizer": "guided_head(pull=-1.0)", "classes": 3, "loss": "cross_entropy"}, "pull=-1.0"),
+    ({"synthesizer": "local_head(hidden_size=0)", "classes": 3, "loss": "cross_entropy"}, "hidden_size=0"),
+    ({"synthesizer": "local_head(hidden_layers=0.5)", "classes": 3, "loss": "cross_entropy"}, "hidden_layers=0.5"),
     ({"synthesizer": "critic(fit)", "classes": 3, "loss": "cross_entropy"}, "name(option=value, ...)"),
 ]
 
@@ -193,9 +197,16 @@ def test_wrong_options(options: dict[str, Any], text: str) -> None:
 
 def test_wrong_labels() -> None:
     net = dni_fx.transform(mlp(), X, cuts=2, classes=3, loss="cross_entropy")
-    for wrong in (Y + 1, torch.rand(12, 2)):
+    for wrong in (Y + 1, torch.rand(12, 2), Y[:5], nn.functional.one_hot(Y, 3), Y.tolist()):
         with pytest.raises(ContextError):
             net(X, dni_context=wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_of_any_integer_type(kind: str) -> None:
+    net = dni_fx.transform(mlp(), X, cuts=2, classes=3, loss="cross_entropy", synthesizer=kind)
+    for dtype in (torch.int32, torch.uint8):
+        cross_entropy(net(X, dni_context=Y.to(dtype)), Y).backward()
 
 
 def test_saved_with_its_loss(tmp_path: Any) -> None:

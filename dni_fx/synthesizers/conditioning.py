@@ -13,7 +13,7 @@ IGNORED = -100  # the label that torch's losses leave out
 
 
 def check_labels(context: Tensor, classes: int | None, size: int) -> Tensor:
-    """The context as it was given, if a loss can compare with it.
+    """The context as it was given (integers as int64), if a loss can compare with it.
 
     Args:
         context: With `classes`: integers; or rows of `size` floats.
@@ -28,6 +28,7 @@ def check_labels(context: Tensor, classes: int | None, size: int) -> Tensor:
         raise ContextError(f"dni_context holds integers; expected {size} floats a row")
     else:
         _check_range(context, classes)
+        return context.long()
     return context
 
 

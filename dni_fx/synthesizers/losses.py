@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from dni_fx.errors import ContextError, DniFxError
 from dni_fx.settings import Loss
-from dni_fx.synthesizers.base import Activation, Synthesizer, adaptive_average
+from dni_fx.synthesizers.base import Activation, Synthesizer, adaptive_average, check_size
 from dni_fx.synthesizers.registry import register
 
 __all__ = ["Critic", "GuidedHead", "LocalHead", "LossHead", "Outcome", "sample_losses"]
@@ -45,8 +45,9 @@ class LossHead(Synthesizer):
         value: float = 0.0,
     ) -> None:
         super().__init__(activation, context_size)
+        name = type(self).__name__
         if not context_size:
-            raise DniFxError(f"a {type(self).__name__} needs labels: give classes= (or context_size=)")
+            raise DniFxError(f"a {name} needs labels: give classes= (or context_size=)")
         self.loss = loss
         self.dense = dense
         self.weights = (own, gradient, value)
@@ -54,7 +55,8 @@ class LossHead(Synthesizer):
         positions = 1
         if self.is_map and not dense:
             positions = GRID ** (len(activation.shape) - 2)
-        sizes = [self.features * positions] + [hidden_size] * hidden_layers
+        hidden = check_size(name, "hidden_size", hidden_size)
+        sizes = [self.features * positions] + [hidden] * check_size(name, "hidden_layers", hidden_layers, least=0)
         layers: list[nn.Module] = []
         for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
@@ -103,10 +105,20 @@ class LossHead(Synthesizer):
             outputs = outputs.flatten(1, -2).mean(1) if outputs.dim() > 2 else outputs
         elif outputs.shape[:-1] != labels.shape[: outputs.dim() - 1]:
             outputs = _resized(outputs, labels)
-        width = outputs.shape[-1]
-        return outputs.reshape(-1, width), labels.reshape(-1, width) if labels.is_floating_point() else labels.reshape(
-            -1
+        return _paired(outputs, labels)
+
+
+def _paired(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A row of outputs for each label, or for each row of labels."""
+    width = outputs.shape[-1]
+    outputs = outputs.reshape(-1, width)
+    labels = labels.reshape(-1, width) if labels.is_floating_point() else labels.reshape(-1)
+    if len(outputs) != len(labels):
+        raise ContextError(
+            f"dni_context holds {len(labels)} labels, but there are {len(outputs)} to predict: give integer labels, one a "
+            "sample or position, or a row of floats (one-hot labels are floats)"
         )
+    return outputs, labels
 
 
 def _pool(h: Tensor) -> Tensor:
@@ -185,6 +197,8 @@ class GuidedHead(LossHead):
         dense: bool = False,
         pull: float = 1.0,
     ) -> None:
+        if not isinstance(pull, int | float) or pull <= 0:
+            raise DniFxError(f"guided_head: pull={pull!r}; the weight of the gradient from above is positive")
         options: dict[str, Any] = {"hidden_layers": hidden_layers, "hidden_size": hidden_size, "dense": dense}
         super().__init__(activation, context_size, loss=loss, own=1.0, gradient=pull, **options)
 
@@ -230,6 +244,6 @@ class Outcome(nn.Module):
             output = output.movedim(1, -1)  # (N, K, positions...)
         with torch.no_grad():
             rows = output.detach().reshape(-1, output.shape[-1])
-            flat = labels.reshape(-1, labels.shape[-1]) if labels.is_floating_point() else labels.reshape(-1)
+            flat = labels.reshape(-1, labels.shape[-1]) if labels.is_floating_point() else labels.reshape(-1).long()
             if len(rows) == len(flat):
                 self.heard.values = sample_losses(self.loss, rows, flat, len(output))

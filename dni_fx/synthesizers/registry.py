@@ -42,6 +42,10 @@ def resolve(
         is_map = axis == 1 and len(shape) in (3, 4, 5)
         synthesizer = "guided_head" if loss is not None else "conv" if is_map else "linear"
     name, options = _parsed(synthesizer)
+    if name == "auto":
+        raise DniFxError(
+            f"synthesizer {synthesizer!r}: auto takes no options; name one of {', '.join(sorted(REGISTRY))}"
+        )
     if name not in REGISTRY:
         raise DniFxError(f"no synthesizer named {name!r}; there are auto, {', '.join(sorted(REGISTRY))}")
     factory = REGISTRY[name]
