@@ -95,14 +95,10 @@ class Segment(nn.Module):
 
     def keep_finite(self, gradient: Tensor) -> Tensor | None:
         """The gradient; if anything in it is not finite, it is counted, and None, or zeros where a look would wait."""
-        if can_look(gradient):
-            if is_finite(gradient):
-                return gradient
-            self.skipped += 1
-            return None
-        ok = is_finite(gradient)
-        self.skipped += ~ok
-        return torch.where(ok, gradient, 0.0)
+        kept, ok = finite(gradient)
+        if ok is not True:
+            self.skipped += 1 if ok is False else ~ok
+        return kept
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -118,7 +114,8 @@ class Segment(nn.Module):
 
 def can_look(tensor: Tensor) -> bool:
     """Whether its values are there to be looked at, and nobody has to wait for them."""
-    return tensor.device.type == "cpu" and type(tensor) is Tensor  # no stand-in, while something is traced
+    traced = torch.compiler.is_compiling() or type(tensor) is not Tensor
+    return tensor.device.type == "cpu" and not traced
 
 
 def is_finite(gradient: Tensor) -> Any:
@@ -128,12 +125,15 @@ def is_finite(gradient: Tensor) -> Any:
     return math.isfinite(total.item()) if can_look(gradient) else total.isfinite()
 
 
-def finite_or_zero(gradient: Tensor) -> Tensor:
-    """The gradient; zeros in its place if anything in it is not finite."""
+def finite(gradient: Tensor) -> tuple[Tensor | None, Any]:
+    """The gradient, and whether all of it is finite; if not, None in its place, or zeros where a look would wait.
+
+    None is the better one: zeros times an activation that is not finite are not finite again.
+    """
     ok = is_finite(gradient)
     if isinstance(ok, bool):
-        return gradient if ok else torch.zeros_like(gradient)
-    return torch.where(ok, gradient, 0.0)
+        return (gradient if ok else None), ok
+    return torch.where(ok, gradient, 0.0), ok
 
 
 def clipped(target: Tensor, clip: float, batch: int) -> Tensor:
@@ -155,21 +155,22 @@ torch.library.register_fake("dni_fx::inject", lambda h, prediction, mix, clip: t
 
 def _inject_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     h, prediction, ctx.mix, ctx.clip = inputs
-    ctx.batch = batch_size(h)
+    ctx.batch, ctx.dtype = batch_size(h), h.dtype
     ctx.save_for_backward(prediction)
 
 
-def _inject_backward(ctx: Any, target: Tensor) -> tuple[Tensor, Tensor, None, None]:
+def _inject_backward(ctx: Any, target: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
     (prediction,) = ctx.saved_tensors
     synthetic = prediction / ctx.batch
-    error = finite_or_zero(synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype))
+    upstream = synthetic.to(ctx.dtype)
+    if target is None:  # dropped by the cut above
+        return None if ctx.mix == 1.0 else finite(upstream)[0], None, None, None
+    error = synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype)
     if ctx.mix == 1.0:
         upstream = target.clone()
-    else:
-        upstream = synthetic.to(target.dtype)
-        if ctx.mix != 0.0:
-            upstream = ctx.mix * target + (1 - ctx.mix) * upstream
-    return finite_or_zero(upstream), error, None, None
+    elif ctx.mix != 0.0:
+        upstream = ctx.mix * target + (1 - ctx.mix) * upstream
+    return finite(upstream)[0], finite(error)[0], None, None
 
 
 torch.library.register_autograd("dni_fx::inject", _inject_backward, setup_context=_inject_setup, lib=_library)
@@ -218,8 +219,10 @@ def _injected(
 def _counter(prediction: Tensor, segment: Segment) -> Callable[[Tensor], None]:
     """Counts what the op drops."""
 
-    def count(target: Tensor) -> None:
-        good = is_finite(target) & is_finite(prediction)
+    def count(target: Tensor | None) -> None:
+        good = is_finite(prediction)
+        if target is not None:
+            good &= is_finite(target)
         if good is not True:
             segment.skipped += 1 if good is False else ~good
 
@@ -293,6 +296,8 @@ def decouple(
         return traced
     if any(prediction is None for prediction in predictions):
         return tuple(outputs)
+    if torch.compiler.is_compiling():
+        raise DniFxError('unlock="backward" runs backward passes within the forward pass; compile unlock="none"')
     if segment.next_mix() == 1.0:  # the warm-up
         return _injected(outputs, predictions, segment, 1.0)
     roots, gradients = [], []

@@ -44,6 +44,8 @@ def adapt(cls: type[nn.Module], hidden_size: int = 10, **options: Any) -> Factor
             there is one, is concatenated to the input.
         hidden_size: Handed on.
     """
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise DniFxError(f"expected a class of modules, not {cls!r}")
     make: Any = cls
 
     def factory(activation: Activation, context_size: int = 0) -> nn.Module:

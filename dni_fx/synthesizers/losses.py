@@ -115,7 +115,7 @@ def _paired(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     labels = labels.reshape(-1, width) if labels.is_floating_point() else labels.reshape(-1)
     if len(outputs) != len(labels):
         raise ContextError(
-            f"dni_context holds {len(labels)} labels, but there are {len(outputs)} to predict: give integer labels, one a "
+            f"dni_context holds {len(labels)} labels, but there are {len(outputs)} to predict: give integers, one a "
             "sample or position, or a row of floats (one-hot labels are floats)"
         )
     return outputs, labels
