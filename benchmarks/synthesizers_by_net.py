@@ -1,0 +1,106 @@
+"""Which synthesizer suits which network: the example CNN, ResNet and transformer on digits, cut early and often.
+
+Run:  python benchmarks/synthesizers_by_net.py
+
+Labels for all; Adam 1e-3 for everything. What `synthesizer="auto"` picks is decided here and in paper_feedforward.py.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dni_fx
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import cnn
+import common
+import resnet
+import transformer
+
+RESULTS = Path(__file__).parent / "results" / "synthesizers_by_net.md"
+CUTS: dict[type[nn.Module], list[str]] = {
+    cnn.CNN: ["features.3", "features.7", "hidden"],
+    resnet.ResNet: ["stem", "blocks.0", "blocks.1", "neck"],
+    transformer.Transformer: ["blocks.0", "blocks.1", "blocks.2", "neck"],
+}
+BATCH = 64
+LOSS = {"loss": "cross_entropy"}
+SYNTHESIZERS: dict[str, dict[str, Any] | None] = {
+    "backprop": None,
+    "conv or linear": {},
+    "conv or linear, warmup=100": {"training": dni_fx.Training(warmup=100)},
+    "local_head": LOSS | {"synthesizer": "local_head"},
+    "guided_head": LOSS | {"synthesizer": "guided_head"},
+    "critic": LOSS | {"synthesizer": "critic"},
+}
+
+
+def inputs(kind: type[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
+    return (x, torch.ones(len(x), x.shape[2], dtype=torch.bool)) if kind is transformer.Transformer else (x,)
+
+
+def error(job: tuple[type[nn.Module], str, int, int]) -> float:
+    """Test error in percent."""
+    kind, name, seed, steps = job
+    torch.set_num_threads(1)
+    digits = common.load_digits()
+    torch.manual_seed(seed)
+    net = kind()
+    options = SYNTHESIZERS[name]
+    if options is not None:
+        net = dni_fx.transform(net, inputs(kind, digits.train_x[:BATCH]), cuts=CUTS[kind], classes=10, **options)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    torch.manual_seed(seed + 100)
+    for _ in range(steps):
+        rows = torch.randint(len(digits.train_y), (BATCH,))
+        x, y = digits.train_x[rows], digits.train_y[rows]
+        optimizer.zero_grad()
+        context = {} if options is None else {"dni_context": y}
+        nn.functional.cross_entropy(net(*inputs(kind, x), **context), y).backward()
+        optimizer.step()
+    net.eval()
+    with torch.no_grad():
+        outputs = torch.cat([net(*inputs(kind, x)) for x in digits.test_x.split(1000)])
+    return 100 * float((outputs.argmax(1) != digits.test_y).float().mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    jobs = list(itertools.product(CUTS, SYNTHESIZERS, range(arguments.seeds), [arguments.steps]))
+    found: dict[tuple[type[nn.Module], str], list[str]] = {}
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        for (kind, name, *_), percent in zip(jobs, pool.imap(error, jobs), strict=True):
+            found.setdefault((kind, name), []).append(f"{percent:.2f}")
+            print(f"{kind.__name__}, {name}: {percent:.2f} %", flush=True)
+    lines = [
+        "# Synthesizers by network",
+        "",
+        f"`python benchmarks/synthesizers_by_net.py --steps {arguments.steps} --seeds {arguments.seeds}`, torch",
+        f"{torch.__version__}. The networks of `examples/` on MNIST, batch {BATCH}, Adam 1e-3 for everything, labels",
+        "for every synthesizer. Test error in percent, of each seed.",
+        "",
+        "| network | cuts after | " + " | ".join(SYNTHESIZERS) + " |",
+        "|---|---|" + "---|" * len(SYNTHESIZERS),
+        *[
+            f"| {kind.__name__} | {', '.join(cuts)} | "
+            + " | ".join(", ".join(found[kind, name]) for name in SYNTHESIZERS)
+            + " |"
+            for kind, cuts in CUTS.items()
+        ],
+    ]
+    RESULTS.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
