@@ -25,11 +25,18 @@ class LossHead(Synthesizer):
     """Base of the synthesizers that differentiate `loss(head(activation), labels)`.
 
     The prediction is the gradient of each sample's own loss, as for every synthesizer. What comes back from above
-    trains the head by the weighted sum of three losses: its own (`own`), half the squared error of its gradient
-    (`gradient`), and half the squared error of its value, sample by sample, to the loss of the head above (`value`).
+    trains the head by the weighted sum of three losses: its own, half the squared error of its gradient, and half the
+    squared error of its value, sample by sample, to the loss of the head above.
+
+    Args:
+        loss: Of (outputs, labels), a mean.
+        hidden_layers: Of the head, ReLU.
+        hidden_size: Their width.
+        dense: A map is not pooled: the head sees every position by itself.
     """
 
     takes_loss = True
+    weights: tuple[float, float, float]  # own, gradient, value
 
     def __init__(
         self,
@@ -40,9 +47,6 @@ class LossHead(Synthesizer):
         hidden_layers: int = 1,
         hidden_size: int = 256,
         dense: bool = False,
-        own: float = 0.0,
-        gradient: float = 0.0,
-        value: float = 0.0,
     ) -> None:
         super().__init__(activation, context_size)
         name = type(self).__name__
@@ -50,7 +54,6 @@ class LossHead(Synthesizer):
             raise DniFxError(f"a {name} needs labels: give classes= (or context_size=)")
         self.loss = loss
         self.dense = dense
-        self.weights = (own, gradient, value)
         self.is_map = activation.axis == 1 and len(activation.shape) > 2
         positions = 1
         if self.is_map and not dense:
@@ -168,62 +171,30 @@ def sample_losses(loss: Loss, outputs: Tensor, labels: Tensor, samples: int) -> 
 class LocalHead(LossHead):
     """A small head trained on the loss itself; nothing comes from above (decoupled greedy learning)."""
 
-    def __init__(
-        self,
-        activation: Activation,
-        context_size: int = 0,
-        *,
-        loss: Loss,
-        hidden_layers: int = 1,
-        hidden_size: int = 256,
-        dense: bool = False,
-    ) -> None:
-        options: dict[str, Any] = {"hidden_layers": hidden_layers, "hidden_size": hidden_size, "dense": dense}
-        super().__init__(activation, context_size, loss=loss, own=1.0, **options)
+    weights = (1.0, 0.0, 0.0)
 
 
 @register("guided_head")
 class GuidedHead(LossHead):
     """A local head that is pulled towards the gradient from above."""
 
-    def __init__(
-        self,
-        activation: Activation,
-        context_size: int = 0,
-        *,
-        loss: Loss,
-        hidden_layers: int = 1,
-        hidden_size: int = 256,
-        dense: bool = False,
-        pull: float = 1.0,
-    ) -> None:
+    def __init__(self, activation: Activation, context_size: int = 0, *, pull: float = 1.0, **options: Any) -> None:
+        super().__init__(activation, context_size, **options)
         if not isinstance(pull, int | float) or pull <= 0:
             raise DniFxError(f"guided_head: pull={pull!r}; the weight of the gradient from above is positive")
-        options: dict[str, Any] = {"hidden_layers": hidden_layers, "hidden_size": hidden_size, "dense": dense}
-        super().__init__(activation, context_size, loss=loss, own=1.0, gradient=pull, **options)
+        self.weights = (1.0, float(pull), 0.0)
 
 
 @register("critic")
 class Critic(LossHead):
     """A small head whose loss is fitted to the loss above, in value and gradient (Sobolev training)."""
 
-    def __init__(
-        self,
-        activation: Activation,
-        context_size: int = 0,
-        *,
-        loss: Loss,
-        hidden_layers: int = 1,
-        hidden_size: int = 256,
-        dense: bool = False,
-        fit: str = "both",
-    ) -> None:
-        fits = {"value": (0.0, 1.0), "gradient": (1.0, 0.0), "both": (1.0, 1.0)}
+    def __init__(self, activation: Activation, context_size: int = 0, *, fit: str = "both", **options: Any) -> None:
+        super().__init__(activation, context_size, **options)
+        fits = {"value": (0.0, 0.0, 1.0), "gradient": (0.0, 1.0, 0.0), "both": (0.0, 1.0, 1.0)}
         if fit not in fits:
             raise DniFxError(f"critic: fit={fit!r}; there are value, gradient and both")
-        gradient, value = fits[fit]
-        options: dict[str, Any] = {"hidden_layers": hidden_layers, "hidden_size": hidden_size, "dense": dense}
-        super().__init__(activation, context_size, loss=loss, gradient=gradient, value=value, **options)
+        self.weights = fits[fit]
 
 
 class Outcome(nn.Module):

@@ -71,9 +71,20 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _bound(factory: Factory, name: str, options: dict[str, Any]) -> Factory:
-    known = [p for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    strange = sorted(options.keys() - {p.name for p in known})
+    known = _options(factory)
+    strange = sorted(options.keys() - set(known))
     if strange:
-        allowed = ", ".join(p.name for p in known if p.name != "loss") or "none"
+        allowed = ", ".join(option for option in known if option != "loss") or "none"
         raise DniFxError(f"synthesizer {name} has no option {strange[0]!r}; there are {allowed}")
     return functools.partial(factory, **options)
+
+
+def _options(factory: Factory) -> list[str]:
+    """Names of the keyword-only arguments; of the base's too, where a class hands on what it does not know."""
+    found: list[str] = []
+    for one in factory.__mro__ if isinstance(factory, type) else (factory,):
+        parameters = inspect.signature(one).parameters.values()
+        found += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
