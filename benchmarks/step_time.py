@@ -69,24 +69,21 @@ def steps(count: int) -> list[str]:
 
 
 def metrics(count: int) -> str:
-    """What watching the synthesizers adds: rounds of ten steps, of which one is looked at, beside ten that are not."""
-    never = mock.patch.object(module, "MEASURE_EVERY", sys.maxsize)
-    steppers = []
-    for _ in range(2):
-        model, _ = load_target(str(EXAMPLE))
-        net = dni_fx.transform(model, torch.rand(256, 1, 28, 28), cuts=4, classes=10)
-        steppers.append(stepper(net, True))
+    """What watching the synthesizers adds: rounds of steps of which one is looked at, beside rounds without."""
+    every = module.MEASURE_EVERY
+    model, _ = load_target(str(EXAMPLE))
+    step = stepper(dni_fx.transform(model, torch.rand(256, 1, 28, 28), cuts=4, classes=10), True)
     ratios = []
-    for _ in range(count // module.MEASURE_EVERY):
-        on = sum(steppers[0]() for _ in range(module.MEASURE_EVERY))
-        with never:
-            off = sum(steppers[1]() for _ in range(10))
+    for _ in range(count // every):
+        on = sum(step() for _ in range(every))
+        with mock.patch.object(module, "MEASURE_EVERY", sys.maxsize):
+            off = sum(step() for _ in range(every))
         ratios.append(on / off)
     error = statistics.stdev(ratios) / len(ratios) ** 0.5
     return (
-        f"`net.dni.metrics()`, 4 segments: with a look at the targets in one step of ten, the steps take "
-        f"{statistics.mean(ratios):.3f} (standard error {error:.3f}, {len(ratios)} pairs of ten steps) of what they "
-        "take without any"
+        f"`net.dni.metrics()`, 4 segments: with a look at the targets in one step of {every}, the steps take "
+        f"{statistics.mean(ratios):.3f} (standard error {error:.3f}, {len(ratios)} pairs of {every} steps) of what "
+        "they take without any"
     )
 
 

@@ -39,6 +39,7 @@ SYNTHESIZERS: dict[str, dict[str, Any] | None] = {
     "local_head": LOSS | {"synthesizer": "local_head"},
     "guided_head": LOSS | {"synthesizer": "guided_head"},
     "critic": LOSS | {"synthesizer": "critic"},
+    "auto with a loss": LOSS,
 }
 
 

@@ -322,7 +322,7 @@ def synthesizers() -> None:
     from dni_fx.synthesizers import REGISTRY
 
     table = Table("name", "what it is")
-    table.add_row("auto", "guided_head where a loss is given; conv for maps (N, C, ...), linear for the rest")
+    table.add_row("auto", "linear for vectors; maps and sequences: guided_head with a loss, else conv and linear")
     for name, factory in sorted(REGISTRY.items()):
         table.add_row(name, (factory.__doc__ or "").strip().split("\n")[0])
     out.print(table)

@@ -34,7 +34,7 @@ __all__ = [
     "share_state",
 ]
 
-MEASURE_EVERY = 10  # steps between two looks at the targets; a look costs a few passes over the tensor
+MEASURE_EVERY = 20  # steps between two looks at the targets; a look costs a few passes over the tensor
 MEASURES = ("cosine", "relative_error", "target_norm", "prediction_norm")
 
 
@@ -126,10 +126,10 @@ class Crossing(nn.Module):
             mean_square = (target * ops.batch_size(synthetic)).square().mean()
             self.square = torch.where(self.square > 0, self.square.lerp(mean_square, 0.01), mean_square)
         if look:
-            synthetic = synthetic.flatten().float()
-            cosine = torch.cosine_similarity(synthetic, target, dim=0)
-            norms = target.norm(), synthetic.norm()
-            self.measured = torch.stack([cosine, error.float().norm() / norms[0], *norms]).detach()
+            synthetic, error = synthetic.flatten().float(), error.flatten().float()
+            norms = target.dot(target).sqrt(), synthetic.dot(synthetic).sqrt()  # on a CPU faster than norm()
+            cosine = target.dot(synthetic) / (norms[0] * norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
+            self.measured = torch.stack([cosine, error.dot(error).sqrt() / norms[0], *norms]).detach()
 
 
 class DNI(nn.Module):
@@ -157,7 +157,7 @@ class DNI(nn.Module):
                 reset()
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """How well each synthesizer predicts its target, at the last step that was looked at (every tenth).
+        """How well each synthesizer predicts its target, at the last step that was looked at (every twentieth).
 
         Returns:
             For each crossing: `cosine` between prediction and target, `relative_error` |g - target| / |target|,

@@ -122,11 +122,12 @@ def test_it_learns_and_is_decoupled(kind: str) -> None:
     assert report, report
 
 
-def test_auto_takes_the_loss_where_there_is_one() -> None:
-    with_loss = dni_fx.transform(mlp(), X, cuts=2, classes=3, loss="cross_entropy")
-    without = dni_fx.transform(mlp(), X, cuts=2, classes=3)
-    assert all(isinstance(s, LossHead) for s in with_loss.dni.synthesizers.values())
-    assert not any(isinstance(s, LossHead) for s in without.dni.synthesizers.values())
+def test_auto_takes_the_loss_where_a_head_learns_better() -> None:
+    assert resolve("auto", (8, 6), 1, cross_entropy)[0] == resolve("auto", (8, 6), 1)[0] == "linear"
+    assert resolve("auto", (8, 5, 6), 2, cross_entropy)[0] == "guided_head"
+    assert resolve("auto", (8, 6, 4, 4), 1, cross_entropy)[0] == "guided_head"
+    assert resolve("auto", (8, 5, 6), 2)[0] == "linear"
+    assert resolve("auto", (8, 6, 4, 4), 1)[0] == "conv"
 
 
 LABELS = [

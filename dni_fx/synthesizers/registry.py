@@ -33,14 +33,16 @@ def resolve(
 
     Args:
         synthesizer: A registered name, with options as in "mlp(hidden_layers=2)"; "auto"; or a factory, as it is.
-            "auto" picks the guided head where a loss is given; else conv for maps, linear for vectors and sequences.
+            "auto" picks conv for maps, linear for vectors and sequences; where a loss is given, the guided head for
+            maps and sequences (benchmarks/paper_feedforward.py and synthesizers_by_net.py say why).
         loss: What those with a loss of their own use.
     """
     if not isinstance(synthesizer, str):
         return getattr(synthesizer, "__name__", type(synthesizer).__name__), synthesizer
     if synthesizer == "auto":
-        is_map = axis == 1 and len(shape) in (3, 4, 5)
-        synthesizer = "guided_head" if loss is not None else "conv" if is_map else "linear"
+        synthesizer = "conv" if axis == 1 and len(shape) in (3, 4, 5) else "linear"
+        if loss is not None and len(shape) > 2:
+            synthesizer = "guided_head"
     name, options = _parsed(synthesizer)
     if name == "auto":
         raise DniFxError(
