@@ -46,14 +46,21 @@ def spread(values: list[float], digits: int) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+LABELLED = {"cuts": 4, "classes": 10}
+LOSS = LABELLED | {"loss": "cross_entropy"}
+REWRITES = {
+    "cuts='auto'": {},
+    "cuts='auto', classes=10": {"classes": 10},
+    "cuts=4, classes=10": LABELLED,
+    "the same, local_head": LOSS | {"synthesizer": "local_head"},
+    "the same, guided_head": LOSS | {"synthesizer": "guided_head"},
+    "the same, critic": LOSS | {"synthesizer": "critic"},
+}
+
+
 def steps(count: int) -> list[str]:
     rows = []
-    names = {
-        "cuts='auto'": {},
-        "cuts='auto', classes=10": {"classes": 10},
-        "cuts=4, classes=10": {"cuts": 4, "classes": 10},
-    }
-    for name, options in names.items():
+    for name, options in REWRITES.items():
         plain, _ = load_target(str(EXAMPLE))
         model, _ = load_target(str(EXAMPLE))
         net = dni_fx.transform(model, torch.rand(256, 1, 28, 28), **options)

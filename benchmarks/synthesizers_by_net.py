@@ -2,7 +2,7 @@
 
 Run:  python benchmarks/synthesizers_by_net.py
 
-Labels for all; Adam 1e-3 for everything. What `synthesizer="auto"` picks is decided here and in paper_feedforward.py.
+Adam 1e-3 for everything. What `synthesizer="auto"` picks is decided here and in paper_feedforward.py.
 """
 
 import argparse
@@ -31,11 +31,15 @@ CUTS: dict[type[nn.Module], list[str]] = {
     transformer.Transformer: ["blocks.0", "blocks.1", "blocks.2", "neck"],
 }
 BATCH = 64
-LOSS = {"loss": "cross_entropy"}
+LABELS = {"classes": 10}
+LOSS = LABELS | {"loss": "cross_entropy"}
 SYNTHESIZERS: dict[str, dict[str, Any] | None] = {
     "backprop": None,
-    "conv or linear": {},
-    "conv or linear, warmup=100": {"training": dni_fx.Training(warmup=100)},
+    "no labels, scale=1": {"training": dni_fx.Training(scale=1.0)},
+    "no labels, scale=1/16": {"training": dni_fx.Training(scale=1 / 16)},
+    "no labels, scale=1/64": {"training": dni_fx.Training(scale=1 / 64)},
+    "conv or linear": LABELS,
+    "conv or linear, warmup=100": LABELS | {"training": dni_fx.Training(warmup=100)},
     "local_head": LOSS | {"synthesizer": "local_head"},
     "guided_head": LOSS | {"synthesizer": "guided_head"},
     "critic": LOSS | {"synthesizer": "critic"},
@@ -56,14 +60,14 @@ def error(job: tuple[type[nn.Module], str, int, int]) -> float:
     net = kind()
     options = SYNTHESIZERS[name]
     if options is not None:
-        net = dni_fx.transform(net, inputs(kind, digits.train_x[:BATCH]), cuts=CUTS[kind], classes=10, **options)
+        net = dni_fx.transform(net, inputs(kind, digits.train_x[:BATCH]), cuts=CUTS[kind], **options)
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     torch.manual_seed(seed + 100)
     for _ in range(steps):
         rows = torch.randint(len(digits.train_y), (BATCH,))
         x, y = digits.train_x[rows], digits.train_y[rows]
         optimizer.zero_grad()
-        context = {} if options is None else {"dni_context": y}
+        context = {"dni_context": y} if options and "classes" in options else {}
         nn.functional.cross_entropy(net(*inputs(kind, x), **context), y).backward()
         optimizer.step()
     net.eval()
@@ -88,8 +92,8 @@ def main() -> None:
         "# Synthesizers by network",
         "",
         f"`python benchmarks/synthesizers_by_net.py --steps {arguments.steps} --seeds {arguments.seeds}`, torch",
-        f"{torch.__version__}. The networks of `examples/` on MNIST, batch {BATCH}, Adam 1e-3 for everything, labels",
-        "for every synthesizer. Test error in percent, of each seed.",
+        f"{torch.__version__}. The networks of `examples/` on MNIST, batch {BATCH}, Adam 1e-3 for everything; with",
+        "labels unless said. Test error in percent, of each seed.",
         "",
         "| network | cuts after | " + " | ".join(SYNTHESIZERS) + " |",
         "|---|---|" + "---|" * len(SYNTHESIZERS),
