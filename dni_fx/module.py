@@ -50,7 +50,7 @@ class Crossing(nn.Module):
         self.axis = activation.axis
         self.classes = settings.classes
         self.context_size = settings.size
-        self.scale = settings.training.scale
+        self.scale = 1.0 if settings.training.scale is None else settings.training.scale
         self.every = settings.training.every
         self.steps = 0
         device = activation.device
@@ -106,9 +106,11 @@ class Crossing(nn.Module):
         """What the synthesizer says, in the units of the target; it learns in its own."""
         if self.scale == 1.0 or getattr(self.synthesizer, "takes_loss", False):
             return raw
-        scale = self.scale if self.scale != "rms" else torch.where(self.square > 0, self.square.rsqrt(), 1.0)
+        rms = self.scale == "rms"
+        scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0) if rms else float(self.scale)
         said = raw.detach()
-        scaled: Tensor = said / scale + scale * (raw - said)  # type: ignore[operator]  # slope: that of half (raw - scale * target)^2
+        # said / scale, with the slope of half (raw - scale * target)^2
+        scaled: Tensor = raw * scale + said * (1 / scale - scale)
         return scaled.to(raw.dtype)
 
     def _watch(self, prediction: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError
 
-__all__ = ["Loss", "Mix", "Settings", "Training", "check_settings", "loss_function", "loss_name", "parse_mix"]
+__all__ = ["Loss", "Mix", "Settings", "Training", "check_settings", "loss_function", "loss_name", "parse_mix", "scaled"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Mix = float | tuple[float, float, int]
@@ -23,7 +23,8 @@ class Training:
     Args:
         scale: What the targets are multiplied by before they are regressed: a number, or "rms", one over their running
             root mean square. A target is the gradient of each sample's own loss: dL/dh times the batch size. With
-            scale 1 one learning rate suits every batch size.
+            scale 1 one learning rate suits every batch size; the smaller it is, the faster the predictions change.
+            None: 1; and 1/16 for synthesizers chosen by name that are conditioned on nothing.
         clip: The largest norm of one sample's target; None: no limit.
         warmup: For so many steps the true gradients are used, while the synthesizers learn to predict them. Nothing is
             unlocked in that time, and no memory saved.
@@ -32,7 +33,7 @@ class Training:
         optimizer: Makes an optimizer of their own from their parameters; it steps when the person's does.
     """
 
-    scale: float | str = 1.0
+    scale: float | str | None = None
     clip: float | None = None
     warmup: int = 0
     every: int = 1
@@ -40,8 +41,8 @@ class Training:
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
 
     def __post_init__(self) -> None:
-        if self.scale != "rms" and not _positive(self.scale):
-            raise DniFxError(f'scale={self.scale!r}: a positive number, or "rms"')
+        if self.scale not in (None, "rms") and not _positive(self.scale):
+            raise DniFxError(f'scale={self.scale!r}: a positive number, "rms", or None')
         if self.clip is not None and not _positive(self.clip):
             raise DniFxError(f"clip={self.clip!r}: the largest norm of a target is a positive number, or None")
         if not _whole(self.warmup) or self.warmup < 0:
@@ -69,6 +70,18 @@ class Settings:
     def size(self) -> int:
         """Entries of what the synthesizers are conditioned on; 0: nothing."""
         return self.classes or self.context_size or 0
+
+
+def scaled(settings: Settings, synthesizer: object) -> Settings:
+    """With a scale that suits the synthesizer, where none is said.
+
+    One of the person's own gets what it is told to predict. Which scale does best without labels is measured in
+    `benchmarks/synthesizer_training.py` and `synthesizers_by_net.py`.
+    """
+    if settings.training.scale is not None:
+        return settings
+    scale = 1 / 16 if isinstance(synthesizer, str) and not settings.size else 1.0
+    return replace(settings, training=replace(settings.training, scale=scale))
 
 
 def check_settings(settings: Settings) -> None:

@@ -347,7 +347,7 @@ def test_models_of_other_dtypes(dtype: torch.dtype, unlock: str) -> None:
 
 
 def test_no_graph_outlives_a_step() -> None:
-    """As many tensors live after twenty steps as after four, whether their loss went backward or not."""
+    """No more tensors live after twenty steps than after four, whether their loss went backward or not."""
 
     def live() -> int:
         gc.collect()
@@ -364,7 +364,7 @@ def test_no_graph_outlives_a_step() -> None:
         del loss
         if i in (3, 21):
             counts.append(live())
-    assert counts[0] == counts[1]
+    assert counts[1] <= counts[0]  # fewer: what other tests left behind
 
 
 def test_real_digits_in_seconds() -> None:
