@@ -19,7 +19,17 @@ from dni_fx import hooking
 from dni_fx.diffing import diff
 from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.loading import errors_of
-from dni_fx.module import DNI, DecoupledModule, adopt, build_dni, hold_parameters, plain, rename, retrace, share_state
+from dni_fx.module import (
+    DecoupledModule,
+    Interfaces,
+    adopt,
+    build_dni,
+    hold_parameters,
+    plain,
+    rename,
+    retrace,
+    share_state,
+)
 from dni_fx.planning import Plan
 from dni_fx.settings import loss_function
 from dni_fx.source import SourceWriter
@@ -222,12 +232,12 @@ def import_beside(file: str, name: str) -> ModuleType:
     return module
 
 
-def read_dni(file: str) -> DNI:
+def read_dni(file: str) -> Interfaces:
     """The submodule `dni` for the plan in the folder of `file`."""
     return _dni(Plan.load(Path(file).resolve().with_name("plan.json")))
 
 
-def _dni(plan: Plan) -> DNI:
+def _dni(plan: Plan) -> Interfaces:
     if plan.rewrite is None:
         raise DniFxError("the plan does not say how the model was rewritten")
     shapes = {f"cut{i}_{t.node}": t for i, cut in enumerate(plan.cuts) for t in cut.tensors}

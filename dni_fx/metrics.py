@@ -21,7 +21,7 @@ class Writer(Protocol):
 
 
 def log_metrics(net: DecoupledModule, to: Writer | Report, every: int = 100) -> RemovableHandle:
-    """Report `net.dni.metrics()` at every so many training steps.
+    """Report `net.dni.metrics()` at every so many training steps; its own numbers are as fresh as it says.
 
     Args:
         net: What `dni_fx.transform` returned.

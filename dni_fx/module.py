@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from types import FunctionType
@@ -19,11 +20,12 @@ from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.planning import Plan
 from dni_fx.settings import Settings, loss_function
 from dni_fx.synthesizers import Activation, Factory, LossHead, Outcome, check_labels, expand_context
+from dni_fx.synthesizers.losses import Link
 
 __all__ = [
-    "DNI",
     "Crossing",
     "DecoupledModule",
+    "Interfaces",
     "adopt",
     "build_dni",
     "call_original",
@@ -54,7 +56,7 @@ class Crossing(nn.Module):
         self.every = settings.training.every
         self.steps = 0
         device = activation.device
-        self.register_buffer("measured", torch.zeros(len(MEASURES), device=device), persistent=False)
+        self.register_buffer("measured", torch.full((len(MEASURES),), math.nan, device=device), persistent=False)
         # Running mean square of what is regressed; 0: nothing yet.
         self.register_buffer("square", torch.zeros((), device=device), persistent=self.scale == "rms")
 
@@ -126,6 +128,7 @@ class Crossing(nn.Module):
         target = (synthetic - error).flatten().float()
         if self.scale == "rms":
             mean_square = (target * ops.batch_size(synthetic)).square().mean()
+            mean_square = mean_square.to(self.square)
             self.square = torch.where(self.square > 0, self.square.lerp(mean_square, 0.01), mean_square)
         if look:
             synthetic, error = synthetic.flatten().float(), error.flatten().float()
@@ -134,7 +137,7 @@ class Crossing(nn.Module):
             self.measured = torch.stack([cosine, error.dot(error).sqrt() / norms[0], *norms]).detach()
 
 
-class DNI(nn.Module):
+class Interfaces(nn.Module):
     """All that a rewrite adds to a model: the plan, a `Crossing` for each crossing tensor, the segments."""
 
     def __init__(self, plan: Plan) -> None:
@@ -165,7 +168,7 @@ class DNI(nn.Module):
             For each crossing: `cosine` between prediction and target, `relative_error` |g - target| / |target|,
             `target_norm` and `prediction_norm`, of the gradient of the mean loss; `steps`, the number of training steps
             so far; and `skipped`, how often a prediction or target of its cut was dropped, for it was not finite.
-            Empty until a step has run.
+            Empty until a step has run; NaN where no target has come back.
         """
         found = {}
         for name, crossing in self.crossings.items():
@@ -183,7 +186,7 @@ class DecoupledModule(fx.GraphModule):
     non-persistent buffers and node names too.
     """
 
-    dni: DNI
+    dni: Interfaces
 
     def dni_settings(self) -> dict[str, Any]:
         """What a saved class needs to be this one again, beside the graph: plain literals by attribute name.
@@ -429,13 +432,13 @@ def _has(model: nn.Module, path: str) -> bool:
 
 def build_dni(
     plan: Plan, factories: Mapping[str, Factory], settings: Settings, *, device: torch.device | str = "cpu"
-) -> DNI:
+) -> Interfaces:
     """The submodule `dni` for a plan; its segments hold no parameters yet.
 
     Args:
         factories: What makes the synthesizer of each crossing.
     """
-    dni = DNI(plan)
+    dni = Interfaces(plan)
     for index, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)
@@ -452,7 +455,7 @@ def build_dni(
     return dni
 
 
-def _tell_critics(dni: DNI, settings: Settings) -> None:
+def _tell_critics(dni: Interfaces, settings: Settings) -> None:
     """Let each critic hear the values of the one at the next cut, and the last one those of the model's output."""
     heads = {name: s for name, s in dni.synthesizers.items() if isinstance(s, LossHead)}
     if not any(head.fits_value for head in heads.values()):
@@ -460,15 +463,15 @@ def _tell_critics(dni: DNI, settings: Settings) -> None:
     assert settings.loss is not None
     outcome = Outcome(loss_function(settings.loss))
     dni.add_module("outcome", outcome)
-    above: Any = outcome.heard
-    for index, cut in reversed(list(enumerate(dni.plan.cuts))):
-        here = [heads[name] for t in cut.tensors if (name := crossing_name(index, t.node)) in heads]
-        for head in here:
-            head.heard.above = above
-        above = here[0].heard if here else above
+    below: list[Link] = []
+    for index, cut in enumerate(dni.plan.cuts):
+        here = [heads[name].link for t in cut.tensors if (name := crossing_name(index, t.node)) in heads]
+        if here:
+            here[0].below, below = below, here
+    outcome.link.below = below
 
 
-def hold_parameters(net: fx.GraphModule, dni: DNI) -> None:
+def hold_parameters(net: fx.GraphModule, dni: Interfaces) -> None:
     """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
     by_name = {node.name: node for node in net.graph.nodes}
     for index in range(len(dni.plan.cuts)):

@@ -99,7 +99,7 @@ class DNI(nn.Module):
         output = self.__dict__["net"](*args, **kwargs)
         if hasattr(self, "last"):
             output = self._cut(output)
-        for tensor in tensors_in(output)[:1]:
+        for tensor in tensors_in(output):
             if tensor.requires_grad:
                 tensor.register_hook(self._step_at_the_end)
         return output

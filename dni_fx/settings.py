@@ -18,7 +18,11 @@ Mix = float | tuple[float, float, int]
 
 @dataclass(frozen=True)
 class Training:
-    """How the synthesizers are trained; the defaults are those that did best in `benchmarks/`.
+    """How the synthesizers are trained.
+
+    The defaults did well on every net in `benchmarks/`; a warm-up often does a little better
+    (`benchmarks/results/synthesizer_training.md`), but unlocks nothing while it lasts. Heads and critics have no use for
+    `scale`.
 
     Args:
         scale: What the targets are multiplied by before they are regressed: a number, or "rms", one over their running
@@ -130,7 +134,11 @@ def parse_mix(text: str) -> Mix:
 
 
 def loss_function(loss: str | Loss) -> Loss:
-    """The function that `loss` stands for: a callable, or the name of one in `torch.nn.functional`."""
+    """The function that `loss` stands for: a callable, or the name of one in `torch.nn.functional`.
+
+    Raises:
+        DniFxError: If it is neither.
+    """
     if not isinstance(loss, str):
         if not callable(loss):
             raise DniFxError(f"loss={loss!r}: a function of (output, labels), or a name such as 'cross_entropy'")

@@ -45,6 +45,26 @@ def test_the_loop_of_its_readme(given: bool, steps_too: bool) -> None:
         assert all(p.any() for p in synthesizer.parameters())
 
 
+class TwoOutputs(nn.Module):
+    """The first of them carries no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.above = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.below(x)
+        return h.detach(), self.above(h)
+
+
+def test_whichever_output_the_loss_is_of() -> None:
+    network = TwoOutputs()
+    before = copy.deepcopy(network.state_dict())
+    net = dni_fx.DNI(network, grad_lr=0.01)
+    nn.functional.cross_entropy(net(X)[1], Y).backward()
+    assert all(not torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
 def test_a_step_of_its_own_is_one_step() -> None:
     """The gradients are used up: the person's step after it does nothing."""
     results = []

@@ -1,6 +1,7 @@
 """How synthesizers are trained: scale, clip, warm-up, every, lr, own optimizer; mix; what is not finite; metrics."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -139,6 +140,33 @@ def test_scale_by_the_running_root_mean_square() -> None:
     torch.testing.assert_close(found, (0.5 - target_of(net) / square.sqrt()) / 16)
 
 
+def test_without_labels_the_synthesizers_chosen_by_name_follow_faster() -> None:
+    scales = [
+        transformed(synthesizer=kind, **options).dni.cut0__1.scale
+        for kind, options in [("linear", {}), ("linear", {"classes": 3}), ("linear", {"context_size": 2}), (Half, {})]
+    ]
+    assert scales == [1 / 16, 1.0, 1.0, 1.0]
+    said = transformed(synthesizer="linear", training=Training(scale=0.5))
+    assert said.dni.cut0__1.scale == said.dni.plan.rewrite.settings.training.scale == 0.5
+
+
+@pytest.mark.parametrize("unlock", WITH)
+@pytest.mark.parametrize(
+    "training", [Training(scale="rms"), Training(scale=0.1), Training(clip=0.1), Training(warmup=3), Training(every=2)]
+)
+def test_the_check_passes_with_every_option(unlock: str, training: Training) -> None:
+    report = dni_fx.check(transformed(unlock, training=training), X)
+    assert report, report
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_running_scale_goes_with_the_dtype(dtype: torch.dtype) -> None:
+    net = transformed(training=Training(scale="rms")).to(dtype)
+    for _ in range(2):
+        net(X.to(dtype)).square().mean().backward()
+    assert net.dni.cut0__1.square > 0
+
+
 @pytest.mark.parametrize("unlock", WITH)
 def test_clip(unlock: str) -> None:
     net = transformed(unlock, synthesizer=Half, training=Training(clip=0.1))
@@ -246,12 +274,16 @@ def test_a_true_gradient_that_is_not_finite_is_not_mixed_in(mix: float) -> None:
     assert net.get_parameter("0.weight").grad is None
 
 
+@pytest.mark.parametrize("kind", ["mlp", "local_head", "guided_head", "critic", "critic(fit='value')"])
 @pytest.mark.parametrize("unlock", WITH)
-def test_one_sample_that_is_not_finite_spoils_nothing_below_a_cut(unlock: str) -> None:
-    net = dni_fx.transform(mlp(), X, cuts=["1", "3"], unlock=unlock, synthesizer="mlp")
+def test_one_sample_that_is_not_finite_spoils_nothing_below_a_cut(unlock: str, kind: str) -> None:
+    width = mlp()(X).shape[1]
+    options: dict[str, Any] = {} if kind == "mlp" else {"classes": width, "loss": "cross_entropy"}
+    net = dni_fx.transform(mlp(), X, cuts=["1", "3"], unlock=unlock, synthesizer=kind, **options)
     x = X.clone()
     x[2, 3] = float("nan")
-    net(x).square().mean().backward()
+    context = {"dni_context": torch.arange(len(X)) % width} if options else {}
+    net(x, **context).square().mean().backward()
     for name, parameter in net.named_parameters():
         if parameter.grad is not None and not name.startswith("4."):
             assert parameter.grad.isfinite().all(), name
@@ -266,6 +298,9 @@ def test_one_sample_that_is_not_finite_spoils_nothing_below_a_cut(unlock: str) -
 def test_metrics(unlock: str) -> None:
     net = transformed(unlock, synthesizer=Half)
     assert net.dni.metrics() == {}
+    net(X)
+    assert math.isnan(net.dni.metrics()["cut0__1"]["relative_error"])  # no target yet
+    net.dni.cut0__1.steps = 0
     gradients(net)
     target = target_of(net) / 16
     synthetic = torch.full_like(target, 0.5 / 16)

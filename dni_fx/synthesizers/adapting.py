@@ -43,6 +43,9 @@ def adapt(cls: type[nn.Module], hidden_size: int = 10, **options: Any) -> Factor
         cls: Made as `cls(input_size, hidden_size, output_size, **options)`, sizes of the last axis; a context, where
             there is one, is concatenated to the input.
         hidden_size: Handed on.
+
+    Raises:
+        DniFxError: If it is no class of modules.
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise DniFxError(f"expected a class of modules, not {cls!r}")

@@ -27,8 +27,8 @@ def check_labels(context: Tensor, classes: int | None, size: int) -> Tensor:
     elif classes is None:
         raise ContextError(f"dni_context holds integers; expected {size} floats a row")
     else:
+        context = context.long()
         _check_range(context, classes)
-        return context.long()
     return context
 
 
@@ -71,12 +71,10 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
 
 def _one_hot(labels: Tensor, classes: int) -> Tensor:
     """(..., classes) of floats; all zero where a label is to be ignored."""
+    labels = labels.long()
     _check_range(labels, classes)
     known = labels != IGNORED
-    try:
-        hot = nn.functional.one_hot(torch.where(known, labels, 0).long(), classes)
-    except RuntimeError as error:
-        raise ContextError(f"dni_context: labels must lie between 0 and {classes - 1} ({error})") from None
+    hot = nn.functional.one_hot(torch.where(known, labels, 0), classes)
     return (hot * known.unsqueeze(-1)).float()
 
 

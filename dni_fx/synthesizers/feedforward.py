@@ -106,9 +106,8 @@ class Norm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         alone = input.numel() == input.shape[1]
         mean, variance = self.running_mean, self.running_var
-        return nn.functional.batch_norm(
-            input, mean, variance, self.weight, self.bias, self.training and not alone, self.momentum or 0.1, self.eps
-        )
+        training = self.training and not alone
+        return nn.functional.batch_norm(input, mean, variance, self.weight, self.bias, training, eps=self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass

@@ -4,7 +4,9 @@ Predicting a loss and differentiating it (a critic: Czarnecki et al. 2017, Sobol
 (decoupled greedy learning: Belilovsky et al. 2020) differ only in what the head is fitted to.
 """
 
-from types import SimpleNamespace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +16,38 @@ from torch.autograd.function import once_differentiable
 from dni_fx.errors import ContextError, DniFxError
 from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Activation, Synthesizer, adaptive_average, check_size
+from dni_fx.synthesizers.conditioning import IGNORED
 from dni_fx.synthesizers.registry import register
 
 __all__ = ["Critic", "GuidedHead", "LocalHead", "LossHead", "Outcome", "sample_losses"]
 
 GRID = 4  # positions along each axis of a map that a head tells apart
+
+
+@dataclass
+class Pass:
+    """One forward pass of a head: the samples' losses (N,), where somebody wants them, and the pass above it."""
+
+    values: Tensor | None
+    above: "Pass | None" = None
+
+
+class Link:
+    """What ties the heads of a net together: the values of each are fitted to those of the next one above.
+
+    They belong to one forward pass: there may be several before the backward pass, of different batches.
+    """
+
+    def __init__(self) -> None:
+        self.below: Sequence[Link] = ()
+        self.latest: Pass | None = None
+
+    def begin(self, values: Tensor | None) -> Pass:
+        self.latest = Pass(values)
+        for link in self.below:
+            if link.latest is not None:
+                link.latest.above = self.latest
+        return self.latest
 
 
 class LossHead(Synthesizer):
@@ -64,7 +93,7 @@ class LossHead(Synthesizer):
         for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], context_size))
-        self.heard: Any = SimpleNamespace(values=None, above=None)  # no attributes: not part of the net's state
+        self.link = Link()
 
     @property
     def fits_value(self) -> bool:
@@ -88,9 +117,9 @@ class LossHead(Synthesizer):
             values = sample_losses(self.loss, outputs, labels, len(h)) if value else None
             (predicted,) = torch.autograd.grad(mean, h, create_graph=bool(gradient), retain_graph=True)
         predicted = predicted * len(h)
-        self.heard.values = None if values is None else values.detach()
+        here = self.link.begin(None if values is None else values.detach())
         fitted: Any = _Fitted.apply
-        result: Tensor = fitted(predicted, mean if own else None, values, self.weights, self.heard)
+        result: Tensor = fitted(predicted, mean if own else None, values, self.weights, here)
         return result
 
     def _rows(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,27 +173,39 @@ class _Fitted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, predicted: Tensor, own: Tensor | None, values: Tensor | None, weights: tuple[float, ...], heard: Any
+        ctx: Any, predicted: Tensor, own: Tensor | None, values: Tensor | None, weights: tuple[float, ...], here: Pass
     ) -> Tensor:
-        ctx.weights, ctx.heard = weights, heard
-        ctx.values = None if values is None else values.detach()
+        ctx.weights, ctx.here = weights, here
+        ctx.set_materialize_grads(False)
         return predicted.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, error: Tensor | None) -> tuple[Any, ...]:
+        if error is None:  # dropped: something in it was not finite, so the head's own loss is not to be trusted
+            return (None,) * 5
         own, gradient, value = ctx.weights
-        off = None
-        above = None if ctx.heard.above is None else ctx.heard.above.values
-        if ctx.values is not None and above is not None:
-            off = value * (ctx.values - above.to(ctx.values)) / len(ctx.values)
+        off, values = None, ctx.here.values
+        above = None if ctx.here.above is None else ctx.here.above.values
+        if values is not None and above is not None:
+            off = value * (values - above.to(values)) / len(values)
+            off = torch.where(off.isfinite(), off, 0.0)
         return gradient * error if gradient else None, error.new_tensor(own) if own else None, off, None, None
 
 
 def sample_losses(loss: Loss, outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
-    """Each sample's own loss (N,), for rows of outputs and labels; where a sample has several, their mean."""
+    """Each sample's own loss (N,), such that their mean is the batch's loss, as for gradients of each sample's own.
+
+    Args:
+        outputs: Rows of them, the same number for every sample.
+        labels: A row, or an integer, for each; -100 for none.
+    """
     rows = torch.func.vmap(lambda o, y: loss(o[None], y[None]), randomness="different")(outputs, labels)
-    return rows.nan_to_num().reshape(samples, -1).mean(1)
+    if labels.is_floating_point():
+        return rows.reshape(samples, -1).mean(1)
+    ignored = labels == IGNORED
+    known = (~ignored).sum().clamp(min=1)
+    return rows.masked_fill(ignored, 0.0).reshape(samples, -1).sum(1) * (samples / known)
 
 
 @register("local_head")
@@ -180,7 +221,7 @@ class GuidedHead(LossHead):
 
     def __init__(self, activation: Activation, context_size: int = 0, *, pull: float = 1.0, **options: Any) -> None:
         super().__init__(activation, context_size, **options)
-        if not isinstance(pull, int | float) or pull <= 0:
+        if not isinstance(pull, int | float) or not 0 < pull < math.inf:
             raise DniFxError(f"guided_head: pull={pull!r}; the weight of the gradient from above is positive")
         self.weights = (1.0, float(pull), 0.0)
 
@@ -205,10 +246,9 @@ class Outcome(nn.Module):
     def __init__(self, loss: Loss) -> None:
         super().__init__()
         self.loss = loss
-        self.heard: Any = SimpleNamespace(values=None)
+        self.link = Link()
 
     def forward(self, output: Tensor, labels: Tensor | None = None) -> None:
-        self.heard.values = None
         if not (self.training and torch.is_grad_enabled()) or labels is None:
             return
         if not labels.is_floating_point() and output.shape[:1] + output.shape[2:] == labels.shape and labels.dim() > 1:
@@ -217,4 +257,4 @@ class Outcome(nn.Module):
             rows = output.detach().reshape(-1, output.shape[-1])
             flat = labels.reshape(-1, labels.shape[-1]) if labels.is_floating_point() else labels.reshape(-1).long()
             if len(rows) == len(flat):
-                self.heard.values = sample_losses(self.loss, rows, flat, len(output))
+                self.link.begin(sample_losses(self.loss, rows, flat, len(output)))

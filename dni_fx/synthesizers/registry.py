@@ -36,6 +36,9 @@ def resolve(
             "auto" picks conv for maps, linear for vectors and sequences; where a loss is given, the guided head for
             maps and sequences (benchmarks/paper_feedforward.py and synthesizers_by_net.py say why).
         loss: What those with a loss of their own use.
+
+    Raises:
+        DniFxError: If there is none of that name, or it has no such option, or lacks the loss.
     """
     if not isinstance(synthesizer, str):
         return getattr(synthesizer, "__name__", type(synthesizer).__name__), synthesizer
