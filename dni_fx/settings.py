@@ -21,8 +21,8 @@ class Training:
     """How the synthesizers are trained.
 
     The defaults did well on every net in `benchmarks/`; a warm-up often does a little better
-    (`benchmarks/results/synthesizer_training.md`), but unlocks nothing while it lasts. Heads and critics have no use for
-    `scale`.
+    (`benchmarks/results/synthesizer_training.md`), but unlocks nothing while it lasts. Heads and critics have no use
+    for `scale`.
 
     Args:
         scale: What the targets are multiplied by before they are regressed: a number, or "rms", one over their running
