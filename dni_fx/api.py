@@ -22,7 +22,7 @@ from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite
-from dni_fx.settings import Loss, Mix, Settings, Training, check_settings, loss_function, scaled
+from dni_fx.settings import Loss, Mix, Settings, Training, check_settings, loss_function, with_scale
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
 
@@ -205,7 +205,7 @@ def rewrite(
 ) -> DecoupledModule:
     """Put the synthesizers of `plan` into a captured, annotated module. Arguments and errors as for `transform`."""
     check_settings(settings)
-    settings = scaled(settings, synthesizer)
+    settings = with_scale(settings, synthesizer)
     names, factories = _synthesizers(plan, synthesizer, settings)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     dni = build_dni(plan.with_rewrite(Rewrite.of(settings, names)), factories, settings, device=device)

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError
 
-__all__ = ["Loss", "Mix", "Settings", "Training", "check_settings", "loss_function", "loss_name", "parse_mix", "scaled"]
+__all__ = [
+    "Loss",
+    "Mix",
+    "Settings",
+    "Training",
+    "check_settings",
+    "loss_function",
+    "loss_name",
+    "parse_mix",
+    "with_scale",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Mix = float | tuple[float, float, int]
@@ -76,7 +86,7 @@ class Settings:
         return self.classes or self.context_size or 0
 
 
-def scaled(settings: Settings, synthesizer: object) -> Settings:
+def with_scale(settings: Settings, synthesizer: object) -> Settings:
     """With a scale that suits the synthesizer, where none is said.
 
     One of the person's own gets what it is told to predict. Which scale does best without labels is measured in
