@@ -10,6 +10,7 @@ divided by ten at 60 % and 80 % of the steps.
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -48,6 +49,7 @@ def one_hidden_layer(activation: Activation, context_size: int = 0) -> dni_fx.Sy
 
 LABELS: dict[str, Any] = {"classes": 10}
 LOSS: dict[str, Any] = LABELS | {"loss": "cross_entropy"}
+SMOOTH = functools.partial(nn.functional.cross_entropy, label_smoothing=0.1)
 GUIDED: dict[str, Any] = LOSS | {"synthesizer": "guided_head"}
 METHODS: dict[str, dict[str, Any] | None] = {
     "no-bprop": {"synthesizer": Zero},
@@ -57,6 +59,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "cDNI": LABELS,
     "critic": LOSS | {"synthesizer": "critic"},
     "local head": LOSS | {"synthesizer": "local_head"},
+    "local head, smooth": LABELS | {"synthesizer": "local_head", "loss": SMOOTH},
     "guided head": GUIDED,
 }
 RATES = {"DNI, slow": 1e-4}  # else 1e-3
