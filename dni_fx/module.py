@@ -100,13 +100,13 @@ class Crossing(nn.Module):
             )
         if not isinstance(context, Tensor):
             raise ContextError(f"dni_context is a {type(context).__name__}; expected a tensor")
-        if getattr(self.synthesizer, "takes_loss", False):
+        if isinstance(self.synthesizer, LossHead):
             return check_labels(context, self.classes, self.context_size)
         return expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)
 
     def _scaled(self, raw: Tensor) -> Tensor:
         """What the synthesizer says, in the units of the target; it learns in its own."""
-        if self.scale == 1.0 or getattr(self.synthesizer, "takes_loss", False):
+        if self.scale == 1.0 or isinstance(self.synthesizer, LossHead):
             return raw
         rms = self.scale == "rms"
         scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0) if rms else float(self.scale)

@@ -10,7 +10,7 @@ from dni_fx.errors import DniFxError, first_line
 from dni_fx.profiling import seconds
 from dni_fx.saving import Saving
 from dni_fx.settings import Settings, loss_function
-from dni_fx.synthesizers import Activation, Factory, resolve
+from dni_fx.synthesizers import Activation, Factory, LossHead, resolve
 
 __all__ = ["Price", "synthesizer_prices"]
 
@@ -117,7 +117,7 @@ def example(activation: Activation, settings: Settings, module: nn.Module) -> tu
     h = torch.zeros(shape, dtype=activation.dtype)
     if not settings.size:
         return h, None
-    if getattr(module, "takes_loss", False):
+    if isinstance(module, LossHead):
         integers = settings.classes is not None
         return h, torch.zeros(shape[0], dtype=torch.long) if integers else torch.zeros(shape[0], settings.size)
     shape[activation.axis] = settings.size

@@ -64,7 +64,6 @@ class LossHead(Synthesizer):
         dense: A map is not pooled: the head sees every position by itself.
     """
 
-    takes_loss = True
     weights: tuple[float, float, float]  # own, gradient, value
 
     def __init__(

@@ -54,7 +54,7 @@ def resolve(
     if name not in REGISTRY:
         raise DniFxError(f"no synthesizer named {name!r}; there are auto, {', '.join(sorted(REGISTRY))}")
     factory = REGISTRY[name]
-    if getattr(factory, "takes_loss", False):
+    if "loss" in _options(factory):
         if loss is None:
             raise DniFxError(
                 f"synthesizer {name} needs the loss and labels: give loss= and classes= (or context_size=)"
