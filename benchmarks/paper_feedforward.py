@@ -62,7 +62,23 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "local head, smooth": LABELS | {"synthesizer": "local_head", "loss": SMOOTH},
     "guided head": GUIDED,
 }
-RATES = {"DNI, slow": 1e-4}  # else 1e-3
+MLP = "mlp(batch_norm=True)"
+TRIED: dict[str, dict[str, Any]] = {  # without labels, and of the heads; what came of it: the notes
+    "linear, scale=1": {"synthesizer": "linear", "training": dni_fx.Training(scale=1.0)},
+    "linear, scale=1, lr=0.3": {"synthesizer": "linear", "training": dni_fx.Training(scale=1.0, lr=0.3)},
+    "linear, scale=1/64": {"synthesizer": "linear", "training": dni_fx.Training(scale=1 / 64)},
+    "linear, scale=1/256": {"synthesizer": "linear", "training": dni_fx.Training(scale=1 / 256)},
+    "linear, warm": {"synthesizer": "linear", "training": dni_fx.Training(scale=1.0, clip=1, warmup=500)},
+    "mlp, scale=1": {"synthesizer": MLP, "training": dni_fx.Training(scale=1.0)},
+    "mlp, scale=1/256": {"synthesizer": MLP, "training": dni_fx.Training(scale=1 / 256)},
+    "mlp, warm": {"synthesizer": MLP, "training": dni_fx.Training(scale=1 / 64, clip=1, warmup=500)},
+    "mlp, Adam 1e-4": {"synthesizer": MLP, "training": dni_fx.Training(scale=1 / 64, lr=10)},
+    "mlp, warm, Adam 3e-4": {"synthesizer": MLP, "training": dni_fx.Training(scale=1 / 64, lr=3, warmup=500)},
+    "local head, lr=0.1": LOSS | {"synthesizer": "local_head", "training": dni_fx.Training(lr=0.1)},
+    "guided head, lr=0.1": GUIDED | {"training": dni_fx.Training(lr=0.1)},
+    "guided head, smooth": GUIDED | {"loss": SMOOTH},
+}
+RATES = {"DNI, slow": 1e-4, "mlp, Adam 1e-4": 1e-4, "mlp, warm, Adam 3e-4": 3e-4}  # else 1e-3
 
 
 class Block(nn.Sequential):
@@ -115,7 +131,7 @@ def transformed(net: nn.Module, x: Tensor, options: dict[str, Any]) -> nn.Module
 def train(run: Run, digits: common.Digits) -> dict[str, Any]:
     """Test error in percent at the end, and by step."""
     torch.manual_seed(run.seed)
-    options = METHODS[run.method] if run.method in METHODS else LOSS | {"synthesizer": run.method}
+    options = (METHODS | TRIED).get(run.method, LOSS | {"synthesizer": run.method})
     net = build(run)
     optimizer = torch.optim.Adam(net.parameters(), RATES.get(run.method, 1e-3))
     if options is not None:
@@ -346,7 +362,9 @@ def main() -> None:
     run = commands.add_parser("run")
     run.add_argument("--data", default="MNIST")
     run.add_argument("--nets", nargs="+", default=["FCN 3", "FCN 4", "FCN 5", "FCN 6"])
-    run.add_argument("--methods", nargs="+", default=list(METHODS), help="or a synthesizer with a loss")
+    run.add_argument(
+        "--methods", nargs="+", default=list(METHODS), help="also of those in TRIED, or a synthesizer with a loss"
+    )
     run.add_argument("--steps", type=int, default=10_000)
     run.add_argument("--seeds", type=int, default=3)
     run.add_argument("--channels", type=int, default=64)

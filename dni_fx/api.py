@@ -13,7 +13,8 @@ from dni_fx.cost_model import OPTIMIZER_STATES, CostModel
 from dni_fx.cutting import Cuts
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import Inputs
-from dni_fx.module import DecoupledModule, build_dni, hold_parameters, plain, share_state
+from dni_fx.interfaces import build_dni, hold_parameters
+from dni_fx.module import DecoupledModule, plain, share_state
 from dni_fx.passes import pipeline
 from dni_fx.passes.add_context import AddContext
 from dni_fx.passes.add_synthesizers import AddSynthesizers, crossing_name

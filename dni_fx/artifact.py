@@ -18,18 +18,9 @@ from torch import Tensor, nn
 from dni_fx import hooking
 from dni_fx.diffing import diff
 from dni_fx.errors import DniFxError, SourceError, first_line
+from dni_fx.interfaces import Interfaces, build_dni, hold_parameters
 from dni_fx.loading import errors_of
-from dni_fx.module import (
-    DecoupledModule,
-    Interfaces,
-    adopt,
-    build_dni,
-    hold_parameters,
-    plain,
-    rename,
-    retrace,
-    share_state,
-)
+from dni_fx.module import DecoupledModule, adopt, plain, rename, retrace, share_state
 from dni_fx.planning import Plan
 from dni_fx.settings import loss_function
 from dni_fx.source import SourceWriter

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dni_fx import api, artifact, costs, hooking, meta, ops
 from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.inputs import Inputs, given, tensors_in
-from dni_fx.module import Crossing, DecoupledModule, plain
+from dni_fx.interfaces import Crossing
+from dni_fx.module import DecoupledModule, plain
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.preserve import in_train_mode, preserved, seed
 from dni_fx.settings import Settings

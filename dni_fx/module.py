@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from types import FunctionType
@@ -12,171 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
-from dni_fx import ops
 from dni_fx.calling import Calling
-from dni_fx.errors import ContextError, DniFxError, SourceError
-from dni_fx.passes.add_synthesizers import crossing_name
+from dni_fx.errors import DniFxError, SourceError
+from dni_fx.interfaces import Interfaces
 from dni_fx.passes.remove_dni import RemoveDni
-from dni_fx.planning import Plan
-from dni_fx.settings import Settings, loss_function
-from dni_fx.synthesizers import Activation, Factory, LossHead, Outcome, check_labels, expand_context
-from dni_fx.synthesizers.losses import Link
 
-__all__ = [
-    "Crossing",
-    "DecoupledModule",
-    "Interfaces",
-    "adopt",
-    "build_dni",
-    "call_original",
-    "hold_parameters",
-    "plain",
-    "rename",
-    "retrace",
-    "share_state",
-]
-
-MEASURE_EVERY = 20  # steps between two looks at the targets; a look costs a few passes over the tensor
-MEASURES = ("cosine", "relative_error", "target_norm", "prediction_norm")
-
-
-class Crossing(nn.Module):
-    """One tensor at one cut: runs its synthesizer while training, and watches how good it is."""
-
-    measured: Tensor
-    square: Tensor
-
-    def __init__(self, synthesizer: nn.Module, activation: Activation, settings: Settings) -> None:
-        super().__init__()
-        self.synthesizer = synthesizer
-        self.axis = activation.axis
-        self.classes = settings.classes
-        self.context_size = settings.size
-        self.scale = 1.0 if settings.training.scale is None else settings.training.scale
-        self.every = settings.training.every
-        self.steps = 0
-        device = activation.device
-        self.register_buffer("measured", torch.full((len(MEASURES),), math.nan, device=device), persistent=False)
-        # Running mean square of what is regressed; 0: nothing yet.
-        self.register_buffer("square", torch.zeros((), device=device), persistent=self.scale == "rms")
-
-    # fx.Graph.eliminate_dead_code must not remove a call whose result it believes unused.
-    _is_impure = True
-
-    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor | None:
-        """The prediction, shaped like `activation`; None in eval mode and where grad mode is off."""
-        if not (self.training and torch.is_grad_enabled()):
-            return None
-        context = self._conditioned(activation, context)
-        trains = self._begin()
-        with contextlib.nullcontext() if trains else torch.no_grad():
-            prediction = self._scaled(self.synthesizer(activation, context))
-        if prediction.shape != activation.shape:
-            raise DniFxError(
-                f"synthesizer {type(self.synthesizer).__name__} returned shape {list(prediction.shape)} for an "
-                f"activation of shape {list(activation.shape)}"
-            )
-        if trains and not torch.compiler.is_compiling():
-            self._watch(prediction)
-        return prediction
-
-    def _begin(self) -> bool:
-        """Count a step; say whether the synthesizer is trained in it."""
-        if torch.compiler.is_compiling():
-            if self.every > 1 or self.scale == "rms":
-                raise DniFxError('every and scale="rms" change from step to step, and cannot be compiled')
-            return True
-        self.steps += 1
-        return (self.steps - 1) % self.every == 0
-
-    def _conditioned(self, activation: Tensor, context: Tensor | None) -> Tensor | None:
-        if not self.context_size:
-            return None
-        if context is None:
-            what = "labels" if self.classes is not None else "a context vector a sample"
-            raise ContextError(
-                f"this model is conditioned on {what}: while training, call net(..., dni_context=...) "
-                "(in eval mode and under no_grad it is not needed)"
-            )
-        if not isinstance(context, Tensor):
-            raise ContextError(f"dni_context is a {type(context).__name__}; expected a tensor")
-        if isinstance(self.synthesizer, LossHead):
-            return check_labels(context, self.classes, self.context_size)
-        return expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)
-
-    def _scaled(self, raw: Tensor) -> Tensor:
-        """What the synthesizer says, in the units of the target; it learns in its own."""
-        if self.scale == 1.0 or isinstance(self.synthesizer, LossHead):
-            return raw
-        rms = self.scale == "rms"
-        scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0) if rms else float(self.scale)
-        said = raw.detach()
-        # said / scale, with the slope of half (raw - scale * target)^2
-        scaled: Tensor = raw * scale + said * (1 / scale - scale)
-        return scaled.to(raw.dtype)
-
-    def _watch(self, prediction: Tensor) -> None:
-        look = (self.steps - 1) % (MEASURE_EVERY * self.every) == 0
-        if (look or self.scale == "rms") and prediction.requires_grad:
-            synthetic = prediction.detach() / ops.batch_size(prediction)
-            prediction.register_hook(lambda error: self._hear(synthetic, error, look))
-
-    def _hear(self, synthetic: Tensor, error: Tensor | None, look: bool) -> None:
-        """`error` is synthetic - target, which is what the boundary sends to the synthesizer; None: dropped."""
-        if error is None:
-            return
-        target = (synthetic - error).flatten().float()
-        if self.scale == "rms":
-            mean_square = (target * ops.batch_size(synthetic)).square().mean()
-            mean_square = mean_square.to(self.square)
-            self.square = torch.where(self.square > 0, self.square.lerp(mean_square, 0.01), mean_square)
-        if look:
-            synthetic, error = synthetic.flatten().float(), error.flatten().float()
-            norms = target.dot(target).sqrt(), synthetic.dot(synthetic).sqrt()  # on a CPU faster than norm()
-            cosine = target.dot(synthetic) / (norms[0] * norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
-            self.measured = torch.stack([cosine, error.dot(error).sqrt() / norms[0], *norms]).detach()
-
-
-class Interfaces(nn.Module):
-    """All that a rewrite adds to a model: the plan, a `Crossing` for each crossing tensor, the segments."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__()
-        self.plan = plan
-
-    @property
-    def crossings(self) -> dict[str, Crossing]:
-        """By name, as in `net.code`."""
-        return {name: module for name, module in self.named_children() if isinstance(module, Crossing)}
-
-    @property
-    def synthesizers(self) -> dict[str, nn.Module]:
-        """Synthesizers by the name of their crossing, as in `net.code`."""
-        return {name: crossing.synthesizer for name, crossing in self.crossings.items()}
-
-    def reset(self) -> None:
-        """Drop the state that recurrent synthesizers carry from step to step: a new sequence begins."""
-        for synthesizer in self.synthesizers.values():
-            reset: Any = getattr(synthesizer, "reset", None)
-            if reset is not None:
-                reset()
-
-    def metrics(self) -> dict[str, dict[str, float]]:
-        """How well each synthesizer predicts its target, at the last step that was looked at (every twentieth).
-
-        Returns:
-            For each crossing: `cosine` between prediction and target, `relative_error` |g - target| / |target|,
-            `target_norm` and `prediction_norm`, of the gradient of the mean loss; `steps`, the number of training steps
-            so far; and `skipped`, how often a prediction or target of its cut was dropped, for it was not finite.
-            Empty until a step has run; NaN where no target has come back.
-        """
-        found = {}
-        for name, crossing in self.crossings.items():
-            if crossing.steps:
-                segment = self.get_submodule(f"segment{name.removeprefix('cut').split('_')[0]}")
-                measured = dict(zip(MEASURES, crossing.measured.tolist(), strict=True))
-                found[name] = measured | {"steps": crossing.steps, "skipped": int(segment.skipped)}  # type: ignore[arg-type]
-        return found
+__all__ = ["DecoupledModule", "adopt", "call_original", "plain", "rename", "retrace", "share_state"]
 
 
 class DecoupledModule(fx.GraphModule):
@@ -428,65 +268,6 @@ def _has(model: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def build_dni(
-    plan: Plan, factories: Mapping[str, Factory], settings: Settings, *, device: torch.device | str = "cpu"
-) -> Interfaces:
-    """The submodule `dni` for a plan; its segments hold no parameters yet.
-
-    Args:
-        factories: What makes the synthesizer of each crossing.
-    """
-    dni = Interfaces(plan)
-    for index, cut in enumerate(plan.cuts):
-        for tensor in cut.tensors:
-            name = crossing_name(index, tensor.node)
-            dtype = getattr(torch, tensor.dtype)
-            axis = tensor.axis % len(tensor.shape)
-            activation = Activation(tensor.shape, dtype, torch.device(device), axis)
-            made = factories[name](activation, settings.size)
-            if not isinstance(made, nn.Module):
-                raise DniFxError(f"the synthesizer for {name} is a {type(made).__name__}, not an nn.Module")
-            made.to(device=activation.device, dtype=dtype)
-            dni.add_module(name, Crossing(made, activation, settings))
-        dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training).to(device))
-    _tell_critics(dni, settings)
-    return dni
-
-
-def _tell_critics(dni: Interfaces, settings: Settings) -> None:
-    """Let each critic hear the values of the one at the next cut, and the last one those of the model's output."""
-    heads = {name: s for name, s in dni.synthesizers.items() if isinstance(s, LossHead)}
-    if not any(head.fits_value for head in heads.values()):
-        return
-    assert settings.loss is not None
-    outcome = Outcome(loss_function(settings.loss))
-    dni.add_module("outcome", outcome)
-    below: list[Link] = []
-    for index, cut in enumerate(dni.plan.cuts):
-        here = [heads[name].link for t in cut.tensors if (name := crossing_name(index, t.node)) in heads]
-        if here:
-            here[0].below, below = below, here
-    outcome.link.below = below
-
-
-def hold_parameters(net: fx.GraphModule, dni: Interfaces) -> None:
-    """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
-    by_name = {node.name: node for node in net.graph.nodes}
-    for index in range(len(dni.plan.cuts)):
-        used: dict[int, nn.Parameter] = {}
-        for name in dni.plan.segments[index].nodes:
-            node = by_name[name]
-            if node.op == "call_module":
-                used.update({id(p): p for p in net.get_submodule(str(node.target)).parameters()})
-            for source in node.all_input_nodes:
-                value = attrgetter(str(source.target))(net) if source.op == "get_attr" else None
-                if isinstance(value, nn.Parameter):
-                    used[id(value)] = value
-        segment = dni.get_submodule(f"segment{index}")
-        assert isinstance(segment, ops.Segment)
-        segment.hold(used.values())
 
 
 def plain(net: DecoupledModule) -> DecoupledModule:

@@ -11,7 +11,8 @@ from torch.autograd import Variable
 from dni_fx import api, ops
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import tensors_in
-from dni_fx.module import Crossing, DecoupledModule
+from dni_fx.interfaces import Crossing
+from dni_fx.module import DecoupledModule
 from dni_fx.settings import Settings, check_settings, with_scale
 from dni_fx.synthesizers import Activation, Factory, Synthesizer, adapt, resolve
 

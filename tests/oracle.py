@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dni_fx import ops
 from dni_fx.checking import Told as Told
-from dni_fx.module import Crossing, DecoupledModule
+from dni_fx.interfaces import Crossing
+from dni_fx.module import DecoupledModule
 
 Call = Callable[[nn.Module], Any]
 

@@ -218,6 +218,7 @@ EXPANDED: list[tuple[str, Tensor, Tensor, int, int | None, tuple[int, ...]]] = [
     ("labels-negative-axis", torch.tensor([0, 1, 2, 1]), torch.rand(4, 6), -1, 3, (4, 3)),
     ("labels-int32", torch.tensor([0, 1, 2, 1], dtype=torch.int32), torch.rand(4, 6), 1, 3, (4, 3)),
     ("labels-bool", torch.tensor([True, False, True, True]), torch.rand(4, 6), 1, 2, (4, 2)),
+    ("labels-uint8", torch.tensor([0, 156, 2, 1], dtype=torch.uint8), torch.rand(4, 6), 1, 200, (4, 200)),
     ("one-hot", torch.eye(3)[[0, 1, 2, 1]], torch.rand(4, 6), 1, 3, (4, 3)),
     ("soft", torch.full((4, 3), 1 / 3), torch.rand(4, 6), 1, 3, (4, 3)),
     ("labels-of-sequences", torch.tensor([0, 1, 2, 1]), H, 2, 3, (4, 5, 3)),
