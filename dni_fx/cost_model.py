@@ -30,7 +30,6 @@ class CutCost:
     static: int  # bytes of their parameters and optimizer state
     gradient: int  # bytes of the gradients of their parameters
     kept: int  # bytes of their predictions, and of what autograd keeps, until their targets have come
-    roots: int  # bytes of the gradients that are made of their predictions
     arrival: int  # bytes that are made while they are trained, but for what is there anyway
 
 
@@ -121,8 +120,7 @@ class CostModel:
             static=size * (1 + OPTIMIZER_STATES),
             gradient=size,
             kept=sum(p.kept + p.bytes for p in prices.values()),
-            roots=sum(p.bytes for p in prices.values()),
-            arrival=max(3 * sum(p.bytes for p in prices.values()), size),  # target, prediction, error; or gradients
+            arrival=max(2 * sum(p.bytes for p in prices.values()), size),  # target and error; or gradients
         )
 
     def loads(self, objective: str, candidates: Sequence[Position]) -> Loads:
@@ -131,9 +129,8 @@ class CostModel:
         cuts = [self.cut(p) for p in candidates]
         if objective == "memory":
             kept = np.array([0.0, *(c.kept for c in cuts), 0.0])
-            roots = np.array([0.0, *(c.roots for c in cuts), 0.0])
             arrival = np.array([0.0, *(c.arrival for c in cuts), 0.0])
-            return self.memory.loads(ends, kept, roots, arrival)
+            return self.memory.loads(ends, kept, arrival)
         time = (self.forward + self.backward)[ends]
         if objective == "balanced":
             return lambda i: time[i + 1 :] - time[i]
@@ -144,7 +141,7 @@ class CostModel:
     def predict(self, cuts: Sequence[Position]) -> Prediction:
         """Of a step of the model with these cuts, `unlock="backward"`; without any: of backprop."""
         ends = [0, *(p.index + 1 for p in cuts), self.count]
-        nothing = CutCost(0.0, 0.0, 0, 0, 0, 0, 0)
+        nothing = CutCost(0.0, 0.0, 0, 0, 0, 0)
         costs = [nothing, *map(self.cut, cuts), nothing]
         gradients = [0, *itertools.accumulate(c.gradient for c in costs[:-2])]  # those of lower synthesizers are there
         segments = tuple(
@@ -153,7 +150,7 @@ class CostModel:
                 backward=float(self.backward[j] - self.backward[i]),
                 synthesizers=above.time,
                 transfer=below.transfer + above.transfer,
-                peak=self.memory.peak(i, j, below.kept + before, above.kept, above.roots, below.arrival),
+                peak=self.memory.peak(i, j, below.kept + before, above.kept, below.arrival),
             )
             for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
         )

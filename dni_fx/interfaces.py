@@ -47,7 +47,7 @@ class Crossing(nn.Module):
     _is_impure = True
 
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor | None:
-        """The prediction, shaped like `activation`; None in eval mode and where grad mode is off."""
+        """The synthetic gradient, shaped like `activation`; None in eval mode and where grad mode is off."""
         if not (self.training and torch.is_grad_enabled()):
             return None
         context = self._conditioned(activation, context)
@@ -88,26 +88,28 @@ class Crossing(nn.Module):
         return expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)
 
     def _scaled(self, raw: Tensor) -> Tensor:
-        """What the synthesizer says, in the units of the target; it learns in its own."""
+        """What it says of each sample's own loss, as the gradient of the mean; the error comes in its own units."""
+        batch = ops.batch_size(raw)
         if self.scale == 1.0 or isinstance(self.synthesizer, LossHead):
-            return raw
-        rms = self.scale == "rms"
-        scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0) if rms else float(self.scale)
-        said = raw.detach()
-        # said / scale, with the slope of half (raw - scale * target)^2
-        scaled: Tensor = raw * scale + said * (1 / scale - scale)
-        return scaled.to(raw.dtype)
+            return raw / batch
+        # raw / scale, with the slope of half (raw - scale * target)^2
+        if self.scale == "rms":
+            rms = torch.where(self.square > 0, self.square.rsqrt(), 1.0)
+            return (raw * (rms / batch)).addcmul_(raw.detach(), (1 / rms - rms) / batch)
+        scale = float(self.scale)
+        return (raw * (scale / batch)).add_(raw.detach(), alpha=(1 / scale - scale) / batch)
 
     def _watch(self, prediction: Tensor) -> None:
         look = (self.steps - 1) % (MEASURE_EVERY * self.every) == 0
         if (look or self.scale == "rms") and prediction.requires_grad:
-            synthetic = prediction.detach() / ops.batch_size(prediction)
+            synthetic = prediction.detach()
             prediction.register_hook(lambda error: self._hear(synthetic, error, look))
 
     def _hear(self, synthetic: Tensor, error: Tensor | None, look: bool) -> None:
-        """`error` is synthetic - target, which is what the boundary sends to the synthesizer; None: dropped."""
+        """`error` is the batch size times synthetic - target, which the boundary sends back; None: dropped."""
         if error is None:
             return
+        error = error / ops.batch_size(synthetic)
         target = (synthetic - error).flatten().float()
         if self.scale == "rms":
             mean_square = (target * ops.batch_size(synthetic)).square().mean()

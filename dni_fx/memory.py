@@ -60,21 +60,18 @@ class Memory:
         self.crossing = _sums(count, ((s.size, s.made, _unless(s.saver, s.last)) for s in every))
         self.let_go = _sums(count, ((s.size, s.saver, s.saver + 1) for s in every if s.saver and s.saver < s.last))
         self.held = _sums(count, ((s.size, s.saver, s.last) for s in every if s.saver and s.saver < s.last))
-        self.shared = np.arange(count + 1)
-        self.shared[list(handed_on)] = list(handed_on.values())
         # Adam makes two temporaries of a parameter, when the gradients of all are there.
         self.optimizer = float(self.parameters[-1]) + 2 * flow.graph["largest"]
         self.forward = kept + waiting
         # In a backward pass the gradients of the parameters from the node on are there: those before it are not.
         self.backward = kept + gradients + made - np.concatenate([[0.0], self.parameters[:-1]])
 
-    def loads(self, ends: Sequence[int], synthesizers: Numbers, roots: Numbers, arrival: Numbers) -> Loads:
+    def loads(self, ends: Sequence[int], synthesizers: Numbers, arrival: Numbers) -> Loads:
         """The peak of every segment, or of the optimizer's step where that is higher.
 
         Args:
             ends: Numbers of the nodes that they lie between: 0, the ends of the segments but the last, the last node.
             synthesizers: What those at each end take from their prediction until their target has come.
-            roots: The gradients made of the predictions, which are held until the segment below has gone backward.
             arrival: What is made when the targets come: when the segment above has gone backward.
         """
         places = np.asarray(ends)
@@ -83,12 +80,9 @@ class Memory:
             start, above = places[i], places[i + 1 :]
             forward = np.maximum.accumulate(self.forward[start + 1 :])[above - start - 1]
             backward = np.maximum.accumulate(np.append(-math.inf, self.backward[start + 1 :]))
-            # The last node starts from the roots; a sum hands them on for a while.
-            inside = np.maximum(
-                backward[above - start - 1], backward[np.maximum(self.shared[above] - start, 1) - 1] + roots[i + 1 :]
-            )
+            inside = backward[above - start - 1]
             top = self.parameters[above] + self.crossing[above] + synthesizers[i + 1 :]
-            trained = self.kept[start] - self.parameters[start] + arrival[i] + roots[i + 1 :]
+            trained = self.kept[start] - self.parameters[start] + arrival[i]
             back = top + np.maximum(np.maximum(inside, trained) + self.let_go[above], self.backward[above])
             base = self.parameters[start] + self.held[start] - self.kept[start] + synthesizers[i]
             peaks: Numbers = np.maximum(base + np.maximum(forward, back), self.optimizer)
@@ -96,22 +90,21 @@ class Memory:
 
         return row
 
-    def peak(self, start: int, end: int, below: float, above: float, roots: float, arrival: float) -> Peak:
+    def peak(self, start: int, end: int, below: float, above: float, arrival: float) -> Peak:
         """The same for the segment from after node number `start` to `end`, and where it is.
 
         Args:
             below: What the synthesizers at its lower end take.
             above: What those at its upper end take.
-            roots: The gradients made of the latter's predictions.
             arrival: What is made when the targets of the former come.
         """
         nodes = np.arange(start + 1, end + 1)
         base = self.parameters[start] + self.held[start] - self.kept[start] + below
         top = self.parameters[end] + self.crossing[end] + above
         forward, backward = base + self.forward[nodes], base + top + self.backward[nodes]
-        backward += roots * (nodes < self.shared[end]) + self.let_go[end] * (nodes < end)
+        backward += self.let_go[end] * (nodes < end)
         on_the_way_back = bool(backward.max() >= forward.max())
-        trained = base + top + self.kept[start] - self.parameters[start] + roots + self.let_go[end] + arrival
+        trained = base + top + self.kept[start] - self.parameters[start] + self.let_go[end] + arrival
         if trained > max(backward.max(), forward.max()):
             return Peak(float(trained), self.names[start], True)
         values = backward if on_the_way_back else forward

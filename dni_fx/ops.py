@@ -1,8 +1,9 @@
 """The whole runtime: the few functions that a rewritten graph calls by name.
 
-A *prediction* here is what a synthesizer returns: the gradient of one sample's own loss, that is dL/dh times
-the batch size for a loss averaged over the batch. Gradients of a mean shrink as the batch grows; this does
-not, so one learning rate suits every batch size. It is divided by the batch size when it is handed upstream.
+A *prediction* here is the synthetic gradient that goes upstream: that of a loss averaged over the batch. What comes
+back for it is the gradient of half the squared per-sample error, averaged over the batch: the batch size times
+`prediction - target`. Gradients of a mean shrink as the batch grows; the error of each sample's own does not, so one
+learning rate suits every batch size.
 """
 
 import math
@@ -160,12 +161,11 @@ def _inject_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _inject_backward(ctx: Any, target: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
-    (prediction,) = ctx.saved_tensors
-    synthetic = prediction / ctx.batch
+    (synthetic,) = ctx.saved_tensors
     upstream = synthetic.to(ctx.dtype)
     if target is None:  # dropped by the cut above
         return None if ctx.mix == 1.0 else finite(upstream)[0], None, None, None
-    error = synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype)
+    error = (synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype)).mul_(ctx.batch)
     if ctx.mix == 1.0:
         upstream = target.clone()
     elif ctx.mix != 0.0:
@@ -184,9 +184,9 @@ def inject(
 ) -> tuple[Tensor, ...]:
     """Hand the outputs of a segment on, unchanged, so that the backward pass hands synthetic gradients down.
 
-    One differentiable op a tensor: upstream goes `mix * target + (1 - mix) * prediction / batch` (BP(lambda),
-    Jaderberg et al. 2017, supplement), and the synthesizer receives `prediction / batch - target`, the
-    gradient of the batch mean of half the squared per-sample error. What is not finite is dropped.
+    One differentiable op a tensor: upstream goes `mix * target + (1 - mix) * prediction` (BP(lambda), Jaderberg et
+    al. 2017, supplement), and the synthesizer receives `batch * (prediction - target)`, the gradient of the batch
+    mean of half the squared per-sample error. What is not finite is dropped.
 
     Args:
         outputs: All tensors that cross the cut, any floating dtype, batch first.
@@ -247,9 +247,9 @@ class _Boundary(torch.autograd.Function):
     def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor | None, None, None]:
         (prediction,) = ctx.saved_tensors
         _check_not_erased(ctx.accumulated)
-        synthetic = prediction / ctx.batch
         target = clipped(target, ctx.segment.clip, ctx.batch)
-        return None, ctx.segment.keep_finite(synthetic - target.to(synthetic.dtype)), None, None
+        error = (prediction - target.to(prediction.dtype)).mul_(ctx.batch)
+        return None, ctx.segment.keep_finite(error), None, None
 
 
 def _check_not_erased(accumulated: list[Accumulated]) -> None:
@@ -303,7 +303,7 @@ def decouple(
     roots, gradients = [], []
     for h, prediction in zip(outputs, predictions, strict=True):
         if h.requires_grad and prediction is not None:
-            synthetic = segment.keep_finite(prediction.detach() / batch_size(h))
+            synthetic = segment.keep_finite(prediction.detach())
             if synthetic is not None:
                 roots.append(h)
                 gradients.append(synthetic.to(h.dtype))
