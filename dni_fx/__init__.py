@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dni_fx.planning import Plan
     from dni_fx.pytorch_dni import DNI
     from dni_fx.settings import Training
+    from dni_fx.stepping import SegmentOptimizer
     from dni_fx.synthesizers import Synthesizer
 
 __version__ = version("dni-fx")
@@ -23,6 +24,7 @@ __all__ = [
     "DNI",
     "DniFxError",
     "Plan",
+    "SegmentOptimizer",
     "Synthesizer",
     "Training",
     "check",
@@ -41,6 +43,7 @@ _HOME = {
     "DNI": "pytorch_dni",
     "DniFxError": "errors",
     "Plan": "planning",
+    "SegmentOptimizer": "stepping",
     "Synthesizer": "synthesizers",
     "Training": "settings",
     "diff": "diffing",

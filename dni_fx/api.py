@@ -24,6 +24,7 @@ from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite
 from dni_fx.settings import Loss, Mix, Settings, Training, check_settings, loss_function, with_scale
+from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, check_stepping
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
 
@@ -45,7 +46,9 @@ def transform(
     context_size: int | None = None,
     loss: str | Loss | None = None,
     training: Training = _SETTINGS.training,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
+    step: str = "loop",
+    accumulate: int = 1,
     objective: str = "memory",
     memory_budget: str | int | None = None,
     synthesizer_share: float | None = None,
@@ -76,7 +79,12 @@ def transform(
         loss: The training loss, a function of (outputs, labels) that gives the mean over the rows, or its name in
             `torch.nn.functional`: for the synthesizers that differentiate a loss.
         training: How the synthesizers are trained.
-        optimizer: One that the person has already: the synthesizers' parameters are added to it.
+        optimizer: One that the person has already: the synthesizers' parameters are added to it. With step="segment":
+            a function that makes one from parameters, such as `torch.optim.Adam`.
+        step: "loop": the optimizer steps in the training loop; "segment": every segment has one of its own, which steps
+            as soon as the segment has gone backward, and frees its gradients (`net.dni.optimizer`, a
+            `SegmentOptimizer`, is all of them).
+        accumulate: With step="segment": step at every such pass only.
         objective: What cuts that are chosen ("auto", or a number of segments) make least, with a charge for each
             synthesizer, as predicted for `unlock="backward"` and Adam. "memory": the peak of a
             training step; "throughput": the time of the slowest segment with its synthesizers, where each has a device
@@ -99,15 +107,32 @@ def transform(
     """
     settings = Settings(unlock, mix, classes, context_size, loss, training)
     check_settings(settings)
-    if optimizer is None and (training.optimizer is not None or training.lr != 1.0):
-        raise DniFxError("training with lr or optimizer needs optimizer=, the one that trains the model")
+    _check_step(step, optimizer, accumulate, training)
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify)
     module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)
     net = rewrite(module, found, synthesizer, settings)
-    if optimizer is not None:
+    if step == "segment":
+        SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate)  # type: ignore[arg-type]
+    elif isinstance(optimizer, torch.optim.Optimizer):
         _add_to(optimizer, list(net.dni.parameters()), training)
     return net
+
+
+def _check_step(step: str, optimizer: object, accumulate: int, training: Training) -> None:
+    if step == "segment":
+        check_stepping(optimizer, accumulate)
+        return
+    if step != "loop":
+        raise DniFxError(f"step={step!r}: there are 'loop' and 'segment'")
+    if optimizer is None and (training.optimizer is not None or training.lr != 1.0):
+        raise DniFxError("training with lr or optimizer needs optimizer=, the one that trains the model")
+    if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer)):
+        raise DniFxError(
+            f"optimizer={optimizer!r}: the one that trains the model; a function that makes one needs step='segment'"
+        )
+    if accumulate != 1:
+        raise DniFxError("accumulate needs step='segment': in a loop, call zero_grad() and step() less often")
 
 
 def _add_to(optimizer: torch.optim.Optimizer, added: list[nn.Parameter], training: Training) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +17,7 @@ from dni_fx.settings import Settings, loss_function
 from dni_fx.synthesizers import Activation, Factory, LossHead, Outcome, check_labels, expand_context
 from dni_fx.synthesizers.losses import Link
 
-__all__ = ["Crossing", "Interfaces", "build_dni", "hold_parameters"]
+__all__ = ["Crossing", "Interfaces", "build_dni", "hold_parameters", "parameters_by_segment"]
 
 MEASURE_EVERY = 20  # steps between two looks at the targets; a look costs a few passes over the tensor
 MEASURES = ("cosine", "relative_error", "target_norm", "prediction_norm")
@@ -128,6 +128,7 @@ class Interfaces(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
+        self.optimizer: torch.optim.Optimizer | None = None  # with step="segment"
 
     @property
     def crossings(self) -> dict[str, Crossing]:
@@ -207,17 +208,34 @@ def _tell_critics(dni: Interfaces, settings: Settings) -> None:
 
 def hold_parameters(net: fx.GraphModule, dni: Interfaces) -> None:
     """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
+    for index, used in enumerate(parameters_by_segment(net, dni.plan)[:-1]):
+        segment = dni.get_submodule(f"segment{index}")
+        assert isinstance(segment, ops.Segment)
+        segment.hold(used)
+
+
+def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
+    """The parameters that the nodes of each segment use in `net`'s graph."""
     by_name = {node.name: node for node in net.graph.nodes}
-    for index in range(len(dni.plan.cuts)):
+    called = {str(node.target) for node in net.graph.nodes if node.op == "call_module"}
+    found = []
+    for segment in plan.segments:
         used: dict[int, nn.Parameter] = {}
-        for name in dni.plan.segments[index].nodes:
-            node = by_name[name]
+        for node in (by_name[name] for name in segment.nodes):
             if node.op == "call_module":
-                used.update({id(p): p for p in net.get_submodule(str(node.target)).parameters()})
+                used.update({id(p): p for p in _own_parameters(net, str(node.target), called)})
             for source in node.all_input_nodes:
                 value = attrgetter(str(source.target))(net) if source.op == "get_attr" else None
                 if isinstance(value, nn.Parameter):
                     used[id(value)] = value
-        segment = dni.get_submodule(f"segment{index}")
-        assert isinstance(segment, ops.Segment)
-        segment.hold(used.values())
+        found.append(list(used.values()))
+    return found
+
+
+def _own_parameters(net: fx.GraphModule, name: str, called: set[str]) -> Iterator[nn.Parameter]:
+    """Of a module, without those of modules inside of it whose calls are nodes themselves."""
+    module = net.get_submodule(name)
+    yield from module.parameters(recurse=False)
+    for child in dict(module.named_children()):
+        if f"{name}.{child}" not in called:
+            yield from _own_parameters(net, f"{name}.{child}", called)

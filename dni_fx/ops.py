@@ -6,6 +6,7 @@ back for it is the gradient of half the squared per-sample error, averaged over 
 learning rate suits every batch size.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -62,10 +63,22 @@ class Segment(nn.Module):
         self.steps = torch.zeros((), dtype=torch.int64)
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
         self.hold(())
+        self.stepped_by(None, 0)
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         # The smallest first: they are the witnesses.
         self.__dict__["held"] = tuple(sorted(parameters, key=lambda p: p.numel()))
+
+    def stepped_by(self, optimizer: Any, index: int) -> None:
+        """With step="segment": who steps when this segment, by its number, has gone backward."""
+        self.__dict__["optimizer"], self.__dict__["index"] = optimizer, index
+
+    def run_backward(self, roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """The local backward pass."""
+        optimizer = self.__dict__["optimizer"]
+        with contextlib.nullcontext() if optimizer is None else optimizer.local(self.__dict__["index"]):
+            if roots:
+                torch.autograd.backward(roots, gradients)
 
     def accumulated(self) -> list[Accumulated]:
         """What the parameters have for a gradient now; of the smallest ones, also whether it is zero."""
@@ -307,8 +320,7 @@ def decouple(
             if synthetic is not None:
                 roots.append(h)
                 gradients.append(synthetic.to(h.dtype))
-    if roots:
-        torch.autograd.backward(roots, gradients)
+    segment.run_backward(roots, gradients)
     accumulated = segment.accumulated()
     boundary: Any = _Boundary.apply
     return tuple(boundary(h_in, p, accumulated, segment) for h_in, p in zip(detached, predictions, strict=True))

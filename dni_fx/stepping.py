@@ -1,0 +1,178 @@
+"""step="segment": every segment has an optimizer of its own, which steps as soon as the segment has gone backward."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+from dni_fx.errors import DniFxError
+from dni_fx.interfaces import parameters_by_segment
+from dni_fx.module import DecoupledModule
+from dni_fx.passes.add_synthesizers import crossing_name
+from dni_fx.settings import Training
+
+__all__ = ["OptimizerFactory", "SegmentOptimizer", "check_stepping"]
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class SegmentOptimizer(torch.optim.Optimizer):
+    """The optimizers of all segments, in the place of one.
+
+    Each steps right after the backward pass of its segment, and frees the segment's gradients: those of one segment
+    are alive at a time. A synthesizer is trained, and so steps, together with the segment above it. A parameter that
+    several segments use waits for the last of them.
+
+    The training loop stays as it is: `zero_grad()` and `step()` find nothing left to do. Learning-rate schedulers take
+    this for an optimizer; `state_dict()` holds the state of all of them.
+
+    Args:
+        net: What `dni_fx.transform` or `dni_fx.load` returned.
+        factory: Makes an optimizer from parameters, or from groups of them; called once for each segment.
+        training: How the synthesizers are trained: with which rate, or which optimizer.
+        accumulate: Step at every such pass of a segment only; the gradients in between add up.
+
+    Raises:
+        DniFxError: If an argument is wrong.
+    """
+
+    def __init__(
+        self, net: DecoupledModule, factory: OptimizerFactory, *, training: Training | None = None, accumulate: int = 1
+    ) -> None:
+        check_stepping(factory, accumulate)
+        self.accumulate = accumulate
+        training = training or (net.dni.plan.rewrite.training if net.dni.plan.rewrite else Training())
+        owned = _owned(net)
+        self.optimizers = [_optimizers(*parameters, factory, training) for parameters in owned]
+        if not any(self.optimizers):
+            raise DniFxError("no segment has a parameter to train")
+        super().__init__([p for parameters in owned for part in parameters for p in part], {})
+        self.param_groups = [group for inner in self._every() for group in inner.param_groups]
+        self._passes = [0] * len(owned)
+        self._finished: set[int] = set()  # segments that have gone backward in the pass that is under way
+        self._local = self._queued = False
+        for index in range(len(net.dni.plan.cuts)):
+            segment: Any = net.dni.get_submodule(f"segment{index}")
+            segment.stepped_by(self, index)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(self._arrived)
+        net.dni.optimizer = self
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Does nothing: the segments have stepped."""
+        if closure is not None:
+            raise DniFxError('step="segment" takes no closure: the segments step while the net runs')
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Does nothing: gradients are freed when they have been used, and add up until then."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all optimizers, by segment."""
+        return {"segments": [[o.state_dict() for o in own] for own in self.optimizers], "passes": list(self._passes)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict()` gave, of the same net with the same cuts."""
+        stored = state_dict.get("segments")
+        if stored is None or [len(own) for own in stored] != [len(own) for own in self.optimizers]:
+            raise DniFxError("the state is not that of an optimizer of the same segments")
+        for own, states in zip(self.optimizers, stored, strict=True):
+            for optimizer, state in zip(own, states, strict=True):
+                optimizer.load_state_dict(state)
+        self._passes = list(state_dict["passes"])
+        self.param_groups = [group for inner in self._every() for group in inner.param_groups]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if hasattr(self, "optimizers") and self.param_groups:
+            raise DniFxError('step="segment" knows no segment for new parameters: give them an optimizer of their own')
+        super().add_param_group(param_group)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a net has no optimizer: its parameters are others."""
+        return type(None), ()
+
+    @contextlib.contextmanager
+    def local(self, index: int) -> Iterator[None]:
+        """Around the local backward pass of a segment: then it steps."""
+        self._local = True
+        try:
+            yield
+        finally:
+            self._local = False
+        self._finish(index)
+
+    def _arrived(self, _parameter: Tensor) -> None:
+        """A gradient, outside of local backward passes: so of the last one of a step, after which all are there."""
+        if not self._local and not self._queued:
+            self._queued = True
+            engine: Any = Variable._execution_engine
+            engine.queue_callback(self._finish_all)
+
+    def _finish_all(self) -> None:
+        self._queued = False
+        for index in range(len(self.optimizers)):
+            if index not in self._finished:
+                self._finish(index)
+        self._finished.clear()
+
+    def _finish(self, index: int) -> None:
+        self._finished.add(index)
+        self._passes[index] += 1
+        if self._passes[index] % self.accumulate == 0:
+            for optimizer in self.optimizers[index]:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def _every(self) -> Iterator[torch.optim.Optimizer]:
+        for own in self.optimizers:
+            yield from own
+
+
+def check_stepping(factory: object, accumulate: object) -> None:
+    """Raise a DniFxError if `SegmentOptimizer` could not be made with these."""
+    if not callable(factory) or isinstance(factory, torch.optim.Optimizer):
+        raise DniFxError('step="segment" needs optimizer=, a function from parameters to one, such as torch.optim.Adam')
+    if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
+        raise DniFxError(f"accumulate={accumulate!r}: a number of passes, 1 or more")
+
+
+def _owned(net: DecoupledModule) -> list[tuple[list[nn.Parameter], list[nn.Parameter]]]:
+    """Parameters of every segment, and of the synthesizers below it; each with the last segment that uses it."""
+    owner: dict[nn.Parameter, int] = {}
+    for index, used in enumerate(parameters_by_segment(net, net.dni.plan)):
+        owner |= dict.fromkeys(used, index)
+    found: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = [([], []) for _ in net.dni.plan.segments]
+    for parameter, index in owner.items():
+        found[index][0].append(parameter)
+    for index, cut in enumerate(net.dni.plan.cuts):
+        for tensor in cut.tensors:
+            synthesizer = net.dni.crossings[crossing_name(index, tensor.node)]
+            found[index + 1][1].extend(p for p in synthesizer.parameters() if p not in owner)
+    return found
+
+
+def _optimizers(
+    own: list[nn.Parameter], synthesizers: list[nn.Parameter], factory: OptimizerFactory, training: Training
+) -> list[torch.optim.Optimizer]:
+    """Of one segment: its own, with the synthesizers as one more group; or those have one of theirs."""
+    made = [_made(factory, own)] if own else []
+    if synthesizers and training.optimizer is not None:
+        made.append(_made(training.optimizer, synthesizers))
+    elif synthesizers and made:
+        made[0].add_param_group({"params": synthesizers, "lr": made[0].param_groups[0]["lr"] * training.lr})
+    elif synthesizers:
+        made.append(_made(factory, synthesizers))
+        for group in made[0].param_groups:
+            group["lr"] *= training.lr
+    return made
+
+
+def _made(factory: OptimizerFactory, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    optimizer = factory(parameters)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise DniFxError(f'step="segment": optimizer= made a {type(optimizer).__name__}, not a torch optimizer')
+    return optimizer
