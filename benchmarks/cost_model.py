@@ -1,8 +1,8 @@
 """How far off the cost model is: predicted memory and time of a training step beside measured ones.
 
 Run:  python benchmarks/cost_model.py          writes benchmarks/results/cost_model.md
-Memory is measured op by op, exactly (`live_bytes.py`): all that a step makes, parameters, optimizer state and batch not
-counted, which are known. Times are medians of steps taken in turn, as a ratio to backprop's.
+Memory is measured op by op, exactly (`dni_fx/live_bytes.py`): all that a step makes; parameters, optimizer state and
+batch, which are known, are not counted. Times are medians of steps taken in turn, as a ratio to backprop's.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from live_bytes import training_peak
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dni_fx
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import tensors_in
+from dni_fx.live_bytes import training_peak
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "examples"))

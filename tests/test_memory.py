@@ -1,7 +1,5 @@
 """The memory model against what is really alive: measured, op by op, on small nets of every kind."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -13,10 +11,8 @@ from torch import Tensor, nn
 
 import dni_fx
 from dni_fx import memory
+from dni_fx.live_bytes import training_peak
 from dni_fx.memory import Memory
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from live_bytes import training_peak
 
 
 class Attention(nn.Module):

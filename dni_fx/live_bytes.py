@@ -1,13 +1,11 @@
 """Exact live tensor bytes of a training step, op by op, on any device.
 
-`training_peak(step)` runs a step and says how much was alive at worst, where, and what it was. Running this file checks
-the measurement against cases worked out by hand, and against what torch's own CPU allocator reports.
-
-Run:  python benchmarks/live_bytes.py
+`training_peak(step)` runs a step and says how much was alive at worst, where, and what it was.
 """
 
 import functools
 import gc
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +17,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+__all__ = ["LiveBytes", "Point", "training_peak"]
+
 
 @dataclass
 class Block:
@@ -28,6 +28,8 @@ class Block:
     op: str
     phase: str
     shape: tuple[int, ...]
+    made: int  # in `trace`
+    gradient: int = -1  # in `LiveBytes.gradients`, if it is some parameter's
     reference: weakref.ref[torch.UntypedStorage] | None = field(default=None, repr=False, compare=False)
 
 
@@ -38,6 +40,15 @@ class Point:
     op: str
     phase: str  # "forward", "backward" (of a local backward pass too), "optimizer"
     live: int
+
+
+@dataclass
+class Gradient:
+    """From where to where in the trace a parameter's gradient was alive."""
+
+    nbytes: int
+    made: int
+    freed: int | None = None
 
 
 def storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
@@ -64,17 +75,17 @@ class LiveBytes(TorchDispatchMode):
     What a kernel allocates for itself and frees before it returns is not seen: no op returns it.
 
     Args:
-        parameters: Those whose `.grad` is to be told apart at the peak, in `peak_grads`.
+        parameters: Those whose `.grad` is to be told apart.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self.peak_op = ""
         self.peak_phase = ""
         self.peak_index = -1  # in `trace`
-        self.peak_grads = 0  # the part of the peak that was some parameter's .grad
+        self.gradients: list[Gradient] = []
         self.peak_blocks: list[Block] = []
         self.outside = 0  # bytes that are older than the step, of what the step touched
         self.forward_end = 0  # alive when the last backward pass began, its first gradient (of the loss) included
@@ -94,11 +105,13 @@ class LiveBytes(TorchDispatchMode):
             self._optimizers -= 1
 
         self._hooks = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
-        super().__enter__()
+        trained = [p for p in self._parameters if p.requires_grad]
+        self._hooks += [p.register_post_accumulate_grad_hook(self._mark) for p in trained]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
 
@@ -126,6 +139,16 @@ class LiveBytes(TorchDispatchMode):
             self._note_peak(name, phase)
         return result
 
+    @property
+    def activations(self) -> list[int]:
+        """What was alive after each op of the trace, gradients of parameters not counted, however young."""
+        change = [0] * (len(self.trace) + 1)
+        for gradient in self.gradients:
+            change[gradient.made] += gradient.nbytes
+            if gradient.freed is not None:
+                change[gradient.freed] -= gradient.nbytes
+        return [point.live - held for point, held in zip(self.trace, itertools.accumulate(change), strict=False)]
+
     def _meet(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)
         if key not in self.blocks and key not in self._old:
@@ -139,18 +162,27 @@ class LiveBytes(TorchDispatchMode):
         block = self.blocks.get(key)
         if block is None:
             reference = weakref.ref(storage, functools.partial(self._free, key))
-            self.blocks[key] = block = Block(0, op, phase, shape, reference)
+            self.blocks[key] = block = Block(0, op, phase, shape, len(self.trace), reference=reference)
         self.live += storage.nbytes() - block.nbytes
         block.nbytes = storage.nbytes()
 
+    def _mark(self, parameter: Tensor) -> None:
+        """Its gradient has been added to `.grad`."""
+        for storage in storages(parameter.grad) if parameter.grad is not None else ():
+            block = self.blocks.get(id(storage))
+            if block is not None and block.gradient < 0:
+                block.gradient = len(self.gradients)
+                self.gradients.append(Gradient(block.nbytes, block.made))
+
     def _free(self, key: int, reference: object) -> None:
-        self.live -= self.blocks.pop(key).nbytes
+        block = self.blocks.pop(key)
+        self.live -= block.nbytes
+        if block.gradient >= 0:
+            self.gradients[block.gradient].freed = len(self.trace)
 
     def _note_peak(self, op: str, phase: str) -> None:
         self.peak, self.peak_op, self.peak_phase, self.peak_index = self.live, op, phase, len(self.trace) - 1
         self.peak_blocks = list(self.blocks.values())
-        grads = {id(s) for p in self._parameters if p.grad is not None for s in storages(p.grad)}
-        self.peak_grads = sum(self.blocks[key].nbytes for key in grads if key in self.blocks)
 
 
 def training_peak(step: Callable[[], object], parameters: Iterable[nn.Parameter] = ()) -> LiveBytes:
@@ -169,129 +201,3 @@ def training_peak(step: Callable[[], object], parameters: Iterable[nn.Parameter]
         if was_on:
             gc.enable()
     return measured
-
-
-def allocator_peak(step: Callable[[], object]) -> int:
-    """The peak that torch's CPU allocator reports to the profiler: what kernels allocate for themselves counts too."""
-    gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    assert profile.profiler is not None and profile.profiler.kineto_results is not None
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
-# ------------------------------------------------------------------------------------------- self-check
-def check_no_graph() -> None:
-    x = torch.rand(1000)
-    size = x.untyped_storage().nbytes()
-    with LiveBytes() as m:
-        y = x + 1
-        assert (m.live, m.peak, m.outside) == (size, size, size)
-        view = y.view(10, 100).t()[2:].detach()
-        y.add_(1).relu_()
-        y[3:5].zero_()
-        assert (m.live, m.peak) == (size, size), "views and in-place ops add nothing"
-        del y
-        assert m.live == size, "a view keeps its storage"
-        del view
-        assert m.live == 0
-        y = (x * 2).exp() + 1
-        assert (m.live, m.peak) == (size, 2 * size), "temporaries come and go"
-        out = torch.empty(0)
-        torch.add(x, 1, out=out)
-        assert m.live == 2 * size, "an op that resizes"
-        del y, out
-        for _ in range(3000):  # addresses are used again
-            _ = (x + 1).view(-1)
-        del _
-        fresh = torch.tensor([1.0, 2.0])
-        assert (m.live, m.blocks[id(fresh.untyped_storage())].nbytes) == (8, 8)
-        x.mul_(2)
-        assert m.outside == size and m.live == 8, "what is older does not become new"
-    assert all(p.phase == "forward" for p in m.trace) and m.trace[-1].live == 8
-
-
-def check_chain(length: int = 5) -> None:
-    """relu saves its result. The worst is the second backward op: all results, as `y` holds the last; 2 gradients."""
-    x = torch.rand(1000, requires_grad=True)
-
-    def step() -> None:
-        y = x
-        for _ in range(length):
-            y = y.relu()
-        y.sum().backward()
-
-    m = training_peak(step)
-    size, scalars = 4000, 8  # the loss and its gradient
-    assert m.forward_end == length * size + scalars, m.forward_end
-    assert (m.peak, m.peak_phase) == ((length + 2) * size + scalars, "backward"), m.peak
-    assert m.peak_op == "aten.threshold_backward.default" and m.trace[m.peak_index].live == m.peak
-    assert m.live == size, "x.grad is left"
-    x.grad = None
-    assert m.live == 0
-    assert training_peak(step).trace == m.trace, "it repeats"
-    x.grad = None
-    assert allocator_peak(step) == m.peak
-
-
-def check_linears(batch: int = 32, width: int = 64, depth: int = 4) -> None:
-    """Linear saves its input, relu its result: one tensor a layer, and the mean saves nothing."""
-    net = nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())))
-    optimizer = torch.optim.Adam(net.parameters())
-    x = torch.rand(batch, width)
-
-    def step() -> None:
-        net(x).mean().backward()
-        optimizer.step()
-
-    step()
-    optimizer.zero_grad()
-    m = training_peak(step, net.parameters())
-    grads = sum(p.numel() for p in net.parameters()) * 4
-    assert m.forward_end == depth * batch * width * 4 + 8, m.forward_end
-    assert m.live == grads, "the gradients are left, and nothing else"
-    assert m.peak >= grads >= m.peak_grads
-    assert {p.phase for p in m.trace} == {"forward", "backward", "optimizer"}
-    optimizer.zero_grad()
-    assert m.live == 0
-    # Within Adam's division by a Python number, that number is a tensor for the kernel, twice: as float64 and float32.
-    assert allocator_peak(step) == m.peak + 12
-
-
-def check_nested() -> None:
-    """A local backward pass during forward frees its graph before the next part runs."""
-    x = torch.rand(1000, requires_grad=True)
-
-    def part(h: Tensor) -> Tensor:
-        h = h.exp().exp().exp()
-        h.backward(torch.ones_like(h))
-        return h.detach().requires_grad_()
-
-    def step() -> None:
-        h = part(x)
-        h.exp().sum().backward()
-
-    m = training_peak(step)
-    # Of part: three results, the gradient given (held by the caller), that of the node before and of this one.
-    assert m.peak == 6 * 4000 and m.peak_phase == "backward", (m.peak, m.peak_op)
-    assert m.forward_end == 3 * 4000 + 8, m.forward_end  # h, its exp, and x.grad
-    phases = [p.phase for p in m.trace]
-    assert phases.index("backward") < len(phases) - 1 - phases[::-1].index("forward")
-    assert m.live == 4000, m.live  # x.grad; h and with it h.grad are gone
-    x.grad = None
-    assert allocator_peak(step) == m.peak
-
-
-def main() -> None:
-    for check in (check_no_graph, check_chain, check_linears, check_nested):
-        check()
-        print(f"{check.__name__}: ok")
-
-
-if __name__ == "__main__":
-    main()
