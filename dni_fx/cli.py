@@ -16,6 +16,8 @@ from rich.table import Table
 from dni_fx.errors import DniFxError, SourceError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dni_fx.api import Request
     from dni_fx.cutting import Cuts
     from dni_fx.inputs import Inputs
@@ -304,6 +306,55 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example:  [cyan]dni-fx bench net.py:Net --input 32x3x64x64 --segments 2,auto --plot memory.png[/]")
+def bench(
+    target: Target,
+    input: InputOption = None,
+    segments: Annotated[
+        str, typer.Option(help="Numbers of segments to cut into, and auto: as in 2,4,8,auto.")
+    ] = "2,4,8,auto",
+    steps: Annotated[int, typer.Option(help="Timed steps of each, in turn with backprop's.")] = 10,
+    synthesizer: SynthesizerOption = "auto",
+    classes: ClassesOption = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a picture of the memory over the step, as PNG.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON on stdout, and nothing else.")] = False,
+) -> None:
+    """Measure memory and time of a training step: backprop, checkpointing and the like, and this tool.
+
+    Memory is what the step itself makes: parameters, optimizer state and the batch are not in it; "activations" leave
+    gradients of parameters out, too. The loss is the mean square of the outputs, the optimizer Adam; "stepping" is
+    step="segment", "compiler, half" the partitioner of torch.compile with activation_memory_budget=0.5.
+    """
+    with _progress() as step:
+        step("starting")
+        from dni_fx import bench as benching
+        from dni_fx import bench_report
+        from dni_fx.synthesizers import resolve
+
+        options = benching.Options(
+            cuts=benching.parse_segments(segments), steps=steps, synthesizer=synthesizer, classes=classes
+        )
+        resolve(synthesizer, (), -1, None)
+        if plot is not None:
+            bench_report.check_plot(plot)
+        model, example = _loaded(target, input, step)
+        ways = ["backprop", *(name for name, _ in benching.ways(options))]
+        with contextlib.redirect_stdout(sys.stderr):
+            rows = benching.bench(
+                model, example, options, lambda name: step(f"{ways.index(name) + 1} of {len(ways)}: {name}")
+            )
+        if plot is not None:
+            bench_report.plot(rows, plot)
+    if json:
+        typer.echo(dumps([bench_report.to_dict(row) for row in rows], indent=2))
+    else:
+        out.print(bench_report.bench_table(rows))
+    if plot is not None:
+        err.print(f"wrote {plot}", highlight=False)
+
+
 @app.command()
 def diff(folder: Annotated[Path, typer.Argument(help="A folder that `dni-fx rewrite` wrote.")]) -> None:
     """Show again what a rewrite changed."""
@@ -332,9 +383,19 @@ def synthesizers() -> None:
 def _captured(
     target: str, specs: list[str] | None, request: "Request", step: "Step"
 ) -> "tuple[DecoupledModule, Plan, Inputs]":
-    from dni_fx import api, frontends, inputs, loading
+    from dni_fx import api, frontends
 
     frontends.check_frontend(request.frontend)
+    model, example = _loaded(target, specs, step)
+    with contextlib.redirect_stdout(sys.stderr):
+        step("capturing, and comparing the capture with the model" if request.verify else "capturing")
+        return *api.captured(model, example, request), example
+
+
+def _loaded(target: str, specs: list[str] | None, step: "Step") -> "tuple[nn.Module, Inputs]":
+    """The model and its example inputs."""
+    from dni_fx import api, inputs, loading
+
     given = inputs.parse_specs(specs) if specs else None
     with contextlib.redirect_stdout(sys.stderr):  # what the person's code prints
         step(f"loading {target}")
@@ -343,8 +404,7 @@ def _captured(
         example = given or beside or api.example_inputs_of(model, None, None)
         if not given and beside is None:
             err.print(f"no example inputs given: {'; '.join(inputs.describe(example))} fits", highlight=False)
-        step("capturing, and comparing the capture with the model" if request.verify else "capturing")
-        return *api.captured(model, example, request), example
+        return model, example
 
 
 def _cuts(text: str) -> "Cuts":
