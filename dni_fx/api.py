@@ -49,6 +49,7 @@ def transform(
     optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
     step: str = "loop",
     accumulate: int = 1,
+    compile: bool | Mapping[str, Any] = False,
     objective: str = "memory",
     memory_budget: str | int | None = None,
     synthesizer_share: float | None = None,
@@ -85,6 +86,8 @@ def transform(
             as soon as the segment has gone backward, and frees its gradients (`net.dni.optimizer`, a
             `SegmentOptimizer`, is all of them).
         accumulate: With step="segment": step at every such pass only.
+        compile: Let torch.compile have it: each segment by itself with unlock="backward", else one graph. Or what
+            `torch.compile` is to be called with, as in `{"backend": "aot_eager"}`.
         objective: What cuts that are chosen ("auto", or a number of segments) make least, with a charge for each
             synthesizer, as predicted for `unlock="backward"` and Adam. "memory": the peak of a
             training step; "throughput": the time of the slowest segment with its synthesizers, where each has a device
@@ -116,6 +119,8 @@ def transform(
         SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate)  # type: ignore[arg-type]
     elif isinstance(optimizer, torch.optim.Optimizer):
         _add_to(optimizer, list(net.dni.parameters()), training)
+    if compile is not False:
+        net.compile(**({} if compile is True else compile))
     return net
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from types import CodeType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -34,6 +35,7 @@ class Calling:
     result: pytree.TreeSpec
     guards: tuple[str, ...] = ()  # conditions on the arguments `L[name]` that a branch of the model took for granted
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def flatten(self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors of a call, in the order of the graph's placeholders.
 

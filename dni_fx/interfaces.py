@@ -37,6 +37,8 @@ class Crossing(nn.Module):
         self.context_size = settings.size
         self.scale = 1.0 if settings.training.scale is None else settings.training.scale
         self.every = settings.training.every
+        # A compiler must not put it into one graph with its segment, which goes backward before it.
+        self.apart = settings.unlock == "backward"
         self.steps = 0
         device = activation.device
         self.register_buffer("measured", torch.full((len(MEASURES),), math.nan, device=device), persistent=False)
@@ -50,6 +52,13 @@ class Crossing(nn.Module):
         """The synthetic gradient, shaped like `activation`; None in eval mode and where grad mode is off."""
         if not (self.training and torch.is_grad_enabled()):
             return None
+        return self._apart(activation, context) if self.apart else self._predict(activation, context)
+
+    @torch.compiler.disable(reason=ops.ONE_BY_ONE)  # type: ignore[untyped-decorator]
+    def _apart(self, activation: Tensor, context: Tensor | None) -> Tensor:
+        return self._predict(activation, context)
+
+    def _predict(self, activation: Tensor, context: Tensor | None) -> Tensor:
         context = self._conditioned(activation, context)
         trains = self._begin()
         with contextlib.nullcontext() if trains else torch.no_grad():

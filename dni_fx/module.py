@@ -81,13 +81,14 @@ class DecoupledModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecoupledModule":
         result: DecoupledModule = _base(self)(nn.Module(), fx.Graph(), type(self).__name__)
         memo[id(self)] = result
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code", "_compiled_call_impl")}
         result.__dict__.update(copy.deepcopy(state, memo))
         result.graph = copy.deepcopy(self.graph)
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, (body, import_block) = super().__reduce__()
+        body.pop("_compiled_call_impl", None)  # a copy is compiled anew, where that is wanted
         return _unpickle, (
             _base(self),
             type(self).__name__,

@@ -28,6 +28,7 @@ def batch_size(activation: Tensor) -> int:
     return activation.shape[0] if activation.dim() > 1 else 1
 
 
+ONE_BY_ONE = 'unlock="backward" goes backward at every cut: its segments are compiled one by one'
 _WITNESSES = 4  # gradients of a segment that are looked at, to see later whether they were erased
 
 
@@ -309,8 +310,14 @@ def decouple(
         return traced
     if any(prediction is None for prediction in predictions):
         return tuple(outputs)
-    if torch.compiler.is_compiling():
-        raise DniFxError('unlock="backward" runs backward passes within the forward pass; compile unlock="none"')
+    cut_off: tuple[Tensor, ...] = _decoupled(outputs, detached, predictions, segment)
+    return cut_off
+
+
+@torch.compiler.disable(reason=ONE_BY_ONE)  # type: ignore[untyped-decorator]
+def _decoupled(
+    outputs: Sequence[Tensor], detached: Sequence[Tensor], predictions: Sequence[Tensor | None], segment: Segment
+) -> tuple[Tensor, ...]:
     if segment.next_mix() == 1.0:  # the warm-up
         return _injected(outputs, predictions, segment, 1.0)
     roots, gradients = [], []

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import dni_fx
-from dni_fx import ops
 from dni_fx.errors import DniFxError
 from dni_fx.settings import Training, parse_mix
 from dni_fx.synthesizers import Activation, Synthesizer
@@ -368,24 +367,3 @@ def test_what_changes_from_step_to_step_is_not_compiled() -> None:
     for (name, one), (_, other) in zip(compiled._orig_mod.named_parameters(), plain.named_parameters(), strict=True):
         if other.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, msg=name)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at tensors
-def test_a_net_that_unlocks_within_forward_runs_uncompiled() -> None:
-    net = transformed("backward")
-    with pytest.raises(Exception, match="compile unlock"):
-        torch.compile(net, backend="eager", fullgraph=True)(X)
-    torch._dynamo.reset()
-    torch.compile(net, backend="aot_eager")(X).square().mean().backward()
-    found = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
-    expected = gradients(net)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=name)
-
-
-def test_clipped() -> None:
-    target = torch.randn(4, 3, 5)
-    held = ops.clipped(target, 0.5, 4)
-    assert bool((4 * held.flatten(1).norm(dim=1) <= 0.5 + 1e-6).all())
-    assert ops.clipped(target, 0.0, 4) is target
