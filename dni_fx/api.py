@@ -49,6 +49,7 @@ def transform(
     optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
     step: str = "loop",
     accumulate: int = 1,
+    scaler: torch.amp.GradScaler | None = None,
     compile: bool | Mapping[str, Any] = False,
     objective: str = "memory",
     memory_budget: str | int | None = None,
@@ -86,6 +87,7 @@ def transform(
             as soon as the segment has gone backward, and frees its gradients (`net.dni.optimizer`, a
             `SegmentOptimizer`, is all of them).
         accumulate: With step="segment": step at every such pass only.
+        scaler: The GradScaler that scales the loss, for float16: predictions follow its scale.
         compile: Let torch.compile have it: each segment by itself with unlock="backward", else one graph. Or what
             `torch.compile` is to be called with, as in `{"backend": "aot_eager"}`.
         objective: What cuts that are chosen ("auto", or a number of segments) make least, with a charge for each
@@ -111,12 +113,16 @@ def transform(
     settings = Settings(unlock, mix, classes, context_size, loss, training)
     check_settings(settings)
     _check_step(step, optimizer, accumulate, training)
+    if scaler is not None and training.clip is not None:
+        raise DniFxError("clip takes targets as they are, but a scaler multiplies them: leave one of the two out")
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify)
     module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)
     net = rewrite(module, found, synthesizer, settings)
+    if scaler is not None:
+        net.dni.scale_with(scaler)
     if step == "segment":
-        SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate)  # type: ignore[arg-type]
+        SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate, scaler=scaler)  # type: ignore[arg-type]
     elif isinstance(optimizer, torch.optim.Optimizer):
         _add_to(optimizer, list(net.dni.parameters()), training)
     if compile is not False:

@@ -23,6 +23,22 @@ MEASURE_EVERY = 20  # steps between two looks at the targets; a look costs a few
 MEASURES = ("cosine", "relative_error", "target_norm", "prediction_norm")
 
 
+class LossScale:
+    """What a GradScaler multiplies the loss by, and so targets and all gradients: predictions follow it."""
+
+    def __init__(self, scaler: torch.amp.GradScaler) -> None:
+        self.scaler = scaler
+
+    def factor(self) -> float | Tensor:
+        """A number on the CPU, else a tensor: nobody waits for the device."""
+        scale = self.scaler._scale
+        return self.scaler.get_scale() if scale is None or scale.device.type == "cpu" else scale
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a net is trained by itself, without one."""
+        return type(None), ()
+
+
 class Crossing(nn.Module):
     """One tensor at one cut: runs its synthesizer while training, and watches how good it is."""
 
@@ -37,6 +53,7 @@ class Crossing(nn.Module):
         self.context_size = settings.size
         self.scale = 1.0 if settings.training.scale is None else settings.training.scale
         self.every = settings.training.every
+        self.loss_scale: LossScale | None = None
         # A compiler must not put it into one graph with its segment, which goes backward before it.
         self.apart = settings.unlock == "backward"
         self.steps = 0
@@ -99,26 +116,31 @@ class Crossing(nn.Module):
     def _scaled(self, raw: Tensor) -> Tensor:
         """What it says of each sample's own loss, as the gradient of the mean; the error comes in its own units."""
         batch = ops.batch_size(raw)
-        if self.scale == 1.0 or isinstance(self.synthesizer, LossHead):
-            return raw / batch
-        # raw / scale, with the slope of half (raw - scale * target)^2
-        if self.scale == "rms":
-            rms = torch.where(self.square > 0, self.square.rsqrt(), 1.0)
-            return (raw * (rms / batch)).addcmul_(raw.detach(), (1 / rms - rms) / batch)
-        scale = float(self.scale)
-        return (raw * (scale / batch)).add_(raw.detach(), alpha=(1 / scale - scale) / batch)
+        scale: Any = 1.0 if isinstance(self.synthesizer, LossHead) else self.scale
+        if scale == "rms":
+            scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0)
+        factor: Any = 1.0
+        if self.loss_scale is not None:
+            factor, raw = self.loss_scale.factor(), raw.float()  # float16 cannot hold the factor
+        # factor * raw / scale, with the slope of half (raw - scale * target)^2
+        scaled: Tensor = raw / (batch / scale)
+        rest = (factor / scale - scale) / batch
+        if isinstance(rest, Tensor):
+            return scaled.addcmul_(raw.detach(), rest)
+        return scaled.add_(raw.detach(), alpha=rest) if rest else scaled
 
     def _watch(self, prediction: Tensor) -> None:
         look = (self.steps - 1) % (MEASURE_EVERY * self.every) == 0
         if (look or self.scale == "rms") and prediction.requires_grad:
-            synthetic = prediction.detach()
-            prediction.register_hook(lambda error: self._hear(synthetic, error, look))
+            factor: Any = 1.0 if self.loss_scale is None else self.loss_scale.factor()
+            synthetic = prediction.detach() / factor
+            prediction.register_hook(lambda error: self._hear(synthetic, error, look, factor))
 
-    def _hear(self, synthetic: Tensor, error: Tensor | None, look: bool) -> None:
-        """`error` is the batch size times synthetic - target, which the boundary sends back; None: dropped."""
+    def _hear(self, synthetic: Tensor, error: Tensor | None, look: bool, factor: Any) -> None:
+        """`error` is the batch size times synthetic - target, scaled, which the boundary sends back; None: dropped."""
         if error is None:
             return
-        error = error / ops.batch_size(synthetic)
+        error = error / (ops.batch_size(synthetic) * factor)
         target = (synthetic - error).flatten().float()
         if self.scale == "rms":
             mean_square = (target * ops.batch_size(synthetic)).square().mean()
@@ -148,6 +170,13 @@ class Interfaces(nn.Module):
     def synthesizers(self) -> dict[str, nn.Module]:
         """Synthesizers by the name of their crossing, as in `net.code`."""
         return {name: crossing.synthesizer for name, crossing in self.crossings.items()}
+
+    def scale_with(self, scaler: torch.amp.GradScaler) -> None:
+        """Let predictions follow the scale of the loss."""
+        for crossing in self.crossings.values():
+            crossing.loss_scale = LossScale(scaler) if scaler.is_enabled() else None
+            if isinstance(crossing.synthesizer, LossHead):
+                crossing.synthesizer.loss_scale = crossing.loss_scale
 
     def reset(self) -> None:
         """Drop the state that recurrent synthesizers carry from step to step: a new sequence begins."""

@@ -8,7 +8,7 @@ learning rate suits every batch size.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,8 @@ class Segment(nn.Module):
         optimizer = self.__dict__["optimizer"]
         with contextlib.nullcontext() if optimizer is None else optimizer.local(self.__dict__["index"]):
             if roots:
-                torch.autograd.backward(roots, gradients)
+                with _without_autocast(roots[0].device.type):
+                    torch.autograd.backward(roots, gradients)
 
     def accumulated(self) -> list[Accumulated]:
         """What the parameters have for a gradient now; of the smallest ones, also whether it is zero."""
@@ -125,6 +126,17 @@ class Segment(nn.Module):
         if steps is not None:
             self.steps = steps.detach().cpu().clone()
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@contextlib.contextmanager
+def _without_autocast(device: str) -> Iterator[None]:
+    """A backward pass takes the dtypes that forward took; casts of parameters, whose graph it frees, are made anew."""
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, enabled=False):
+        yield
+    torch.clear_autocast_cache()
 
 
 def can_look(tensor: Tensor) -> bool:

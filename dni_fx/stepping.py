@@ -34,16 +34,29 @@ class SegmentOptimizer(torch.optim.Optimizer):
         factory: Makes an optimizer from parameters, or from groups of them; called once for each segment.
         training: How the synthesizers are trained: with which rate, or which optimizer.
         accumulate: Step at every such pass of a segment only; the gradients in between add up.
+        scaler: The one that scales the loss. The segments step through it; `scaler.step(optimizer)` in the loop finds
+            nothing left to do, `scaler.update()` belongs there.
 
     Raises:
         DniFxError: If an argument is wrong.
     """
 
+    _step_supports_amp_scaling = True  # so a GradScaler does not look for gradients
+
     def __init__(
-        self, net: DecoupledModule, factory: OptimizerFactory, *, training: Training | None = None, accumulate: int = 1
+        self,
+        net: DecoupledModule,
+        factory: OptimizerFactory,
+        *,
+        training: Training | None = None,
+        accumulate: int = 1,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         check_stepping(factory, accumulate)
         self.accumulate = accumulate
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        if self.scaler is not None:  # segments step before the loss is scaled for the first time
+            self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
         training = training or (net.dni.plan.rewrite.training if net.dni.plan.rewrite else Training())
         owned = _owned(net)
         self.optimizers = [_optimizers(*parameters, factory, training) for parameters in owned]
@@ -124,7 +137,10 @@ class SegmentOptimizer(torch.optim.Optimizer):
         self._passes[index] += 1
         if self._passes[index] % self.accumulate == 0:
             for optimizer in self.optimizers[index]:
-                optimizer.step()
+                if self.scaler is None:
+                    optimizer.step()
+                elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+                    self.scaler.step(optimizer)
                 optimizer.zero_grad()
 
     def _every(self) -> Iterator[torch.optim.Optimizer]:

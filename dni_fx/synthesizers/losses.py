@@ -93,6 +93,7 @@ class LossHead(Synthesizer):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], context_size))
         self.link = Link()
+        self.loss_scale: Any = None  # where the loss is scaled: what its own losses are to be multiplied by, too
 
     @property
     def fits_value(self) -> bool:
@@ -118,7 +119,8 @@ class LossHead(Synthesizer):
         predicted = predicted * len(h)
         here = self.link.begin(None if values is None else values.detach())
         fitted: Any = _Fitted.apply
-        result: Tensor = fitted(predicted, mean if own else None, values, self.weights, here)
+        factor = 1.0 if self.loss_scale is None else self.loss_scale.factor()
+        result: Tensor = fitted(predicted, mean if own else None, values, self.weights, factor, here)
         return result
 
     def _rows(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,9 +174,15 @@ class _Fitted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, predicted: Tensor, own: Tensor | None, values: Tensor | None, weights: tuple[float, ...], here: Pass
+        ctx: Any,
+        predicted: Tensor,
+        own: Tensor | None,
+        values: Tensor | None,
+        weights: tuple[float, ...],
+        factor: float | Tensor,
+        here: Pass,
     ) -> Tensor:
-        ctx.weights, ctx.here = weights, here
+        ctx.weights, ctx.factor, ctx.here = weights, factor, here
         ctx.set_materialize_grads(False)
         return predicted.clone()
 
@@ -182,14 +190,15 @@ class _Fitted(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, error: Tensor | None) -> tuple[Any, ...]:
         if error is None:  # dropped: something in it was not finite, so the head's own loss is not to be trusted
-            return (None,) * 5
+            return (None,) * 6
         own, gradient, value = ctx.weights
         off, values = None, ctx.here.values
         above = None if ctx.here.above is None else ctx.here.above.values
         if values is not None and above is not None:
-            off = value * (values - above.to(values)) / len(values)
+            off = value * ctx.factor * (values - above.to(values)) / len(values)
             off = torch.where(off.isfinite(), off, 0.0)
-        return gradient * error if gradient else None, error.new_tensor(own) if own else None, off, None, None
+        first = error.new_full((), own) * ctx.factor if own else None
+        return gradient * error if gradient else None, first, off, None, None, None
 
 
 def sample_losses(loss: Loss, outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
