@@ -8,7 +8,7 @@ learning rate suits every batch size.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Segment(nn.Module):
         mix: Share of the true gradient that is handed upstream; or from where to where it goes, in how many steps.
         warmup: Steps at the beginning in which that share is 1.
         clip: Largest norm of one sample's target; 0: no limit.
-        steps: Training steps so far, always on the CPU; in the state_dict where the share varies.
+        steps: Training steps so far, always on the CPU, where the share varies.
         skipped: How often a prediction or a target was dropped, for it was not finite.
     """
 
@@ -79,7 +79,9 @@ class Segment(nn.Module):
         optimizer = self.__dict__["optimizer"]
         with contextlib.nullcontext() if optimizer is None else optimizer.local(self.__dict__["index"]):
             if roots:
-                with _without_autocast(roots[0].device.type):
+                device = roots[0].device.type
+                cast = torch.is_autocast_enabled(device)  # a backward pass takes the dtypes that forward took
+                with torch.autocast(device, enabled=False) if cast else contextlib.nullcontext():
                     torch.autograd.backward(roots, gradients)
 
     def accumulated(self) -> list[Accumulated]:
@@ -96,10 +98,10 @@ class Segment(nn.Module):
 
     def next_mix(self) -> float:
         """The share of the true gradient in the step that begins."""
-        if torch.compiler.is_compiling():
-            if self.varies:
-                raise DniFxError("a warm-up or a mix that changes cannot be compiled: compile when they are over")
+        if not self.varies:
             return float(self.mix)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling():
+            raise DniFxError("a warm-up or a mix that changes cannot be compiled: compile when they are over")
         self.steps += 1
         done = int(self.steps) - 1 - self.warmup
         if done < 0:
@@ -126,17 +128,6 @@ class Segment(nn.Module):
         if steps is not None:
             self.steps = steps.detach().cpu().clone()
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-@contextlib.contextmanager
-def _without_autocast(device: str) -> Iterator[None]:
-    """A backward pass takes the dtypes that forward took; casts of parameters, whose graph it frees, are made anew."""
-    if not torch.is_autocast_enabled(device):
-        yield
-        return
-    with torch.autocast(device, enabled=False):
-        yield
-    torch.clear_autocast_cache()
 
 
 def can_look(tensor: Tensor) -> bool:

@@ -101,7 +101,7 @@ def test_both_unlock_modes_agree_under_autocast(dtype: torch.dtype, options: dic
 
 
 @pytest.mark.parametrize("step", ["loop", "segment"])
-def test_a_shared_parameter_is_cast_anew_in_each_segment(step: str) -> None:
+def test_a_shared_parameter_under_autocast(step: str) -> None:
     made: Any = adam if step == "segment" else None
     net = dni_fx.transform(Tied(), X, cuts=["tanh"], step=step, optimizer=made).train()
     before = net.shared.weight.detach().clone()
