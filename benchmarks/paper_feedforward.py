@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -47,6 +48,21 @@ def one_hidden_layer(activation: Activation, context_size: int = 0) -> dni_fx.Sy
     return made
 
 
+class ByPosition(dni_fx.Synthesizer):
+    """For maps of a fixed size: a 3x3 convolution, and what a label adds, position by position."""
+
+    def __init__(self, activation: Activation, context_size: int = 0) -> None:
+        super().__init__(activation, context_size)
+        self.conv = nn.Conv2d(self.features, self.features, 3, padding=1)
+        self.label = nn.Linear(context_size, math.prod(activation.shape[1:]))
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        assert context is not None
+        return self.conv(activation) + self.label(context[:, :, 0, 0]).view_as(activation)
+
+
 LABELS: dict[str, Any] = {"classes": 10}
 LOSS: dict[str, Any] = LABELS | {"loss": "cross_entropy"}
 SMOOTH = functools.partial(nn.functional.cross_entropy, label_smoothing=0.1)
@@ -63,7 +79,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "guided head": GUIDED,
 }
 MLP = "mlp(batch_norm=True)"
-TRIED: dict[str, dict[str, Any]] = {  # without labels, and of the heads; what came of it: the notes
+TRIED: dict[str, dict[str, Any]] = {  # without labels, for maps, and of the heads; what came of it: the notes
     "linear, scale=1": {"synthesizer": "linear", "training": dni_fx.Training(scale=1.0)},
     "linear, scale=1, lr=0.3": {"synthesizer": "linear", "training": dni_fx.Training(scale=1.0, lr=0.3)},
     "linear, scale=1/64": {"synthesizer": "linear", "training": dni_fx.Training(scale=1 / 64)},
@@ -74,6 +90,8 @@ TRIED: dict[str, dict[str, Any]] = {  # without labels, and of the heads; what c
     "mlp, warm": {"synthesizer": MLP, "training": dni_fx.Training(scale=1 / 64, clip=1, warmup=500)},
     "mlp, Adam 1e-4": {"synthesizer": MLP, "training": dni_fx.Training(scale=1 / 64, lr=10)},
     "mlp, warm, Adam 3e-4": {"synthesizer": MLP, "training": dni_fx.Training(scale=1 / 64, lr=3, warmup=500)},
+    "cDNI, the paper's": LABELS | {"synthesizer": "conv(hidden_layers=2, kernel_size=5, batch_norm=True)"},
+    "cDNI, by position": LABELS | {"synthesizer": ByPosition},
     "local head, lr=0.1": LOSS | {"synthesizer": "local_head", "training": dni_fx.Training(lr=0.1)},
     "guided head, lr=0.1": GUIDED | {"training": dni_fx.Training(lr=0.1)},
     "guided head, smooth": GUIDED | {"loss": SMOOTH},

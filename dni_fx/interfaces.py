@@ -255,11 +255,12 @@ def hold_parameters(net: fx.GraphModule, dni: Interfaces) -> None:
 def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
     """The parameters that the nodes of each segment use in `net`'s graph."""
     by_name = {node.name: node for node in net.graph.nodes}
+    output = net.graph.output_node()  # a saved class does not know its name
     called = {str(node.target) for node in net.graph.nodes if node.op == "call_module"}
     found = []
     for segment in plan.segments:
         used: dict[int, nn.Parameter] = {}
-        for node in (by_name[name] for name in segment.nodes):
+        for node in (by_name.get(name, output) for name in segment.nodes):
             if node.op == "call_module":
                 used.update({id(p): p for p in _own_parameters(net, str(node.target), called)})
             for source in node.all_input_nodes:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from random_models import (
     Add,
@@ -43,6 +44,7 @@ from dni_fx.positions import Position
 from dni_fx.settings import Settings
 
 MODELS = {"auto": 900, "modules": 1000, "export": 100}
+PARTS = 4
 
 
 def plan_at(graph: fx.Graph, places: Sequence[Position], frontend: str) -> Plan:
@@ -74,11 +76,10 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
     assert not failed, (failed, [p.after for p in places], unlock, used)
 
 
-def _fuzz(frontend: str, share: float, factor: float) -> None:
+def _fuzz(frontend: str, share: float, factor: float, part: int = 0) -> None:
     settled = settings(
         max_examples=max(1, int(MODELS[frontend] * share * factor)),
         deadline=None,
-        derandomize=factor == 1,
         database=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.explicit, Phase.generate, Phase.shrink],
@@ -90,7 +91,7 @@ def _fuzz(frontend: str, share: float, factor: float) -> None:
         torch.manual_seed(0)
         check_cut_anywhere(program, frontend, seed)
 
-    holds()
+    (seeded(part)(holds) if factor == 1 else holds)()
 
 
 @pytest.mark.parametrize("frontend", ["auto", "modules", "export"])
@@ -99,9 +100,10 @@ def test_a_few_random_models(frontend: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("frontend", ["auto", "modules", "export"])
-def test_random_models(frontend: str, request: pytest.FixtureRequest) -> None:
-    _fuzz(frontend, 1, request.config.getoption("--fuzz"))
+def test_random_models(frontend: str, part: int, request: pytest.FixtureRequest) -> None:
+    _fuzz(frontend, 1 / PARTS, request.config.getoption("--fuzz"), part)
 
 
 FOUND = [  # what fuzzing has found: each was wrong once

@@ -100,7 +100,6 @@ def assert_same(net: nn.Module, other: nn.Module) -> None:
         {"cuts": 3, "training": Training(optimizer=sgd)},
         {"cuts": 3, "synthesizer": "zero"},
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("factory", [adam, sgd])
 def test_it_is_the_same_training(factory: Any, options: dict[str, Any]) -> None:
