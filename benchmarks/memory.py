@@ -190,21 +190,21 @@ def cross_entropy(output: Any) -> Tensor:
     """To labels that mean nothing."""
     logits = output[0] if isinstance(output, tuple) else output
     rows = logits.flatten(0, -2)
-    return nn.functional.cross_entropy(rows, torch.arange(len(rows)) % rows.shape[1])
+    return nn.functional.cross_entropy(rows, torch.arange(len(rows), device=rows.device) % rows.shape[1])
 
 
-def run(name: str, steps: int) -> dict[str, Any]:
+def run(name: str, steps: int, device: str = "cpu") -> dict[str, Any]:
     net = NETS[name]
     torch.manual_seed(0)
-    model = net.build()
-    example = net.example()
+    model = net.build().to(device)
+    example = net.example().to(device)
     options = Options(cuts=net.cuts, steps=steps, synthesizer=net.synthesizer, loss=cross_entropy)
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(name)
         rows = bench(
             model, given(example, None), options, lambda way: progress.update(task, description=f"{name}: {way}")
         )
-    plot(rows, RESULTS / f"memory_{name}.png")
+    plot(rows, RESULTS / f"{'gpu' if device == 'cuda' else 'memory'}_{name}.png")
     console = Console(width=100)
     console.print(net.title)
     console.print(bench_table(rows))

@@ -103,12 +103,22 @@ class Trainee:
         if self.optimizer is not None:
             self.optimizer.step()
 
+    @property
+    def on_gpu(self) -> bool:
+        return any(p.is_cuda for p in self.net.parameters())
+
     def seconds(self) -> float:
-        _synchronize()
-        start = time.perf_counter()
+        """Of one step."""
+        if not self.on_gpu:
+            start = time.perf_counter()
+            self.step()
+            return time.perf_counter() - start
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
         self.step()
-        _synchronize()
-        return time.perf_counter() - start
+        last.record()
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1e3
 
 
 def mean_square(output: Any) -> Tensor:
@@ -152,27 +162,37 @@ def _prepared(trainee: Trainee) -> Trainee:
 
 
 def _measured(name: str, backprop: Trainee, trainee: Trainee) -> Row:
-    activations, trace = _memory(trainee)
+    trainee.net.zero_grad()
+    activations, peak, trace = _gpu_memory(trainee) if trainee.on_gpu else _memory(trainee)
     pairs = [(backprop.seconds(), trainee.seconds()) for _ in range(trainee.options.steps)]
     tenths = statistics.quantiles([own / other for other, own in pairs], n=10)
     milliseconds = 1e3 * statistics.median(own for _, own in pairs)
-    return Row(name, activations, max(trace), milliseconds, Ratio(tenths[4], tenths[0], tenths[8]), trace)
+    return Row(name, activations, peak, milliseconds, Ratio(tenths[4], tenths[0], tenths[8]), trace)
 
 
-def _memory(trainee: Trainee) -> tuple[int, tuple[int, ...]]:
-    """The most that was alive without gradients of parameters, and what was alive after each operation, all counted."""
-    trainee.net.zero_grad()
+def _memory(trainee: Trainee) -> tuple[int, int, tuple[int, ...]]:
+    """The most that was alive without gradients of parameters; with them; and what was alive after each operation."""
     if not isinstance(trainee.net, torch._dynamo.OptimizedModule):
         memory = training_peak(trainee.step, trainee.net.parameters())
-        return max(memory.activations), tuple(point.live for point in memory.trace)
+        return max(memory.activations), memory.peak, tuple(point.live for point in memory.trace)
     whole = allocator_trace(trainee.step)  # nothing compiled runs below a dispatch mode
     # Where gradients are there already, they are older than the step.
-    return max(allocator_trace(lambda: trainee.step(zero_grad=False))), tuple(whole)
+    return max(allocator_trace(lambda: trainee.step(zero_grad=False))), max(whole), tuple(whole)
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
+def _gpu_memory(trainee: Trainee) -> tuple[int, int, tuple[int, ...]]:
+    """The same, as the allocator of the GPU has it."""
+    peaks = []
+    for zero_grad in (True, False):
         torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        trainee.step(zero_grad=zero_grad)
+        torch.cuda.synchronize()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    compiled = isinstance(trainee.net, torch._dynamo.OptimizedModule)
+    trace = () if compiled else tuple(point.live for point in training_peak(trainee.step).trace)
+    return peaks[1], peaks[0], trace
 
 
 # ------------------------------------------------------------------------------------------ ways to train

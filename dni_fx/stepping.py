@@ -66,7 +66,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
         self.param_groups = [group for inner in self._every() for group in inner.param_groups]
         self._passes = [0] * len(owned)
         self._finished: set[int] = set()  # segments that have gone backward in the pass that is under way
-        self._local = self._queued = False
+        self._local = False
+        self._task = -1  # the backward pass of the loss that was seen last
         for index in range(len(net.dni.plan.cuts)):
             segment: Any = net.dni.get_submodule(f"segment{index}")
             segment.stepped_by(self, index)
@@ -120,13 +121,13 @@ class SegmentOptimizer(torch.optim.Optimizer):
 
     def _arrived(self, _parameter: Tensor) -> None:
         """A gradient, outside of local backward passes: so of the last one of a step, after which all are there."""
-        if not self._local and not self._queued:
-            self._queued = True
+        task = torch._C._current_graph_task_id()
+        if not self._local and task != self._task:
+            self._task = task
             engine: Any = Variable._execution_engine
             engine.queue_callback(self._finish_all)
 
     def _finish_all(self) -> None:
-        self._queued = False
         for index in range(len(self.optimizers)):
             if index not in self._finished:
                 self._finish(index)

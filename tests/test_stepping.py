@@ -235,6 +235,22 @@ def test_a_loaded_net_can_have_one(tmp_path: Any) -> None:
     assert_same(one[0], loaded)
 
 
+def test_it_goes_on_after_a_backward_pass_that_failed() -> None:
+    def fail(_: Tensor) -> None:
+        raise ValueError("no")
+
+    net = dni_fx.transform(perceptron(), X, cuts=["2"], optimizer=adam, step="segment").train()
+    assert net.dni.optimizer is not None
+    handle = net.get_parameter("3.weight").register_hook(fail)  # above it, gradients have arrived
+    with pytest.raises(ValueError, match="no"):
+        train(net, net.dni.optimizer, 1)
+    handle.remove()
+    before = net.get_parameter("12.weight").detach().clone()
+    train(net, net.dni.optimizer, 1)
+    assert not torch.equal(before, net.get_parameter("12.weight"))
+    assert all(p.grad is None for p in net.parameters())
+
+
 def test_copies_have_none_and_a_check_changes_nothing() -> None:
     net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment")
     assert copy.deepcopy(net).dni.optimizer is None
