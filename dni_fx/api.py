@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dni_fx import costs, cutting, frontends, hooking, inputs, ops, pricing, profiling
+from dni_fx.averaging import average_segments
 from dni_fx.choosing import Limits, check_limits
 from dni_fx.cost_model import OPTIMIZER_STATES, CostModel
 from dni_fx.cutting import Cuts
@@ -250,6 +251,8 @@ def rewrite(
     module.add_module("dni", dni)
     dni.train(module.training)
     unlocked = settings.unlock == "backward"
+    if unlocked:
+        average_segments(module)
     pipeline.run(
         module,
         [

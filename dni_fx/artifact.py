@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dni_fx import hooking
+from dni_fx.averaging import average_segments
 from dni_fx.diffing import diff
 from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.interfaces import Interfaces, build_dni, hold_parameters
@@ -156,6 +157,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
         net = adopt(shell, graph, base=hooking.HookedModule if plan.frontend == "modules" else DecoupledModule)
         hold_parameters(net, net.dni)
+        if plan.rewrite is not None and plan.rewrite.unlock == "backward":
+            average_segments(net)
         net.__dict__["dni_original"] = model
         net.dni_recall(vars(cls))
     _take_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)

@@ -17,7 +17,7 @@ from dni_fx.settings import Settings, loss_function
 from dni_fx.synthesizers import Activation, Factory, LossHead, Outcome, check_labels, expand_context
 from dni_fx.synthesizers.losses import Link
 
-__all__ = ["Crossing", "Interfaces", "build_dni", "hold_parameters", "parameters_by_segment"]
+__all__ = ["Crossing", "Interfaces", "build_dni", "hold_parameters", "owned_parameters"]
 
 MEASURE_EVERY = 20  # steps between two looks at the targets; a look costs a few passes over the tensor
 MEASURES = ("cosine", "relative_error", "target_norm", "prediction_norm")
@@ -268,6 +268,24 @@ def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Param
                 if isinstance(value, nn.Parameter):
                     used[id(value)] = value
         found.append(list(used.values()))
+    return found
+
+
+def owned_parameters(net: fx.GraphModule, dni: Interfaces) -> list[tuple[list[nn.Parameter], list[nn.Parameter]]]:
+    """Parameters of every segment, and of the synthesizers below it, whose targets come when it goes backward.
+
+    One that several segments use is in the last of them.
+    """
+    owner: dict[nn.Parameter, int] = {}
+    for index, used in enumerate(parameters_by_segment(net, dni.plan)):
+        owner |= dict.fromkeys(used, index)
+    found: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = [([], []) for _ in dni.plan.segments]
+    for parameter, index in owner.items():
+        found[index][0].append(parameter)
+    for index, cut in enumerate(dni.plan.cuts):
+        for tensor in cut.tensors:
+            synthesizer = dni.crossings[crossing_name(index, tensor.node)]
+            found[index + 1][1].extend(p for p in synthesizer.parameters() if p not in owner)
     return found
 
 

@@ -64,25 +64,29 @@ class Segment(nn.Module):
         self.steps = torch.zeros((), dtype=torch.int64)
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
         self.hold(())
-        self.stepped_by(None, 0)
+        self.__dict__.update(index=0, optimizer=None, averaging=None)
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         # The smallest first: they are the witnesses.
         self.__dict__["held"] = tuple(sorted(parameters, key=lambda p: p.numel()))
 
-    def stepped_by(self, optimizer: Any, index: int) -> None:
-        """With step="segment": who steps when this segment, by its number, has gone backward."""
-        self.__dict__["optimizer"], self.__dict__["index"] = optimizer, index
+    def tell(self, index: int, **who: Any) -> None:
+        """Who is told when this segment, by its number, has gone backward: an `optimizer`, or an `averaging`."""
+        self.__dict__.update(index=index, **who)
 
     def run_backward(self, roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """The local backward pass."""
-        optimizer = self.__dict__["optimizer"]
-        with contextlib.nullcontext() if optimizer is None else optimizer.local(self.__dict__["index"]):
+        index, optimizer, averaging = (self.__dict__[name] for name in ("index", "optimizer", "averaging"))
+        with contextlib.nullcontext() if optimizer is None else optimizer.local(index):
             if roots:
                 device = roots[0].device.type
                 cast = torch.is_autocast_enabled(device)  # a backward pass takes the dtypes that forward took
                 with torch.autocast(device, enabled=False) if cast else contextlib.nullcontext():
                     torch.autograd.backward(roots, gradients)
+            if averaging is not None:
+                averaging.start(index)
+                if optimizer is not None:
+                    averaging.finish()
 
     def accumulated(self) -> list[Accumulated]:
         """What the parameters have for a gradient now; of the smallest ones, also whether it is zero."""
@@ -322,7 +326,10 @@ def _decoupled(
     outputs: Sequence[Tensor], detached: Sequence[Tensor], predictions: Sequence[Tensor | None], segment: Segment
 ) -> tuple[Tensor, ...]:
     if segment.next_mix() == 1.0:  # the warm-up
-        return _injected(outputs, predictions, segment, 1.0)
+        following = _injected(outputs, predictions, segment, 1.0)
+        if segment.__dict__["averaging"] is not None:
+            segment.__dict__["averaging"].at_the_end(segment.__dict__["index"], following)
+        return following
     roots, gradients = [], []
     for h, prediction in zip(outputs, predictions, strict=True):
         if h.requires_grad and prediction is not None:

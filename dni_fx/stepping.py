@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 from dni_fx.errors import DniFxError
-from dni_fx.interfaces import parameters_by_segment
+from dni_fx.interfaces import owned_parameters
 from dni_fx.module import DecoupledModule
-from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.settings import Training
 
 __all__ = ["OptimizerFactory", "SegmentOptimizer", "check_stepping"]
@@ -58,7 +57,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
         if self.scaler is not None:  # segments step before the loss is scaled for the first time
             self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
         training = training or (net.dni.plan.rewrite.training if net.dni.plan.rewrite else Training())
-        owned = _owned(net)
+        owned = owned_parameters(net, net.dni)
         self.optimizers = [_optimizers(*parameters, factory, training) for parameters in owned]
         if not any(self.optimizers):
             raise DniFxError("no segment has a parameter to train")
@@ -70,7 +69,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
         self._task = -1  # the backward pass of the loss that was seen last
         for index in range(len(net.dni.plan.cuts)):
             segment: Any = net.dni.get_submodule(f"segment{index}")
-            segment.stepped_by(self, index)
+            segment.tell(index, optimizer=self)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad:
@@ -124,8 +123,9 @@ class SegmentOptimizer(torch.optim.Optimizer):
         task = torch._C._current_graph_task_id()
         if not self._local and task != self._task:
             self._task = task
+            # After all that others have queued, such as DistributedDataParallel, which averages gradients.
             engine: Any = Variable._execution_engine
-            engine.queue_callback(self._finish_all)
+            engine.queue_callback(lambda: engine.queue_callback(self._finish_all))
 
     def _finish_all(self) -> None:
         for index in range(len(self.optimizers)):
@@ -155,21 +155,6 @@ def check_stepping(factory: object, accumulate: object) -> None:
         raise DniFxError('step="segment" needs optimizer=, a function from parameters to one, such as torch.optim.Adam')
     if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
         raise DniFxError(f"accumulate={accumulate!r}: a number of passes, 1 or more")
-
-
-def _owned(net: DecoupledModule) -> list[tuple[list[nn.Parameter], list[nn.Parameter]]]:
-    """Parameters of every segment, and of the synthesizers below it; each with the last segment that uses it."""
-    owner: dict[nn.Parameter, int] = {}
-    for index, used in enumerate(parameters_by_segment(net, net.dni.plan)):
-        owner |= dict.fromkeys(used, index)
-    found: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = [([], []) for _ in net.dni.plan.segments]
-    for parameter, index in owner.items():
-        found[index][0].append(parameter)
-    for index, cut in enumerate(net.dni.plan.cuts):
-        for tensor in cut.tensors:
-            synthesizer = net.dni.crossings[crossing_name(index, tensor.node)]
-            found[index + 1][1].extend(p for p in synthesizer.parameters() if p not in owner)
-    return found
 
 
 def _optimizers(
