@@ -24,7 +24,7 @@ from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite
-from dni_fx.settings import Loss, Mix, Settings, Training, check_settings, loss_function, with_scale
+from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
 from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, check_stepping
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
@@ -114,8 +114,8 @@ def transform(
     settings = Settings(unlock, mix, classes, context_size, loss, training)
     check_settings(settings)
     _check_step(step, optimizer, accumulate, training)
-    if scaler is not None and training.clip is not None:
-        raise DniFxError("clip takes targets as they are, but a scaler multiplies them: leave one of the two out")
+    if scaler is not None:
+        check_scaler(training)
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify)
     module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)
@@ -292,6 +292,9 @@ def restore(net: DecoupledModule) -> nn.Module:
     """
     if not isinstance(net, DecoupledModule):
         raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    dni = getattr(net, "dni", None)
+    if dni is not None and isinstance(dni.optimizer, SegmentOptimizer):
+        dni.optimizer.remove()
     original = net.__dict__.get("dni_original")
     if isinstance(original, nn.Module):
         share_state(net, original, without="dni")

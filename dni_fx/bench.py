@@ -165,7 +165,7 @@ def _measured(name: str, backprop: Trainee, trainee: Trainee) -> Row:
     trainee.net.zero_grad()
     activations, peak, trace = _gpu_memory(trainee) if trainee.on_gpu else _memory(trainee)
     pairs = [(backprop.seconds(), trainee.seconds()) for _ in range(trainee.options.steps)]
-    tenths = statistics.quantiles([own / other for other, own in pairs], n=10)
+    tenths = statistics.quantiles([own / other for other, own in pairs], n=10, method="inclusive")
     milliseconds = 1e3 * statistics.median(own for _, own in pairs)
     return Row(name, activations, peak, milliseconds, Ratio(tenths[4], tenths[0], tenths[8]), trace)
 
@@ -190,9 +190,10 @@ def _gpu_memory(trainee: Trainee) -> tuple[int, int, tuple[int, ...]]:
         trainee.step(zero_grad=zero_grad)
         torch.cuda.synchronize()
         peaks.append(torch.cuda.max_memory_allocated() - before)
-    compiled = isinstance(trainee.net, torch._dynamo.OptimizedModule)
-    trace = () if compiled else tuple(point.live for point in training_peak(trainee.step).trace)
-    return peaks[1], peaks[0], trace
+    if isinstance(trainee.net, torch._dynamo.OptimizedModule):
+        return peaks[1], peaks[0], ()
+    memory = training_peak(trainee.step, trainee.net.parameters())
+    return max(memory.activations), peaks[0], tuple(point.live for point in memory.trace)
 
 
 # ------------------------------------------------------------------------------------------ ways to train

@@ -13,7 +13,7 @@ from dni_fx import ops
 from dni_fx.errors import ContextError, DniFxError
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.planning import Plan
-from dni_fx.settings import Settings, loss_function
+from dni_fx.settings import Settings, Training, check_scaler, loss_function
 from dni_fx.synthesizers import Activation, Factory, LossHead, Outcome, check_labels, expand_context
 from dni_fx.synthesizers.losses import Link
 
@@ -31,6 +31,8 @@ class LossScale:
 
     def factor(self) -> float | Tensor:
         """A number on the CPU, else a tensor: nobody waits for the device."""
+        if torch.compiler.is_compiling():
+            raise DniFxError("the scale of a loss changes from step to step, and cannot be compiled into one graph")
         scale = self.scaler._scale
         return self.scaler.get_scale() if scale is None or scale.device.type == "cpu" else scale
 
@@ -172,7 +174,12 @@ class Interfaces(nn.Module):
         return {name: crossing.synthesizer for name, crossing in self.crossings.items()}
 
     def scale_with(self, scaler: torch.amp.GradScaler) -> None:
-        """Let predictions follow the scale of the loss."""
+        """Let predictions follow the scale of the loss.
+
+        Raises:
+            DniFxError: If targets are clipped.
+        """
+        check_scaler(self.plan.rewrite.training if self.plan.rewrite is not None else Training())
         for crossing in self.crossings.values():
             crossing.loss_scale = LossScale(scaler) if scaler.is_enabled() else None
             if isinstance(crossing.synthesizer, LossHead):
@@ -274,11 +281,15 @@ def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Param
 def owned_parameters(net: fx.GraphModule, dni: Interfaces) -> list[tuple[list[nn.Parameter], list[nn.Parameter]]]:
     """Parameters of every segment, and of the synthesizers below it, whose targets come when it goes backward.
 
-    One that several segments use is in the last of them.
+    One that several segments use is in the last of them; one that no node is known to use, in the last of all.
     """
     owner: dict[nn.Parameter, int] = {}
     for index, used in enumerate(parameters_by_segment(net, dni.plan)):
         owner |= dict.fromkeys(used, index)
+    theirs = set(dni.parameters())
+    for parameter in net.parameters():  # what modules use that are no leaves is not in a record of calls
+        if parameter not in theirs:
+            owner.setdefault(parameter, len(dni.plan.cuts))
     found: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = [([], []) for _ in dni.plan.segments]
     for parameter, index in owner.items():
         found[index][0].append(parameter)

@@ -107,7 +107,9 @@ class LiveBytes(TorchDispatchMode):
 
         self._hooks = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
         trained = [p for p in self._parameters if p.requires_grad]
-        self._hooks += [p.register_post_accumulate_grad_hook(self._mark) for p in trained]
+        # Before it is added, too: another hook may use it up right after.
+        self._hooks += [p.register_hook(self._mark) for p in trained]
+        self._hooks += [p.register_post_accumulate_grad_hook(lambda p: self._mark(p.grad)) for p in trained]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -167,9 +169,9 @@ class LiveBytes(TorchDispatchMode):
         self.live += storage.nbytes() - block.nbytes
         block.nbytes = storage.nbytes()
 
-    def _mark(self, parameter: Tensor) -> None:
-        """Its gradient has been added to `.grad`."""
-        for storage in storages(parameter.grad) if parameter.grad is not None else ():
+    def _mark(self, gradient: Tensor | None) -> None:
+        """Of a parameter; None: it has been used up."""
+        for storage in storages(gradient) if gradient is not None else ():
             block = self.blocks.get(id(storage))
             if block is not None and block.gradient < 0:
                 block.gradient = len(self.gradients)

@@ -64,7 +64,8 @@ class Segment(nn.Module):
         self.steps = torch.zeros((), dtype=torch.int64)
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
         self.hold(())
-        self.__dict__.update(index=0, optimizer=None, averaging=None)
+        self.index = self.generation = 0
+        self.__dict__.update(optimizer=None, averaging=None)
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         # The smallest first: they are the witnesses.
@@ -72,19 +73,26 @@ class Segment(nn.Module):
 
     def tell(self, index: int, **who: Any) -> None:
         """Who is told when this segment, by its number, has gone backward: an `optimizer`, or an `averaging`."""
-        self.__dict__.update(index=index, **who)
+        self.index = index
+        self.__dict__.update(who)
+
+    def freed(self) -> None:
+        """The gradients have been used: from now on nobody misses them."""
+        self.generation += 1
 
     def run_backward(self, roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """The local backward pass."""
-        index, optimizer, averaging = (self.__dict__[name] for name in ("index", "optimizer", "averaging"))
-        with contextlib.nullcontext() if optimizer is None else optimizer.local(index):
+        optimizer, averaging = self.__dict__["optimizer"], self.__dict__["averaging"]
+        device = self.skipped.device.type
+        cast = torch.is_autocast_enabled(device)  # a backward pass takes the dtypes that forward took
+        with (
+            torch.autocast(device, enabled=False) if cast else contextlib.nullcontext(),
+            contextlib.nullcontext() if optimizer is None else optimizer.local(self.index),
+        ):
             if roots:
-                device = roots[0].device.type
-                cast = torch.is_autocast_enabled(device)  # a backward pass takes the dtypes that forward took
-                with torch.autocast(device, enabled=False) if cast else contextlib.nullcontext():
-                    torch.autograd.backward(roots, gradients)
+                torch.autograd.backward(roots, gradients)
             if averaging is not None:
-                averaging.start(index)
+                averaging.start(self.index)
                 if optimizer is not None:
                     averaging.finish()
 
@@ -183,15 +191,20 @@ def _inject_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _inject_backward(ctx: Any, target: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
     (synthetic,) = ctx.saved_tensors
-    upstream = synthetic.to(ctx.dtype)
     if target is None:  # dropped by the cut above
-        return None if ctx.mix == 1.0 else finite(upstream)[0], None, None, None
+        return None if ctx.mix == 1.0 else _cast(finite(synthetic)[0], ctx.dtype), None, None, None
     error = (synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype)).mul_(ctx.batch)
+    upstream = synthetic
     if ctx.mix == 1.0:
         upstream = target.clone()
     elif ctx.mix != 0.0:
-        upstream = ctx.mix * target + (1 - ctx.mix) * upstream
-    return finite(upstream)[0], finite(error)[0], None, None
+        upstream = ctx.mix * target + (1 - ctx.mix) * synthetic
+    # What overflows when it is cast is handed on: a GradScaler is to see it.
+    return _cast(finite(upstream)[0], ctx.dtype), finite(error)[0], None, None
+
+
+def _cast(gradient: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if gradient is None else gradient.to(dtype)
 
 
 torch.library.register_autograd("dni_fx::inject", _inject_backward, setup_context=_inject_setup, lib=_library)
@@ -259,7 +272,7 @@ class _Boundary(torch.autograd.Function):
         ctx: Any, detached: Tensor, prediction: Tensor, accumulated: list[Accumulated], segment: Segment
     ) -> Tensor:
         ctx.batch = batch_size(detached)
-        ctx.accumulated, ctx.segment = accumulated, segment
+        ctx.accumulated, ctx.segment, ctx.generation = accumulated, segment, segment.generation
         ctx.save_for_backward(prediction)
         return detached
 
@@ -267,7 +280,8 @@ class _Boundary(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor | None, None, None]:
         (prediction,) = ctx.saved_tensors
-        _check_not_erased(ctx.accumulated)
+        if ctx.generation == ctx.segment.generation:
+            _check_not_erased(ctx.accumulated)
         target = clipped(target, ctx.segment.clip, ctx.batch)
         error = (prediction - target.to(prediction.dtype)).mul_(ctx.batch)
         return None, ctx.segment.keep_finite(error), None, None
@@ -328,7 +342,7 @@ def _decoupled(
     if segment.next_mix() == 1.0:  # the warm-up
         following = _injected(outputs, predictions, segment, 1.0)
         if segment.__dict__["averaging"] is not None:
-            segment.__dict__["averaging"].at_the_end(segment.__dict__["index"], following)
+            segment.__dict__["averaging"].at_the_end(segment.index, following)
         return following
     roots, gradients = [], []
     for h, prediction in zip(outputs, predictions, strict=True):

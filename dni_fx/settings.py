@@ -15,6 +15,7 @@ __all__ = [
     "Mix",
     "Settings",
     "Training",
+    "check_scaler",
     "check_settings",
     "loss_function",
     "loss_name",
@@ -122,6 +123,12 @@ def check_settings(settings: Settings) -> None:
             raise DniFxError(
                 "loss needs classes (or context_size): it compares with what net(..., dni_context=) is given"
             )
+
+
+def check_scaler(training: Training) -> None:
+    """Raise a DniFxError if the loss may not be scaled."""
+    if training.clip is not None:
+        raise DniFxError("clip takes targets as they are, but a scaler multiplies them: leave one of the two out")
 
 
 def _check_mix(mix: Mix) -> None:

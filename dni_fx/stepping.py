@@ -1,7 +1,7 @@
 """step="segment": every segment has an optimizer of its own, which steps as soon as the segment has gone backward."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 from dni_fx.errors import DniFxError
+from dni_fx.inputs import tensors_in
 from dni_fx.interfaces import owned_parameters
 from dni_fx.module import DecoupledModule
 from dni_fx.settings import Training
@@ -52,29 +53,38 @@ class SegmentOptimizer(torch.optim.Optimizer):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         check_stepping(factory, accumulate)
+        if isinstance(net.dni.optimizer, SegmentOptimizer):
+            net.dni.optimizer.remove()
         self.accumulate = accumulate
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        if self.scaler is not None:  # segments step before the loss is scaled for the first time
-            self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
+        if self.scaler is not None:
+            net.dni.scale_with(self.scaler)
+            self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))  # segments step before the loss is
         training = training or (net.dni.plan.rewrite.training if net.dni.plan.rewrite else Training())
         owned = owned_parameters(net, net.dni)
         self.optimizers = [_optimizers(*parameters, factory, training) for parameters in owned]
         if not any(self.optimizers):
             raise DniFxError("no segment has a parameter to train")
-        super().__init__([p for parameters in owned for part in parameters for p in part], {})
+        defaults = next(self._every()).defaults  # schedulers look at them
+        super().__init__([p for parameters in owned for part in parameters for p in part], defaults)
         self.param_groups = [group for inner in self._every() for group in inner.param_groups]
         self._passes = [0] * len(owned)
         self._finished: set[int] = set()  # segments that have gone backward in the pass that is under way
-        self._local = False
         self._task = -1  # the backward pass of the loss that was seen last
-        for index in range(len(net.dni.plan.cuts)):
-            segment: Any = net.dni.get_submodule(f"segment{index}")
+        self._names = {parameter: name for name, parameter in net.named_parameters()}
+        self._handle = net.register_forward_hook(_watch)
+        self._segments: list[Any] = [net.dni.get_submodule(f"segment{i}") for i in range(len(net.dni.plan.cuts))]
+        for index, segment in enumerate(self._segments):
             segment.tell(index, optimizer=self)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(self._arrived)
         net.dni.optimizer = self
+        self._net = net
+
+    def remove(self) -> None:
+        """Let go of the net, which trains no more by itself."""
+        self._handle.remove()
+        self._net.dni.optimizer = None
+        for segment in self._segments:
+            segment.tell(segment.index, optimizer=None)
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Does nothing: the segments have stepped."""
@@ -82,7 +92,11 @@ class SegmentOptimizer(torch.optim.Optimizer):
             raise DniFxError('step="segment" takes no closure: the segments step while the net runs')
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Does nothing: gradients are freed when they have been used, and add up until then."""
+        """Frees what a backward pass that failed has left; other gradients are freed when they have been used."""
+        for index, own in enumerate(self.optimizers):
+            if self._passes[index] % self.accumulate == 0:
+                for optimizer in own:
+                    optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         """Of all optimizers, by segment."""
@@ -111,42 +125,83 @@ class SegmentOptimizer(torch.optim.Optimizer):
     @contextlib.contextmanager
     def local(self, index: int) -> Iterator[None]:
         """Around the local backward pass of a segment: then it steps."""
-        self._local = True
-        try:
-            yield
-        finally:
-            self._local = False
+        yield
         self._finish(index)
 
-    def _arrived(self, _parameter: Tensor) -> None:
-        """A gradient, outside of local backward passes: so of the last one of a step, after which all are there."""
+    def watch(self, outputs: Sequence[Tensor]) -> None:
+        """When a gradient comes to the outputs, the backward pass of the loss has begun; at its end all are done."""
+        torch.autograd.graph.register_multi_grad_hook(outputs, self._begun, mode="any")
+
+    def _begun(self, _gradient: Tensor) -> None:
         task = torch._C._current_graph_task_id()
-        if not self._local and task != self._task:
+        if task != self._task:
             self._task = task
             # After all that others have queued, such as DistributedDataParallel, which averages gradients.
             engine: Any = Variable._execution_engine
             engine.queue_callback(lambda: engine.queue_callback(self._finish_all))
 
     def _finish_all(self) -> None:
+        late = self._finished
+        self._finished = set()
         for index in range(len(self.optimizers)):
-            if index not in self._finished:
+            if index not in late and self._gradients(index):
                 self._finish(index)
         self._finished.clear()
+        for index in late:
+            self._check_none_came(index)
 
     def _finish(self, index: int) -> None:
         self._finished.add(index)
         self._passes[index] += 1
         if self._passes[index] % self.accumulate == 0:
             for optimizer in self.optimizers[index]:
-                if self.scaler is None:
-                    optimizer.step()
-                elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
-                    self.scaler.step(optimizer)
+                self._step_one(optimizer)
                 optimizer.zero_grad()
+            if index < len(self._segments):
+                self._segments[index].freed()
+
+    def _step_one(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.scaler is None:
+            optimizer.step()
+        elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            try:
+                self.scaler.step(optimizer)
+            except RuntimeError as error:
+                if "update" not in str(error):
+                    raise
+                raise DniFxError(
+                    'step="segment" steps within the forward pass: call scaler.update() after each one, also where a '
+                    "batch is skipped"
+                ) from error
+
+    def _check_none_came(self, index: int) -> None:
+        """A gradient that comes to a segment after its step would be used in the next one."""
+        if self._passes[index] % self.accumulate:
+            return
+        late = self._gradients(index)
+        if late:
+            self.zero_grad()
+            raise DniFxError(
+                f'step="segment": a gradient came to {self._names.get(late[0], "a parameter")} after its segment had '
+                "stepped, from a use that no graph shows: a penalty on weights in the loss (give the optimizer "
+                'weight_decay), or a weight that another module takes, too; use step="loop"'
+            )
+
+    def _gradients(self, index: int) -> list[nn.Parameter]:
+        """Parameters of a segment that have one."""
+        groups = [group for optimizer in self.optimizers[index] for group in optimizer.param_groups]
+        return [p for group in groups for p in group["params"] if p.grad is not None]
 
     def _every(self) -> Iterator[torch.optim.Optimizer]:
         for own in self.optimizers:
             yield from own
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _watch(net: Any, _args: Any, output: Any) -> None:
+    reached = [t for t in tensors_in(output) if t.requires_grad]
+    if net.training and reached and net.dni.optimizer is not None:
+        net.dni.optimizer.watch(reached)
 
 
 def check_stepping(factory: object, accumulate: object) -> None:

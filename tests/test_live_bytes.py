@@ -111,3 +111,13 @@ def test_nested() -> None:
     assert m.live == 4000, m.live  # x.grad; h and with it h.grad are gone
     x.grad = None
     assert max(allocator_trace(step)) == m.peak
+
+
+def test_gradients_that_another_hook_uses_up() -> None:
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+    for parameter in net.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    x = torch.rand(8, 64)
+    m = training_peak(lambda: net(x).mean().backward(), net.parameters())
+    assert len(m.gradients) == 8
+    assert max(m.activations) <= 6 * x.nbytes

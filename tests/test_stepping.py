@@ -251,6 +251,113 @@ def test_it_goes_on_after_a_backward_pass_that_failed() -> None:
     assert all(p.grad is None for p in net.parameters())
 
 
+class Positions(nn.Module):
+    """Parameters that are used outside of all layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.position, self.scale = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(self.a(x + self.position).tanh()) * 2
+        return self.head(h.tanh() * self.scale)
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export", "modules"])
+def test_parameters_outside_of_layers(frontend: str) -> None:
+    cuts: Any = ["a"] if frontend == "modules" else 2
+    one, other = loop_and_segment(Positions, cuts=cuts, frontend=frontend)
+    train(*one)
+    train(*other)
+    assert_same(one[0], other[0])
+
+
+class Taken(nn.Module):
+    """A layer's weight is used a second time, by the root itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(self.a(x).tanh()).tanh()
+        return self.head(nn.functional.linear(h, self.a.weight))
+
+
+def test_a_gradient_that_comes_too_late_is_no_silent_one() -> None:
+    net = dni_fx.transform(Taken(), X, cuts=["a"], frontend="modules", optimizer=adam, step="segment").train()
+    with pytest.raises(DniFxError, match=r"gradient came to a\.weight after its segment"):
+        nn.functional.cross_entropy(net(X), Y).backward()
+    net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment").train()
+    with pytest.raises(DniFxError, match="weight_decay"):
+        (nn.functional.cross_entropy(net(X), Y) + sum(p.square().sum() for p in net.parameters())).backward()
+    assert all(p.grad is None for p in net.parameters())
+    assert net.dni.optimizer is not None
+    train(net, net.dni.optimizer)
+
+
+def test_only_the_net_in_train_mode_steps() -> None:
+    model = perceptron()
+    net = dni_fx.transform(model, X, cuts=3, optimizer=adam, step="segment").train()
+    before = copy.deepcopy(net.state_dict())
+
+    def unchanged() -> bool:
+        return all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+    net.eval()
+    net(X).sum().backward()
+    assert unchanged() and all(p.grad is not None for p in model.parameters())
+    model.zero_grad()
+    dni_fx.plan(model, X, cuts=2, profile=True)
+    again = dni_fx.transform(model, X, cuts=2)
+    assert unchanged()
+    again.train()(X).sum().backward()
+    assert unchanged()
+    net.train()
+    plain = dni_fx.restore(net).train()
+    plain(X).sum().backward()
+    net(X).sum().backward()
+    assert net.dni.optimizer is None and unchanged()
+
+
+def test_another_optimizer_takes_the_place_of_the_first() -> None:
+    net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment").train()
+    before = copy.deepcopy(net.state_dict())
+    still = SegmentOptimizer(net, lambda parameters: torch.optim.SGD(parameters, 0.0))
+    train(net, still)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_two_passes_before_one_backward_pass_with_accumulation() -> None:
+    net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment", accumulate=2).train()
+    for _ in range(3):
+        (net(X) - net(X + 1)).square().mean().backward()
+
+
+def test_a_scheduler_that_looks_at_defaults() -> None:
+    net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment").train()
+    assert net.dni.optimizer is not None
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(net.dni.optimizer, 0.1, total_steps=10)
+    train(net, net.dni.optimizer, 1)
+    scheduler.step()
+
+
+def test_optimizers_step_without_autocast() -> None:
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            seen.append(torch.is_autocast_enabled("cpu"))
+
+    seen: list[bool] = []
+    made: Any = lambda parameters: Watched(parameters, 0.1)  # noqa: E731
+    net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=made, step="segment").train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = net(X).square().mean()
+    loss.backward()
+    assert seen == [False] * 3
+
+
 def test_copies_have_none_and_a_check_changes_nothing() -> None:
     net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment")
     assert copy.deepcopy(net).dni.optimizer is None

@@ -197,7 +197,7 @@ class _Fitted(torch.autograd.Function):
         if values is not None and above is not None:
             off = value * ctx.factor * (values - above.to(values)) / len(values)
             off = torch.where(off.isfinite(), off, 0.0)
-        first = error.new_full((), own) * ctx.factor if own else None
+        first = torch.full((), own, device=error.device) * ctx.factor if own else None  # float16 cannot hold the factor
         return gradient * error if gradient else None, first, off, None, None, None
 
 
