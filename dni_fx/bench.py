@@ -287,7 +287,7 @@ def parse_segments(text: str) -> dict[str, Cuts]:
 
 def segments(*counts: int | str) -> dict[str, Cuts]:
     """Cuts into so many segments, or "auto"."""
-    return {str(count) if count == "auto" else f"{count} segments": count for count in counts}
+    return {"auto" if count == "auto" else f"{count} segments": count for count in counts}
 
 
 def _cut(cuts: Cuts, step: str) -> Way:
@@ -308,8 +308,8 @@ def _cut(cuts: Cuts, step: str) -> Way:
             optimizer = options.optimizer(net.parameters())
         context = {}
         if options.classes is not None:
-            rows = len(next(iter(inputs.tensors())))
-            context["dni_context"] = torch.arange(rows) % options.classes
+            first = inputs.tensors()[0]
+            context["dni_context"] = torch.arange(len(first), device=first.device) % options.classes
         return Trainee(net, optimizer, Inputs(inputs.args, inputs.kwargs | context, inputs.source), options)
 
     return make

@@ -59,7 +59,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         if self.scaler is not None:
             net.dni.scale_with(self.scaler)
-            self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))  # segments step before the loss is
+            # It is made ready by the first loss that it scales, but segments step before that.
+            self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
         training = training or (net.dni.plan.rewrite.training if net.dni.plan.rewrite else Training())
         owned = owned_parameters(net, net.dni)
         self.optimizers = [_optimizers(*parameters, factory, training) for parameters in owned]
@@ -126,6 +127,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
     def local(self, index: int) -> Iterator[None]:
         """Around the local backward pass of a segment: then it steps."""
         yield
+        self._finished.add(index)
         self._finish(index)
 
     def watch(self, outputs: Sequence[Tensor]) -> None:
@@ -141,17 +143,14 @@ class SegmentOptimizer(torch.optim.Optimizer):
             engine.queue_callback(lambda: engine.queue_callback(self._finish_all))
 
     def _finish_all(self) -> None:
-        late = self._finished
-        self._finished = set()
+        before, self._finished = self._finished, set()
         for index in range(len(self.optimizers)):
-            if index not in late and self._gradients(index):
+            if index in before:
+                self._check_none_came(index)
+            elif self._gradients(index):
                 self._finish(index)
-        self._finished.clear()
-        for index in late:
-            self._check_none_came(index)
 
     def _finish(self, index: int) -> None:
-        self._finished.add(index)
         self._passes[index] += 1
         if self._passes[index] % self.accumulate == 0:
             for optimizer in self.optimizers[index]:

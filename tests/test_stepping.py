@@ -198,9 +198,11 @@ def test_groups_of_parameters() -> None:
         groups.append({"params": [p for p in held if p.dim() < 2], "weight_decay": 0.0})
         return torch.optim.AdamW(groups, 1e-2)
 
-    net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=decaying, step="segment").train()
-    assert net.dni.optimizer is not None
-    train(net, net.dni.optimizer)
+    one, other = loop_and_segment(perceptron, decaying, cuts=3, synthesizer=Zero)
+    train(*one)
+    train(*other)
+    assert_same(one[0], other[0])
+    assert {group["weight_decay"] for group in other[1].param_groups} == {0.0, 0.1}
 
 
 def test_a_run_goes_on_bit_for_bit() -> None:
