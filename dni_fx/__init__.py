@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from dni_fx.api import plan, restore, transform
     from dni_fx.artifact import load, save
     from dni_fx.checking import check
+    from dni_fx.checkpoint import load_checkpoint, save_checkpoint
     from dni_fx.diffing import diff
     from dni_fx.errors import DniFxError
     from dni_fx.marking import cut_after
@@ -31,10 +32,12 @@ __all__ = [
     "cut_after",
     "diff",
     "load",
+    "load_checkpoint",
     "log_metrics",
     "plan",
     "restore",
     "save",
+    "save_checkpoint",
     "transform",
 ]
 
@@ -50,10 +53,12 @@ _HOME = {
     "check": "checking",
     "cut_after": "marking",
     "load": "artifact",
+    "load_checkpoint": "checkpoint",
     "log_metrics": "metrics",
     "plan": "api",
     "restore": "api",
     "save": "artifact",
+    "save_checkpoint": "checkpoint",
     "transform": "api",
 }
 

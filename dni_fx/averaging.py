@@ -103,8 +103,8 @@ def average_segments(net: Any) -> None:
     apart = {id(p) for group in averaging.groups for p in group}
     net.__dict__["_ddp_params_and_buffers_to_ignore"] = [n for n, p in net.named_parameters() if id(p) in apart]
     net.dni.__dict__["averaging"] = averaging
-    for index in range(len(averaging.groups)):
-        net.dni.get_submodule(f"segment{index}").tell(index, averaging=averaging)
+    for index, segment in enumerate(net.dni.segments):
+        segment.tell(index, averaging=averaging)
     net.register_forward_pre_hook(_begin)
     net.register_forward_hook(_end)
 

@@ -195,15 +195,14 @@ def _synthesizers(net: DecoupledModule) -> list[tuple[str, Told]]:
 
 def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
     """Told ones in their place, trained in the plainest way."""
-    for index, cut in enumerate(net.dni.plan.cuts):
+    for index, (cut, segment) in enumerate(zip(net.dni.plan.cuts, net.dni.segments, strict=True)):
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)
             device = net.dni.crossings[name].measured.device
             activation = Activation(tensor.shape, getattr(torch, tensor.dtype), device, tensor.axis)
             net.dni.add_module(name, Crossing(Told(activation).to(device), activation, Settings()))
-        segment: Any = net.dni.get_submodule(f"segment{index}")
         told = ops.Segment(mix)
-        told.hold(segment.held)
+        told.hold(segment.__dict__["held"])
         net.dni.add_module(f"segment{index}", told)
 
 

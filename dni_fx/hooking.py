@@ -115,7 +115,7 @@ def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None) -> An
     predictions = [synthesizer(h, *arguments) for synthesizer, h in zip(synthesizers, detached, strict=True)]
     settings = net.dni.plan.rewrite
     assert settings is not None
-    segment: Any = net.dni.get_submodule(f"segment{cut}")
+    segment = net.dni.segments[cut]
     if settings.unlock == "none":
         following = list(ops.inject(crossing, detached, predictions, segment))
     else:

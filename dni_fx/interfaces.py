@@ -14,7 +14,7 @@ from dni_fx.errors import ContextError, DniFxError
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.planning import Plan
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
-from dni_fx.synthesizers import Activation, Factory, LossHead, Outcome, check_labels, expand_context
+from dni_fx.synthesizers import Activation, Carried, Factory, LossHead, Outcome, check_labels, expand_context
 from dni_fx.synthesizers.losses import Link
 
 __all__ = ["Crossing", "Interfaces", "build_dni", "hold_parameters", "owned_parameters"]
@@ -90,6 +90,20 @@ class Crossing(nn.Module):
         if trains and not torch.compiler.is_compiling():
             self._watch(prediction)
         return prediction
+
+    def progress(self) -> dict[str, Any]:
+        """Where it is in a run, beside its `state_dict()`."""
+        carried = getattr(self.synthesizer, "carried", None)
+        state = carried.progress() if isinstance(carried, Carried) else None
+        return {"steps": self.steps, "measured": self.measured, "carried": state}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on from where `progress` was."""
+        self.steps = progress["steps"]
+        self.measured = progress["measured"].to(self.measured.device)
+        carried = getattr(self.synthesizer, "carried", None)
+        if isinstance(carried, Carried):
+            carried.resume(progress["carried"], self.measured.device)
 
     def _begin(self) -> bool:
         """Count a step; say whether the synthesizer is trained in it."""
@@ -192,6 +206,25 @@ class Interfaces(nn.Module):
             if reset is not None:
                 reset()
 
+    @property
+    def segments(self) -> list[ops.Segment]:
+        """All but the last, from below: each has a cut above it."""
+        return [module for module in self.children() if isinstance(module, ops.Segment)]
+
+    def progress(self) -> dict[str, Any]:
+        """Where a run is, beside `state_dict()`, which has what makes a difference to a trained net."""
+        return {
+            "crossings": {name: crossing.progress() for name, crossing in self.crossings.items()},
+            "skipped": [segment.skipped for segment in self.segments],
+        }
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Go on from where `progress` was."""
+        for name, crossing in self.crossings.items():
+            crossing.resume(progress["crossings"][name])
+        for segment, skipped in zip(self.segments, progress["skipped"], strict=True):
+            segment.skipped.copy_(skipped)
+
     def metrics(self) -> dict[str, dict[str, float]]:
         """How well each synthesizer predicts its target, at the last step that was looked at (every twentieth).
 
@@ -202,11 +235,12 @@ class Interfaces(nn.Module):
             Empty until a step has run; NaN where no target has come back.
         """
         found = {}
+        segments = self.segments
         for name, crossing in self.crossings.items():
             if crossing.steps:
-                segment = self.get_submodule(f"segment{name.removeprefix('cut').split('_')[0]}")
+                segment = segments[int(name.removeprefix("cut").split("_")[0])]
                 measured = dict(zip(MEASURES, crossing.measured.tolist(), strict=True))
-                found[name] = measured | {"steps": crossing.steps, "skipped": int(segment.skipped)}  # type: ignore[arg-type]
+                found[name] = measured | {"steps": crossing.steps, "skipped": int(segment.skipped)}
         return found
 
 
@@ -253,9 +287,7 @@ def _tell_critics(dni: Interfaces, settings: Settings) -> None:
 
 def hold_parameters(net: fx.GraphModule, dni: Interfaces) -> None:
     """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
-    for index, used in enumerate(parameters_by_segment(net, dni.plan)[:-1]):
-        segment = dni.get_submodule(f"segment{index}")
-        assert isinstance(segment, ops.Segment)
+    for segment, used in zip(dni.segments, parameters_by_segment(net, dni.plan)[:-1], strict=True):
         segment.hold(used)
 
 

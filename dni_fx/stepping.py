@@ -74,7 +74,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
         self._task = -1  # the backward pass of the loss that was seen last
         self._names = {parameter: name for name, parameter in net.named_parameters()}
         self._handle = net.register_forward_hook(_watch)
-        self._segments: list[Any] = [net.dni.get_submodule(f"segment{i}") for i in range(len(net.dni.plan.cuts))]
+        self._segments = net.dni.segments
         for index, segment in enumerate(self._segments):
             segment.tell(index, optimizer=self)
         net.dni.optimizer = self
@@ -98,6 +98,11 @@ class SegmentOptimizer(torch.optim.Optimizer):
             if self._passes[index] % self.accumulate == 0:
                 for optimizer in own:
                     optimizer.zero_grad()
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether it is between two passes whose gradients add up."""
+        return any(passes % self.accumulate for passes in self._passes)
 
     def state_dict(self) -> dict[str, Any]:
         """Of all optimizers, by segment."""

@@ -6,7 +6,7 @@ from dni_fx.synthesizers.base import Activation, Factory, Synthesizer
 from dni_fx.synthesizers.conditioning import check_labels, expand_context
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear
 from dni_fx.synthesizers.losses import Critic, GuidedHead, LocalHead, LossHead, Outcome
-from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN
+from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN, Carried
 from dni_fx.synthesizers.registry import REGISTRY, register, resolve
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "RNN",
     "Activation",
     "Attention",
+    "Carried",
     "Conv",
     "Critic",
     "Factory",

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -31,6 +32,18 @@ class Carried:
 
     def drop(self) -> None:
         self.kept.state = self.kept.rows = None
+
+    def progress(self) -> Any:
+        """For a checkpoint."""
+        return None if self.kept.rows is None else (self.kept.state, self.kept.rows[0], self.kept.rows[2])
+
+    def resume(self, progress: Any, device: torch.device) -> None:
+        """Take what `progress` gave."""
+        self.drop()
+        if progress is not None:
+            state, rows, dtype = progress
+            self.kept.state = pytree.tree_map_only(Tensor, lambda t: t.to(device), state)
+            self.kept.rows = (rows, device, dtype)
 
 
 class Recurrent(Synthesizer):

@@ -1,0 +1,124 @@
+"""A run that was stopped goes on as if it had not been."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dni_fx
+from dni_fx import DniFxError, Training
+
+X = torch.rand(16, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(16) % 3
+
+
+def perceptron() -> nn.Module:
+    hidden = [m for _ in range(4) for m in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Tanh())]
+    return nn.Sequential(*hidden, nn.Linear(8, 3))
+
+
+class Run:
+    """A net, its optimizer and scheduler."""
+
+    def __init__(self, seed: int, **options: Any) -> None:
+        torch.manual_seed(seed)
+        stepping = options.get("step") == "segment"
+        model = perceptron()
+        adam = None if stepping else torch.optim.Adam(model.parameters(), 1e-2)
+        chosen: dict[str, Any] = {"cuts": 3, "optimizer": torch.optim.Adam if stepping else adam} | options
+        self.net = dni_fx.transform(model, X, verify=False, **chosen).train()
+        self.optimizer = self.net.dni.optimizer if stepping else adam
+        assert self.optimizer is not None
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [4, 6])
+        self.own = {"scheduler": self.scheduler} if stepping else {"scheduler": self.scheduler, "optimizer": adam}
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            nn.functional.cross_entropy(self.net(X + random.random()), Y).backward()
+            self.optimizer.step()
+            self.scheduler.step()
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"training": Training(every=3, warmup=4, scale="rms")},
+    {"synthesizer": "lstm", "unlock": "none", "mix": (0.5, 0.0, 6)},
+    {"synthesizer": "gru(layers=2)", "step": "segment", "accumulate": 1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_run_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
+    run = Run(0, **options)
+    run.train(5)
+    dni_fx.save_checkpoint(tmp_path / "deep" / "run.pt", run.net, epoch=5, **run.own)
+    run.train(5)
+    again = Run(1, **options)
+    again.train(2)
+    random.seed(1)
+    assert dni_fx.load_checkpoint(tmp_path / "deep" / "run.pt", again.net, **again.own) == {"epoch": 5}
+    again.train(5)
+    wanted, found = run.net.state_dict(), again.net.state_dict()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+    assert str(run.net.dni.metrics()) == str(again.net.dni.metrics())  # NaN is unlike itself
+    assert run.net.dni.metrics()["cut0_" + run.net.dni.plan.cuts[0].after]["steps"] == 10
+
+
+def test_states_that_nobody_took_are_given_back(tmp_path: Path) -> None:
+    run = Run(0)
+    run.train(1)
+    dni_fx.save_checkpoint(tmp_path / "run.pt", run.net, **run.own)
+    dni_fx.save_checkpoint(tmp_path / "run.pt", run.net, **run.own)  # takes the place of the first
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    rest = dni_fx.load_checkpoint(tmp_path / "run.pt", run.net, optimizer=run.optimizer)
+    assert rest == {"scheduler": run.scheduler.state_dict()}
+
+
+def test_what_is_wrong_is_said_and_nothing_changes(tmp_path: Path) -> None:
+    run = Run(0)
+    path = tmp_path / "run.pt"
+    dni_fx.save_checkpoint(path, run.net, optimizer=run.optimizer)
+    other = Run(1)
+    before = [p.clone() for p in other.net.parameters()]
+    with pytest.raises(DniFxError, match=r"no state to load into scheduler=; beside the net it holds optimizer"):
+        dni_fx.load_checkpoint(path, other.net, **other.own)
+    assert all(torch.equal(p, q) for p, q in zip(before, other.net.parameters(), strict=True))
+    with pytest.raises(DniFxError, match="of another net: cut after"):
+        dni_fx.load_checkpoint(path, Run(0, cuts=2).net)
+    with pytest.raises(DniFxError, match=r"of another net: dni\.cut0"):
+        dni_fx.load_checkpoint(path, Run(0, synthesizer="mlp").net)
+    with pytest.raises(DniFxError, match=r'this net has the optimizers of step="segment"'):
+        dni_fx.load_checkpoint(path, Run(0, step="segment").net)
+    with pytest.raises(DniFxError, match="cannot read"):
+        dni_fx.load_checkpoint(tmp_path / "none.pt", run.net)
+    for content in (b"", b"damaged", path.read_bytes()[:1000]):
+        (tmp_path / "damaged.pt").write_bytes(content)
+        with pytest.raises(DniFxError, match=r"damaged\.pt"):
+            dni_fx.load_checkpoint(tmp_path / "damaged.pt", run.net)
+    torch.save({"a": 1}, tmp_path / "strange.pt")
+    with pytest.raises(DniFxError, match="is not what"):
+        dni_fx.load_checkpoint(tmp_path / "strange.pt", run.net)
+    with pytest.raises(DniFxError, match="expected what"):
+        dni_fx.save_checkpoint(path, nn.Linear(2, 2))  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DniFxError, match="cannot write"):
+        dni_fx.save_checkpoint(tmp_path / "file" / "run.pt", run.net)
+
+
+def test_values_that_could_not_be_read_again(tmp_path: Path) -> None:
+    run = Run(0)
+    with pytest.raises(DniFxError, match=r"folder: a pathlib\S+ is neither a plain value nor a tensor"):
+        dni_fx.save_checkpoint(tmp_path / "run.pt", run.net, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_while_gradients_add_up(tmp_path: Path) -> None:
+    run = Run(0, step="segment", accumulate=2)
+    run.train(1)
+    with pytest.raises(DniFxError, match="save after every 2 passes"):
+        dni_fx.save_checkpoint(tmp_path / "run.pt", run.net)
+    assert not list(tmp_path.iterdir())
