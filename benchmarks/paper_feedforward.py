@@ -34,13 +34,6 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 BATCH = 256
 
 
-class Zero(dni_fx.Synthesizer):
-    """Predicts no gradient, for ever: "no-bprop"."""
-
-    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-        return torch.zeros_like(activation)
-
-
 def one_hidden_layer(activation: Activation, context_size: int = 0) -> dni_fx.Synthesizer:
     """With batch norm, as wide as the activation; for maps, of convolutions."""
     kind = REGISTRY["conv" if len(activation.shape) == 4 else "mlp"]
@@ -68,7 +61,7 @@ LOSS: dict[str, Any] = LABELS | {"loss": "cross_entropy"}
 SMOOTH = functools.partial(nn.functional.cross_entropy, label_smoothing=0.1)
 GUIDED: dict[str, Any] = LOSS | {"synthesizer": "guided_head"}
 METHODS: dict[str, dict[str, Any] | None] = {
-    "no-bprop": {"synthesizer": Zero},
+    "no-bprop": {"synthesizer": "zero"},
     "backprop": None,
     "DNI": {"synthesizer": one_hidden_layer, "training": dni_fx.Training(scale=1 / 64)},
     "DNI, slow": {"training": dni_fx.Training(scale=1 / 64, lr=10, clip=1, warmup=500)},

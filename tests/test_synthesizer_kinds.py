@@ -68,6 +68,14 @@ def test_options(text: str, shape: tuple[int, ...], axis: int, size: int) -> Non
     assert all(p.grad is not None for p in synthesizer.parameters())
 
 
+def test_zero_is_the_control() -> None:
+    net = dni_fx.transform(mlp(), X, cuts=2, synthesizer="zero", verify=False).train()
+    net(X).sum().backward()
+    (below, *_), (*_, above) = ([p.grad for p in net.get_submodule(name).parameters()] for name in ("0", "2"))
+    assert not below.any() and above.any()
+    assert not [*net.dni.parameters()]
+
+
 def test_options_are_what_they_say() -> None:
     paper = make("mlp(hidden_layers=2, hidden_size=1024, batch_norm=True)", (4, 256), 1)
     names = [type(layer).__name__ for layer in paper.net]

@@ -4,7 +4,7 @@ from dni_fx.synthesizers.adapting import adapt
 from dni_fx.synthesizers.attention import Attention
 from dni_fx.synthesizers.base import Activation, Factory, Synthesizer
 from dni_fx.synthesizers.conditioning import check_labels, expand_context
-from dni_fx.synthesizers.feedforward import MLP, Conv, Linear
+from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.losses import Critic, GuidedHead, LocalHead, LossHead, Outcome
 from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN, Carried
 from dni_fx.synthesizers.registry import REGISTRY, register, resolve
@@ -27,6 +27,7 @@ __all__ = [
     "LossHead",
     "Outcome",
     "Synthesizer",
+    "Zero",
     "adapt",
     "check_labels",
     "expand_context",

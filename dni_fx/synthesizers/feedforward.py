@@ -1,12 +1,13 @@
-"""Synthesizers without a memory: linear, mlp, conv."""
+"""Synthesizers without a memory: linear, mlp, conv, zero."""
 
+import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.synthesizers.base import Activation, Synthesizer, check_size, zero_
 from dni_fx.synthesizers.registry import register
 
-__all__ = ["MLP", "Conv", "Linear"]
+__all__ = ["MLP", "Conv", "Linear", "Zero"]
 
 NONLINEARITIES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU}
 
@@ -98,6 +99,14 @@ class Conv(Synthesizer):
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
         predicted: Tensor = self.net(self.with_context(activation, context))
         return predicted
+
+
+@register("zero")
+class Zero(Synthesizer):
+    """No gradient, for ever: nothing below the last cut learns. The control ("no bprop": Jaderberg et al. 2017)."""
+
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(activation)
 
 
 class Norm(nn.modules.batchnorm._BatchNorm):
