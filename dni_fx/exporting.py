@@ -22,6 +22,7 @@ from dni_fx.errors import CaptureError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule, adopt
 from dni_fx.preserve import in_train_mode, preserved
+from dni_fx.recomputing import on_checkpoint
 
 __all__ = ["capture"]
 
@@ -45,7 +46,9 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
     # One tensor given as two arguments would become one input of the graph.
     example = example.map(lambda t: t.detach().clone())
     args, kwargs = canonical(model.forward, example.args, example.kwargs)
-    exported, modes = _export(model, args, kwargs)
+    checkpoints: list[bool] = []
+    with on_checkpoint(lambda: checkpoints.append(True)):
+        exported, modes = _export(model, args, kwargs)
     with _quiet():
         module: Any = exported.module(check_guards=False)
     graph: fx.Graph = module.graph
@@ -61,6 +64,7 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
     graph.lint()
     net = adopt(model, graph, holder=module)
     net.dni_flatten(calling, modes)
+    net.__dict__["dni_lost_checkpoints"] = bool(checkpoints)
     return net
 
 

@@ -13,6 +13,7 @@ from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule
 from dni_fx.passes.unpack_tuples import UnpackTuples
 from dni_fx.preserve import preserved
+from dni_fx.recomputing import warn_of_lost_checkpoints
 from dni_fx.verify import runs, verify
 
 __all__ = ["FRONTENDS", "Capture", "capture", "check_frontend"]
@@ -51,6 +52,13 @@ def capture(model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare
     """
     check_frontend(frontend)
     _check_model(model, inputs)
+    chosen = _chosen(model, inputs, frontend, compare=compare)
+    warn_of_lost_checkpoints(chosen.module)
+    return chosen
+
+
+def _chosen(model: nn.Module, inputs: Inputs, frontend: str, *, compare: bool) -> Capture:
+    """The capture by that front end, or by the first that proves right."""
     never = runs(model, inputs) if compare else ""  # what stands against any graph
     if never and frontend in ("fx", "export"):
         raise CaptureError(f"{never}; the front end modules takes it")

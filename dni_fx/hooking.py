@@ -316,7 +316,8 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]]) -> Hooke
             outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.alive, strict=False)}
         if call.round or call.inside:
             what = "it lies in a checkpointed block" if call.inside else "what carries gradient goes round it"
-            meta.of(last[-1]).obstacle = f"{what}, which the front end modules cannot cut"
+            hint = ": let the block's own forward call checkpoint" if call.inside else ""
+            meta.of(last[-1]).obstacle = f"{what}, which the front end modules cannot cut{hint}"
     graph.output(last).meta["dni"] = NodeMeta(parameters=tuple(names[i] for i in used[-1] if i in names))
     net = adopt(model, graph, base=HookedModule)
     assert isinstance(net, HookedModule)

@@ -17,6 +17,7 @@ from dni_fx.errors import CaptureError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule, adopt
 from dni_fx.preserve import preserved
+from dni_fx.recomputing import on_checkpoint
 
 __all__ = ["capture"]
 
@@ -34,6 +35,7 @@ class LeafTracer(fx.Tracer):
         self.inputs = inputs
         self.leaves = leaves
         self.entered: list[str] = []
+        self.lost_checkpoints = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -51,6 +53,12 @@ class LeafTracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.entered.pop()
         return result
+
+    def keep_whole(self) -> None:
+        """The module that does what no graph holds becomes a leaf, if it is not the model itself."""
+        if self.entered:
+            raise CaptureError("activation checkpointing")
+        self.lost_checkpoints = True
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """fx leaves the module calls around a node out where marks of the person's own code are kept."""
@@ -124,10 +132,12 @@ def capture(model: nn.Module, inputs: Inputs) -> DecoupledModule:
     while True:
         tracer = LeafTracer(inputs, leaves)
         try:
-            with preserved(model), fx.traceback.preserve_node_meta():
+            with preserved(model), on_checkpoint(tracer.keep_whole), fx.traceback.preserve_node_meta():
                 graph = tracer.trace(model)
                 graph._tracer_cls = None  # pickling traces the generated code again, with the plain tracer
-                return adopt(model, graph)
+                net = adopt(model, graph)
+                net.__dict__["dni_lost_checkpoints"] = tracer.lost_checkpoints
+                return net
         except Exception as error:
             _retry(model, tracer, leaves, error)
 

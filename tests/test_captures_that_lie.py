@@ -178,6 +178,7 @@ class Expanded(Stack):
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of reentrant checkpoints under no_grad
+@pytest.mark.filterwarnings("ignore:.*activation checkpointing is not in")
 @pytest.mark.parametrize("make", [Reentrant, Increments, Expanded])
 def test_what_was_refused_for_no_reason(make: Callable[[], nn.Module]) -> None:
     net = dni_fx.transform(make(), X)

@@ -235,6 +235,7 @@ def failures(net: Any, args: Any, kwargs: Any) -> dict[str, str]:
     return {check.name: check.figure for check in dni_fx.check(net, args, kwargs=kwargs).checks if not check.passed}
 
 
+@pytest.mark.filterwarnings("ignore:.*activation checkpointing")  # of Checkpointed
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_auto_takes_it(case: Case) -> None:
     _, make, args, kwargs, frontend = case
@@ -244,6 +245,7 @@ def test_auto_takes_it(case: Case) -> None:
     assert failures(net, args, kwargs) == {}
 
 
+@pytest.mark.filterwarnings("ignore:.*activation checkpointing")
 @pytest.mark.parametrize("frontend", ["export", "modules"])
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_a_front_end_by_name_is_right_or_refuses(case: Case, frontend: str) -> None:
