@@ -37,6 +37,6 @@ def warn_of_lost_checkpoints(net: nn.Module) -> None:
         return
     warnings.warn(
         f"{type(net).__name__}: activation checkpointing is not in the captured graph, which keeps what would be "
-        'computed again: cut there in its place, let the block\'s own forward call checkpoint, or use frontend="modules"',
+        'computed again: cut there instead, let the block\'s own forward call checkpoint, or use frontend="modules"',
         stacklevel=5,
     )
