@@ -8,6 +8,7 @@ import argparse
 import itertools
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import dni_fx
+
+sys.path.insert(0, str(Path(__file__).parent))
+import memory
 
 RESULTS = Path(__file__).parent / "results" / "depth.md"
 DEPTHS = (2, 4, 8, 16, 32)
@@ -95,6 +99,24 @@ def ratios(width: int, batch: int, count: int) -> list[str]:
     return lines
 
 
+def transformer(count: int) -> list[str]:
+    """The 16 blocks of benchmarks/memory.py: where a layer has something to compute."""
+    x = torch.randint(0, 64, (8, 128))
+    lines = ["| segments | synthesizer | FLOPs beside backprop's | time |", "|---|---|---|---|"]
+    ways = [(segments, kind) for segments in (2, 4, 16) for kind in ("zero", "linear")]
+    nets, shares = [memory.Transformer()], [1.0]
+    for segments, kind in ways:
+        cuts = [f"blocks.{16 * i // segments - 1}" for i in range(1, segments)]
+        nets.append(dni_fx.transform(memory.Transformer(), x, cuts=cuts, synthesizer=kind, verify=False).train())
+        forecast = nets[-1].dni.plan.forecast
+        shares.append(forecast.cut.step / forecast.backprop.step)
+    steps = [stepper(net, torch.optim.Adam(net.parameters(), 1e-4), x) for net in nets]
+    base, *others = in_turn(steps, count)
+    for (segments, kind), share, times in zip(ways, shares[1:], others, strict=True):
+        lines.append(f"| {segments} | `{kind}` | {share:.3f} | {ratio(times, base)} |")
+    return lines
+
+
 def overhead(count: int) -> list[str]:
     """Microseconds that a cut adds where there is next to nothing to compute."""
     x = torch.rand(4, 8)
@@ -123,6 +145,7 @@ def main() -> None:
     ]
     for width, batch in ((256, 256), (512, 256)):
         text += [f"## {width} wide, batch {batch}", "", *ratios(width, batch, arguments.steps), ""]
+    text += ["## A 16-block transformer, 8x128 tokens, as in memory.md", "", *transformer(arguments.steps), ""]
     text += ["## Nothing to compute: 33 layers, 8 wide, batch 4; quartiles", "", *overhead(4 * arguments.steps), ""]
     notes = RESULTS.with_suffix(".notes.md")
     RESULTS.write_text("\n".join(text) + (notes.read_text() if notes.is_file() else ""))

@@ -135,7 +135,7 @@ class Recurrent(nn.Module):
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(use_cache=False, return_dict=False))
+    return GPT2LMHeadModel(GPT2Config(use_cache=False))
 
 
 def unet() -> nn.Module:
@@ -188,7 +188,7 @@ NETS = {
 
 def cross_entropy(output: Any) -> Tensor:
     """To labels that mean nothing."""
-    logits = output[0] if isinstance(output, tuple) else output
+    logits = getattr(output, "logits", output)
     rows = logits.flatten(0, -2)
     return nn.functional.cross_entropy(rows, torch.arange(len(rows), device=rows.device) % rows.shape[1])
 
