@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from dni_fx.errors import DniFxError, SourceError
@@ -340,13 +341,17 @@ def bench(
         if plot is not None:
             bench_report.check_plot(plot)
         model, example = _loaded(target, input, step)
-        ways = ["backprop", *(name for name, _ in benching.ways(options))]
-        with contextlib.redirect_stdout(sys.stderr):
-            rows = benching.bench(
-                model, example, options, lambda name: step(f"{ways.index(name) + 1} of {len(ways)}: {name}")
-            )
-        if plot is not None:
-            bench_report.plot(rows, plot)
+    ways = ["backprop", *(name for name, _ in benching.ways(options))]
+    with (
+        Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        task = bar.add_task("", total=len(ways))
+        rows = benching.bench(
+            model, example, options, lambda name: bar.update(task, description=name, completed=ways.index(name))
+        )
+    if plot is not None:
+        bench_report.plot(rows, plot)
     if json:
         typer.echo(dumps([bench_report.to_dict(row) for row in rows], indent=2))
     else:
