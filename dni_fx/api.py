@@ -14,7 +14,7 @@ from dni_fx.cost_model import OPTIMIZER_STATES, CostModel
 from dni_fx.cutting import Cuts
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import Inputs
-from dni_fx.interfaces import build_dni, hold_parameters
+from dni_fx.interfaces import Interfaces, build_dni, hold_parameters
 from dni_fx.module import DecoupledModule, plain, share_state
 from dni_fx.passes import pipeline
 from dni_fx.passes.add_context import AddContext
@@ -25,7 +25,7 @@ from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite
 from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
-from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, check_stepping
+from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, add_group, check_stepping
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
 
@@ -116,7 +116,9 @@ def transform(
     check_settings(settings)
     _check_step(step, optimizer, accumulate, training)
     if scaler is not None:
-        check_scaler(training)
+        check_scaler(scaler, training, step)
+    if not isinstance(compile, bool | Mapping):
+        raise DniFxError(f"compile={compile!r}: True, or a dict of what torch.compile is to be called with")
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify)
     module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)
@@ -126,7 +128,7 @@ def transform(
     if step == "segment":
         SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate, scaler=scaler)  # type: ignore[arg-type]
     elif isinstance(optimizer, torch.optim.Optimizer):
-        _add_to(optimizer, list(net.dni.parameters()), training)
+        _add_to(optimizer, net.dni, training)
     if compile is not False:
         net.compile(**({} if compile is True else compile))
     return net
@@ -144,25 +146,33 @@ def _check_step(step: str, optimizer: object, accumulate: int, training: Trainin
         raise DniFxError(
             f"optimizer={optimizer!r}: the one that trains the model; a function that makes one needs step='segment'"
         )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise DniFxError("LBFGS takes no further parameters: transform without optimizer=, and train net.parameters()")
     if accumulate != 1:
         raise DniFxError("accumulate needs step='segment': in a loop, call zero_grad() and step() less often")
 
 
-def _add_to(optimizer: torch.optim.Optimizer, added: list[nn.Parameter], training: Training) -> None:
+def _add_to(optimizer: torch.optim.Optimizer, dni: Interfaces, training: Training) -> None:
     """Let the synthesizers' parameters be trained whenever the optimizer steps."""
+    added = list(dni.parameters())
     if not added:
         return
     if training.optimizer is None:
-        rate = optimizer.param_groups[0]["lr"] * training.lr
-        optimizer.add_param_group({"params": added, "lr": rate})
+        add_group(optimizer, added, training.lr)
         return
-    own = training.optimizer(added)
+    own = dni.optimizer = training.optimizer(added)
+    zero_grad = optimizer.zero_grad
 
     def step(*_: object) -> None:
         own.step()
         own.zero_grad()
 
+    def zero_both(set_to_none: bool = True) -> None:
+        zero_grad(set_to_none)
+        own.zero_grad(set_to_none)
+
     optimizer.register_step_post_hook(step)
+    optimizer.zero_grad = zero_both  # type: ignore[method-assign]  # no hook for it: a batch may be skipped
 
 
 def plan(

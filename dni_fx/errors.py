@@ -51,4 +51,4 @@ class ContextError(DniFxError):
 
 
 class BackwardOrderError(DniFxError):
-    """Gradients of an unlocked segment were erased between the forward and the backward pass."""
+    """An unlocked segment's gradients were erased before the backward pass, or there are two for one forward pass."""

@@ -175,7 +175,12 @@ class Interfaces(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
-        self.optimizer: torch.optim.Optimizer | None = None  # with step="segment"
+        # That of all segments, with step="segment"; else that of the synthesizers, where they have one of their own.
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a net has no optimizer: its parameters are others."""
+        return self.__dict__ | {"optimizer": None}
 
     @property
     def crossings(self) -> dict[str, Crossing]:
@@ -193,7 +198,7 @@ class Interfaces(nn.Module):
         Raises:
             DniFxError: If targets are clipped.
         """
-        check_scaler(self.plan.rewrite.training if self.plan.rewrite is not None else Training())
+        check_scaler(scaler, self.plan.rewrite.training if self.plan.rewrite is not None else Training())
         for crossing in self.crossings.values():
             crossing.loss_scale = LossScale(scaler) if scaler.is_enabled() else None
             if isinstance(crossing.synthesizer, LossHead):

@@ -272,6 +272,7 @@ class _Boundary(torch.autograd.Function):
         ctx: Any, detached: Tensor, prediction: Tensor, accumulated: list[Accumulated], segment: Segment
     ) -> Tensor:
         ctx.batch = batch_size(detached)
+        ctx.done = False
         ctx.accumulated, ctx.segment, ctx.generation = accumulated, segment, segment.generation
         ctx.save_for_backward(prediction)
         return detached
@@ -280,6 +281,12 @@ class _Boundary(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor | None, None, None]:
         (prediction,) = ctx.saved_tensors
+        if ctx.done:
+            raise BackwardOrderError(
+                'two backward passes through one forward pass: with unlock="backward" what is below the cuts has gone '
+                'backward once, in forward. Add the losses up and go backward from the sum, or use unlock="none"'
+            )
+        ctx.done = True
         if ctx.generation == ctx.segment.generation:
             _check_not_erased(ctx.accumulated)
         target = clipped(target, ctx.segment.clip, ctx.batch)
@@ -339,6 +346,7 @@ def decouple(
 def _decoupled(
     outputs: Sequence[Tensor], detached: Sequence[Tensor], predictions: Sequence[Tensor | None], segment: Segment
 ) -> tuple[Tensor, ...]:
+    _check_not_recomputed()
     if segment.next_mix() == 1.0:  # the warm-up
         following = _injected(outputs, predictions, segment, 1.0)
         if segment.__dict__["averaging"] is not None:
@@ -355,6 +363,16 @@ def _decoupled(
     accumulated = segment.accumulated()
     boundary: Any = _Boundary.apply
     return tuple(boundary(h_in, p, accumulated, segment) for h_in, p in zip(detached, predictions, strict=True))
+
+
+def _check_not_recomputed() -> None:
+    """A checkpoint around the net would run it again in the backward pass, local backward passes and all."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
+        raise DniFxError(
+            'unlock="backward" goes backward while the net runs, and cannot run inside of torch.utils.checkpoint, which '
+            "would do it twice: checkpoint modules inside of the net, or rely on the cuts to save memory"
+        )
 
 
 def writable(h: Tensor, prediction: Tensor | None) -> Tensor:

@@ -45,7 +45,8 @@ class Training:
             unlocked in that time, and no memory saved.
         every: Train the synthesizers at every such step only; in between they just predict.
         lr: What the synthesizers' learning rate is, as a multiple of the rate of the optimizer they are added to.
-        optimizer: Makes an optimizer of their own from their parameters; it steps when the person's does.
+        optimizer: Makes an optimizer of their own from their parameters; it steps when the person's does. With
+            step="loop" it is `net.dni.optimizer`: schedule it by itself.
     """
 
     scale: float | str | None = None
@@ -125,8 +126,15 @@ def check_settings(settings: Settings) -> None:
             )
 
 
-def check_scaler(training: Training) -> None:
-    """Raise a DniFxError if the loss may not be scaled."""
+def check_scaler(scaler: object, training: Training, step: str = "segment") -> None:
+    """Raise a DniFxError if the loss may not be scaled by it."""
+    if not isinstance(scaler, torch.amp.GradScaler):
+        raise DniFxError(f"scaler={scaler!r}: a torch.amp.GradScaler")
+    if training.optimizer is not None and step == "loop":
+        raise DniFxError(
+            "an optimizer of the synthesizers' own would step on scaled gradients: leave training.optimizer or scaler "
+            'out, or use step="segment"'
+        )
     if training.clip is not None:
         raise DniFxError("clip takes targets as they are, but a scaler multiplies them: leave one of the two out")
 

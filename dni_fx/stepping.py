@@ -14,7 +14,7 @@ from dni_fx.interfaces import owned_parameters
 from dni_fx.module import DecoupledModule
 from dni_fx.settings import Training
 
-__all__ = ["OptimizerFactory", "SegmentOptimizer", "check_stepping"]
+__all__ = ["OptimizerFactory", "SegmentOptimizer", "add_group", "check_stepping"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -27,15 +27,18 @@ class SegmentOptimizer(torch.optim.Optimizer):
     several segments use waits for the last of them.
 
     The training loop stays as it is: `zero_grad()` and `step()` find nothing left to do. Learning-rate schedulers take
-    this for an optimizer; `state_dict()` holds the state of all of them.
+    this for an optimizer; `state_dict()` holds the state of all of them. Each call of the net is a step of every
+    segment with a cut above it: two calls before one backward pass are two steps of these, and one of the last. A batch
+    that is skipped after the net has run is a step of theirs, too.
 
     Args:
         net: What `dni_fx.transform` or `dni_fx.load` returned.
         factory: Makes an optimizer from parameters, or from groups of them; called once for each segment.
         training: How the synthesizers are trained: with which rate, or which optimizer.
-        accumulate: Step at every such pass of a segment only; the gradients in between add up.
+        accumulate: Step at every such pass of a segment only; the gradients in between add up. `zero_grad()` belongs
+            before every pass.
         scaler: The one that scales the loss. The segments step through it; `scaler.step(optimizer)` in the loop finds
-            nothing left to do, `scaler.update()` belongs there.
+            nothing left to do, `scaler.update()` belongs there, after every `accumulate` passes.
 
     Raises:
         DniFxError: If an argument is wrong.
@@ -53,6 +56,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         check_stepping(factory, accumulate)
+        if not isinstance(net, DecoupledModule):
+            raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
         if isinstance(net.dni.optimizer, SegmentOptimizer):
             net.dni.optimizer.remove()
         self.accumulate = accumulate
@@ -66,11 +71,15 @@ class SegmentOptimizer(torch.optim.Optimizer):
         self.optimizers = [_optimizers(*parameters, factory, training) for parameters in owned]
         if not any(self.optimizers):
             raise DniFxError("no segment has a parameter to train")
+        if len({id(o) for o in self._every()}) < sum(len(own) for own in self.optimizers):
+            raise DniFxError('step="segment": optimizer= gave the same optimizer twice: make a new one at every call')
         defaults = next(self._every()).defaults  # schedulers look at them
         super().__init__([p for parameters in owned for part in parameters for p in part], defaults)
         self.param_groups = [group for inner in self._every() for group in inner.param_groups]
         self._passes = [0] * len(owned)
+        self._before: list[list[tuple[int, int]]] = [[] for _ in owned]  # gradients after the pass before, by versions
         self._finished: set[int] = set()  # segments that have gone backward in the pass that is under way
+        self._begins_anew = False  # zero_grad() was called while a pass was under way
         self._task = -1  # the backward pass of the loss that was seen last
         self._names = {parameter: name for name, parameter in net.named_parameters()}
         self._handle = net.register_forward_hook(_watch)
@@ -93,7 +102,11 @@ class SegmentOptimizer(torch.optim.Optimizer):
             raise DniFxError('step="segment" takes no closure: the segments step while the net runs')
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Frees what a backward pass that failed has left; other gradients are freed when they have been used."""
+        """Frees what a backward pass that failed has left; other gradients are freed when they have been used.
+
+        If the net runs again before a backward pass has come to its end, a batch was skipped: that counts as a pass.
+        """
+        self._begins_anew = bool(self._finished)
         for index, own in enumerate(self.optimizers):
             if self._passes[index] % self.accumulate == 0:
                 for optimizer in own:
@@ -125,12 +138,14 @@ class SegmentOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy of a net has no optimizer: its parameters are others."""
+        """Segments of a copied net have none."""
         return type(None), ()
 
     @contextlib.contextmanager
     def local(self, index: int) -> Iterator[None]:
         """Around the local backward pass of a segment: then it steps."""
+        if self._begins_anew:
+            self._catch_up()
         yield
         self._finished.add(index)
         self._finish(index)
@@ -148,16 +163,25 @@ class SegmentOptimizer(torch.optim.Optimizer):
             engine.queue_callback(lambda: engine.queue_callback(self._finish_all))
 
     def _finish_all(self) -> None:
-        before, self._finished = self._finished, set()
+        before, self._finished, self._begins_anew = self._finished, set(), False
         for index in range(len(self.optimizers)):
             if index in before:
                 self._check_none_came(index)
-            elif self._gradients(index):
+            elif self._versions(index) != self._before[index]:  # else nothing has come: autograd.grad
+                self._finish(index)
+
+    def _catch_up(self) -> None:
+        """Segments that a pass did not reach count it, too: else they would accumulate over other passes for ever."""
+        reached, self._finished, self._begins_anew = self._finished, set(), False
+        for index in range(len(self.optimizers)):
+            if index not in reached:
                 self._finish(index)
 
     def _finish(self, index: int) -> None:
         self._passes[index] += 1
+        self._before[index] = self._versions(index)
         if self._passes[index] % self.accumulate == 0:
+            self._before[index] = []
             for optimizer in self.optimizers[index]:
                 self._step_one(optimizer)
                 optimizer.zero_grad()
@@ -174,8 +198,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
                 if "update" not in str(error):
                     raise
                 raise DniFxError(
-                    'step="segment" steps within the forward pass: call scaler.update() after each one, also where a '
-                    "batch is skipped"
+                    'step="segment" steps within the forward pass: call scaler.update() after each one (with '
+                    "accumulate, after so many), also where a batch is skipped"
                 ) from error
 
     def _check_none_came(self, index: int) -> None:
@@ -195,6 +219,10 @@ class SegmentOptimizer(torch.optim.Optimizer):
         """Parameters of a segment that have one."""
         groups = [group for optimizer in self.optimizers[index] for group in optimizer.param_groups]
         return [p for group in groups for p in group["params"] if p.grad is not None]
+
+    def _versions(self, index: int) -> list[tuple[int, int]]:
+        """Of the gradients of a segment: another list, if something has been added to one."""
+        return [(id(p.grad), p.grad._version) for p in self._gradients(index) if p.grad is not None]
 
     def _every(self) -> Iterator[torch.optim.Optimizer]:
         for own in self.optimizers:
@@ -224,7 +252,7 @@ def _optimizers(
     if synthesizers and training.optimizer is not None:
         made.append(_made(training.optimizer, synthesizers))
     elif synthesizers and made:
-        made[0].add_param_group({"params": synthesizers, "lr": made[0].param_groups[0]["lr"] * training.lr})
+        add_group(made[0], synthesizers, training.lr)
     elif synthesizers:
         made.append(_made(factory, synthesizers))
         for group in made[0].param_groups:
@@ -236,4 +264,18 @@ def _made(factory: OptimizerFactory, parameters: list[nn.Parameter]) -> torch.op
     optimizer = factory(parameters)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise DniFxError(f'step="segment": optimizer= made a {type(optimizer).__name__}, not a torch optimizer')
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise DniFxError("LBFGS runs the net again at every step, which segments that step by themselves cannot do")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not held <= {id(p) for p in parameters}:
+        raise DniFxError('step="segment": optimizer= made an optimizer of parameters that it was not given')
     return optimizer
+
+
+def add_group(optimizer: torch.optim.Optimizer, added: list[nn.Parameter], lr: float) -> None:
+    """Let an optimizer train the synthesizers, too, at a multiple of its learning rate."""
+    params: list[Any] = list(added)
+    if "param_names" in optimizer.param_groups[0]:  # then all groups need names
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        params = [(f"dni.{count + i}", p) for i, p in enumerate(added)]
+    optimizer.add_param_group({"params": params, "lr": optimizer.param_groups[0]["lr"] * lr})

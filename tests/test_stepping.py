@@ -394,3 +394,40 @@ def test_what_an_optimizer_of_segments_refuses() -> None:
         net.dni.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(DniFxError, match="the same segments"):
         net.dni.optimizer.load_state_dict(other.dni.optimizer.state_dict())
+
+
+def test_a_skipped_batch_counts_for_all_segments() -> None:
+    net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment", accumulate=2).train()
+    optimizer: Any = net.dni.optimizer
+    stepped = []
+    optimizer.optimizers[-1][0].register_step_post_hook(lambda *_: stepped.append("last"))
+    optimizer.optimizers[0][0].register_step_post_hook(lambda *_: stepped.append("first"))
+    for batch in range(6):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(X), Y)
+        if batch != 2:
+            optimizer.zero_grad()  # in its other usual place
+            loss.backward()
+        optimizer.step()
+    assert stepped == ["first", "last"] * 3 and not optimizer.accumulates
+
+
+def test_a_look_at_gradients_is_no_pass() -> None:
+    net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment", accumulate=2).train()
+    for _ in range(4):
+        loss = nn.functional.cross_entropy(net(X), Y)
+        torch.autograd.grad(loss, [net.get_parameter("12.weight")], retain_graph=True)
+        loss.backward()
+    assert not net.dni.optimizer.accumulates
+
+
+def test_optimizers_that_name_their_parameters() -> None:
+    def named(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam([(f"p{i}", p) for i, p in enumerate(parameters)])
+
+    net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=named, step="segment").train()
+    train(net, net.dni.optimizer)
+    model = perceptron()
+    optimizer = torch.optim.Adam(model.named_parameters())
+    train(dni_fx.transform(model, X, cuts=3, optimizer=optimizer).train(), optimizer)
+    assert "dni.10" in optimizer.param_groups[1]["param_names"]

@@ -13,10 +13,11 @@ import torch
 from conftest import LongSkip, ResNet
 from oracle import Told, loss_of, tell_truth
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 import dni_fx
 import dni_fx.ops
-from dni_fx.errors import BackwardOrderError, ContextError
+from dni_fx.errors import BackwardOrderError, ContextError, DniFxError
 from dni_fx.loading import load_target
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -382,3 +383,30 @@ def test_real_digits_in_seconds() -> None:
     backprop = _fit(model, digits, 300, labels=False)
     assert ours < backprop + 3.0, (ours, backprop)
     assert min(_cosines_with_the_true_gradient(net, digits).values()) > 0.1
+
+
+def perceptron() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def test_one_backward_pass_for_each_forward_pass() -> None:
+    net = dni_fx.transform(perceptron(), X, cuts=2).train()
+    loss = net(X).sum()
+    torch.autograd.grad(loss, [net.get_parameter("4.weight")], retain_graph=True)
+    loss.backward(retain_graph=True)
+    with pytest.raises(BackwardOrderError, match="two backward passes"):
+        loss.backward()
+
+
+def test_a_checkpoint_around_the_net() -> None:
+    net = dni_fx.transform(perceptron(), X, cuts=["1"]).train()
+    with pytest.raises(DniFxError, match=r"inside of torch\.utils\.checkpoint"):
+        checkpoint(net, X, use_reentrant=False)
+    net.zero_grad()
+    x = X.clone().requires_grad_()
+    checkpoint(net, x, use_reentrant=True).sum().backward()
+    wanted = [p.grad for p in net.parameters()]
+    net.zero_grad()
+    net(X).sum().backward()
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(net.parameters(), wanted, strict=True))
