@@ -1,16 +1,19 @@
 """A training run in one file, from which it goes on bit for bit."""
 
+import io
 import os
-import pickle
 import random
-import re
 import tempfile
+import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, first_line
 from dni_fx.module import DecoupledModule
 from dni_fx.stepping import SegmentOptimizer
 
@@ -19,11 +22,12 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 _FORMAT = "dni-fx checkpoint 1"
 
 
-def save_checkpoint(path: str | Path, net: DecoupledModule, **others: Any) -> None:
-    """Write all that a run consists of: call it between two steps.
+def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) -> None:
+    """Write what a run consists of: call it between two steps.
 
-    That is: parameters and buffers, of the synthesizers too; the optimizers of `step="segment"`; steps counted, states
-    carried and metrics of the synthesizers; the random generators of torch (CPU and CUDA) and of Python.
+    That is: parameters and all buffers, of the synthesizers too; the optimizers of `step="segment"`, or one of the
+    synthesizers' own; their steps, carried states and metrics; the random generators of torch (CPU and CUDA), numpy
+    and Python.
 
     Args:
         path: Of a file, which is replaced once the new one is there whole.
@@ -34,59 +38,61 @@ def save_checkpoint(path: str | Path, net: DecoupledModule, **others: Any) -> No
     Raises:
         DniFxError: If the file cannot be written, or gradients are being accumulated.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(Path(path).expanduser()))
     optimizer = _checked(net).dni.optimizer
     if isinstance(optimizer, SegmentOptimizer) and optimizer.accumulates:
         raise DniFxError(f"gradients are being accumulated: save after every {optimizer.accumulate} passes")
+    state = net.state_dict()
     content = {
         "format": _FORMAT,
-        "cuts": _cuts(net),
-        "net": net.state_dict(),
+        "net": state,
+        "kind": _kind(net),
+        "buffers": {name: buffer for name, buffer in net.named_buffers() if name not in state},
         "progress": net.dni.progress(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
-        "others": {name: value.state_dict() if _stateful(value) else value for name, value in others.items()},
+        "others": {name: _saved(name, value) for name, value in others.items()},
         "random": _random_state(),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as aside:
-            torch.save(content, Path(aside, path.name))
-            _check_readable(Path(aside, path.name), others)
-            os.replace(Path(aside, path.name), path)
-    except OSError as error:
-        raise DniFxError(f"cannot write {path} ({error.strerror or error})") from None
+        with tempfile.TemporaryDirectory(prefix=".dni-fx-", dir=path.parent) as aside:
+            torch.save(content, Path(aside, "checkpoint"))
+            os.replace(Path(aside, "checkpoint"), path)
+    except (OSError, RuntimeError) as error:  # torch.save on a full disk: RuntimeError
+        raise DniFxError(f"cannot write {path} ({getattr(error, 'strerror', None) or first_line(error)})") from None
 
 
-def load_checkpoint(path: str | Path, net: DecoupledModule, **others: Any) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) -> dict[str, Any]:
     """Go on from a file that `save_checkpoint` wrote.
 
     Args:
         path: The file; no code in it is run.
-        net: Made as the one that was saved: of the same model, with the same cuts and synthesizers.
+        net: Made as the one that was saved: of the same model, with the same cuts, synthesizers and settings.
         others: By the names that they were saved under, what is to take its `state_dict()` back.
 
     Returns:
         What else was saved, by name: plain values, and states that nothing was given for.
 
     Raises:
-        DniFxError: If there is no such file, or it is of another net, or lacks one of `others`. Nothing has changed
-            then.
+        DniFxError: If there is no such file, or it is damaged, or of another net, or does not fit one of `others`.
     """
-    content = _read(Path(path))
-    _check_same(path, _checked(net), content)
+    path = Path(path).expanduser()
+    content = _read(path)
+    optimizer = _checked(net).dni.optimizer
+    _check_same(path, net, content)
     rest = dict(content["others"])
-    for name, value in others.items():
-        if name not in rest or not _stateful(value):
+    takers = dict(others) if optimizer is None else others | {"net.dni.optimizer": optimizer}
+    states = rest if optimizer is None else rest | {"net.dni.optimizer": content["optimizer"]}
+    for name, value in takers.items():
+        if name not in states or not _stateful(value):
             held = ", ".join(rest) or "nothing"
             raise DniFxError(f"{path}: no state to load into {name}=; beside the net it holds {held}")
+        _load(path, name, value, states[name])
     net.load_state_dict(content["net"])
-    if net.dni.optimizer is not None:
-        net.dni.optimizer.load_state_dict(content["optimizer"])
-    for name, value in others.items():
-        value.load_state_dict(rest.pop(name))
+    _set_buffers(net, content["buffers"])
     net.dni.resume(content["progress"])
     _set_random_state(content["random"])
-    return rest
+    return {name: value for name, value in rest.items() if name not in others}
 
 
 def _checked(net: DecoupledModule) -> DecoupledModule:
@@ -99,55 +105,96 @@ def _stateful(value: Any) -> bool:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
 
-def _check_readable(path: Path, others: dict[str, Any]) -> None:
-    """Files are read without running code in them: what is not made of plain values and tensors cannot be saved."""
+def _saved(name: str, value: Any) -> Any:
+    """Its state, or the plain value; files are read without running code, so nothing else can be saved."""
+    state = value.state_dict() if _stateful(value) else value.item() if isinstance(value, np.generic) else value
+    if not hasattr(value, "param_groups"):  # those of optimizers are large, and plain
+        try:
+            file = io.BytesIO()
+            torch.save(state, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception:  # of pickle, of many kinds
+            raise DniFxError(f"{name}= holds what is neither a plain value nor a tensor, and cannot be saved") from None
+    return state
+
+
+def _load(path: Path, name: str, value: Any, state: Any) -> None:
     try:
-        torch.load(path, weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        what = re.search(r"GLOBAL (\S+)", str(error))
-        kind = f"a {what[1]}" if what else "something"
-        raise DniFxError(
-            f"{', '.join(others)}: {kind} is neither a plain value nor a tensor, and cannot be saved"
-        ) from None
+        value.load_state_dict(state)
+    except DniFxError:
+        raise
+    except Exception as error:
+        raise DniFxError(f"{path}: {name} does not take the state that was saved: {first_line(error)}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+        content = torch.load(path, map_location="cpu", weights_only=True) if damaged is None else None
     except OSError as error:
         raise DniFxError(f"cannot read {path} ({error.strerror or error})") from None
-    except Exception:  # what torch.load and pickle raise on damaged files is of many kinds
+    except Exception:  # on damaged files, of many kinds
         raise DniFxError(f"{path} is damaged, or no checkpoint") from None
+    if damaged is not None:
+        raise DniFxError(f"{path} is damaged: the checksum of {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DniFxError(f"{path} is not what this version's dni_fx.save_checkpoint writes")
     return content
 
 
-def _cuts(net: DecoupledModule) -> list[str]:
-    return [net.dni.plan.fingerprint, *(cut.after for cut in net.dni.plan.cuts)]
+def _kind(net: DecoupledModule) -> dict[str, Any]:
+    """What a net has to agree in, for a run to go on."""
+    plan = net.dni.plan
+    assert plan.rewrite is not None
+    return {
+        "model": f"{plan.model}, graph {plan.fingerprint}",
+        "cuts": ", ".join(cut.after for cut in plan.cuts),
+        **asdict(plan.rewrite),
+        "tensors": {k: (tuple(v.shape), v.dtype) for k, v in net.state_dict().items() if isinstance(v, Tensor)},
+        "optimizer": type(net.dni.optimizer).__name__,
+    }
 
 
-def _check_same(path: str | Path, net: DecoupledModule, content: dict[str, Any]) -> None:
-    if content["cuts"] != _cuts(net):
-        raise DniFxError(
-            f"{path} is of another net: cut after {', '.join(content['cuts'][1:])}, this one after "
-            f"{', '.join(_cuts(net)[1:])}" + (", of another model" if content["cuts"][0] != _cuts(net)[0] else "")
-        )
-    stored, own = ({k: getattr(v, "shape", None) for k, v in d.items()} for d in (content["net"], net.state_dict()))
-    strange = [name for name in sorted({*stored, *own}) if stored.get(name) != own.get(name)]
-    if strange:
-        raise DniFxError(f"{path} is of another net: {strange[0]} differs, or is in one of them only")
-    if (content["optimizer"] is None) != (net.dni.optimizer is None):
-        with_it, without = ("this net", path) if content["optimizer"] is None else (path, "this net")
-        raise DniFxError(f'{with_it} has the optimizers of step="segment", {without} has not')
+def _check_same(path: Path, net: DecoupledModule, content: dict[str, Any]) -> None:
+    saved, own = content["kind"], _kind(net)
+    if saved == own:
+        return
+    what = next(key for key in own if saved.get(key) != own[key])
+    before, now = saved.get(what), own[what]
+    if what == "tensors":
+        what = next(name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
+        before, now = before.get(what, "not there"), now.get(what, "not there")
+    raise DniFxError(f"{path} is of another net: {what} was {before}, and is {now}")
+
+
+def _set_buffers(net: DecoupledModule, buffers: dict[str, Tensor]) -> None:
+    """Those that no state_dict holds."""
+    for name, buffer in buffers.items():
+        owner, _, last = name.rpartition(".")
+        module = net.get_submodule(owner)
+        own = module._buffers.get(last)
+        if own is not None and own.shape == buffer.shape:
+            own.copy_(buffer)
+        else:  # such as a mask that grew
+            module._buffers[last] = buffer if own is None else buffer.to(own.device)
 
 
 def _random_state() -> dict[str, Any]:
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(), "python": random.getstate()}
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "python": random.getstate(),
+    }
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])

@@ -92,15 +92,14 @@ class Crossing(nn.Module):
         return prediction
 
     def progress(self) -> dict[str, Any]:
-        """Where it is in a run, beside its `state_dict()`."""
+        """Where it is in a run, beside parameters and buffers."""
         carried = getattr(self.synthesizer, "carried", None)
         state = carried.progress() if isinstance(carried, Carried) else None
-        return {"steps": self.steps, "measured": self.measured, "carried": state}
+        return {"steps": self.steps, "carried": state}
 
     def resume(self, progress: Mapping[str, Any]) -> None:
         """Go on from where `progress` was."""
         self.steps = progress["steps"]
-        self.measured = progress["measured"].to(self.measured.device)
         carried = getattr(self.synthesizer, "carried", None)
         if isinstance(carried, Carried):
             carried.resume(progress["carried"], self.measured.device)
@@ -217,18 +216,13 @@ class Interfaces(nn.Module):
         return [module for module in self.children() if isinstance(module, ops.Segment)]
 
     def progress(self) -> dict[str, Any]:
-        """Where a run is, beside `state_dict()`, which has what makes a difference to a trained net."""
-        return {
-            "crossings": {name: crossing.progress() for name, crossing in self.crossings.items()},
-            "skipped": [segment.skipped for segment in self.segments],
-        }
+        """Where a run is, beside parameters and buffers."""
+        return {name: crossing.progress() for name, crossing in self.crossings.items()}
 
     def resume(self, progress: Mapping[str, Any]) -> None:
         """Go on from where `progress` was."""
         for name, crossing in self.crossings.items():
-            crossing.resume(progress["crossings"][name])
-        for segment, skipped in zip(self.segments, progress["skipped"], strict=True):
-            segment.skipped.copy_(skipped)
+            crossing.resume(progress[name])
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """How well each synthesizer predicts its target, at the last step that was looked at (every twentieth).

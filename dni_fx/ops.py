@@ -370,8 +370,8 @@ def _check_not_recomputed() -> None:
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
         raise DniFxError(
-            'unlock="backward" goes backward while the net runs, and cannot run inside of torch.utils.checkpoint, which '
-            "would do it twice: checkpoint modules inside of the net, or rely on the cuts to save memory"
+            'unlock="backward" goes backward while the net runs; inside of torch.utils.checkpoint, it '
+            "would do so twice: checkpoint modules inside of the net, or rely on the cuts to save memory"
         )
 
 

@@ -367,3 +367,17 @@ def test_what_changes_from_step_to_step_is_not_compiled() -> None:
     for (name, one), (_, other) in zip(compiled._orig_mod.named_parameters(), plain.named_parameters(), strict=True):
         if other.grad is not None:
             torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+def test_zero_grad_reaches_an_optimizer_of_their_own() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    net = dni_fx.transform(
+        model, torch.rand(4, 6), cuts=["1"], optimizer=optimizer, training=Training(optimizer=torch.optim.Adam)
+    ).train()
+    net(torch.rand(4, 6)).sum().backward()  # a batch that is skipped
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in net.dni.parameters())
+    assert copy.deepcopy(net).dni.optimizer is None
+    assert isinstance(net.dni.optimizer, torch.optim.Adam)
