@@ -201,9 +201,10 @@ def run(name: str, steps: int, device: str = "cpu") -> dict[str, Any]:
     options = Options(cuts=net.cuts, steps=steps, synthesizer=net.synthesizer, loss=cross_entropy)
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(name)
-        rows = bench(
+        ways = bench(
             model, given(example, None), options, lambda way: progress.update(task, description=f"{name}: {way}")
         )
+        rows = list(ways)
     plot(rows, RESULTS / f"{'gpu' if device == 'cuda' else 'memory'}_{name}.png")
     console = Console(width=100)
     console.print(net.title)

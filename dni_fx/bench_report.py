@@ -21,6 +21,7 @@ _WIDTH = 12
 
 def bench_table(rows: Sequence[Row]) -> RenderableType:
     """A row for each way to train: memory beside backprop's, time as a ratio to backprop's, memory over the step."""
+    unit, size = ("MiB", 2**20) if rows[0].peak >= 2**20 else ("KiB", 2**10)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("trained with", no_wrap=True)
     for name in ("activations", "with grads", "time", "spread"):
@@ -31,22 +32,22 @@ def bench_table(rows: Sequence[Row]) -> RenderableType:
         if not row.failed:
             table.add_row(
                 row.name,
-                _beside(row.activations, rows[0].activations),
-                _beside(row.peak, rows[0].peak),
+                _beside(row.activations, rows[0].activations, size),
+                _beside(row.peak, rows[0].peak, size),
                 f"{row.ratio.median:.2f}x",
                 f"{row.ratio.low:.2f}-{row.ratio.high:.2f}",
                 Text(spark(row.trace, top), "cyan"),
             )
     failed = [Text(f"not measured: {row.name}: {row.failed}", "dim") for row in rows if row.failed]
     legend = (
-        "MiB that the step makes, at worst; time beside backprop's, median and 10th to 90th percentile; backprop's "
+        f"{unit} that the step makes, at worst; time beside backprop's, median and 10th to 90th percentile; backprop's "
         f"step takes {rows[0].milliseconds:.1f} ms"
     )
     return Group(table, Text(legend, "dim"), *failed)
 
 
-def _beside(bytes_: int, first: int) -> str:
-    return f"{bytes_ / 2**20:.1f} {100 * (bytes_ / first - 1):+4.0f} %"
+def _beside(bytes_: int, first: int, unit: int) -> str:
+    return f"{bytes_ / unit:.1f} {100 * (bytes_ / first - 1):+4.0f} %"
 
 
 def spark(trace: Sequence[int], top: int) -> str:
@@ -59,7 +60,7 @@ def check_plot(path: Path) -> None:
     """Raise a DniFxError if a picture cannot be written there: before the long run, not after it."""
     if importlib.util.find_spec("matplotlib") is None:
         raise DniFxError("a picture needs matplotlib: pip install dni-fx[plots]")
-    if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
+    if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir() or path.is_dir():
         raise DniFxError(f"cannot write a picture to {path}: a .png, .svg or .pdf in a folder that is there")
 
 
@@ -75,7 +76,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.set(xlabel="operations, as a share of the step's", ylabel="MiB alive that the step made")
     axes.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise DniFxError(f"cannot write a picture to {path} ({error.strerror or error})") from None
 
 
 def to_dict(row: Row) -> dict[str, Any]:

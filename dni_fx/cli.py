@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dni_fx.api import Request
+    from dni_fx.bench import Options as BenchOptions
+    from dni_fx.bench import Row
     from dni_fx.cutting import Cuts
     from dni_fx.inputs import Inputs
     from dni_fx.module import DecoupledModule
@@ -48,9 +50,10 @@ def main() -> None:
     except DniFxError as error:
         err.print(f"[bold red]error:[/] {_escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("interrupted: nothing was written")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C, without a word
+            err.print("interrupted")
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
@@ -326,38 +329,60 @@ def bench(
 
     Memory is what the step itself makes: parameters, optimizer state and the batch are not in it; "activations" leave
     gradients of parameters out, too. The loss is the mean square of the outputs, the optimizer Adam; "stepping" is
-    step="segment", "compiler, half" the partitioner of torch.compile with activation_memory_budget=0.5.
+    step="segment", "compiler, half" the partitioner of torch.compile with activation_memory_budget=0.5, whose gradients
+    all come at once and are counted in both.
     """
     with _progress() as step:
         step("starting")
         from dni_fx import bench as benching
         from dni_fx import bench_report
+        from dni_fx.settings import Settings, check_settings
         from dni_fx.synthesizers import resolve
 
         options = benching.Options(
             cuts=benching.parse_segments(segments), steps=steps, synthesizer=synthesizer, classes=classes
         )
         resolve(synthesizer, (), -1, None)
+        check_settings(Settings(classes=classes))
         if plot is not None:
             bench_report.check_plot(plot)
         model, example = _loaded(target, input, step)
-    ways = ["backprop", *(name for name, _ in benching.ways(options))]
-    with (
-        Progress(console=err, transient=True, disable=not err.is_terminal) as bar,
-        contextlib.redirect_stdout(sys.stderr),
-    ):
-        task = bar.add_task("", total=len(ways))
-        rows = benching.bench(
-            model, example, options, lambda name: bar.update(task, description=name, completed=ways.index(name))
-        )
-    if plot is not None:
-        bench_report.plot(rows, plot)
+    rows = []
+    try:
+        for row in _measuring(model, example, options):
+            rows.append(row)
+        interrupted = False
+    except KeyboardInterrupt:
+        interrupted = True
+    if not rows:
+        raise typer.Exit(130)
     if json:
         typer.echo(dumps([bench_report.to_dict(row) for row in rows], indent=2))
     else:
         out.print(bench_report.bench_table(rows))
     if plot is not None:
+        bench_report.plot(rows, plot)
         err.print(f"wrote {plot}", highlight=False)
+    if interrupted:
+        raise typer.Exit(130)
+    ours = [row for row in rows if any(row.name.startswith(name) for name in options.cuts)]
+    if all(row.failed for row in ours):
+        raise typer.Exit(1)
+
+
+def _measuring(model: "nn.Module", example: "Inputs", options: "BenchOptions") -> "Iterator[Row]":
+    """Measure, with a bar that shows how far it is."""
+    from dni_fx import bench as benching
+
+    ways = ["backprop", *(name for name, _ in benching.ways(options))]
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=len(ways))
+
+        def show(name: str) -> None:
+            bar.update(task, description=name, completed=ways.index(name))
+
+        with contextlib.redirect_stdout(sys.stderr):
+            yield from benching.bench(model, example, options, show)
 
 
 @app.command()

@@ -73,7 +73,7 @@ def test_the_other_ways_train_the_same_net(name: str) -> None:
 def test_the_model_is_left_as_it_is() -> None:
     model = deep()
     before = copy.deepcopy(model.state_dict())
-    bench.bench(model, given(X, None), Options(cuts={}, steps=2, others=False))
+    list(bench.bench(model, given(X, None), Options(cuts={}, steps=2, others=False)))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -83,13 +83,17 @@ def test_what_cannot_be_measured_is_a_row_that_says_why() -> None:
     model.forward = lambda x: model["a"](x)  # type: ignore[method-assign]
     with pytest.raises(DniFxError, match="no repeated blocks"):
         blocks(model)
-    found = bench.bench(deep(), given(X, None), Options(cuts={"nowhere": ["nothing"]}, steps=2, others=False))
+    found = list(bench.bench(deep(), given(X, None), Options(cuts={"nowhere": ["nothing"]}, steps=2, others=False)))
     assert [bool(row.failed) for row in found] == [False, True, True]
 
 
 def test_a_model_that_does_not_train_is_refused() -> None:
     with pytest.raises(DniFxError, match="cannot be trained"):
-        bench.bench(deep(), given(torch.rand(3, 5), None), OPTIONS)
+        next(bench.bench(deep(), given(torch.rand(3, 5), None), OPTIONS))
+    with pytest.raises(DniFxError, match="no output carries gradient"):
+        next(bench.bench(deep().requires_grad_(False), given(X, None), OPTIONS))
+    with pytest.raises(DniFxError, match="cannot be copied"):
+        next(bench.bench(nn.utils.weight_norm(nn.Linear(WIDTH, 2)), given(X, None), OPTIONS))
 
 
 def test_blocks() -> None:
@@ -133,4 +137,25 @@ def test_the_command(tmp_path: Path) -> None:
     assert [row["name"] for row in found][-2:] == ["2 segments", "2 segments, stepping"]
     assert found[0]["peak_bytes"] > 0 and set(found[0]["time_ratio"]) == {"median", "low", "high"}
     done = CliRunner().invoke(app, ["bench", target, "--segments", "2,auto", "--steps", "2"])
-    assert done.exit_code == 0 and "stepping" in done.stdout and "backprop" in done.stdout
+    assert done.exit_code == 0 and "stepping" in done.stdout and "KiB that the step makes" in done.stdout
+    done = CliRunner().invoke(app, ["bench", target, "--classes", "1"])
+    assert isinstance(done.exception, DniFxError) and "classes must be 2 or more" in str(done.exception)
+
+
+def test_the_command_when_nothing_of_ours_runs_or_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nmodel = torch.nn.Linear(8, 8)\nexample_inputs = torch.rand(16, 8)\n"
+    )
+    command = ["bench", str(tmp_path / "net.py"), "--segments", "2", "--steps", "2"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1 and "not measured: 2 segments" in done.stdout
+
+    def interrupted(*_: Any) -> Any:
+        yield Row("backprop", 1, 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "bench", interrupted)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130 and "backprop" in done.stdout

@@ -119,7 +119,8 @@ def test_what_is_wrong_is_said_and_nothing_changes(tmp_path: Path) -> None:
     with pytest.raises(DniFxError, match="cannot read"):
         dni_fx.load_checkpoint(tmp_path / "none.pt", run.net)
     whole = path.read_bytes()
-    flipped = whole[:3000] + bytes([whole[3000] ^ 255]) + whole[3001:]
+    at = whole.index(run.net.get_parameter("0.weight").detach().numpy().tobytes())  # torch.load would not see it
+    flipped = whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]
     for content in (b"", b"damaged", whole[:1000], flipped):
         (tmp_path / "damaged.pt").write_bytes(content)
         with pytest.raises(DniFxError, match=r"damaged\.pt"):
