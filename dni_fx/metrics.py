@@ -54,17 +54,17 @@ def _scalars(write: Callable[..., object]) -> Report:
 
 
 class _Log:
-    """Counts the steps. A copy of the net is silent: writers cannot be copied, and would mix the two."""
+    """Looks at the steps. A copy of the net is silent: writers cannot be copied, and would mix the two."""
 
     def __init__(self, report: Report, every: int) -> None:
-        self.report, self.every, self.step = report, every, 0
+        self.report, self.every = report, every
 
     def __call__(self, net: Any, _inputs: Any) -> None:
         if not (net.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
             return
-        if self.step and self.step % self.every == 0:
-            self.report(self.step, net.dni.metrics())
-        self.step += 1
+        step = max((crossing.steps for crossing in net.dni.crossings.values()), default=0)  # of a resumed run, too
+        if step and step % self.every == 0:
+            self.report(step, net.dni.metrics())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Log":
         return _Log(lambda _step, _metrics: None, self.every)
