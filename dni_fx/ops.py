@@ -90,7 +90,7 @@ class Segment(nn.Module):
             contextlib.nullcontext() if optimizer is None else optimizer.local(self.index),
         ):
             if roots:
-                torch.autograd.backward(roots, gradients)
+                _go_backward(roots, gradients)
             if averaging is not None:
                 averaging.start(self.index)
                 if optimizer is not None:
@@ -140,6 +140,19 @@ class Segment(nn.Module):
         if steps is not None:
             self.steps = steps.detach().cpu().clone()
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _go_backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    try:
+        torch.autograd.backward(roots, gradients)
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise BackwardOrderError(
+            'a segment\'s backward pass ran into a graph that another one has freed: with unlock="backward" an input must '
+            "not carry gradient from an earlier call of the net, or of layers that others use, too: detach it, or use "
+            'unlock="none"'
+        ) from error
 
 
 def can_look(tensor: Tensor) -> bool:

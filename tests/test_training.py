@@ -410,3 +410,13 @@ def test_a_checkpoint_around_the_net() -> None:
     net.zero_grad()
     net(X).sum().backward()
     assert all(torch.equal(p.grad, grad) for p, grad in zip(net.parameters(), wanted, strict=True))
+
+
+def test_an_output_that_is_fed_back() -> None:
+    square = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    net = dni_fx.transform(square, X, cuts=["1"]).train()
+    with pytest.raises(BackwardOrderError, match="from an earlier call of the net"):
+        encoder = nn.Linear(6, 6)
+        h = encoder(X)
+        (net(h) + net(h)).sum().backward()
+    net(net(X).detach()).sum().backward()
