@@ -149,9 +149,9 @@ def _go_backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         if "second time" not in str(error):
             raise
         raise BackwardOrderError(
-            "a segment's backward pass ran into a graph that another one has freed: with unlock='backward' an input must "
-            "not carry gradient from an earlier call of the net, or of layers that others use, too: detach it, or use "
-            "unlock='none'"
+            "a segment's backward pass ran into a graph that another one has freed: with unlock='backward' an input "
+            "must not carry gradient from an earlier call of the net, or of layers that others use, too: detach it, or "
+            "use unlock='none'"
         ) from error
 
 
