@@ -1,7 +1,7 @@
 """The functions that chain the steps: load, trace, annotate, partition, rewrite."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,12 +19,15 @@ from dni_fx.module import DecoupledModule, plain, share_state
 from dni_fx.passes import pipeline
 from dni_fx.passes.add_context import AddContext
 from dni_fx.passes.add_synthesizers import AddSynthesizers, crossing_name
+from dni_fx.passes.add_time_cut import AddTimeCut
 from dni_fx.passes.copy_written import CopyWritten
 from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite
+from dni_fx.recurrent import TIME, add_time_cut, time_activation
 from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
+from dni_fx.states import StateOption, find_state
 from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, add_group, check_stepping
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
@@ -58,6 +61,7 @@ def transform(
     profile: bool = False,
     frontend: str = "auto",
     verify: bool = True,
+    state: StateOption | None = None,
 ) -> DecoupledModule:
     """Cut a model into segments that train on synthetic gradients (Jaderberg et al. 2017).
 
@@ -106,6 +110,10 @@ def transform(
             first of these that proves to be the same network.
         verify: Compare every capture with the eager model: outputs, gradients, buffers, eval mode, other batch sizes.
             False saves that time and memory, and trusts the capture.
+        state: Cut a recurrent model in time, where its state goes from one call to the next: outputs, by place or key,
+            by the name of the argument that each becomes; True: for a forward `(x, state)` that returns `(y, state)`.
+            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `mlp` there. See
+            `dni_fx.recurrent`.
 
     Raises:
         DniFxError: If an argument is wrong, with what to do.
@@ -120,7 +128,7 @@ def transform(
     if not isinstance(compile, bool | Mapping):
         raise DniFxError(f"compile={compile!r}: True, or a dict of what torch.compile is to be called with")
     limits = limits_of(objective, memory_budget, synthesizer_share)
-    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify)
+    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state)
     module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)
     net = rewrite(module, found, synthesizer, settings)
     if scaler is not None:
@@ -191,12 +199,13 @@ def plan(
     profile: bool = False,
     frontend: str = "auto",
     verify: bool = True,
+    state: StateOption | None = None,
 ) -> Plan:
     """Decide where `transform` would cut, and build nothing. Arguments and errors are those of `transform`."""
     settings = Settings(classes=classes, context_size=context_size, loss=loss)
     check_settings(settings)
     limits = limits_of(objective, memory_budget, synthesizer_share)
-    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify)
+    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state)
     return captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)[1]
 
 
@@ -211,6 +220,7 @@ class Request:
     profile: bool = False
     frontend: str = "auto"
     verify: bool = True
+    state: StateOption | None = None
 
 
 def limits_of(objective: str, memory_budget: str | int | None, synthesizer_share: float | None) -> Limits:
@@ -243,9 +253,18 @@ def captured(model: nn.Module, example: Inputs, request: Request) -> tuple[Decou
     flow = costs.dataflow(module.graph, profiling.node_times(module, example) if profile else None)
     resident = costs.resident(model, example, OPTIMIZER_STATES)
     cost_model = CostModel(flow, prices, resident, refused=refused, unit="s" if profile else "FLOPs")
-    decision = cutting.choose(module.graph, cost_model, cuts, request.limits, among)
+    if request.state and cuts == "auto":
+        decision = cutting.Decision((), "in time alone; say cuts= for some in depth, too")
+    else:
+        decision = cutting.choose(module.graph, cost_model, cuts, request.limits, among)
     described = (inputs.describe(example), example.source)
     plan = cutting.make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
+    if request.state:
+        if isinstance(module, hooking.HookedModule):
+            raise DniFxError("a cut in time needs a graph, by the front end fx or export: " + " / ".join(tried))
+        if plan.cuts and request.settings.unlock == "backward":
+            raise DniFxError('a cut in time and cuts in depth go together with unlock="none" alone')
+        plan = replace(plan, state=find_state(model, module, example, request.state))
     return module, plan
 
 
@@ -258,6 +277,8 @@ def rewrite(
     names, factories = _synthesizers(plan, synthesizer, settings)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     dni = build_dni(plan.with_rewrite(Rewrite.of(settings, names)), factories, settings, device=device)
+    if plan.state is not None:
+        add_time_cut(dni, plan.state, factories[TIME], settings, device=device)
     hold_parameters(module, dni)
     module.add_module("dni", dni)
     dni.train(module.training)
@@ -273,6 +294,7 @@ def rewrite(
             AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
             DecoupleCuts(ops.decouple if unlocked else ops.inject),
             *([CopyWritten()] if unlocked else []),
+            *([] if plan.state is None else [AddTimeCut(plan.state.inputs, [t.output for t in plan.state.tensors])]),
         ],
     )
     return module
@@ -288,6 +310,9 @@ def _synthesizers(
         for tensor in cut.tensors:
             crossing = crossing_name(index, tensor.node)
             names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis, loss)
+    if plan.state is not None:
+        own = "mlp" if synthesizer == "auto" else synthesizer  # one hidden layer: Jaderberg et al. 2017, Sect. 3.1
+        names[TIME], factories[TIME] = resolve(own, time_activation(plan.state).shape, 1)
     return names, factories
 
 

@@ -23,6 +23,7 @@ from dni_fx.interfaces import Interfaces, build_dni, hold_parameters
 from dni_fx.loading import errors_of
 from dni_fx.module import DecoupledModule, adopt, plain, rename, retrace, share_state
 from dni_fx.planning import Plan
+from dni_fx.recurrent import TIME, add_time_cut, time_activation
 from dni_fx.settings import loss_function
 from dni_fx.source import SourceWriter
 from dni_fx.synthesizers import resolve
@@ -239,10 +240,16 @@ def _dni(plan: Plan) -> Interfaces:
     loss = None if settings.loss is None else loss_function(settings.loss)
     factories = {}
     for crossing, name in plan.rewrite.synthesizers.items():
+        if crossing == TIME and plan.state is not None:
+            factories[TIME] = resolve(name, time_activation(plan.state).shape, 1)[1]
+            continue
         if crossing not in shapes:
             raise DniFxError(f"the plan has a synthesizer for {crossing!r}, which is no crossing of it")
         factories[crossing] = resolve(name, shapes[crossing].shape, shapes[crossing].axis, loss)[1]
-    return build_dni(plan, factories, settings)
+    dni = build_dni(plan, factories, settings)
+    if plan.state is not None:
+        add_time_cut(dni, plan.state, factories[TIME], settings)
+    return dni
 
 
 def needs_model(file: str) -> None:

@@ -8,7 +8,7 @@ import copy
 import math
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from dni_fx.interfaces import Crossing
 from dni_fx.module import DecoupledModule, plain
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.preserve import in_train_mode, preserved, seed
+from dni_fx.recurrent import TIME, TimeCut, add_time_cut
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer
 
@@ -74,6 +75,8 @@ class Told(Synthesizer):
         prediction = told + self.slope * activation
         synthetic = told / ops.batch_size(told)
         heard = self.heard
+        if not prediction.requires_grad:  # at the end of a window
+            return prediction
         prediction.register_hook(lambda error: setattr(heard, "target", (synthetic - error).detach()))
         return prediction
 
@@ -162,7 +165,9 @@ class _State:
         assert net.dni.plan.rewrite is not None
         self.unlock = net.dni.plan.rewrite.unlock
         self.exact, self.precise = _in_float64(net, inputs)
-        self.backprop = _step(_uncut(self.exact, self.precise), self.precise)
+        state = net.dni.plan.state
+        handed_on = {tensor.output for tensor in state.tensors} if state is not None else set()
+        self.backprop = _step(_uncut(self.exact, self.precise), self.precise, without=handed_on)
         through = self.told("none", mix=1.0)
         self.through = _step(through, self.precise)
         if not self.backprop.gradients:
@@ -204,6 +209,10 @@ def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
         told = ops.Segment(mix)
         told.hold(segment.__dict__["held"])
         net.dni.add_module(f"segment{index}", told)
+    state = net.dni.plan.state
+    if state is not None:
+        device = net.dni.crossings[TIME].measured.device
+        add_time_cut(net.dni, state, Told, Settings(), device=device)
 
 
 def _uncut(net: DecoupledModule, inputs: Inputs) -> DecoupledModule:
@@ -237,15 +246,24 @@ def _widened(value: Any) -> Any:
     return torch.float64 if narrow else value
 
 
-def _step(net: nn.Module, inputs: Inputs, **context: Any) -> _Step:
-    """Run forward and backward from fixed random output gradients; leave no trace but in the result."""
+def _step(
+    net: nn.Module, inputs: Inputs, context: Mapping[str, Tensor] | None = None, without: Set[int] = frozenset()
+) -> _Step:
+    """Run forward and backward from fixed random output gradients; leave no trace but in the result.
+
+    Args:
+        without: Places of outputs that get no gradient.
+    """
     with preserved(net):
         in_train_mode(net)
         net.zero_grad()
+        for module in net.modules():
+            if isinstance(module, TimeCut):
+                module.forget()
         seed(_SEED)
         with _Narrow() as narrow:  # type: ignore[no-untyped-call]
-            outputs = _outputs(net, inputs, **context)
-        heads = [o for o in outputs if o.requires_grad]
+            outputs = _outputs(net, inputs, **(context or {}))
+        heads = [o for i, o in enumerate(outputs) if o.requires_grad and i not in without]
         seed(_SEED)
         torch.autograd.backward(heads, [torch.randn_like(h) / ops.batch_size(h) for h in heads])
         gradients = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
@@ -324,7 +342,7 @@ def _train_step(state: _State) -> tuple[bool, str]:
     """Outputs and buffers of the net, and gradients of the captured graph: those of the model as it was given."""
     captured = _step(_uncut(state.net, state.inputs), state.inputs)
     model = _step(state.model, state.inputs)
-    cut = _step(state.net, state.inputs, **_context(state.net, state.inputs))
+    cut = _step(state.net, state.inputs, _context(state.net, state.inputs))
     wanted = {name: b for name, b in model.buffers.items() if name in cut.buffers}
     passed, figure = _close(
         _named(cut.outputs) | {name: cut.buffers[name] for name in wanted},
@@ -404,12 +422,12 @@ def _round_trip(state: _State) -> tuple[bool, str]:
             again = artifact.load(Path(folder, "net"))
         except SourceError:  # it says that it needs the model
             again = artifact.load(Path(folder, "net"), model=copy.deepcopy(state.model))
-    verdict = _same(*(_step(one, state.inputs, **context) for one in (net, again)))
+    verdict = _same(*(_step(one, state.inputs, context) for one in (net, again)))
     if verdict[0]:
         return verdict
     # A deep net may magnify the rounding of float32 a thousandfold: if it is that, float64 agrees.
     exact = [_in_float64(one, state.inputs) for one in (net, again)]
-    return _same(*(_step(one, inputs, **context) for one, inputs in exact))
+    return _same(*(_step(one, inputs, context) for one, inputs in exact))
 
 
 def _same(before: _Step, after: _Step) -> tuple[bool, str]:
@@ -424,7 +442,7 @@ def _moves(state: _State) -> tuple[bool, str]:
     reached: set[str] = set()
     optimizer = torch.optim.Adam(net.parameters(), _RATE)
     for _ in range(2 * len(net.dni.plan.cuts) + 2):
-        gradients = _step(net, state.precise, **context).gradients
+        gradients = _step(net, state.precise, context).gradients
         for name, parameter in net.named_parameters():
             parameter.grad = gradients.get(name)
         optimizer.step()

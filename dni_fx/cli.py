@@ -155,6 +155,14 @@ FrontendOption = Annotated[
 NoVerifyOption = Annotated[
     bool, typer.Option("--no-verify", help="Do not compare the capture with the eager model: for models too big.")
 ]
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut a recurrent model in time: auto for forward(x, state) -> (y, state), or NAME=OUTPUT, the argument "
+        "that is its state, and the place or key of the output that it becomes.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the plan as JSON on stdout, and nothing else.")]
 
 
@@ -181,6 +189,7 @@ def rewrite(
     profile: ProfileOption = False,
     frontend: FrontendOption = "auto",
     no_verify: NoVerifyOption = False,
+    state: StateOption = None,
     json: JsonOption = False,
     no_diff: Annotated[bool, typer.Option("--no-diff", help="Leave the graph diff out.")] = False,
 ) -> None:
@@ -194,6 +203,7 @@ def rewrite(
         step("starting")
         from dni_fx import api, artifact
         from dni_fx.settings import Settings, check_settings, loss_function, parse_mix
+        from dni_fx.states import parse_state
         from dni_fx.synthesizers import resolve
 
         artifact.check_destination(folder, force=force)
@@ -201,7 +211,9 @@ def rewrite(
         check_settings(settings)
         resolve(synthesizer, (), -1, None if loss is None else loss_function(loss))
         limits = api.limits_of(objective, memory_budget, synthesizer_share)
-        request = api.Request(_cuts(cuts), synthesizer, settings, limits, profile, frontend, not no_verify)
+        request = api.Request(
+            _cuts(cuts), synthesizer, settings, limits, profile, frontend, not no_verify, parse_state(state)
+        )
         module, plan, _ = _captured(target, input, request, step)
         step("rewriting")
         net = api.rewrite(module, plan, synthesizer, settings)
@@ -236,6 +248,7 @@ def plan(
     profile: ProfileOption = False,
     frontend: FrontendOption = "auto",
     no_verify: NoVerifyOption = False,
+    state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
     """Decide where to cut, and write nothing."""
@@ -243,13 +256,16 @@ def plan(
         step("starting")
         from dni_fx import api
         from dni_fx.settings import Settings, check_settings, loss_function
+        from dni_fx.states import parse_state
         from dni_fx.synthesizers import resolve
 
         settings = Settings(classes=classes, loss=loss)
         check_settings(settings)
         resolve(synthesizer, (), -1, None if loss is None else loss_function(loss))
         limits = api.limits_of(objective, memory_budget, synthesizer_share)
-        request = api.Request(_cuts(cuts), synthesizer, settings, limits, profile, frontend, not no_verify)
+        request = api.Request(
+            _cuts(cuts), synthesizer, settings, limits, profile, frontend, not no_verify, parse_state(state)
+        )
         _, decided, _ = _captured(target, input, request, step)
     if json:
         typer.echo(decided.to_json(), nl=False)
@@ -273,6 +289,7 @@ def check(
     profile: ProfileOption = False,
     frontend: FrontendOption = "auto",
     no_verify: NoVerifyOption = False,
+    state: StateOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout, and nothing else.")] = False,
 ) -> None:
     """Prove that the rewrite of a model is the same network, decoupled; exit code 1 if it is not."""
@@ -280,6 +297,7 @@ def check(
         step("starting")
         from dni_fx import api, artifact, checking, inputs
         from dni_fx.settings import Settings, check_settings, parse_mix
+        from dni_fx.states import parse_state
 
         if Path(target, "plan.json").is_file():
             step(f"reading {target}")
@@ -294,7 +312,9 @@ def check(
             settings = Settings(unlock, parse_mix(mix), classes, loss=loss)
             check_settings(settings)
             limits = api.limits_of(objective, memory_budget, synthesizer_share)
-            request = api.Request(_cuts(cuts), synthesizer, settings, limits, profile, frontend, not no_verify)
+            request = api.Request(
+                _cuts(cuts), synthesizer, settings, limits, profile, frontend, not no_verify, parse_state(state)
+            )
             module, plan, example = _captured(target, input, request, step)
             net = api.rewrite(module, plan, synthesizer, settings)
         step("checking")

@@ -122,6 +122,9 @@ def _compare(before: list[str], after: list[str], plan: Plan) -> GraphDiff:
     return GraphDiff(tuple(lines))
 
 
+_IN_TIME = re.compile(r"self\.dni\.time|ops\.(enter|leave)\(|= (enter|leave)(_\d+)?\[")
+
+
 def _variable(line: str) -> str:
     return re.split(r"[ :]", line, maxsplit=1)[0]
 
@@ -134,6 +137,8 @@ def _places(lines: list[str], plan: Plan) -> list[str]:
         if name in segment_of:
             segment = segment_of[name]
             places.append(f"segment {segment}")
+        elif _IN_TIME.search(line):
+            places.append("cut in time")
         elif line.startswith("def "):
             places.append("")
         elif line.startswith("return"):

@@ -118,17 +118,22 @@ def like(described: Sequence[str]) -> Inputs:
     """Inputs of the shapes that a plan tells of, as `describe` wrote them.
 
     Raises:
-        DniFxError: If an argument is no single tensor.
+        DniFxError: If an argument is no tensor, and no tuple of some.
     """
-    specs = []
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
     for line in described:
         name, _, what = line.partition(": ")
-        shape, _, dtype = what.partition(" ")
-        spec = f"{shape}:{dtype}" if name.isdigit() else f"{name}={shape}:{dtype}"
-        if not _SPEC.fullmatch(spec):
-            raise DniFxError(f"the plan's example inputs hold {line!r}, which is no single tensor: give --input")
-        specs.append(spec)
-    return parse_specs(specs)
+        specs = [text.replace(" ", ":") for text in what.split(", ")]
+        if not all(_SPEC.fullmatch(spec) for spec in specs):
+            raise DniFxError(f"the plan's example inputs hold {line!r}, which are no tensors: give --input")
+        values = parse_specs(specs).args
+        value = values[0] if len(values) == 1 else values
+        if name.isdigit():
+            args.append(value)
+        else:
+            kwargs[name] = value
+    return Inputs(tuple(args), kwargs, "--input")
 
 
 def _from_match(spec: str, match: re.Match[str]) -> Tensor:

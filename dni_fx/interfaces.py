@@ -203,11 +203,19 @@ class Interfaces(nn.Module):
             if isinstance(crossing.synthesizer, LossHead):
                 crossing.synthesizer.loss_scale = crossing.loss_scale
 
-    def reset(self) -> None:
-        """Drop the state that recurrent synthesizers carry from step to step: a new sequence begins."""
+    def reset(self, rows: Tensor | None = None) -> None:
+        """New sequences begin: recurrent synthesizers drop the state that they carry from step to step.
+
+        Args:
+            rows: For a cut in time: where they do, a bool a row of the last call; None: everywhere. It is not needed
+                where the state that comes in differs from the one that went out.
+        """
+        time: Any = getattr(self, "time", None)
+        if time is not None:
+            time.reset(rows)
         for synthesizer in self.synthesizers.values():
             reset: Any = getattr(synthesizer, "reset", None)
-            if reset is not None:
+            if reset is not None and rows is None:
                 reset()
 
     @property
@@ -237,7 +245,8 @@ class Interfaces(nn.Module):
         segments = self.segments
         for name, crossing in self.crossings.items():
             if crossing.steps:
-                segment = segments[int(name.removeprefix("cut").split("_")[0])]
+                own = getattr(crossing, "segment", None)  # of the cut in time
+                segment = own or segments[int(name.removeprefix("cut").split("_")[0])]
                 measured = dict(zip(MEASURES, crossing.measured.tolist(), strict=True))
                 found[name] = measured | {"steps": crossing.steps, "skipped": int(segment.skipped)}
         return found
@@ -328,6 +337,8 @@ def owned_parameters(net: fx.GraphModule, dni: Interfaces) -> list[tuple[list[nn
         for tensor in cut.tensors:
             synthesizer = dni.crossings[crossing_name(index, tensor.node)]
             found[index + 1][1].extend(p for p in synthesizer.parameters() if p not in owner)
+    if "time" in dni.crossings:
+        found[-1][1].extend(dni.crossings["time"].parameters())
     return found
 
 

@@ -20,7 +20,18 @@ from torch.overrides import handle_torch_function, has_torch_function
 from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.settings import Mix, Training
 
-__all__ = ["Segment", "batch_size", "decouple", "inject", "specialised", "writable"]
+__all__ = [
+    "Segment",
+    "batch_size",
+    "boundary",
+    "carry",
+    "decouple",
+    "enter",
+    "inject",
+    "leave",
+    "specialised",
+    "writable",
+]
 
 
 def batch_size(activation: Tensor) -> int:
@@ -276,13 +287,68 @@ def _counter(prediction: Tensor, segment: Segment) -> Callable[[Tensor], None]:
     return count
 
 
+# ---------------------------------------------------------------------------------- the cut in time
+_library.define("carry(Tensor[] outputs, Tensor state, Tensor prediction) -> Tensor[]")
+_library.impl("carry", lambda outputs, state, prediction: [h.clone() for h in outputs], "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "dni_fx::carry", lambda outputs, state, prediction: [torch.empty_like(h) for h in outputs], lib=_library
+)
+
+
+def _carry_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    _, state, prediction = inputs
+    ctx.dtype = state.dtype
+    ctx.save_for_backward(prediction)
+
+
+def _carry_backward(ctx: Any, gradients: list[Tensor]) -> tuple[list[Tensor], Tensor | None, None]:
+    (prediction,) = ctx.saved_tensors
+    return list(gradients), _cast(finite(prediction)[0], ctx.dtype), None
+
+
+torch.library.register_autograd("dni_fx::carry", _carry_backward, setup_context=_carry_setup, lib=_library)
+
+
+def carry(outputs: Sequence[Tensor], state: Tensor, prediction: Tensor) -> tuple[Tensor, ...]:
+    """The outputs, unchanged; when their gradients come, `prediction` goes to `state` beside them.
+
+    Args:
+        outputs: All tensors of one backward pass that follows, any shapes.
+        state: What a window hands on, (N, F).
+        prediction: The gradient of the mean loss of all later windows with respect to it, shaped like it.
+    """
+    attached = [h for h in outputs if h.requires_grad]
+    if not (attached and state.requires_grad):
+        return tuple(outputs)
+    carried = iter(torch.ops.dni_fx.carry(attached, state, prediction))
+    return tuple(next(carried) if h.requires_grad else h for h in outputs)
+
+
+def enter(states: Sequence[Any], cut: nn.Module) -> tuple[Any, ...]:
+    """What a window begins with: see `dni_fx.recurrent.TimeCut.enter`."""
+    if has_torch_function(tuple(states)):
+        traced: tuple[Any, ...] = handle_torch_function(enter, tuple(states), states, cut)
+        return traced
+    found: tuple[Any, ...] = cut.enter(tuple(states))  # type: ignore[operator]
+    return found
+
+
+def leave(outputs: Sequence[Tensor], states: Sequence[Tensor], cut: nn.Module) -> tuple[Tensor, ...]:
+    """What a window ends with: see `dni_fx.recurrent.TimeCut.leave`."""
+    if has_torch_function((*outputs, *states)):
+        traced: tuple[Tensor, ...] = handle_torch_function(leave, (*outputs, *states), outputs, states, cut)
+        return traced
+    found: tuple[Tensor, ...] = cut.leave(tuple(outputs), tuple(states))  # type: ignore[operator]
+    return found
+
+
 # --------------------------------------------------------------------------------- unlock="backward"
 class _Boundary(torch.autograd.Function):
     """Hands a detached activation on; what comes back is the synthesizer's target."""
 
     @staticmethod
     def forward(
-        ctx: Any, detached: Tensor, prediction: Tensor, accumulated: list[Accumulated], segment: Segment
+        ctx: Any, detached: Tensor, prediction: Tensor, accumulated: Sequence[Accumulated], segment: Segment
     ) -> Tensor:
         ctx.batch = batch_size(detached)
         ctx.done = False
@@ -307,7 +373,7 @@ class _Boundary(torch.autograd.Function):
         return None, ctx.segment.keep_finite(error), None, None
 
 
-def _check_not_erased(accumulated: list[Accumulated]) -> None:
+def _check_not_erased(accumulated: Sequence[Accumulated]) -> None:
     erased = any(one.parameter.grad is None for one in accumulated)
     if not erased:
         # zero_grad(set_to_none=False) leaves zeros. Look at values only where something wrote to them: on a
@@ -374,8 +440,16 @@ def _decoupled(
                 gradients.append(synthetic.to(h.dtype))
     segment.run_backward(roots, gradients)
     accumulated = segment.accumulated()
-    boundary: Any = _Boundary.apply
-    return tuple(boundary(h_in, p, accumulated, segment) for h_in, p in zip(detached, predictions, strict=True))
+    return tuple(boundary(h_in, p, segment, accumulated) for h_in, p in zip(detached, predictions, strict=True))
+
+
+def boundary(
+    detached: Tensor, prediction: Tensor | None, segment: Segment, accumulated: Sequence[Accumulated] = ()
+) -> Tensor:
+    """The tensor, handed on; the gradient that comes back to it is the target of `prediction`."""
+    apply: Any = _Boundary.apply
+    following: Tensor = apply(detached, prediction, accumulated, segment)
+    return following
 
 
 def _check_not_recomputed() -> None:
@@ -414,3 +488,5 @@ def specialised(name: str, value: object, traced: object) -> None:
 torch.fx.node.has_side_effect(specialised)
 torch.fx.node.has_side_effect(decouple)
 torch.fx.node.has_side_effect(inject)
+torch.fx.node.has_side_effect(enter)
+torch.fx.node.has_side_effect(leave)

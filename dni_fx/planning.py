@@ -1,6 +1,7 @@
 """The plan: where a model is cut and why; plain data that can be saved, read and applied again."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,19 @@ from typing import Any
 from dni_fx.errors import DniFxError
 from dni_fx.settings import Mix, Settings, Training, loss_name
 
-__all__ = ["Cut", "Forecast", "Outlook", "Plan", "Rewrite", "SegmentPlan", "Tensor", "Verdict", "Weighed"]
+__all__ = [
+    "Cut",
+    "Forecast",
+    "Outlook",
+    "Plan",
+    "Rewrite",
+    "SegmentPlan",
+    "State",
+    "StateTensor",
+    "Tensor",
+    "Verdict",
+    "Weighed",
+]
 
 SCHEMA = 1
 
@@ -31,6 +44,29 @@ class Cut:
 
     after: str  # the last node of the segment below
     tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """A tensor that is handed on from one call of a recurrent model to the next."""
+
+    output: int  # its place among the nodes that the graph gives
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int  # the batch axis
+
+    @property
+    def features(self) -> int:
+        """Entries of one row."""
+        return math.prod(self.shape) // self.shape[self.axis]
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a recurrent model: where the cut in time is."""
+
+    inputs: tuple[str, ...]  # placeholders of the graph
+    tensors: tuple[StateTensor, ...]  # in the order of the inputs' leaves
 
 
 @dataclass(frozen=True)
@@ -146,6 +182,7 @@ class Plan:
     rewrite: Rewrite | None = None
     forecast: Forecast | None = None
     verdict: Verdict | None = None  # None: the person said where to cut
+    state: State | None = None  # with a cut in time
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA} | asdict(self), indent=2) + "\n"
@@ -188,12 +225,18 @@ class Plan:
         rewrite = _read_rewrite(data["rewrite"]) if data["rewrite"] is not None else None
         rest: dict[str, Any] = {"cuts": cuts, "segments": segments, "rewrite": rewrite, "inputs": tuple(data["inputs"])}
         rest |= {"forecast": forecast, "verdict": verdict}
+        rest |= {"state": _read_state(data["state"]) if data.get("state") is not None else None}
         rest |= {"tried": tuple(data.get("tried", ()))}
         rest |= {"tied": {str(name): tuple(segments) for name, segments in data.get("tied", {}).items()}}
         return cls(**(data | rest))
 
     def with_rewrite(self, rewrite: Rewrite) -> "Plan":
         return replace(self, rewrite=rewrite)
+
+
+def _read_state(data: dict[str, Any]) -> State:
+    tensors = tuple(StateTensor(**(t | {"shape": tuple(t["shape"])})) for t in data["tensors"])
+    return State(tuple(data["inputs"]), tensors)
 
 
 def _read_rewrite(data: dict[str, Any]) -> Rewrite:

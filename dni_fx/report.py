@@ -30,6 +30,11 @@ def plan_report(plan: Plan) -> RenderableType:
         head.append(f"\nnot by {reason}", "dim")
     for name, segments in plan.tied.items():
         head.append(f"\ntied: {name} is used in segments {', '.join(map(str, segments))}; its gradients add up")
+    if plan.state is not None:
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in plan.state.tensors)
+        head.append(f"\nstate: {', '.join(plan.state.inputs)} ({shapes}), cut in time")
+        if plan.rewrite is not None:
+            head.append(f", synthesizer {plan.rewrite.synthesizers['time']}")
     if plan.rewrite is not None:
         settings = plan.rewrite
         head.append(f"\nunlock: {settings.unlock}")
@@ -41,7 +46,7 @@ def plan_report(plan: Plan) -> RenderableType:
             head.append(f", loss {settings.loss or 'of your own'}")
         if settings.context_size:
             head.append(f", synthesizers conditioned on a context of {settings.context_size}")
-    tables: list[RenderableType] = [_segments(plan), _cuts(plan)]
+    tables: list[RenderableType] = [_segments(plan), *([_cuts(plan)] if plan.cuts else [])]
     if plan.forecast is not None:
         tables.append(_forecast(plan, plan.forecast))
         if plan.verdict is not None:

@@ -18,6 +18,11 @@ class RemoveDni(PassBase):
                 for following in list(node.users):
                     _replace(following, node.args[0][following.args[1]])
                 graph.erase_node(node)
+            if node.target in (ops.enter, ops.leave):
+                before = node.args[0] if node.target is ops.enter else (*node.args[0], *node.args[1])
+                for following in list(node.users):
+                    _replace(following, before[following.args[1]])
+                graph.erase_node(node)
         for node in reversed(graph.nodes):
             if not node.users and _is_ours(node):
                 graph.erase_node(node)

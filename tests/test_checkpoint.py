@@ -85,6 +85,36 @@ def test_a_run_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> N
     assert run.net.dni.metrics()["cut0_" + run.net.dni.plan.cuts[0].after]["steps"] == 10
 
 
+def test_a_run_that_is_cut_in_time(tmp_path: Path) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(16, 8)
+
+        def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            state = torch.tanh(self.inner(torch.cat([x, state], 1)))
+            return state, state
+
+    zeros = torch.zeros(16, 8)
+
+    def train(net: nn.Module, state: torch.Tensor) -> torch.Tensor:
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            y, state = net(X, state)
+            y.square().mean().backward()
+            optimizer.step()
+        return state
+
+    nets = [dni_fx.transform(Recurrent(), (X, zeros), state=True).train() for _ in range(2)]
+    state = train(nets[0], zeros)
+    nets[0].dni.reset(torch.arange(16) < 4)
+    dni_fx.save_checkpoint(tmp_path / "run.pt", nets[0], state=state)
+    train(nets[0], state)
+    train(nets[1], dni_fx.load_checkpoint(tmp_path / "run.pt", nets[1])["state"])
+    assert all(torch.equal(p, q) for p, q in zip(*(net.parameters() for net in nets), strict=True))
+
+
 def test_states_that_nobody_took_are_given_back(tmp_path: Path) -> None:
     run = Run(0)
     run.train(1)

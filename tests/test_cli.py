@@ -296,3 +296,33 @@ def test_a_plan_of_an_older_version_is_read(
     from dni_fx.report import plan_report
 
     Console().print(plan_report(old))
+
+
+RECURRENT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x, state):
+        y, state = self.lstm(x, state)
+        return self.head(y), state
+
+example_inputs = torch.rand(3, 5, 4), (torch.zeros(1, 3, 8), torch.zeros(1, 3, 8))
+"""
+
+
+def test_a_cut_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "net.py").write_text(RECURRENT)
+    assert run(monkeypatch, "rewrite", "net.py", "--state", "auto", "-o", "out") == 0
+    shown = capsys.readouterr().out
+    assert "cut in time, synthesizer mlp" in shown and "= cut in time" in shown
+    assert run(monkeypatch, "check", "out") == 0
+    assert run(monkeypatch, "check", "net.py", "--state", "state=1") == 0
+    capsys.readouterr()
+    for text, message in (("x=", "auto, or NAME=OUTPUT"), ("h=1", "no argument 'h'; there are x, state")):
+        assert run(monkeypatch, "plan", "net.py", "--state", text) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""The cut in time: between two windows of a sequence a synthesizer predicts the gradient of all that is to come.
+
+A recurrent model is trained window by window, and its state handed on from one to the next, cut off: truncated
+backpropagation through time. At the end of a window the synthesizer predicts the gradient of all later losses with
+respect to the state; that joins the window's backward pass. In the next window the gradient that arrives at the state
+is its target: the true one within the window, and the next prediction beyond it (Jaderberg et al. 2017, Sect. 3.1).
+"""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dni_fx import ops
+from dni_fx.errors import DniFxError
+from dni_fx.interfaces import Crossing, Interfaces
+from dni_fx.planning import State
+from dni_fx.settings import Settings
+from dni_fx.synthesizers import Activation, Factory
+
+__all__ = ["TIME", "TimeCut", "add_time_cut", "time_activation"]
+
+TIME = "time"  # its name under `net.dni`
+
+
+def time_activation(state: State, device: torch.device | str = "cpu") -> Activation:
+    """What the synthesizer of a state sees: its tensors, one after the other, as one vector a sample."""
+    first = state.tensors[0]
+    shape = (first.shape[first.axis], sum(tensor.features for tensor in state.tensors))
+    return Activation(shape, getattr(torch, first.dtype), torch.device(device), 1)
+
+
+def add_time_cut(
+    dni: Interfaces, state: State, factory: Factory, settings: Settings, *, device: torch.device | str = "cpu"
+) -> None:
+    """Give `dni` the synthesizer of a state, which is conditioned on nothing."""
+    activation = time_activation(state, device)
+    made = factory(activation, 0)
+    made.to(device=activation.device, dtype=activation.dtype)
+    own = Settings(unlock="none", training=settings.training)
+    dni.add_module(TIME, TimeCut(made, activation, own, [tensor.axis for tensor in state.tensors]))
+
+
+class TimeCut(Crossing):
+    """The synthesizer of a state, and what it has to remember from the window before.
+
+    All tensors of the state are one vector a sample to it. A row whose state is not the one that the window before
+    handed on has begun a new sequence: nothing came after the state before, so its target is zero.
+
+    Args:
+        axes: The batch axis of each tensor of the state.
+    """
+
+    def __init__(self, synthesizer: nn.Module, activation: Activation, settings: Settings, axes: Sequence[int]) -> None:
+        super().__init__(synthesizer, activation, settings)
+        self.axes = tuple(axes)
+        self.segment = ops.Segment(training=settings.training).to(activation.device)
+        self.before: Any = SimpleNamespace(rows=None, ended=None)
+
+    def enter(self, states: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The states that a window begins with: the gradient that comes back to them trains the synthesizer."""
+        leaves, spec = pytree.tree_flatten(states)
+        self._check(leaves)
+        if not (self.training and torch.is_grad_enabled()):
+            return states
+        now, before, ended = self._rows(leaves).detach(), self.before.rows, self.before.ended
+        if before is None or before.shape != now.shape or before.dtype != now.dtype:
+            return pytree.tree_unflatten([leaf.detach() for leaf in leaves], spec)  # type: ignore[no-any-return]
+        goes_on = (now == before).all(1, keepdim=True)
+        if ended is not None:
+            goes_on &= ~ended[:, None]
+        handed_on = torch.where(goes_on, now, before)
+        entered = torch.where(goes_on, ops.boundary(handed_on, self(handed_on), self.segment), now)
+        return pytree.tree_unflatten(self._leaves(entered, leaves), spec)  # type: ignore[no-any-return]
+
+    def leave(self, outputs: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Outputs and states of a window: the ones bring the prediction along in backward, the others are cut off."""
+        if not (self.training and torch.is_grad_enabled()):
+            return (*outputs, *states)
+        rows = self._rows(states)
+        with torch.no_grad():
+            prediction = self._scaled(self.synthesizer(rows.detach(), None))
+        self.before.rows, self.before.ended = rows.detach(), None
+        return (*ops.carry(outputs, rows, prediction), *[state.detach() for state in states])
+
+    def progress(self) -> dict[str, Any]:
+        return super().progress() | {"rows": self.before.rows, "ended": self.before.ended}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        super().resume(progress)
+        rows, ended = progress["rows"], progress["ended"]
+        self.before.rows = None if rows is None else rows.to(self.measured.device)
+        self.before.ended = None if ended is None else ended.to(self.measured.device)
+
+    def forget(self) -> None:
+        """Begin as if there had been no window before."""
+        self.before.rows = self.before.ended = None
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """The sequences that were handed on have ended: all, or those of which `rows` (N,) is true.
+
+        Raises:
+            DniFxError: If `rows` is no mask of the rows of the last window.
+        """
+        before = self.before.rows
+        if before is None:
+            return
+        if rows is None:
+            rows = torch.ones(len(before), dtype=torch.bool, device=before.device)
+        if rows.dtype != torch.bool or rows.shape != (len(before),):
+            raise DniFxError(
+                f"reset takes a bool tensor of shape [{len(before)}], one entry a row of the last window, not "
+                f"{rows.dtype} {list(rows.shape)}"
+            )
+        self.before.ended = rows if self.before.ended is None else self.before.ended | rows
+
+    def _check(self, leaves: Sequence[Any]) -> None:
+        if len(leaves) != len(self.axes) or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise DniFxError(
+                f"the state has {len(self.axes)} tensors, but {len(leaves)} were given: begin a sequence with zeros"
+            )
+
+    def _rows(self, leaves: Sequence[Tensor]) -> Tensor:
+        """The state as (N, F)."""
+        return torch.cat([leaf.movedim(axis, 0).flatten(1) for leaf, axis in zip(leaves, self.axes, strict=True)], 1)
+
+    def _leaves(self, rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors like these from what `_rows` would make of them."""
+        moved = [leaf.movedim(axis, 0) for leaf, axis in zip(like, self.axes, strict=True)]
+        parts = rows.split([m[0].numel() for m in moved], 1)
+        return [part.reshape(m.shape).movedim(0, axis) for part, m, axis in zip(parts, moved, self.axes, strict=True)]

@@ -1,0 +1,291 @@
+"""The cut in time: with exact predictions windows train as the whole sequence does; with none, as truncated ones."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import dni_fx
+from dni_fx import DniFxError, Training
+from dni_fx.synthesizers import Activation, Synthesizer
+
+N, T, WINDOWS, H = 3, 2, 4, 4
+DOUBLE = torch.float64
+X = torch.randn(N, T * WINDOWS, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+Y = torch.randn(N, T * WINDOWS, 1, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+State = Any
+
+
+class Lstm(nn.Module):
+    """State: two tensors (layers, N, H)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm, self.head = nn.LSTM(2, H, 2, batch_first=True), nn.Linear(H, 1)
+        self.double()
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        y, state = self.lstm(x, state)
+        return self.head(y), state
+
+    @staticmethod
+    def begin(rows: int = N) -> State:
+        return torch.zeros(2, rows, H, dtype=DOUBLE), torch.zeros(2, rows, H, dtype=DOUBLE)
+
+
+class Cell(nn.Module):
+    """State: one tensor (N, H), unrolled by hand; other names and order, and an output that carries no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.head = nn.Linear(2 + H, H), nn.Linear(H, 1)
+        self.double()
+
+    def forward(self, hidden: Tensor, x: Tensor) -> dict[str, Tensor]:
+        ys = []
+        for t in range(T):
+            hidden = torch.tanh(self.inner(torch.cat([x[:, t], hidden], 1)))
+            ys.append(self.head(hidden))
+        return {"last": hidden, "y": torch.stack(ys, 1), "signs": ys[-1].detach().sign()}
+
+    @staticmethod
+    def begin(rows: int = N) -> State:
+        return torch.zeros(rows, H, dtype=DOUBLE)
+
+
+def window(net: nn.Module, k: int, state: State) -> tuple[Tensor, State]:
+    """Loss of the k-th window, the mean over the rows, and the state after it."""
+    x, y = (t[: len(pytree.tree_leaves(state)[0].movedim(-2, 0)), k * T : (k + 1) * T] for t in (X, Y))
+    if isinstance(state, tuple):
+        output, after = net(x, state)
+    else:
+        given = net(state, x)
+        output, after = given["y"], given["last"]
+    return (output - y).square().sum((1, 2)).mean(), after
+
+
+def cut(make: Any, **options: Any) -> nn.Module:
+    model = make()
+    example = (X[:, :T], make.begin()) if make is Lstm else (make.begin(), X[:, :T])
+    state: Any = True if make is Lstm else {"hidden": "last"}
+    return dni_fx.transform(model, example, state=state, **options).train()
+
+
+def gradients(net: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad for n, p in net.named_parameters() if not n.startswith("dni.") and p.grad is not None}
+
+
+def rows(state: State) -> Tensor:
+    return torch.cat([t.movedim(-2, 0).flatten(1) for t in pytree.tree_leaves(state)], 1)
+
+
+Table = list[tuple[Tensor, Tensor]]
+
+
+def whole(make: Any) -> tuple[dict[str, Tensor], Table]:
+    """Backpropagation through the whole sequence: gradients of parameters; states after each window and theirs."""
+    model, state, total, states = make(), make.begin(), torch.zeros((), dtype=DOUBLE), []
+    for k in range(WINDOWS):
+        loss, state = window(model, k, state)
+        total = total + loss
+        state = pytree.tree_map(torch.clone, state)  # whose gradient is that of later windows alone
+        for leaf in pytree.tree_leaves(state):
+            leaf.retain_grad()
+        states.append(state)
+    total.backward()
+    future = [pytree.tree_map(lambda t: torch.zeros_like(t) if t.grad is None else t.grad, s) for s in states]
+    return gradients(model), [(rows(s).detach(), rows(g)) for s, g in zip(states, future, strict=True)]
+
+
+class Exact(Synthesizer):
+    """Knows the gradient of every state; keeps the targets that come."""
+
+    table: Table = []
+
+    def __init__(self, activation: Activation, context_size: int = 0) -> None:
+        super().__init__(activation, context_size)
+        self.slope = nn.Parameter(torch.zeros((), dtype=DOUBLE))
+        self.targets: list[Tensor] = []
+
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        known = [g for state, g in self.table if torch.allclose(state, activation)]
+        exact = (known or [torch.zeros_like(activation)])[0] * len(activation)
+        prediction = exact + self.slope * activation
+        if prediction.requires_grad:
+            prediction.register_hook(lambda error: self.targets.append(exact / len(activation) - error))
+        return prediction
+
+
+@pytest.mark.parametrize("unlock", ["backward", "none"])
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.parametrize("make", [Lstm, Cell])
+def test_with_exact_predictions_it_is_backpropagation_through_the_whole_sequence(
+    make: Any, frontend: str, unlock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, table = whole(make)
+    monkeypatch.setattr(Exact, "table", table)
+    net, state = cut(make, synthesizer=Exact, frontend=frontend, unlock=unlock), make.begin()
+    for k in range(WINDOWS):
+        loss, state = window(net, k, state)
+        assert not any(leaf.requires_grad for leaf in pytree.tree_leaves(state))
+        loss.backward()
+    found = gradients(net)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-10)
+    targets = net.dni.synthesizers["time"].targets
+    for target, (_, gradient) in zip(targets, table[:-1], strict=True):  # what comes back is what it knew
+        torch.testing.assert_close(target, gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [Lstm, Cell])
+def test_with_none_it_is_truncated(make: Any) -> None:
+    model, net = make(), cut(make, synthesizer="zero")
+    states = [make.begin(), make.begin()]
+    for k in range(WINDOWS):
+        for i, one in enumerate((model, net)):
+            loss, state = window(one, k, states[i])
+            loss.backward()
+            states[i] = pytree.tree_map(torch.Tensor.detach, state)
+    assert all(torch.equal(gradient, gradients(model)[name]) for name, gradient in gradients(net).items())
+
+
+class Linear(nn.Module):
+    """A scalar state that keeps the share `keep`, and is the output."""
+
+    def __init__(self, keep: float) -> None:
+        super().__init__()
+        self.keep = nn.Parameter(torch.tensor(keep, dtype=DOUBLE))
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.keep * state + x
+        return state, state
+
+
+def test_the_fixed_point_is_the_analytic_one() -> None:
+    """With the sum of all outputs for a loss, dL/dh is keep + keep^2 + ...: for the mean over rows, divided by them."""
+    net = dni_fx.transform(
+        Linear(0.5),
+        (torch.randn(8, 1, dtype=DOUBLE), torch.zeros(8, 1, dtype=DOUBLE)),
+        state=True,
+        synthesizer="linear",
+        training=Training(scale=1.0),
+    ).train()
+    synthesizer = net.dni.synthesizers["time"]
+    optimizer = torch.optim.SGD(synthesizer.parameters(), 0.1)
+    state = torch.zeros(8, 1, dtype=DOUBLE)
+    for _ in range(400):
+        optimizer.zero_grad()
+        y, state = net(torch.randn(8, 1, dtype=DOUBLE), state)
+        y.mean().backward()
+        optimizer.step()
+    weight, bias = (p.item() for p in synthesizer.parameters())
+    assert abs(weight) < 1e-6 and abs(bias - 1.0) < 1e-6  # 0.5 / (1 - 0.5), for each sample's own loss
+
+
+def test_rows_that_begin_anew_teach_that_nothing_came_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, table = whole(Lstm)
+    monkeypatch.setattr(Exact, "table", table)
+    net = cut(Lstm, synthesizer=Exact)
+    heard = net.dni.synthesizers["time"].targets
+
+    def target_after(change: Any) -> Tensor:
+        net.dni.reset()
+        _, state = window(net, 0, Lstm.begin())
+        net.zero_grad()
+        loss, _ = window(net, 1, change(state))
+        heard.clear()
+        loss.backward()
+        return heard[0]
+
+    plain = target_after(lambda state: state)
+    assert plain.any(1).all()
+    told = target_after(lambda state: net.dni.reset(torch.tensor([True, False, False])) or state)
+    assert not told[0].any() and torch.allclose(told[1:], plain[1:])
+
+    def begun(state: State) -> State:
+        return pytree.tree_map(lambda t: t * torch.tensor([[1.0], [0.0], [1.0]]), state)
+
+    seen = target_after(begun)
+    assert not seen[1].any() and seen[[0, 2]].any(1).all()
+    with pytest.raises(DniFxError, match=r"one entry a row of the last window"):
+        net.dni.reset(torch.ones(2, dtype=torch.bool))
+
+
+def test_batches_and_windows_of_other_sizes() -> None:
+    net = cut(Lstm)
+    for count in (3, 2, 3):
+        state = Lstm.begin(count)
+        for k in range(2):
+            loss, state = window(net, k, state)
+            loss.backward()
+    y, _ = net(X[:, :1], Lstm.begin())
+    y.sum().backward()
+    net.eval()
+    out, state = net(X[:, :T], Lstm.begin())
+    assert torch.equal(out, Lstm()(X[:, :T], Lstm.begin())[0]) and state[0].requires_grad
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+def test_it_is_saved_loaded_checked_and_shown(frontend: str, tmp_path: Path) -> None:
+    net = cut(Lstm, frontend=frontend)
+    example = (X[:, :T], Lstm.begin())
+    assert dni_fx.check(net, example)
+    dni_fx.save(net, tmp_path / "net")
+    again = dni_fx.load(tmp_path / "net", **({} if frontend == "fx" else {"model": Lstm()})).train()
+    assert again.dni.plan == net.dni.plan
+    for one in (net, again):
+        state = Lstm.begin()
+        for k in range(3):
+            loss, state = window(one, k, state)
+            loss.backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(net.parameters(), again.parameters(), strict=True))
+    assert set(net.dni.metrics()) == {"time"} and net.dni.metrics()["time"]["steps"] == 2
+    model = dni_fx.restore(net)
+    assert isinstance(model, Lstm) and model(*example)[1][0].requires_grad
+    copy.deepcopy(net)
+
+
+def test_with_cuts_in_depth_and_an_optimizer_that_steps_by_itself() -> None:
+    net, state = cut(Cell, unlock="none", cuts=["inner"]), Cell.begin()
+    for k in range(2):
+        loss, state = window(net, k, state)
+        loss.backward()
+    assert len(net.dni.plan.cuts) == 2 and net.dni.metrics()["time"]["steps"] == 1
+    net = cut(Lstm, optimizer=torch.optim.Adam, step="segment")
+    before = [p.clone() for p in net.parameters()]
+    state = Lstm.begin()
+    for k in range(3):
+        loss, state = window(net, k, state)
+        loss.backward()
+    assert not any(torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
+
+
+REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
+    (Lstm, {"nothing": 1}, {}, "no argument 'nothing'; there are x, state"),
+    (Lstm, {"state": 2}, {}, "no output 2"),
+    (Lstm, {"state": 0}, {}, "has shapes"),
+    (Cell, True, {}, "state=True is for a forward"),
+    (Lstm, True, {"frontend": "modules"}, "needs a graph"),
+    (Lstm, True, {"cuts": ["lstm"]}, 'go together with unlock="none"'),
+]
+
+
+@pytest.mark.parametrize(("make", "state", "options", "message"), REFUSED)
+def test_what_is_wrong_is_said(make: Any, state: Any, options: dict[str, Any], message: str) -> None:
+    example = (X[:, :T], make.begin()) if make is Lstm else (make.begin(), X[:, :T])
+    with pytest.raises(DniFxError, match=message):
+        dni_fx.transform(make(), example, state=state, **options)
+
+
+def test_a_state_that_is_missing() -> None:
+    with pytest.raises(DniFxError, match="give zeros of its shape"):
+        dni_fx.transform(nn.LSTM(2, H, batch_first=True).double(), (X, None), state={"hx": 1}, frontend="export")
+    net = cut(Lstm)
+    with pytest.raises(DniFxError, match="begin a sequence with zeros"):
+        net(X[:, :T], (Lstm.begin()[0],))
