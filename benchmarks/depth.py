@@ -35,7 +35,7 @@ def chain(layers: int, width: int) -> nn.Sequential:
 
 
 def stepper(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Step:
-    """One training step, and the seconds that it took."""
+    """One training step, and the seconds that it took; by SGD, for Adam takes long for the roots of zero gradients."""
 
     def step() -> float:
         start = time.perf_counter()
@@ -49,19 +49,19 @@ def stepper(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Step
 
 def backprop(layers: int, x: Tensor) -> Step:
     net = chain(layers, x.shape[1])
-    return stepper(net, torch.optim.Adam(net.parameters(), 1e-4), x)
+    return stepper(net, torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9), x)
 
 
 def rewritten(layers: int, x: Tensor, synthesizer: str) -> Step:
     net = chain(layers, x.shape[1])
     cuts = [str(2 * i + 1) for i in range(layers - 1)]  # after each ReLU but the last
     net = dni_fx.transform(net, x, cuts=cuts, synthesizer=synthesizer, verify=False).train()
-    return stepper(net, torch.optim.Adam(net.parameters(), 1e-4), x)
+    return stepper(net, torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9), x)
 
 
 def front_door(layers: int, x: Tensor) -> Step:
     net = chain(layers, x.shape[1])
-    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9)
     return stepper(dni_fx.DNI(net, optim=optimizer).train(), optimizer, x)
 
 
@@ -110,7 +110,7 @@ def transformer(count: int) -> list[str]:
         nets.append(dni_fx.transform(memory.Transformer(), x, cuts=cuts, synthesizer=kind, verify=False).train())
         forecast = nets[-1].dni.plan.forecast
         shares.append(forecast.cut.step / forecast.backprop.step)
-    steps = [stepper(net, torch.optim.Adam(net.parameters(), 1e-4), x) for net in nets]
+    steps = [stepper(net, torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9), x) for net in nets]
     base, *others = in_turn(steps, count)
     for (segments, kind), share, times in zip(ways, shares[1:], others, strict=True):
         lines.append(f"| {segments} | `{kind}` | {share:.3f} | {ratio(times, base)} |")
@@ -139,7 +139,7 @@ def main() -> None:
         "",
         f"`python benchmarks/depth.py --steps {arguments.steps}`, torch {torch.__version__}, {platform.machine()}, one "
         "thread. Chains of linear layers and",
-        "ReLU, Adam; a cut after every layer but the last. Time of a step beside",
+        "ReLU, SGD; a cut after every layer but the last. Time of a step beside",
         "backprop's of the same turn: median (10th to 90th percentile).",
         "",
     ]

@@ -11,6 +11,7 @@ from dni_fx import costs, exporting, hooking, positions, tracing
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, first_line
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule
+from dni_fx.passes.unbind_unpacked import UnbindUnpacked
 from dni_fx.passes.unpack_tuples import UnpackTuples
 from dni_fx.preserve import preserved
 from dni_fx.recomputing import warn_of_lost_checkpoints
@@ -119,8 +120,8 @@ def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool) -> 
         if compare:
             verify(model, net, inputs)
         costs.annotate(net, inputs)
-        unpacked = UnpackTuples()(net)
-        if unpacked is not None and unpacked.modified:
+        results = [one(net) for one in (UnpackTuples(), UnbindUnpacked())]
+        if any(result is not None and result.modified for result in results):
             costs.annotate(net, inputs)
             if compare:
                 verify(model, net, inputs)

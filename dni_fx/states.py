@@ -29,6 +29,9 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
     Raises:
         DniFxError: If there is no such argument or output, or they are not alike.
     """
+    both_ways = [name for name, m in model.named_modules() if isinstance(m, nn.RNNBase) and m.bidirectional]
+    if both_ways:
+        raise DniFxError(f"state: {both_ways[0] or 'the model'} is bidirectional, and has no state to hand on in time")
     given = by_name(model.forward, inputs.args, inputs.kwargs)
     results = _results(net)
     pairs = dict(asked) if isinstance(asked, Mapping) else _found_by_itself(given, results)

@@ -283,7 +283,10 @@ def test_what_is_wrong_is_said(make: Any, state: Any, options: dict[str, Any], m
         dni_fx.transform(make(), example, state=state, **options)
 
 
-def test_a_state_that_is_missing() -> None:
+def test_a_state_that_is_missing_or_goes_both_ways() -> None:
+    state = torch.zeros(2, N, H), torch.zeros(2, N, H)
+    with pytest.raises(DniFxError, match="is bidirectional"):
+        dni_fx.transform(nn.LSTM(2, H, batch_first=True, bidirectional=True), (X.float(), state), state=True)
     with pytest.raises(DniFxError, match="give zeros of its shape"):
         dni_fx.transform(nn.LSTM(2, H, batch_first=True).double(), (X, None), state={"hx": 1}, frontend="export")
     net = cut(Lstm)

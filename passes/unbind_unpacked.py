@@ -1,0 +1,51 @@
+"""Take a tensor apart at once where all of its parts are used, as Python does when it unpacks one."""
+
+import operator
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from dni_fx import meta
+
+__all__ = ["UnbindUnpacked"]
+
+
+class UnbindUnpacked(PassBase):
+    """Needs: an annotated graph. Leaves: `torch.unbind` where every part of a tensor along its first axis is used.
+
+    A trace writes `q, k, v = x` as `x[0]`, `x[1]`, `x[2]`. The backward pass of each fills a whole tensor with zeros
+    and adds it up; that of `unbind` stacks the three. It has to be annotated again.
+    """
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        graph = graph_module.graph
+        written = frozenset[int]().union(*(meta.of(node).mutates for node in graph.nodes))
+        changed = False
+        for node in list(graph.nodes):
+            # What unbind gives, nobody may write to.
+            if _is_unpacked(node) and not meta.of(node).storages & written:
+                users = list(node.users)
+                with graph.inserting_after(node):
+                    parts = graph.call_function(torch.unbind, (node,))
+                if "nn_module_stack" in node.meta:
+                    parts.meta["nn_module_stack"] = node.meta["nn_module_stack"]
+                for user in users:
+                    user.replace_input_with(node, parts)
+                changed = True
+        graph.lint()
+        graph_module.recompile()
+        return PassResult(graph_module, changed)
+
+
+def _is_unpacked(node: Node) -> bool:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) < 2:
+        return False
+    indices = {user.args[1] for user in node.users if user.target is operator.getitem and type(user.args[1]) is int}
+    return (
+        len(node.users) >= len(value)
+        and all(user.target is operator.getitem for user in node.users)
+        and (indices == set(range(len(value))))
+    )
