@@ -1,0 +1,178 @@
+"""How the synthesizer of a cut in time is best trained: Copy with three symbols, in windows of three steps.
+
+Run:     python benchmarks/time_cut.py run       hours; goes on where it was stopped
+Report:  python benchmarks/time_cut.py report    writes benchmarks/results/time_cut.md
+Truncated backpropagation cannot reach from an answer to its symbol; the question is which scale of the targets lets a
+synthesizer do so, whether the loss is summed over the answer or averaged.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import multiprocessing
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dni_fx
+
+RUNS = Path(__file__).parent / "results" / "time_cut.jsonl"
+BITS, SYMBOLS, WINDOW, BATCH, HIDDEN = 8, 3, 3, 64, 128
+ANSWER = SYMBOLS * BITS
+State = tuple[Tensor, Tensor]
+
+
+class Copier(nn.Module):
+    """An LSTM that reads symbols and two marks, and says bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(BITS + 2, HIDDEN, batch_first=True), nn.Linear(HIDDEN, BITS)
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = self.lstm(x, state)
+        return self.head(y), state
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run; every method is trained by Adam 1e-3."""
+
+    synthesizer: str  # "zero": truncated
+    scale: float | str
+    lr: float  # of the synthesizer, beside the net's
+    reduction: str  # of the loss over the answer: "sum" or "mean"
+    seed: int
+    windows: int
+
+
+def sequences() -> tuple[Tensor, Tensor]:
+    """A mark, symbols, another mark, and as many steps to repeat them in; and the symbols where they are wanted."""
+    symbols = torch.randint(0, 2, (BATCH, SYMBOLS, BITS)).float()
+    x = torch.zeros(BATCH, 2 * SYMBOLS + 2, BITS + 2)
+    x[:, 0, BITS] = x[:, SYMBOLS + 1, BITS + 1] = 1
+    x[:, 1 : SYMBOLS + 1, :BITS] = symbols
+    return x, torch.cat([torch.zeros(BATCH, SYMBOLS + 2, BITS), symbols], 1)
+
+
+def start() -> State:
+    return torch.zeros(1, BATCH, HIDDEN), torch.zeros(1, BATCH, HIDDEN)
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Bits of error a bit of the answer, by window: 1 is a guess."""
+    torch.manual_seed(run.seed)
+    model = Copier()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    training = dni_fx.Training(scale=run.scale, lr=run.lr)
+    example = sequences()[0][:, :WINDOW], start()
+    net = dni_fx.transform(
+        model, example, state=True, synthesizer=run.synthesizer, optimizer=optimizer, training=training, verify=False
+    ).train()
+    curve, losses, windows = [], [], 0
+    while windows < run.windows:
+        x, y = sequences()
+        state, total = start(), 0.0
+        for t in range(0, x.shape[1], WINDOW):
+            optimizer.zero_grad()
+            said, state = net(x[:, t : t + WINDOW], state)
+            asked = slice(max(SYMBOLS + 2 - t, 0), None)
+            errors = nn.functional.binary_cross_entropy_with_logits(
+                said[:, asked], y[:, t : t + WINDOW][:, asked], reduction="sum"
+            )
+            (errors / BATCH / (ANSWER if run.reduction == "mean" else 1)).backward()
+            optimizer.step()
+            total += errors.item() / BATCH / ANSWER / math.log(2)
+            windows += 1
+        losses.append(total)
+        if windows // (run.windows // 20) > len(curve):
+            curve.append(statistics.mean(losses[-200:]))
+    return {"bits": curve[-1], "curve": curve} | net.dni.metrics().get("time", {})
+
+
+GRID = [
+    ("zero", 1.0, 1.0),
+    ("mlp", 1.0, 1.0),
+    ("mlp", 1.0, 0.1),
+    ("mlp", "rms", 1.0),
+    ("mlp", "rms", 10.0),
+    ("mlp", "rms", 0.1),
+]
+
+
+def done(path: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            yield Run(**record["run"]), record
+
+
+def _work(run: Run) -> tuple[Run, dict[str, Any]]:
+    torch.set_num_threads(1)
+    return run, train(run)
+
+
+def command_run(arguments: argparse.Namespace) -> None:
+    wanted = [
+        Run(*method, reduction, seed, arguments.windows)
+        for seed in range(arguments.seeds)
+        for reduction in ("sum", "mean")
+        for method in GRID
+    ]
+    finished = {run for run, _ in done(arguments.runs)}
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        for run, result in pool.imap_unordered(_work, [run for run in wanted if run not in finished]):
+            with arguments.runs.open("a") as file:
+                file.write(json.dumps({"run": dataclasses.asdict(run), "torch": torch.__version__} | result) + "\n")
+            print(f"{run}: {result['bits']:.3f} bits", flush=True)
+
+
+def command_report(arguments: argparse.Namespace) -> None:
+    found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
+    for run, record in done(arguments.runs):
+        key = (run.synthesizer, run.scale, run.lr, run.windows)
+        found.setdefault(key, {}).setdefault(run.reduction, []).append(record)
+    lines = [
+        "# How the synthesizer of a cut in time is best trained",
+        "",
+        f"`python benchmarks/time_cut.py run`, then `report`. Copy with {SYMBOLS} symbols of {BITS} bits, windows of",
+        f"{WINDOW}, LSTM {HIDDEN}, batch {BATCH}, Adam 1e-3; a line a run in",
+        f"[{arguments.runs.name}]({arguments.runs.name}). Bits of error a bit of the answer at the end, mean of the seeds",
+        "(their number); 1 is a guess. `zero` is truncated backpropagation through time.",
+        "",
+        "| synthesizer | scale | its learning rate | windows | loss summed over the answer | averaged |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (synthesizer, scale, lr, windows), by_reduction in found.items():
+        cells = []
+        for reduction in ("sum", "mean"):
+            bits = [record["bits"] for record in by_reduction.get(reduction, [])]
+            cells.append(f"{statistics.mean(bits):.3f} ({len(bits)})" if bits else "")
+        lines.append(f"| `{synthesizer}` | {scale} | x {lr:g} | {windows:,} | {cells[0]} | {cells[1]} |")
+    notes = arguments.runs.with_suffix(".notes.md")
+    text = "\n".join(lines) + "\n" + (notes.read_text() if notes.is_file() else "")
+    arguments.runs.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=RUNS, help="the file of runs")
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run")
+    run.add_argument("--windows", type=int, default=60_000)
+    run.add_argument("--seeds", type=int, default=1)
+    run.add_argument("--workers", type=int, default=2)
+    run.set_defaults(function=command_run)
+    commands.add_parser("report").set_defaults(function=command_report)
+    arguments = parser.parse_args()
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()
