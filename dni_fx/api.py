@@ -130,6 +130,8 @@ def transform(
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state)
     module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)
+    if mix and not found.cuts:
+        raise DniFxError("mix is for cuts in depth: say cuts=")
     net = rewrite(module, found, synthesizer, settings)
     if scaler is not None:
         net.dni.scale_with(scaler)
@@ -253,18 +255,26 @@ def captured(model: nn.Module, example: Inputs, request: Request) -> tuple[Decou
     flow = costs.dataflow(module.graph, profiling.node_times(module, example) if profile else None)
     resident = costs.resident(model, example, OPTIMIZER_STATES)
     cost_model = CostModel(flow, prices, resident, refused=refused, unit="s" if profile else "FLOPs")
-    if request.state and cuts == "auto":
+    state = request.state if request.state not in (None, False) else None
+    saved = cuts.state if isinstance(cuts, Plan) else None
+    if state is not None and cuts == "auto":
+        if request.limits != Limits():
+            raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: say cuts=")
         decision = cutting.Decision((), "in time alone; say cuts= for some in depth, too")
+    elif saved is not None and isinstance(cuts, Plan) and not cuts.cuts:
+        decision = cutting.Decision((), cuts.why)
     else:
         decision = cutting.choose(module.graph, cost_model, cuts, request.limits, among)
     described = (inputs.describe(example), example.source)
     plan = cutting.make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
-    if request.state:
+    if saved is not None and state is None:
+        if cutting.fingerprint(module.graph) != cuts.fingerprint:  # type: ignore[union-attr]
+            raise DniFxError("the plan was made for another graph; make a new one: dni-fx plan TARGET")
+        plan = replace(plan, state=saved)
+    elif state is not None:
         if isinstance(module, hooking.HookedModule):
             raise DniFxError("a cut in time needs a graph, by the front end fx or export: " + " / ".join(tried))
-        if plan.cuts and request.settings.unlock == "backward":
-            raise DniFxError('a cut in time and cuts in depth go together with unlock="none" alone')
-        plan = replace(plan, state=find_state(model, module, example, request.state))
+        plan = replace(plan, state=find_state(model, module, example, state))
     return module, plan
 
 
@@ -273,6 +283,8 @@ def rewrite(
 ) -> DecoupledModule:
     """Put the synthesizers of `plan` into a captured, annotated module. Arguments and errors as for `transform`."""
     check_settings(settings)
+    if plan.state is not None:
+        settings = _for_time(settings, plan)
     settings = with_scale(settings, synthesizer)
     names, factories = _synthesizers(plan, synthesizer, settings)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -298,6 +310,16 @@ def rewrite(
         ],
     )
     return module
+
+
+def _for_time(settings: Settings, plan: Plan) -> Settings:
+    """With the scale that suits a cut in time (benchmarks/time_cut.py), if the settings do."""
+    if settings.size or settings.training.warmup:
+        raise DniFxError("a cut in time takes no labels or context, and no warm-up")
+    if plan.cuts and settings.unlock == "backward":
+        raise DniFxError('a cut in time and cuts in depth go together with unlock="none" alone')
+    scale = 1.0 if settings.training.scale is None else settings.training.scale
+    return replace(settings, training=replace(settings.training, scale=scale))
 
 
 def _synthesizers(

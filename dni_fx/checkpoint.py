@@ -43,6 +43,7 @@ def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
     if isinstance(optimizer, SegmentOptimizer) and optimizer.accumulates:
         raise DniFxError(f"gradients are being accumulated: save after every {optimizer.accumulate} passes")
     state = net.state_dict()
+    plain = {name: value.state_dict() if _stateful(value) else _unwrapped(value) for name, value in others.items()}
     content = {
         "format": _FORMAT,
         "net": state,
@@ -50,16 +51,21 @@ def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
         "buffers": {name: buffer for name, buffer in net.named_buffers() if name not in state},
         "progress": net.dni.progress(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
-        "others": {name: _saved(name, value) for name, value in others.items()},
+        "others": plain,
         "random": _random_state(),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".dni-fx-", dir=path.parent) as aside:
             torch.save(content, Path(aside, "checkpoint"))
+            torch.load(Path(aside, "checkpoint"), weights_only=True, mmap=True)  # what cannot be read is no checkpoint
             os.replace(Path(aside, "checkpoint"), path)
     except (OSError, RuntimeError) as error:  # torch.save on a full disk: RuntimeError
         raise DniFxError(f"cannot write {path} ({getattr(error, 'strerror', None) or first_line(error)})") from None
+    except Exception:  # of pickle, of many kinds
+        culprits = [f"{name}=" for name, value in plain.items() if not _plain(value)]
+        what = ", ".join(culprits) or "a parameter group, or the extra state of a module,"
+        raise DniFxError(f"{what} holds what is neither a plain value nor a tensor, and cannot be saved") from None
 
 
 def load_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) -> dict[str, Any]:
@@ -105,18 +111,20 @@ def _stateful(value: Any) -> bool:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
 
-def _saved(name: str, value: Any) -> Any:
-    """Its state, or the plain value; files are read without running code, so nothing else can be saved."""
-    state = value.state_dict() if _stateful(value) else value.item() if isinstance(value, np.generic) else value
-    if not hasattr(value, "param_groups"):  # those of optimizers are large, and plain
-        try:
-            file = io.BytesIO()
-            torch.save(state, file)
-            file.seek(0)
-            torch.load(file, weights_only=True)
-        except Exception:  # of pickle, of many kinds
-            raise DniFxError(f"{name}= holds what is neither a plain value nor a tensor, and cannot be saved") from None
-    return state
+def _unwrapped(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _plain(value: Any) -> bool:
+    """Whether files can hold it: they are read without running code in them."""
+    try:
+        file = io.BytesIO()
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:  # of pickle, of many kinds
+        return False
+    return True
 
 
 def _load(path: Path, name: str, value: Any, state: Any) -> None:
@@ -151,6 +159,7 @@ def _kind(net: DecoupledModule) -> dict[str, Any]:
     return {
         "model": f"{plan.model}, graph {plan.fingerprint}",
         "cuts": ", ".join(cut.after for cut in plan.cuts),
+        "state": None if plan.state is None else plan.state.inputs,
         **asdict(plan.rewrite),
         "tensors": {k: (tuple(v.shape), v.dtype) for k, v in net.state_dict().items() if isinstance(v, Tensor)},
         "optimizer": type(net.dni.optimizer).__name__,
@@ -171,14 +180,12 @@ def _check_same(path: Path, net: DecoupledModule, content: dict[str, Any]) -> No
 
 def _set_buffers(net: DecoupledModule, buffers: dict[str, Tensor]) -> None:
     """Those that no state_dict holds."""
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
     for name, buffer in buffers.items():
         owner, _, last = name.rpartition(".")
         module = net.get_submodule(owner)
         own = module._buffers.get(last)
-        if own is not None and own.shape == buffer.shape:
-            own.copy_(buffer)
-        else:  # such as a mask that grew
-            module._buffers[last] = buffer if own is None else buffer.to(own.device)
+        module._buffers[last] = buffer.to(device if own is None else own.device)
 
 
 def _random_state() -> dict[str, Any]:

@@ -297,13 +297,14 @@ torch.library.register_fake(
 
 def _carry_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     _, state, prediction = inputs
-    ctx.dtype = state.dtype
+    ctx.dtype, ctx.done = state.dtype, False
     ctx.save_for_backward(prediction)
 
 
 def _carry_backward(ctx: Any, gradients: list[Tensor]) -> tuple[list[Tensor], Tensor | None, None]:
     (prediction,) = ctx.saved_tensors
-    return list(gradients), _cast(finite(prediction)[0], ctx.dtype), None
+    once, ctx.done = not ctx.done, True  # whoever goes backward twice, from two losses, gets it once
+    return list(gradients), _cast(finite(prediction)[0], ctx.dtype) if once else None, None
 
 
 torch.library.register_autograd("dni_fx::carry", _carry_backward, setup_context=_carry_setup, lib=_library)
@@ -362,8 +363,9 @@ class _Boundary(torch.autograd.Function):
         (prediction,) = ctx.saved_tensors
         if ctx.done:
             raise BackwardOrderError(
-                'two backward passes through one forward pass: with unlock="backward" what is below the cuts has gone '
-                'backward once, in forward. Add the losses up and go backward from the sum, or use unlock="none"'
+                "two backward passes through one forward pass: the target of a synthesizer comes once, and with "
+                "unlock='backward' what is below the cuts has gone backward in forward. Add the losses up, and go "
+                "backward from the sum"
             )
         ctx.done = True
         if ctx.generation == ctx.segment.generation:

@@ -19,7 +19,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.interfaces import Crossing, Interfaces
 from dni_fx.planning import State
 from dni_fx.settings import Settings
-from dni_fx.synthesizers import Activation, Factory
+from dni_fx.synthesizers import Activation, Carried, Factory
 
 __all__ = ["TIME", "TimeCut", "add_time_cut", "time_activation"]
 
@@ -39,6 +39,10 @@ def add_time_cut(
     """Give `dni` the synthesizer of a state, which is conditioned on nothing."""
     activation = time_activation(state, device)
     made = factory(activation, 0)
+    if isinstance(getattr(made, "carried", None), Carried):
+        raise DniFxError(
+            "a synthesizer that carries a state of its own cannot predict for one: give mlp, or carry=False"
+        )
     made.to(device=activation.device, dtype=activation.dtype)
     own = Settings(unlock="none", training=settings.training)
     dni.add_module(TIME, TimeCut(made, activation, own, [tensor.axis for tensor in state.tensors]))
@@ -47,8 +51,9 @@ def add_time_cut(
 class TimeCut(Crossing):
     """The synthesizer of a state, and what it has to remember from the window before.
 
-    All tensors of the state are one vector a sample to it. A row whose state is not the one that the window before
-    handed on has begun a new sequence: nothing came after the state before, so its target is zero.
+    All tensors of the state are one vector a sample to it. Where the state is the one that the window before handed
+    on, the sequence goes on; where it is zero, or `reset` said so, a new one has begun: nothing came after the state
+    before, and its target is zero. Of any other state it learns nothing: it may be that of another stream.
 
     Args:
         axes: The batch axis of each tensor of the state.
@@ -66,14 +71,22 @@ class TimeCut(Crossing):
         self._check(leaves)
         if not (self.training and torch.is_grad_enabled()):
             return states
-        now, before, ended = self._rows(leaves).detach(), self.before.rows, self.before.ended
-        if before is None or before.shape != now.shape or before.dtype != now.dtype:
-            return pytree.tree_unflatten([leaf.detach() for leaf in leaves], spec)  # type: ignore[no-any-return]
-        goes_on = (now == before).all(1, keepdim=True)
-        if ended is not None:
-            goes_on &= ~ended[:, None]
-        handed_on = torch.where(goes_on, now, before)
-        entered = torch.where(goes_on, ops.boundary(handed_on, self(handed_on), self.segment), now)
+        given, before = self._rows(leaves), self.before.rows
+        if before is None or not _alike(before, given):
+            return states
+        same = (given == before).all(1, keepdim=True)
+        ended = ~same & (given == 0).all(1, keepdim=True)
+        if self.before.ended is not None:
+            ended |= self.before.ended[:, None]
+        goes_on = same & ~ended
+        known = goes_on | ended
+        if not known.any():
+            return states
+        prediction: Any = self(before)
+        prediction = torch.where(known, prediction, prediction.detach())
+        following = ops.boundary(before, prediction, self.segment)
+        # Of a row that has ended nothing comes back: its target is zero.
+        entered = torch.where(goes_on, following, given)
         return pytree.tree_unflatten(self._leaves(entered, leaves), spec)  # type: ignore[no-any-return]
 
     def leave(self, outputs: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -83,6 +96,8 @@ class TimeCut(Crossing):
         rows = self._rows(states)
         with torch.no_grad():
             prediction = self._scaled(self.synthesizer(rows.detach(), None))
+        if prediction.shape != rows.shape:
+            raise DniFxError(f"the synthesizer gave shape {list(prediction.shape)} for a state of {list(rows.shape)}")
         self.before.rows, self.before.ended = rows.detach(), None
         return (*ops.carry(outputs, rows, prediction), *[state.detach() for state in states])
 
@@ -131,4 +146,10 @@ class TimeCut(Crossing):
         """Tensors like these from what `_rows` would make of them."""
         moved = [leaf.movedim(axis, 0) for leaf, axis in zip(like, self.axes, strict=True)]
         parts = rows.split([m[0].numel() for m in moved], 1)
-        return [part.reshape(m.shape).movedim(0, axis) for part, m, axis in zip(parts, moved, self.axes, strict=True)]
+        whole = [part.reshape(m.shape) for part, m in zip(parts, moved, strict=True)]
+        # The model may write to it, which no view of several allows.
+        return [one.movedim(0, axis).clone() for one, axis in zip(whole, self.axes, strict=True)]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dni_fx.calling import Calling, by_name
+from dni_fx import meta
+from dni_fx.calling import Calling, by_name, canonical
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule
@@ -32,8 +33,11 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
     both_ways = [name for name, m in model.named_modules() if isinstance(m, nn.RNNBase) and m.bidirectional]
     if both_ways:
         raise DniFxError(f"state: {both_ways[0] or 'the model'} is bidirectional, and has no state to hand on in time")
-    given = by_name(model.forward, inputs.args, inputs.kwargs)
+    layers_first = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    given = by_name(model.forward, *canonical(model.forward, inputs.args, inputs.kwargs))  # in the graph's order
     results = _results(net)
+    if not asked:
+        raise DniFxError("state={}: name an argument, and the output that it becomes")
     pairs = dict(asked) if isinstance(asked, Mapping) else _found_by_itself(given, results)
     names = _placeholders(net, given)
     nodes: list[fx.Node] = []
@@ -51,11 +55,22 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
         becomes = [tuple(nodes[i].meta["val"].shape) for i in positions]
         if shapes != becomes:
             raise DniFxError(f"state: {argument!r} has shapes {shapes}, but output {key!r} has {becomes}")
+        if len({value.dtype for value in values}) > 1 or not values[0].dtype.is_floating_point:
+            raise DniFxError(f"state: {argument!r} is not of one floating dtype: {[str(v.dtype) for v in values]}")
         taken += names[argument]
         rows = _rows(given, pairs)
         for value, position in zip(values, positions, strict=True):
             dtype = str(value.dtype).removeprefix("torch.")
-            tensors.append(StateTensor(position, tuple(value.shape), dtype, _batch_axis(value, rows, argument)))
+            axis = _batch_axis(value, rows, argument, layers_first=layers_first)
+            tensors.append(StateTensor(position, tuple(value.shape), dtype, axis))
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        raise DniFxError("state: its tensors are of several dtypes")
+    handed_on = {tensor.output for tensor in tensors}
+    if not any(meta.of(node).carries_gradient for i, node in enumerate(nodes) if i not in handed_on):
+        raise DniFxError(
+            "state: beside it the model gives nothing that carries gradient, and what is handed on is cut off, so a "
+            "loss on it would train nothing: return it once more, as an output"
+        )
     return State(tuple(taken), tuple(tensors))
 
 
@@ -111,23 +126,25 @@ def _placeholders(net: DecoupledModule, given: Mapping[str, Any]) -> dict[str, l
 
 
 def _rows(given: Mapping[str, Any], pairs: Mapping[str, Any]) -> tuple[int, ...]:
-    """Sizes of the first two axes of what is no state: one of them is the batch size."""
+    """Sizes of the first axes of what is no state, (N, F), (N, T, F) or (T, N, F): one of them is the batch size."""
     for name, value in given.items():
         tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.dim()]
         if name not in pairs and tensors:
-            return tuple(tensors[0].shape[:2])
+            return tuple(tensors[0].shape[: 2 if tensors[0].dim() > 2 else 1])
     raise DniFxError("state: the example has no other argument with rows")
 
 
-def _batch_axis(state: Tensor, rows: tuple[int, ...], name: str) -> int:
-    """0 for (N, ...), 1 for (layers, N, ...) as nn.LSTM has it."""
-    for size in rows:  # (N, T, ...) is more usual than (T, N, ...)
-        axes = [axis for axis in range(min(state.dim(), 2)) if state.shape[axis] == size]
-        if len(axes) == 1:
-            return axes[0]
-        if axes:
-            raise DniFxError(
-                f"state: two axes of {name!r}, of shape {list(state.shape)}, are as long as the batch: give an example "
-                "with another batch size"
-            )
-    raise DniFxError(f"state: no axis of {name!r}, of shape {list(state.shape)}, is as long as the batch")
+def _batch_axis(state: Tensor, rows: tuple[int, ...], name: str, *, layers_first: bool) -> int:
+    """0 for (N, ...), 1 for (layers, N, ...) as nn.LSTM has it.
+
+    Args:
+        layers_first: Where both would do, it is the latter.
+    """
+    axes = [axis for axis in range(1 if state.dim() < 3 else 2) if axis < state.dim() and state.shape[axis] in rows]
+    if len(axes) == 1 or (axes and layers_first):
+        return axes[-1]
+    how = "more than one axis" if axes else "no axis"
+    raise DniFxError(
+        f"state: {how} of {name!r}, of shape {list(state.shape)}, is as long as the batch may be, {list(rows)}: give "
+        "an example with a batch size like no other of its sizes"
+    )

@@ -31,7 +31,8 @@ class AddTimeCut(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        states = tuple(node for node in placeholders if node.name in self.inputs)
+        by_name = {node.name: node for node in placeholders}
+        states = tuple(by_name[name] for name in self.inputs)  # in the order of the outputs
         with graph.inserting_after(placeholders[-1]):
             cut = graph.get_attr("dni.time")
         with graph.inserting_after(cut):

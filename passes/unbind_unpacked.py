@@ -43,9 +43,6 @@ def _is_unpacked(node: Node) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.dim() == 0 or len(value) < 2:
         return False
-    indices = {user.args[1] for user in node.users if user.target is operator.getitem and type(user.args[1]) is int}
-    return (
-        len(node.users) >= len(value)
-        and all(user.target is operator.getitem for user in node.users)
-        and (indices == set(range(len(value))))
-    )
+    if not all(user.target is operator.getitem and type(user.args[1]) is int for user in node.users):
+        return False
+    return {user.args[1] for user in node.users} == set(range(len(value)))

@@ -170,6 +170,9 @@ def test_values_that_could_not_be_read_again(tmp_path: Path) -> None:
     for value in (tmp_path, lambda: 0, Run):
         with pytest.raises(DniFxError, match="odd= holds what is neither a plain value nor a tensor"):
             dni_fx.save_checkpoint(tmp_path / "run.pt", run.net, odd=value)
+    odd = torch.optim.SGD(run.net.parameters(), lr=np.float64(0.1))
+    with pytest.raises(DniFxError, match="optimizer= holds what is neither"):
+        dni_fx.save_checkpoint(tmp_path / "run.pt", run.net, optimizer=odd)
     assert not list(tmp_path.iterdir())
     dni_fx.save_checkpoint(tmp_path / ".hidden", run.net, path="a", net=np.float64(0.5))
     assert dni_fx.load_checkpoint(tmp_path / ".hidden", run.net) == {"path": "a", "net": 0.5}

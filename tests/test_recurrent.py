@@ -266,6 +266,113 @@ def test_with_cuts_in_depth_and_an_optimizer_that_steps_by_itself() -> None:
     assert not any(torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
 
 
+class Separate(nn.Module):
+    """Two states of different sizes, in no order; the first tensor is the state itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.head = nn.Linear(2 + H, H), nn.Linear(H + 6, 6), nn.Linear(6, 1)
+        self.double()
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = torch.tanh(self.one(torch.cat([x[:, 0], h], 1)))
+        c = torch.tanh(self.two(torch.cat([h, c], 1)))
+        return self.head(c), h, c
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.parametrize("state", [{"h": 1, "c": 2}, {"c": 2, "h": 1}])
+def test_the_order_in_which_states_are_named_makes_no_difference(state: dict[str, Any], frontend: str) -> None:
+    h, c = torch.zeros(N, H, dtype=DOUBLE), torch.zeros(N, 6, dtype=DOUBLE)
+    net = dni_fx.transform(Separate(), (X[:, :1], h, c), state=state, frontend=frontend).train()
+    for k in range(3):
+        y, h, c = net(X[:, k : k + 1], h, c)
+        y.sum().backward()
+    assert net.dni.metrics()["time"]["steps"] == 2
+    assert net.dni.time.before.rows.shape == (N, H + 6) and net.dni.time.square is not None
+    y, h, c = net(X[:, 3:4], h, c)  # every row went on
+    prediction = net.dni.time.synthesizer.net[-1].weight
+    net.zero_grad()
+    y.sum().backward()
+    assert prediction.grad.any()
+
+
+def test_a_learned_beginning_gets_its_gradient() -> None:
+    begin = nn.Parameter(torch.randn(1, H, dtype=DOUBLE))
+    net = cut(Cell)
+    for _ in range(2):
+        begin.grad = None
+        loss, _ = window(net, 0, begin.expand(N, H))
+        loss.backward()
+        assert begin.grad is not None and begin.grad.any()
+
+
+def test_another_stream_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, table = whole(Lstm)
+    monkeypatch.setattr(Exact, "table", table)
+    net = cut(Lstm, synthesizer=Exact)
+    heard = net.dni.synthesizers["time"].targets
+    _, one = window(net, 0, Lstm.begin())
+    _, two = window(net, 0, pytree.tree_map(lambda t: t + 1.0, Lstm.begin()))
+    loss, _ = window(net, 1, one)
+    loss.backward()
+    assert not heard and two[0].any()
+
+
+def test_two_losses_bring_one_prediction() -> None:
+    def step(twice: bool) -> dict[str, Tensor]:
+        net = cut(Cell, synthesizer=Constant)
+        given = net(Cell.begin(), X[:, :T])["y"]
+        if twice:
+            given[:, 0].sum().backward(retain_graph=True)
+            given[:, 1].sum().backward()
+        else:
+            given.sum().backward()
+        return gradients(net)
+
+    for name, gradient in step(False).items():
+        torch.testing.assert_close(step(True)[name], gradient)
+
+
+class Constant(Synthesizer):
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        return torch.ones_like(activation)
+
+
+@pytest.mark.parametrize("scale", [None, 0.25, 4.0])
+def test_predictions_are_what_the_synthesizer_says_at_its_scale(scale: float | None) -> None:
+    net = cut(Cell, synthesizer=Constant, training=Training(scale=scale))
+    before, state = cut(Cell, synthesizer="zero"), Cell.begin()
+    found = []
+    for one in (net, before):
+        loss, _ = window(one, 0, state)
+        loss.backward()
+        found.append(gradients(one)["inner.bias"])
+    model = Cell()
+    (model(Cell.begin(), X[:, :T])["last"].sum() / N / (scale or 1.0)).backward()
+    torch.testing.assert_close(found[0] - found[1], gradients(model)["inner.bias"])
+
+
+def test_a_plan_repeats_it() -> None:
+    example = (X[:, :T], Lstm.begin())
+    for options in ({}, {"cuts": ["lstm"], "unlock": "none"}):
+        plan = cut(Lstm, **options).dni.plan
+        again = dni_fx.transform(Lstm(), example, **(options | {"cuts": plan}))
+        assert again.dni.plan.state == plan.state and len(again.dni.plan.cuts) == len(plan.cuts)
+        assert dni_fx.check(again, example)
+
+
+def test_reset_of_all_and_of_more_and_more_rows() -> None:
+    net = cut(Lstm)
+    window(net, 0, Lstm.begin())
+    net.dni.reset(torch.tensor([True, False, False]))
+    net.dni.reset(torch.tensor([False, True, False]))
+    assert net.dni.time.before.ended.tolist() == [True, True, False]
+    net.dni.reset()
+    assert net.dni.time.before.ended.all()
+
+
 REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
     (Lstm, {"nothing": 1}, {}, "no argument 'nothing'; there are x, state"),
     (Lstm, {"state": 2}, {}, "no output 2"),
@@ -273,6 +380,12 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
     (Cell, True, {}, "state=True is for a forward"),
     (Lstm, True, {"frontend": "modules"}, "needs a graph"),
     (Lstm, True, {"cuts": ["lstm"]}, 'go together with unlock="none"'),
+    (Lstm, {}, {}, "name an argument"),
+    (Lstm, True, {"mix": 0.5, "unlock": "none"}, "mix is for cuts in depth"),
+    (Lstm, True, {"classes": 3}, "takes no labels"),
+    (Lstm, True, {"training": Training(warmup=2)}, "no warm-up"),
+    (Lstm, True, {"objective": "throughput"}, "are for cuts in depth"),
+    (Lstm, True, {"synthesizer": "lstm"}, "carries a state of its own"),
 ]
 
 
@@ -283,11 +396,53 @@ def test_what_is_wrong_is_said(make: Any, state: Any, options: dict[str, Any], m
         dni_fx.transform(make(), example, state=state, **options)
 
 
+class Bare(nn.Module):
+    """Gives nothing but its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2 + H, H)
+
+    def forward(self, x: Tensor, h: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(self.inner(torch.cat([x, h], 1))), steps + 1
+
+
+class Memory(nn.Module):
+    """Its state has three axes; and it writes to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(H, H)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.inner(state.mul_(0.5) + x.sum(1, keepdim=True))
+        return state.sum(-1), state
+
+
+def test_a_state_that_is_written_to() -> None:
+    net = dni_fx.transform(Memory(), (torch.zeros(5, 1, H), torch.zeros(5, 3, H)), state=True).train()
+    state = torch.zeros(5, 3, H)
+    for _ in range(3):
+        y, state = net(torch.randn(5, 1, H), state)
+        y.sum().backward()
+    assert net.dni.metrics()["time"]["steps"] == 2
+
+
+def test_states_that_would_train_nothing_or_are_no_numbers() -> None:
+    example = torch.zeros(N, 2), torch.zeros(N, H), torch.zeros(N, 1, dtype=torch.int64)
+    with pytest.raises(DniFxError, match="would train nothing"):
+        dni_fx.transform(Bare(), example, state={"h": 0})
+    with pytest.raises(DniFxError, match="not of one floating dtype"):
+        dni_fx.transform(Bare(), example, state={"h": 0, "steps": 1})
+    with pytest.raises(DniFxError, match="more than one axis"):
+        dni_fx.transform(Memory(), (torch.zeros(3, 3, H), torch.zeros(3, 3, H)), state=True)
+
+
 def test_a_state_that_is_missing_or_goes_both_ways() -> None:
     state = torch.zeros(2, N, H), torch.zeros(2, N, H)
     with pytest.raises(DniFxError, match="is bidirectional"):
         dni_fx.transform(nn.LSTM(2, H, batch_first=True, bidirectional=True), (X.float(), state), state=True)
-    with pytest.raises(DniFxError, match="give zeros of its shape"):
+    with pytest.raises(DniFxError, match="has no argument 'hx'"):  # it was given as None, its default
         dni_fx.transform(nn.LSTM(2, H, batch_first=True).double(), (X, None), state={"hx": 1}, frontend="export")
     net = cut(Lstm)
     with pytest.raises(DniFxError, match="begin a sequence with zeros"):

@@ -38,6 +38,11 @@ def used_whole(parts: Tensor) -> Tensor:
     return parts[0] * parts[1] + parts[2] + parts.sum(0)
 
 
+def sliced_too(parts: Tensor) -> Tensor:
+    q, k, v = parts[0], parts[1], parts[2]
+    return q * k + v + parts[1:].sum(0)
+
+
 def written_to(parts: Tensor) -> Tensor:
     q, k, v = parts[0], parts[1], parts[2]
     q.mul_(2.0)
@@ -45,7 +50,9 @@ def written_to(parts: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("mix", "count"), [(unpacked, 1), (one_left_out, 0), (used_whole, 0), (written_to, 0)], ids=lambda x: str(x)[:20]
+    ("mix", "count"),
+    [(unpacked, 1), (one_left_out, 0), (used_whole, 0), (sliced_too, 0), (written_to, 0)],
+    ids=lambda x: str(x)[:20],
 )
 def test_only_what_is_unpacked_is(mix: Callable[[Tensor], Tensor], count: int) -> None:
     net = dni_fx.transform(Parts(mix), X, cuts=["relu"], unlock="none", mix=1.0).train()
