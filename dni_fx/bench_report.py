@@ -47,7 +47,7 @@ def bench_table(rows: Sequence[Row]) -> RenderableType:
 
 
 def _beside(bytes_: int, first: int, unit: int) -> str:
-    return f"{bytes_ / unit:.1f} {100 * (bytes_ / first - 1):+4.0f} %"
+    return f"{bytes_ / unit:.1f} {100 * (bytes_ / first - 1):+.0f} %"
 
 
 def spark(trace: Sequence[int], top: int) -> str:
