@@ -208,7 +208,7 @@ class Interfaces(nn.Module):
 
         Args:
             rows: For a cut in time: where they do, a bool a row of the last call; None: everywhere. It is not needed
-                where the state that comes in differs from the one that went out.
+                where the state that comes in is zero.
         """
         time: Any = getattr(self, "time", None)
         if time is not None:

@@ -40,9 +40,7 @@ def add_time_cut(
     activation = time_activation(state, device)
     made = factory(activation, 0)
     if isinstance(getattr(made, "carried", None), Carried):
-        raise DniFxError(
-            "a synthesizer that carries a state of its own cannot predict for one: give mlp, or carry=False"
-        )
+        raise DniFxError("a synthesizer that carries a state of its own cannot predict for one: mlp can")
     made.to(device=activation.device, dtype=activation.dtype)
     own = Settings(unlock="none", training=settings.training)
     dni.add_module(TIME, TimeCut(made, activation, own, [tensor.axis for tensor in state.tensors]))

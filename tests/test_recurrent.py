@@ -290,7 +290,7 @@ def test_the_order_in_which_states_are_named_makes_no_difference(state: dict[str
         y, h, c = net(X[:, k : k + 1], h, c)
         y.sum().backward()
     assert net.dni.metrics()["time"]["steps"] == 2
-    assert net.dni.time.before.rows.shape == (N, H + 6) and net.dni.time.square is not None
+    assert net.dni.time.before.rows.shape == (N, H + 6)
     y, h, c = net(X[:, 3:4], h, c)  # every row went on
     prediction = net.dni.time.synthesizer.net[-1].weight
     net.zero_grad()
