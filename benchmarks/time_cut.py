@@ -92,7 +92,7 @@ def train(run: Run) -> dict[str, Any]:
         losses.append(total)
         if windows // (run.windows // 20) > len(curve):
             curve.append(statistics.mean(losses[-200:]))
-    return {"bits": curve[-1], "curve": curve} | net.dni.metrics().get("time", {})
+    return {"bits": curve[-1], "curve": curve} | net.dni.metrics().get("time0", {})
 
 
 GRID = [

@@ -19,15 +19,16 @@ from dni_fx.module import DecoupledModule, plain, share_state
 from dni_fx.passes import pipeline
 from dni_fx.passes.add_context import AddContext
 from dni_fx.passes.add_synthesizers import AddSynthesizers, crossing_name
-from dni_fx.passes.add_time_cut import AddTimeCut
+from dni_fx.passes.add_time_cuts import AddTimeCuts, time_name
 from dni_fx.passes.copy_written import CopyWritten
+from dni_fx.passes.cut_states_off import CutStatesOff
 from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
-from dni_fx.planning import Plan, Rewrite
-from dni_fx.recurrent import TIME, add_time_cut, time_activation
+from dni_fx.planning import Plan, Rewrite, StateTensor
+from dni_fx.recurrent import add_time_cuts, time_activation
 from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
-from dni_fx.states import StateOption, find_state
+from dni_fx.states import StateOption, by_segments, find_state, handed_on
 from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, add_group, check_stepping
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
@@ -250,32 +251,38 @@ def captured(model: nn.Module, example: Inputs, request: Request) -> tuple[Decou
     if isinstance(cuts, Plan) and frontend == "auto":
         frontend = cuts.frontend  # its nodes are those of that front end
     module, used, tried = frontends.capture(model, example, frontend, compare=request.verify)
+    tensors = _state(model, module, example, request, tried)
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
     prices, refused = pricing.synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=profile)
-    flow = costs.dataflow(module.graph, profiling.node_times(module, example) if profile else None)
+    times = profiling.node_times(module, example) if profile else None
+    flow = costs.dataflow(module.graph, times, handed_on(module.graph, tensors))
     resident = costs.resident(model, example, OPTIMIZER_STATES)
     cost_model = CostModel(flow, prices, resident, refused=refused, unit="s" if profile else "FLOPs")
-    state = request.state if request.state not in (None, False) else None
-    saved = cuts.state if isinstance(cuts, Plan) else None
-    if state is not None and cuts == "auto":
+    if tensors and isinstance(cuts, Plan) and not cuts.cuts:
+        decision = cutting.Decision((), cuts.why)
+    elif tensors and cuts == "auto":
         if request.limits != Limits():
             raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: say cuts=")
         decision = cutting.Decision((), "in time alone; say cuts= for some in depth, too")
-    elif saved is not None and isinstance(cuts, Plan) and not cuts.cuts:
-        decision = cutting.Decision((), cuts.why)
     else:
         decision = cutting.choose(module.graph, cost_model, cuts, request.limits, among)
     described = (inputs.describe(example), example.source)
     plan = cutting.make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
-    if saved is not None and state is None:
-        if cutting.fingerprint(module.graph) != cuts.fingerprint:  # type: ignore[union-attr]
-            raise DniFxError("the plan was made for another graph; make a new one: dni-fx plan TARGET")
-        plan = replace(plan, state=saved)
-    elif state is not None:
+    return module, replace(plan, states=by_segments(module.graph, tensors, plan.cuts))
+
+
+def _state(
+    model: nn.Module, module: DecoupledModule, example: Inputs, request: Request, tried: tuple[str, ...]
+) -> tuple[StateTensor, ...]:
+    """The tensors that are to be cut off in time: as asked for, else as the plan says."""
+    if request.state is not None and request.state is not False:
         if isinstance(module, hooking.HookedModule):
             raise DniFxError("a cut in time needs a graph, by the front end fx or export: " + " / ".join(tried))
-        plan = replace(plan, state=find_state(model, module, example, state))
-    return module, plan
+        return find_state(model, module, example, request.state)
+    saved = request.cuts.states if isinstance(request.cuts, Plan) else ()
+    if saved and cutting.fingerprint(module.graph) != request.cuts.fingerprint:  # type: ignore[union-attr]
+        raise DniFxError("the plan was made for another graph; make a new one: dni-fx plan TARGET")
+    return tuple(tensor for state in saved for tensor in state.tensors)
 
 
 def rewrite(
@@ -283,14 +290,14 @@ def rewrite(
 ) -> DecoupledModule:
     """Put the synthesizers of `plan` into a captured, annotated module. Arguments and errors as for `transform`."""
     check_settings(settings)
-    if plan.state is not None:
-        settings = _for_time(settings, plan)
-    settings = with_scale(settings, synthesizer)
+    if plan.states:
+        _check_for_time(settings, plan)
     names, factories = _synthesizers(plan, synthesizer, settings)
+    rewritten = plan.with_rewrite(Rewrite.of(settings, names))
+    named = isinstance(synthesizer, str)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    dni = build_dni(plan.with_rewrite(Rewrite.of(settings, names)), factories, settings, device=device)
-    if plan.state is not None:
-        add_time_cut(dni, plan.state, factories[TIME], settings, device=device)
+    dni = build_dni(rewritten, factories, with_scale(settings, named=named), device=device)
+    add_time_cuts(dni, factories, with_scale(settings, named=named, in_time=True), device=device)
     hold_parameters(module, dni)
     module.add_module("dni", dni)
     dni.train(module.training)
@@ -301,25 +308,29 @@ def rewrite(
         module,
         [
             MarkSegments([cut.after for cut in plan.cuts]),
+            *([CutStatesOff([t.output for state in plan.states for t in state.tensors])] if plan.states else []),
             *([AddContext()] if settings.size else []),
             *([ObserveOutput()] if hasattr(dni, "outcome") else []),
             AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
             DecoupleCuts(ops.decouple if unlocked else ops.inject),
             *([CopyWritten()] if unlocked else []),
-            *([] if plan.state is None else [AddTimeCut(plan.state.inputs, [t.output for t in plan.state.tensors])]),
+            *([AddTimeCuts(plan.states)] if plan.states else []),
         ],
     )
     return module
 
 
-def _for_time(settings: Settings, plan: Plan) -> Settings:
-    """With the scale that suits a cut in time (benchmarks/time_cut.py), if the settings do."""
-    if settings.size or settings.training.warmup:
-        raise DniFxError("a cut in time takes no labels or context, and no warm-up")
-    if plan.cuts and settings.unlock == "backward":
-        raise DniFxError('a cut in time and cuts in depth go together with unlock="none" alone')
-    scale = 1.0 if settings.training.scale is None else settings.training.scale
-    return replace(settings, training=replace(settings.training, scale=scale))
+def _check_for_time(settings: Settings, plan: Plan) -> None:
+    """Raise a DniFxError if the plan's cuts in time cannot be made so."""
+    if not plan.cuts and (settings.size or settings.training.warmup):
+        raise DniFxError("labels, context and warm-up are for cuts in depth: say cuts=")
+    several = [state for state in plan.states if len(state.enters) > 1]
+    if several and settings.unlock == "backward":
+        names = ", ".join(tensor.input for tensor in several[0].tensors)
+        raise DniFxError(
+            f"state {names} is used in segments {', '.join(map(str, several[0].enters))}, which go backward one by "
+            'one: cut elsewhere, or use unlock="none"'
+        )
 
 
 def _synthesizers(
@@ -332,9 +343,10 @@ def _synthesizers(
         for tensor in cut.tensors:
             crossing = crossing_name(index, tensor.node)
             names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis, loss)
-    if plan.state is not None:
-        own = "mlp" if synthesizer == "auto" else synthesizer  # one hidden layer: Jaderberg et al. 2017, Sect. 3.1
-        names[TIME], factories[TIME] = resolve(own, time_activation(plan.state).shape, 1)
+    own = "mlp" if synthesizer == "auto" else synthesizer  # one hidden layer: Jaderberg et al. 2017, Sect. 3.1
+    for index, state in enumerate(plan.states):
+        name = time_name(index)
+        names[name], factories[name] = resolve(own, time_activation(state).shape, 1)
     return names, factories
 
 

@@ -22,9 +22,10 @@ from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.interfaces import Interfaces, build_dni, hold_parameters
 from dni_fx.loading import errors_of
 from dni_fx.module import DecoupledModule, adopt, plain, rename, retrace, share_state
+from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import Plan
-from dni_fx.recurrent import TIME, add_time_cut, time_activation
-from dni_fx.settings import loss_function
+from dni_fx.recurrent import add_time_cuts, time_activation
+from dni_fx.settings import loss_function, with_scale
 from dni_fx.source import SourceWriter
 from dni_fx.synthesizers import resolve
 
@@ -236,19 +237,19 @@ def _dni(plan: Plan) -> Interfaces:
     if plan.rewrite is None:
         raise DniFxError("the plan does not say how the model was rewritten")
     shapes = {f"cut{i}_{t.node}": t for i, cut in enumerate(plan.cuts) for t in cut.tensors}
+    states = {time_name(index): state for index, state in enumerate(plan.states)}
     settings = plan.rewrite.settings
     loss = None if settings.loss is None else loss_function(settings.loss)
     factories = {}
     for crossing, name in plan.rewrite.synthesizers.items():
-        if crossing == TIME and plan.state is not None:
-            factories[TIME] = resolve(name, time_activation(plan.state).shape, 1)[1]
+        if crossing in states:
+            factories[crossing] = resolve(name, time_activation(states[crossing]).shape, 1)[1]
             continue
         if crossing not in shapes:
             raise DniFxError(f"the plan has a synthesizer for {crossing!r}, which is no crossing of it")
         factories[crossing] = resolve(name, shapes[crossing].shape, shapes[crossing].axis, loss)[1]
-    dni = build_dni(plan, factories, settings)
-    if plan.state is not None:
-        add_time_cut(dni, plan.state, factories[TIME], settings)
+    dni = build_dni(plan, factories, with_scale(settings, named=True))
+    add_time_cuts(dni, factories, with_scale(settings, named=True, in_time=True))
     return dni
 
 

@@ -25,8 +25,9 @@ from dni_fx.inputs import Inputs, given, tensors_in
 from dni_fx.interfaces import Crossing
 from dni_fx.module import DecoupledModule, plain
 from dni_fx.passes.add_synthesizers import crossing_name
+from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.preserve import in_train_mode, preserved, seed
-from dni_fx.recurrent import TIME, TimeCut, add_time_cut
+from dni_fx.recurrent import TimeCut, add_time_cuts
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer
 
@@ -165,8 +166,7 @@ class _State:
         assert net.dni.plan.rewrite is not None
         self.unlock = net.dni.plan.rewrite.unlock
         self.exact, self.precise = _in_float64(net, inputs)
-        state = net.dni.plan.state
-        handed_on = {tensor.output for tensor in state.tensors} if state is not None else set()
+        handed_on = {tensor.output for state in net.dni.plan.states for tensor in state.tensors}
         self.backprop = _step(_uncut(self.exact, self.precise), self.precise, without=handed_on)
         through = self.told("none", mix=1.0)
         self.through = _step(through, self.precise)
@@ -209,10 +209,10 @@ def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
         told = ops.Segment(mix)
         told.hold(segment.__dict__["held"])
         net.dni.add_module(f"segment{index}", told)
-    state = net.dni.plan.state
-    if state is not None:
-        device = net.dni.crossings[TIME].measured.device
-        add_time_cut(net.dni, state, Told, Settings(), device=device)
+    states = [time_name(index) for index in range(len(net.dni.plan.states))]
+    if states:
+        device = net.dni.crossings[states[0]].measured.device
+        add_time_cuts(net.dni, dict.fromkeys(states, Told), Settings(), device=device)
 
 
 def _uncut(net: DecoupledModule, inputs: Inputs) -> DecoupledModule:
@@ -389,8 +389,8 @@ def _used_above_and_below(state: _State) -> tuple[set[str], set[str]]:
 
 
 def _unlocks(state: _State) -> tuple[bool, str]:
-    if state.net.dni.plan.state is not None and state.net.dni.plan.cuts:
-        return True, 'not compared: with a cut in time there is unlock="none" alone'
+    if any(len(one.enters) > 1 for one in state.net.dni.plan.states):
+        return True, 'not compared: a state that several segments use takes unlock="none" alone'
     noise = torch.Generator().manual_seed(_SEED)
     said = {n: torch.randn(t.shape, generator=noise) for n, t in state.truth.items()}
     found = [

@@ -159,7 +159,7 @@ def _kind(net: DecoupledModule) -> dict[str, Any]:
     return {
         "model": f"{plan.model}, graph {plan.fingerprint}",
         "cuts": ", ".join(cut.after for cut in plan.cuts),
-        "state": None if plan.state is None else plan.state.inputs,
+        "states": [[tensor.input for tensor in state.tensors] for state in plan.states],
         **asdict(plan.rewrite),
         "tensors": {k: (tuple(v.shape), v.dtype) for k, v in net.state_dict().items() if isinstance(v, Tensor)},
         "optimizer": type(net.dni.optimizer).__name__,

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -222,11 +222,16 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def dataflow(graph: fx.Graph, times: Mapping[str, tuple[float, float]] | None = None) -> "nx.DiGraph[str]":
+def dataflow(
+    graph: fx.Graph,
+    times: Mapping[str, tuple[float, float]] | None = None,
+    handed_on: Set[str] = frozenset(),
+) -> "nx.DiGraph[str]":
     """The graph as networkx sees it: nodes in order, with the attributes that the partitioner reads.
 
     Args:
         times: Measured seconds of each node, forward and backward, in place of FLOPs.
+        handed_on: Nodes that the graph gives cut off, as a recurrent model's state: they go out round all cuts.
 
     Graph attribute: `largest`, the bytes of the largest trainable parameter.
     Node attributes, of what it costs: `forward` and `backward` (FLOPs), `owns` and `saves` (bytes by storage of what it
@@ -264,7 +269,8 @@ def dataflow(graph: fx.Graph, times: Mapping[str, tuple[float, float]] | None = 
             gains=record.gains,
             tuple=record.shape is None,
         )
-        flow.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
+        sources = [source.name for source in node.all_input_nodes]
+        flow.add_edges_from((name, node.name) for name in sources if node.op != "output" or name not in handed_on)
     return flow
 
 

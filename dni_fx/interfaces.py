@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from dni_fx import ops
 from dni_fx.errors import ContextError, DniFxError
 from dni_fx.passes.add_synthesizers import crossing_name
+from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import Plan
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
 from dni_fx.synthesizers import Activation, Carried, Factory, LossHead, Outcome, check_labels, expand_context
@@ -104,6 +105,12 @@ class Crossing(nn.Module):
         if isinstance(carried, Carried):
             carried.resume(progress["carried"], self.measured.device)
 
+    def reset(self, rows: Tensor | None = None) -> None:
+        """New sequences begin, everywhere or in these rows: see `Interfaces.reset`."""
+        reset: Any = getattr(self.synthesizer, "reset", None)
+        if reset is not None and rows is None:
+            reset()
+
     def _begin(self) -> bool:
         """Count a step; say whether the synthesizer is trained in it."""
         if torch.compiler.is_compiling():
@@ -151,6 +158,11 @@ class Crossing(nn.Module):
             synthetic = prediction.detach() / factor
             prediction.register_hook(lambda error: self._hear(synthetic, error, look, factor))
 
+    def _follow(self, mean_square: Tensor) -> None:
+        """Let the unit of what is regressed follow the targets."""
+        mean_square = mean_square.to(self.square)
+        self.square = torch.where(self.square > 0, self.square.lerp(mean_square, 0.01), mean_square)
+
     def _hear(self, synthetic: Tensor, error: Tensor | None, look: bool, factor: Any) -> None:
         """`error` is the batch size times synthetic - target, scaled, which the boundary sends back; None: dropped."""
         if error is None:
@@ -158,9 +170,7 @@ class Crossing(nn.Module):
         error = error / (ops.batch_size(synthetic) * factor)
         target = (synthetic - error).flatten().float()
         if self.scale == "rms":
-            mean_square = (target * ops.batch_size(synthetic)).square().mean()
-            mean_square = mean_square.to(self.square)
-            self.square = torch.where(self.square > 0, self.square.lerp(mean_square, 0.01), mean_square)
+            self._follow((target * ops.batch_size(synthetic)).square().mean())
         if look:
             synthetic, error = synthetic.flatten().float(), error.flatten().float()
             norms = target.dot(target).sqrt(), synthetic.dot(synthetic).sqrt()  # on a CPU faster than norm()
@@ -210,13 +220,8 @@ class Interfaces(nn.Module):
             rows: For a cut in time: where they do, a bool a row of the last call; None: everywhere. It is not needed
                 where the state that comes in is zero.
         """
-        time: Any = getattr(self, "time", None)
-        if time is not None:
-            time.reset(rows)
-        for synthesizer in self.synthesizers.values():
-            reset: Any = getattr(synthesizer, "reset", None)
-            if reset is not None and rows is None:
-                reset()
+        for crossing in self.crossings.values():
+            crossing.reset(rows)
 
     @property
     def segments(self) -> list[ops.Segment]:
@@ -245,7 +250,7 @@ class Interfaces(nn.Module):
         segments = self.segments
         for name, crossing in self.crossings.items():
             if crossing.steps:
-                own = getattr(crossing, "segment", None)  # of the cut in time
+                own = getattr(crossing, "segment", None)  # of a cut in time
                 segment = own or segments[int(name.removeprefix("cut").split("_")[0])]
                 measured = dict(zip(MEASURES, crossing.measured.tolist(), strict=True))
                 found[name] = measured | {"steps": crossing.steps, "skipped": int(segment.skipped)}
@@ -319,7 +324,7 @@ def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Param
 
 
 def owned_parameters(net: fx.GraphModule, dni: Interfaces) -> list[tuple[list[nn.Parameter], list[nn.Parameter]]]:
-    """Parameters of every segment, and of the synthesizers below it, whose targets come when it goes backward.
+    """Parameters of every segment, and of the synthesizers whose targets come when it goes backward.
 
     One that several segments use is in the last of them; one that no node is known to use, in the last of all.
     """
@@ -337,8 +342,8 @@ def owned_parameters(net: fx.GraphModule, dni: Interfaces) -> list[tuple[list[nn
         for tensor in cut.tensors:
             synthesizer = dni.crossings[crossing_name(index, tensor.node)]
             found[index + 1][1].extend(p for p in synthesizer.parameters() if p not in owner)
-    if "time" in dni.crossings:
-        found[-1][1].extend(dni.crossings["time"].parameters())
+    for index, state in enumerate(dni.plan.states):  # their targets come when what they enter goes backward
+        found[state.enters[-1]][1].extend(dni.crossings[time_name(index)].parameters())
     return found
 
 

@@ -7,7 +7,9 @@ learning rate suits every batch size.
 """
 
 import contextlib
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils import _pytree as pytree
 
 from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.settings import Mix, Training
@@ -29,6 +32,7 @@ __all__ = [
     "enter",
     "inject",
     "leave",
+    "leaves",
     "specialised",
     "writable",
 ]
@@ -325,6 +329,24 @@ def carry(outputs: Sequence[Tensor], state: Tensor, prediction: Tensor) -> tuple
     return tuple(next(carried) if h.requires_grad else h for h in outputs)
 
 
+def leaves(state: Any, paths: Sequence[Sequence[int | str]]) -> tuple[Tensor, ...]:
+    """The tensors at these places of a tuple or dict, however nested, which must hold no others.
+
+    Raises:
+        DniFxError: If it does.
+    """
+    if has_torch_function((state,)):
+        traced: tuple[Tensor, ...] = handle_torch_function(leaves, (state,), state, paths)
+        return traced
+    try:
+        found = tuple(functools.reduce(operator.getitem, path, state) for path in paths)
+    except (IndexError, KeyError, TypeError):
+        found = ()
+    if len(pytree.tree_leaves(state)) != len(found):
+        raise DniFxError(f"the state has {len(paths)} tensors, but others were given: begin a sequence with zeros")
+    return found
+
+
 def enter(states: Sequence[Any], cut: nn.Module) -> tuple[Any, ...]:
     """What a window begins with: see `dni_fx.recurrent.TimeCut.enter`."""
     if has_torch_function(tuple(states)):
@@ -490,5 +512,6 @@ def specialised(name: str, value: object, traced: object) -> None:
 torch.fx.node.has_side_effect(specialised)
 torch.fx.node.has_side_effect(decouple)
 torch.fx.node.has_side_effect(inject)
+torch.fx.node.has_side_effect(leaves)
 torch.fx.node.has_side_effect(enter)
 torch.fx.node.has_side_effect(leave)

@@ -50,6 +50,8 @@ class Cut:
 class StateTensor:
     """A tensor that is handed on from one call of a recurrent model to the next."""
 
+    input: str  # the placeholder of the graph that takes it,
+    path: tuple[int | str, ...]  # and where in it, if that takes a tuple or dict of tensors
     output: int  # its place among the nodes that the graph gives
     shape: tuple[int, ...]
     dtype: str
@@ -63,10 +65,11 @@ class StateTensor:
 
 @dataclass(frozen=True)
 class State:
-    """The state of a recurrent model: where the cut in time is."""
+    """A cut in time: what of a recurrent model's state the same segments take and make, for one synthesizer."""
 
-    inputs: tuple[str, ...]  # placeholders of the graph
-    tensors: tuple[StateTensor, ...]  # in the order of the inputs' leaves
+    tensors: tuple[StateTensor, ...]
+    enters: tuple[int, ...] = (0,)  # segments that use it
+    leaves: int = 0  # the one that makes it anew
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class Plan:
     rewrite: Rewrite | None = None
     forecast: Forecast | None = None
     verdict: Verdict | None = None  # None: the person said where to cut
-    state: State | None = None  # with a cut in time
+    states: tuple[State, ...] = ()  # cuts in time
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA} | asdict(self), indent=2) + "\n"
@@ -225,7 +228,7 @@ class Plan:
         rewrite = _read_rewrite(data["rewrite"]) if data["rewrite"] is not None else None
         rest: dict[str, Any] = {"cuts": cuts, "segments": segments, "rewrite": rewrite, "inputs": tuple(data["inputs"])}
         rest |= {"forecast": forecast, "verdict": verdict}
-        rest |= {"state": _read_state(data["state"]) if data.get("state") is not None else None}
+        rest |= {"states": tuple(map(_read_state, data.get("states", ())))}
         rest |= {"tried": tuple(data.get("tried", ()))}
         rest |= {"tied": {str(name): tuple(segments) for name, segments in data.get("tied", {}).items()}}
         return cls(**(data | rest))
@@ -235,8 +238,9 @@ class Plan:
 
 
 def _read_state(data: dict[str, Any]) -> State:
-    tensors = tuple(StateTensor(**(t | {"shape": tuple(t["shape"])})) for t in data["tensors"])
-    return State(tuple(data["inputs"]), tensors)
+    tuples = [{key: tuple(t[key]) for key in ("path", "shape")} for t in data["tensors"]]
+    tensors = tuple(StateTensor(**(t | own)) for t, own in zip(data["tensors"], tuples, strict=True))
+    return State(tensors, tuple(data["enters"]), data["leaves"])
 
 
 def _read_rewrite(data: dict[str, Any]) -> Rewrite:

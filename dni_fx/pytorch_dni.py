@@ -82,7 +82,7 @@ class DNI(nn.Module):
         self.settings = Settings(unlock="none", mix=λ if lam is None else lam)
         check_settings(self.settings)
         self.synthesizer = _synthesizer(dni_network, dict(dni_params or {}), hidden_size or 10)
-        self.settings = with_scale(self.settings, self.synthesizer)
+        self.settings = with_scale(self.settings, named=isinstance(self.synthesizer, str))
         self.recursive, self.skip_last_layer = recursive, skip_last_layer
         self.network = network if gpu_id < 0 else network.cuda(gpu_id)
         self.grad_optim_name, self.grad_lr = grad_optim, grad_lr

@@ -12,18 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dni_fx import ops
 from dni_fx.errors import DniFxError
 from dni_fx.interfaces import Crossing, Interfaces
+from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import State
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Carried, Factory
 
-__all__ = ["TIME", "TimeCut", "add_time_cut", "time_activation"]
-
-TIME = "time"  # its name under `net.dni`
+__all__ = ["TimeCut", "add_time_cuts", "time_activation"]
 
 
 def time_activation(state: State, device: torch.device | str = "cpu") -> Activation:
@@ -33,17 +31,18 @@ def time_activation(state: State, device: torch.device | str = "cpu") -> Activat
     return Activation(shape, getattr(torch, first.dtype), torch.device(device), 1)
 
 
-def add_time_cut(
-    dni: Interfaces, state: State, factory: Factory, settings: Settings, *, device: torch.device | str = "cpu"
+def add_time_cuts(
+    dni: Interfaces, factories: Mapping[str, Factory], settings: Settings, *, device: torch.device | str = "cpu"
 ) -> None:
-    """Give `dni` the synthesizer of a state, which is conditioned on nothing."""
-    activation = time_activation(state, device)
-    made = factory(activation, 0)
-    if isinstance(getattr(made, "carried", None), Carried):
-        raise DniFxError("a synthesizer that carries a state of its own cannot predict for one: mlp can")
-    made.to(device=activation.device, dtype=activation.dtype)
-    own = Settings(unlock="none", training=settings.training)
-    dni.add_module(TIME, TimeCut(made, activation, own, [tensor.axis for tensor in state.tensors]))
+    """Give `dni` the synthesizers of its plan's states, which are conditioned on nothing."""
+    for index, state in enumerate(dni.plan.states):
+        activation = time_activation(state, device)
+        made = factories[time_name(index)](activation, 0)
+        if isinstance(getattr(made, "carried", None), Carried):
+            raise DniFxError("a synthesizer that carries a state of its own cannot predict for one: mlp can")
+        made.to(device=activation.device, dtype=activation.dtype)
+        own = Settings(unlock="none", training=settings.training)
+        dni.add_module(time_name(index), TimeCut(made, activation, own, [tensor.axis for tensor in state.tensors]))
 
 
 class TimeCut(Crossing):
@@ -61,15 +60,15 @@ class TimeCut(Crossing):
         super().__init__(synthesizer, activation, settings)
         self.axes = tuple(axes)
         self.segment = ops.Segment(training=settings.training).to(activation.device)
-        self.before: Any = SimpleNamespace(rows=None, ended=None)
+        self.before: Any = SimpleNamespace(rows=None, ended=None, square=None)
 
-    def enter(self, states: tuple[Any, ...]) -> tuple[Any, ...]:
+    def enter(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The states that a window begins with: the gradient that comes back to them trains the synthesizer."""
-        leaves, spec = pytree.tree_flatten(states)
-        self._check(leaves)
+        if not all(isinstance(state, Tensor) for state in states):
+            raise DniFxError(f"the state has {len(self.axes)} tensors, but not all were given: begin with zeros")
         if not (self.training and torch.is_grad_enabled()):
             return states
-        given, before = self._rows(leaves), self.before.rows
+        given, before = self._rows(states), self.before.rows
         if before is None or not _alike(before, given):
             return states
         same = (given == before).all(1, keepdim=True)
@@ -85,7 +84,7 @@ class TimeCut(Crossing):
         following = ops.boundary(before, prediction, self.segment)
         # Of a row that has ended nothing comes back: its target is zero.
         entered = torch.where(goes_on, following, given)
-        return pytree.tree_unflatten(self._leaves(entered, leaves), spec)  # type: ignore[no-any-return]
+        return self._tensors(entered, states)
 
     def leave(self, outputs: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Outputs and states of a window: the ones bring the prediction along in backward, the others are cut off."""
@@ -97,7 +96,31 @@ class TimeCut(Crossing):
         if prediction.shape != rows.shape:
             raise DniFxError(f"the synthesizer gave shape {list(prediction.shape)} for a state of {list(rows.shape)}")
         self.before.rows, self.before.ended = rows.detach(), None
-        return (*ops.carry(outputs, rows, prediction), *[state.detach() for state in states])
+        carrying = ops.carry(outputs, rows, prediction)
+        if self.scale == "rms":
+            self._measure(carrying, rows)
+        return (*carrying, *[state.detach() for state in states])
+
+    def _measure(self, outputs: Sequence[Tensor], rows: Tensor) -> None:
+        """Let the unit of what is regressed follow the loss: the gradients at the outputs of the window before.
+
+        The targets themselves would not do: they are made of predictions, which would grow with their own unit.
+        """
+        if self.before.square is not None:
+            self.square = self.square.lerp(self.before.square.to(self.square), max(1 / (self.steps + 1), 0.001))
+        total = self.before.square = torch.zeros_like(self.square)
+        factor: Any = 1.0 if self.loss_scale is None else self.loss_scale.factor()
+        share = len(rows) / rows.shape[1]  # of the mean loss's gradient: each sample's own, spread over the state
+
+        def hear(gradient: Tensor) -> None:
+            total.add_((gradient.detach().float() / factor).square().sum(), alpha=share)
+
+        for output in outputs:
+            if output.requires_grad:
+                output.register_hook(hear)
+
+    def _follow(self, mean_square: Tensor) -> None:
+        """Targets do not set their own unit: see `_measure`."""
 
     def progress(self) -> dict[str, Any]:
         return super().progress() | {"rows": self.before.rows, "ended": self.before.ended}
@@ -130,23 +153,17 @@ class TimeCut(Crossing):
             )
         self.before.ended = rows if self.before.ended is None else self.before.ended | rows
 
-    def _check(self, leaves: Sequence[Any]) -> None:
-        if len(leaves) != len(self.axes) or not all(isinstance(leaf, Tensor) for leaf in leaves):
-            raise DniFxError(
-                f"the state has {len(self.axes)} tensors, but {len(leaves)} were given: begin a sequence with zeros"
-            )
-
-    def _rows(self, leaves: Sequence[Tensor]) -> Tensor:
+    def _rows(self, states: Sequence[Tensor]) -> Tensor:
         """The state as (N, F)."""
-        return torch.cat([leaf.movedim(axis, 0).flatten(1) for leaf, axis in zip(leaves, self.axes, strict=True)], 1)
+        return torch.cat([s.movedim(axis, 0).flatten(1) for s, axis in zip(states, self.axes, strict=True)], 1)
 
-    def _leaves(self, rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    def _tensors(self, rows: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Tensors like these from what `_rows` would make of them."""
-        moved = [leaf.movedim(axis, 0) for leaf, axis in zip(like, self.axes, strict=True)]
+        moved = [state.movedim(axis, 0) for state, axis in zip(like, self.axes, strict=True)]
         parts = rows.split([m[0].numel() for m in moved], 1)
         whole = [part.reshape(m.shape) for part, m in zip(parts, moved, strict=True)]
         # The model may write to it, which no view of several allows.
-        return [one.movedim(0, axis).clone() for one, axis in zip(whole, self.axes, strict=True)]
+        return tuple(one.movedim(0, axis).clone() for one, axis in zip(whole, self.axes, strict=True))
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

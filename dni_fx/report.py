@@ -30,9 +30,9 @@ def plan_report(plan: Plan) -> RenderableType:
         head.append(f"\nnot by {reason}", "dim")
     for name, segments in plan.tied.items():
         head.append(f"\ntied: {name} is used in segments {', '.join(map(str, segments))}; its gradients add up")
-    if plan.state is not None:
-        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in plan.state.tensors)
-        head.append(f"\nstate: {', '.join(plan.state.inputs)} ({shapes}), cut in time")
+    for index, state in enumerate(plan.states):
+        shapes = ", ".join(f"{tensor.input} {'x'.join(map(str, tensor.shape))}" for tensor in state.tensors)
+        head.append(f"\ntime{index}: {shapes}, cut in time")
         if plan.rewrite is not None:
             head.append(f", synthesizer {plan.rewrite.synthesizers['time']}")
     if plan.rewrite is not None:

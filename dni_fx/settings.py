@@ -88,15 +88,16 @@ class Settings:
         return self.classes or self.context_size or 0
 
 
-def with_scale(settings: Settings, synthesizer: object) -> Settings:
+def with_scale(settings: Settings, *, named: bool, in_time: bool = False) -> Settings:
     """With a scale that suits the synthesizer, where none is said.
 
-    One of the person's own gets what it is told to predict. Which scale does best without labels is measured in
-    `benchmarks/synthesizer_training.py` and `synthesizers_by_net.py`.
+    One of the person's own, which has no name, gets what it is told to predict. Which scale does best without labels is
+    measured in `benchmarks/synthesizer_training.py` and `synthesizers_by_net.py`; for a cut in time, `time_cut.py`.
     """
     if settings.training.scale is not None:
         return settings
-    scale = 1 / 16 if isinstance(synthesizer, str) and not settings.size else 1.0
+    by_name: float | str = "rms" if in_time else 1.0 if settings.size else 1 / 16
+    scale = by_name if named else 1.0
     return replace(settings, training=replace(settings.training, scale=scale))
 
 

@@ -1,7 +1,8 @@
-"""Which arguments of a recurrent model are its state, and which of its outputs it becomes."""
+"""Which arguments of a recurrent model are its state, which of its outputs it becomes, and in which segments."""
 
 import itertools
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -12,15 +13,16 @@ from dni_fx.calling import Calling, by_name, canonical
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule
-from dni_fx.planning import State, StateTensor
+from dni_fx.planning import Cut, State, StateTensor
 
-__all__ = ["StateOption", "find_state", "parse_state"]
+__all__ = ["StateOption", "by_segments", "find_state", "handed_on", "parse_state"]
 
+Path = tuple[Any, ...]
 StateOption = bool | Mapping[str, int | str]
 
 
-def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: StateOption) -> State:
-    """The state of a captured, annotated model.
+def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: StateOption) -> tuple[StateTensor, ...]:
+    """The tensors of the state of a captured, annotated model, in the order in which it takes them.
 
     Args:
         inputs: Those it was captured with.
@@ -42,7 +44,6 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
     names = _placeholders(net, given)
     nodes: list[fx.Node] = []
     fx.node.map_arg(net.graph.output_node().args[0], nodes.append)
-    taken: list[str] = []
     tensors: list[StateTensor] = []
     for argument, key in pairs.items():
         if argument not in given:
@@ -57,21 +58,59 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
             raise DniFxError(f"state: {argument!r} has shapes {shapes}, but output {key!r} has {becomes}")
         if len({value.dtype for value in values}) > 1 or not values[0].dtype.is_floating_point:
             raise DniFxError(f"state: {argument!r} is not of one floating dtype: {[str(v.dtype) for v in values]}")
-        taken += names[argument]
         rows = _rows(given, pairs)
-        for value, position in zip(values, positions, strict=True):
+        for (name, path), value, position in zip(names[argument], values, positions, strict=True):
             dtype = str(value.dtype).removeprefix("torch.")
             axis = _batch_axis(value, rows, argument, layers_first=layers_first)
-            tensors.append(StateTensor(position, tuple(value.shape), dtype, axis))
+            tensors.append(StateTensor(name, path, position, tuple(value.shape), dtype, axis))
     if len({tensor.dtype for tensor in tensors}) > 1:
         raise DniFxError("state: its tensors are of several dtypes")
-    handed_on = {tensor.output for tensor in tensors}
-    if not any(meta.of(node).carries_gradient for i, node in enumerate(nodes) if i not in handed_on):
+    taken = {tensor.output for tensor in tensors}
+    if not any(meta.of(node).carries_gradient for i, node in enumerate(nodes) if i not in taken):
         raise DniFxError(
             "state: beside it the model gives nothing that carries gradient, and what is handed on is cut off, so a "
             "loss on it would train nothing: return it once more, as an output"
         )
-    return State(tuple(taken), tuple(tensors))
+    return tuple(tensors)
+
+
+def handed_on(graph: fx.Graph, tensors: Sequence[StateTensor]) -> set[str]:
+    """Names of the nodes that the graph gives as its state, and as nothing else."""
+    given: list[fx.Node] = []
+    fx.node.map_arg(graph.output_node().args[0], given.append)
+    places = {tensor.output for tensor in tensors}
+    others = {node.name for i, node in enumerate(given) if i not in places}
+    return {given[i].name for i in places} - others
+
+
+def by_segments(graph: fx.Graph, tensors: Sequence[StateTensor], cuts: Sequence[Cut]) -> tuple[State, ...]:
+    """The tensors that the same segments take and make are one state."""
+    segment, ends = 0, {cut.after for cut in cuts}
+    segments: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        segments[node] = segment
+        segment += node.name in ends
+    given: list[fx.Node] = []
+    fx.node.map_arg(graph.output_node().args[0], given.append)
+    by_name = {node.name: node for node in segments}
+    found: dict[tuple[tuple[int, ...], int], list[StateTensor]] = {}
+    for tensor in tensors:
+        leaves = segments[given[tensor.output]]
+        enters = {segments[user] for user in _users(by_name[tensor.input], tensor.path)}
+        found.setdefault((tuple(sorted(enters)) or (leaves,), leaves), []).append(tensor)
+    return tuple(State(tuple(own), *where) for where, own in sorted(found.items()))
+
+
+def _users(value: fx.Node, path: Path) -> list[fx.Node]:
+    """What uses the tensor there in a value, wherever it is taken out."""
+    found = []
+    for user in value.users:
+        taken = path and user.target is operator.getitem and user.args[0] is value
+        if not taken:
+            found.append(user)
+        elif user.args[1] == path[0]:
+            found += _users(user, path[1:])
+    return found
 
 
 def parse_state(text: str | None) -> StateOption | None:
@@ -112,17 +151,22 @@ def _result(results: Any, key: int | str) -> Any:
         raise DniFxError(f"state: the model gives no output {key!r}") from None
 
 
-def _placeholders(net: DecoupledModule, given: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of the graph's placeholders for each argument."""
+def _placeholders(net: DecoupledModule, given: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
+    """The graph's placeholder for each tensor of each argument, and where in it."""
     nodes = [node for node in net.graph.nodes if node.op == "placeholder"]
     if "dni_calling" not in net.__dict__:
         by_target = {str(node.target): node.name for node in nodes}
-        return {name: [by_target[name]] for name in given if name in by_target}
+        return {n: [(by_target[n], path) for path in _paths(value)] for n, value in given.items() if n in by_target}
     flat = iter(nodes)
     return {
-        name: [next(flat).name for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        name: [(next(flat).name, ()) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
         for name, value in given.items()
     }
+
+
+def _paths(value: Any) -> list[Path]:
+    keyed, _ = pytree.tree_flatten_with_path(value)
+    return [tuple(getattr(key, "idx", getattr(key, "key", None)) for key in keys) for keys, _ in keyed]
 
 
 def _rows(given: Mapping[str, Any], pairs: Mapping[str, Any]) -> tuple[int, ...]:

@@ -1,5 +1,8 @@
 """Take everything that a rewrite added out of a graph again."""
 
+import operator
+from typing import Any
+
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
@@ -23,10 +26,22 @@ class RemoveDni(PassBase):
                 for following in list(node.users):
                     _replace(following, before[following.args[1]])
                 graph.erase_node(node)
+            if node.target is ops.leaves:
+                for part in list(node.users):
+                    _take_out(part, *node.args)
+                graph.erase_node(node)
         for node in reversed(graph.nodes):
             if not node.users and _is_ours(node):
                 graph.erase_node(node)
         return PassResult(graph_module, True)
+
+
+def _take_out(part: Node, state: Node, paths: Any) -> None:
+    value, index = state, part.args[1]
+    with part.graph.inserting_before(part):
+        for key in paths[index]:
+            value = part.graph.call_function(operator.getitem, (value, key))
+    _replace(part, value)
 
 
 def _replace(following: Node, value: Node) -> None:

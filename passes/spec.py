@@ -31,8 +31,6 @@ def _no_gradient_path_goes_round_a_cut(module: GraphModule) -> Iterator[str]:
         return
     for node in module.graph.nodes:
         record = meta.of(node)
-        if node.target is ops.leave:  # what it takes of a lower segment is the state, which leaves the graph
-            continue
         for source in node.all_input_nodes:
             below = meta.of(source)
             crosses = below.segment is not None and record.segment is not None and below.segment < record.segment

@@ -138,7 +138,7 @@ def test_with_exact_predictions_it_is_backpropagation_through_the_whole_sequence
     found = gradients(net)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-10)
-    targets = net.dni.synthesizers["time"].targets
+    targets = net.dni.synthesizers["time0"].targets
     for target, (_, gradient) in zip(targets, table[:-1], strict=True):  # what comes back is what it knew
         torch.testing.assert_close(target, gradient, rtol=1e-10, atol=1e-10)
 
@@ -176,7 +176,7 @@ def test_the_fixed_point_is_the_analytic_one() -> None:
         synthesizer="linear",
         training=Training(scale=1.0),
     ).train()
-    synthesizer = net.dni.synthesizers["time"]
+    synthesizer = net.dni.synthesizers["time0"]
     optimizer = torch.optim.SGD(synthesizer.parameters(), 0.1)
     state = torch.zeros(8, 1, dtype=DOUBLE)
     for _ in range(400):
@@ -192,7 +192,7 @@ def test_rows_that_begin_anew_teach_that_nothing_came_after(monkeypatch: pytest.
     _, table = whole(Lstm)
     monkeypatch.setattr(Exact, "table", table)
     net = cut(Lstm, synthesizer=Exact)
-    heard = net.dni.synthesizers["time"].targets
+    heard = net.dni.synthesizers["time0"].targets
 
     def target_after(change: Any) -> Tensor:
         net.dni.reset()
@@ -245,7 +245,7 @@ def test_it_is_saved_loaded_checked_and_shown(frontend: str, tmp_path: Path) -> 
             loss, state = window(one, k, state)
             loss.backward()
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(net.parameters(), again.parameters(), strict=True))
-    assert set(net.dni.metrics()) == {"time"} and net.dni.metrics()["time"]["steps"] == 2
+    assert set(net.dni.metrics()) == {"time0"} and net.dni.metrics()["time0"]["steps"] == 2
     model = dni_fx.restore(net)
     assert isinstance(model, Lstm) and model(*example)[1][0].requires_grad
     copy.deepcopy(net)
@@ -256,7 +256,7 @@ def test_with_cuts_in_depth_and_an_optimizer_that_steps_by_itself() -> None:
     for k in range(2):
         loss, state = window(net, k, state)
         loss.backward()
-    assert len(net.dni.plan.cuts) == 2 and net.dni.metrics()["time"]["steps"] == 1
+    assert len(net.dni.plan.cuts) == 2 and net.dni.metrics()["time0"]["steps"] == 1
     net = cut(Lstm, optimizer=torch.optim.Adam, step="segment")
     before = [p.clone() for p in net.parameters()]
     state = Lstm.begin()
@@ -289,10 +289,10 @@ def test_the_order_in_which_states_are_named_makes_no_difference(state: dict[str
     for k in range(3):
         y, h, c = net(X[:, k : k + 1], h, c)
         y.sum().backward()
-    assert net.dni.metrics()["time"]["steps"] == 2
-    assert net.dni.time.before.rows.shape == (N, H + 6)
+    assert net.dni.metrics()["time0"]["steps"] == 2
+    assert net.dni.time0.before.rows.shape == (N, H + 6)
     y, h, c = net(X[:, 3:4], h, c)  # every row went on
-    prediction = net.dni.time.synthesizer.net[-1].weight
+    prediction = net.dni.time0.synthesizer.net[-1].weight
     net.zero_grad()
     y.sum().backward()
     assert prediction.grad.any()
@@ -312,7 +312,7 @@ def test_another_stream_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     _, table = whole(Lstm)
     monkeypatch.setattr(Exact, "table", table)
     net = cut(Lstm, synthesizer=Exact)
-    heard = net.dni.synthesizers["time"].targets
+    heard = net.dni.synthesizers["time0"].targets
     _, one = window(net, 0, Lstm.begin())
     _, two = window(net, 0, pytree.tree_map(lambda t: t + 1.0, Lstm.begin()))
     loss, _ = window(net, 1, one)
@@ -359,7 +359,7 @@ def test_a_plan_repeats_it() -> None:
     for options in ({}, {"cuts": ["lstm"], "unlock": "none"}):
         plan = cut(Lstm, **options).dni.plan
         again = dni_fx.transform(Lstm(), example, **(options | {"cuts": plan}))
-        assert again.dni.plan.state == plan.state and len(again.dni.plan.cuts) == len(plan.cuts)
+        assert again.dni.plan.states == plan.states and len(again.dni.plan.cuts) == len(plan.cuts)
         assert dni_fx.check(again, example)
 
 
@@ -368,9 +368,9 @@ def test_reset_of_all_and_of_more_and_more_rows() -> None:
     window(net, 0, Lstm.begin())
     net.dni.reset(torch.tensor([True, False, False]))
     net.dni.reset(torch.tensor([False, True, False]))
-    assert net.dni.time.before.ended.tolist() == [True, True, False]
+    assert net.dni.time0.before.ended.tolist() == [True, True, False]
     net.dni.reset()
-    assert net.dni.time.before.ended.all()
+    assert net.dni.time0.before.ended.all()
 
 
 REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
@@ -379,11 +379,10 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
     (Lstm, {"state": 0}, {}, "has shapes"),
     (Cell, True, {}, "state=True is for a forward"),
     (Lstm, True, {"frontend": "modules"}, "needs a graph"),
-    (Lstm, True, {"cuts": ["lstm"]}, 'go together with unlock="none"'),
     (Lstm, {}, {}, "name an argument"),
     (Lstm, True, {"mix": 0.5, "unlock": "none"}, "mix is for cuts in depth"),
-    (Lstm, True, {"classes": 3}, "takes no labels"),
-    (Lstm, True, {"training": Training(warmup=2)}, "no warm-up"),
+    (Lstm, True, {"classes": 3}, "labels, context and warm-up are for cuts in depth"),
+    (Lstm, True, {"training": Training(warmup=2)}, "labels, context and warm-up are for cuts in depth"),
     (Lstm, True, {"objective": "throughput"}, "are for cuts in depth"),
     (Lstm, True, {"synthesizer": "lstm"}, "carries a state of its own"),
 ]
@@ -425,7 +424,7 @@ def test_a_state_that_is_written_to() -> None:
     for _ in range(3):
         y, state = net(torch.randn(5, 1, H), state)
         y.sum().backward()
-    assert net.dni.metrics()["time"]["steps"] == 2
+    assert net.dni.metrics()["time0"]["steps"] == 2
 
 
 def test_states_that_would_train_nothing_or_are_no_numbers() -> None:

@@ -1,0 +1,159 @@
+"""Cut states off between two calls, and put their synthesizers there."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from dni_fx import meta, ops
+from dni_fx.meta import NodeMeta
+from dni_fx.planning import State, StateTensor
+
+__all__ = ["AddTimeCuts", "time_name"]
+
+
+Path = tuple[int | str, ...]
+
+
+def time_name(index: int) -> str:
+    """Name under `net.dni` of the synthesizer of a state."""
+    return f"time{index}"
+
+
+class AddTimeCuts(PassBase):
+    """Needs: `CutStatesOff`, boundaries at the cuts in depth, a module `dni.<time_name>` for each state.
+
+    Leaves, for each state: a call of `ops.enter` before its first use; one of `ops.leave` at the end of the segment
+    that makes it anew, on what goes backward there and the state; and all their users on what these give (role
+    "boundary").
+    """
+
+    def __init__(self, states: Sequence[State]) -> None:
+        super().__init__()
+        self.states = states
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        graph = graph_module.graph
+        nodes = _unpack(graph, [tensor for state in self.states for tensor in state.tensors])
+        given: list[Node] = []
+        map_arg(graph.output_node().args, given.append)
+        handed_on = {tensor.output for state in self.states for tensor in state.tensors}
+        others = [i for i, n in enumerate(given) if i not in handed_on and meta.of(n).carries_gradient]
+        for index, state in enumerate(self.states):
+            name = f"dni.{time_name(index)}"
+            _enter(graph, name, tuple(nodes[tensor] for tensor in state.tensors))
+            cut_off = [given[tensor.output] for tensor in state.tensors]
+            boundary = _boundary(graph, state.leaves)
+            if boundary is None:
+                _leave_at_the_end(graph, name, cut_off, others)
+            else:
+                _leave_at_a_cut(graph, name, cut_off, boundary)
+        return PassResult(graph_module, True)
+
+
+def _unpack(graph: Graph, tensors: Sequence[StateTensor]) -> dict[StateTensor, Node]:
+    """A node for each tensor of the state: its placeholder, or what is taken out of that."""
+    nodes: dict[StateTensor, Node] = {}
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for placeholder in placeholders:
+        own = [tensor for tensor in tensors if tensor.input == placeholder.name]
+        if not own or own[0].path == ():
+            nodes |= dict.fromkeys(own, placeholder)
+            continue
+        with graph.inserting_before(placeholders[-1].next):
+            leaves = graph.call_function(ops.leaves, (placeholder, tuple(tensor.path for tensor in own)))
+            parts = _parts(graph, leaves, [placeholder] * len(own))
+        _mark([leaves, *parts], 0)
+        nodes |= zip(own, parts, strict=True)
+        _use(placeholder, {tensor.path: part for tensor, part in zip(own, parts, strict=True)}, leaves)
+    return nodes
+
+
+def _use(value: Node, parts: Mapping[Path, Node], leaves: Node) -> None:
+    """Let all users of a tuple, or of what is taken out of it, use its tensors instead."""
+    for user in [user for user in value.users if user is not leaves]:
+        index = user.args[1] if user.target is operator.getitem and user.args[0] is value else None
+        inner = {path[1:]: part for path, part in parts.items() if path[0] == index}
+        if inner:
+            _use(user, inner, leaves) if () not in inner else user.replace_all_uses_with(inner[()])
+            user.graph.erase_node(user)
+        else:
+            user.args, user.kwargs = map_arg((user.args, user.kwargs), lambda n: _built(parts) if n is value else n)
+
+
+def _built(parts: Mapping[Path, Node]) -> Any:
+    """A tuple or dict of the tensors, as the paths have it."""
+    if () in parts:
+        return parts[()]
+    keys = dict.fromkeys(path[0] for path in parts)
+    built = {key: _built({path[1:]: part for path, part in parts.items() if path[0] == key}) for key in keys}
+    return built if isinstance(next(iter(keys)), str) else tuple(built.values())
+
+
+def _enter(graph: Graph, name: str, states: tuple[Node, ...]) -> None:
+    users = {user for state in states for user in state.users}
+    first = next(node for node in graph.nodes if node in users)
+    at = states[-1].next if first.op == "output" else first
+    segment = meta.of(at).segment
+    with graph.inserting_before(at):
+        cut = graph.get_attr(name)
+        entered = graph.call_function(ops.enter, (states, cut))
+        following = _parts(graph, entered, states)
+    for state, part in zip(states, following, strict=True):
+        state.replace_all_uses_with(part, delete_user_cb=lambda user: user is not entered)
+    _mark([cut, entered, *following], segment)
+
+
+def _boundary(graph: Graph, segment: int) -> Node | None:
+    """The call that hands the outputs of a segment on; None for the last segment."""
+    boundaries = [node for node in graph.nodes if node.target in (ops.decouple, ops.inject)]
+    return boundaries[segment] if segment < len(boundaries) else None
+
+
+def _leave_at_a_cut(graph: Graph, name: str, cut_off: Sequence[Node], boundary: Node) -> None:
+    outputs: tuple[Node, ...] = tuple(boundary.args[0])  # type: ignore[arg-type]
+    boundary.args = (_leave(graph, name, outputs, cut_off, boundary), *boundary.args[1:])
+
+
+def _leave_at_the_end(graph: Graph, name: str, cut_off: Sequence[Node], places: Sequence[int]) -> None:
+    """All outputs at these places bring the prediction along."""
+    output = graph.output_node()
+    given: list[Node] = []
+    map_arg(output.args, given.append)
+    outputs = tuple(dict.fromkeys(given[i] for i in places))
+    carrying = dict(zip(outputs, _leave(graph, name, outputs, cut_off, output), strict=True))
+    count = iter(range(len(given)))
+    output.args = map_arg(output.args, lambda node: carrying[node] if next(count) in places else node)
+
+
+def _leave(
+    graph: Graph, name: str, outputs: tuple[Node, ...], cut_off: Sequence[Node], before: Node
+) -> tuple[Node, ...]:
+    """What `outputs` become; what was handed on cut off becomes what `ops.leave` gives for it."""
+    states: tuple[Node, ...] = tuple(node.args[0] for node in cut_off)  # type: ignore[misc]
+    with graph.inserting_before(before):
+        cut = graph.get_attr(name)
+        left = graph.call_function(ops.leave, (outputs, states, cut))
+        parts = _parts(graph, left, (*outputs, *states))
+    _mark([cut, left, *parts], meta.of(before).segment)
+    for output, part in zip(outputs, parts, strict=False):
+        meta.of(part).carries_gradient = meta.of(output).carries_gradient
+    for node, part in zip(cut_off, parts[len(outputs) :], strict=True):
+        node.replace_all_uses_with(part)
+        graph.erase_node(node)
+    return tuple(parts[: len(outputs)])
+
+
+def _parts(graph: Graph, whole: Node, values: Sequence[Node]) -> list[Node]:
+    return [
+        graph.create_node("call_function", operator.getitem, (whole, i), name=f"{value.name}_next")
+        for i, value in enumerate(values)
+    ]
+
+
+def _mark(added: Sequence[Node], segment: int | None) -> None:
+    for node in added:
+        node.meta["dni"] = NodeMeta(role="boundary", segment=segment)

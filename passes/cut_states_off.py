@@ -1,0 +1,44 @@
+"""Give the states of a recurrent model cut off."""
+
+from collections.abc import Sequence
+
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from dni_fx import meta
+from dni_fx.meta import NodeMeta
+
+__all__ = ["CutStatesOff"]
+
+
+class CutStatesOff(PassBase):
+    """Needs: marked segments. Leaves: a `detach` (role "detach") of each state where it is made, which the graph gives.
+
+    So a state crosses no cut in depth on its way out.
+
+    Args:
+        places: Of the states among the nodes that the graph gives.
+    """
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__()
+        self.places = set(places)
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        output = graph_module.graph.output_node()
+        given: list[Node] = []
+        map_arg(output.args, given.append)
+        cut_off = {i: _cut_off(given[i]) for i in self.places}
+        count = iter(range(len(given)))
+        output.args = map_arg(output.args, lambda node: cut_off.get(next(count), node))
+        return PassResult(graph_module, True)
+
+
+def _cut_off(state: Node) -> Node:
+    graph = state.graph
+    at = state if state.op != "placeholder" else [node for node in graph.nodes if node.op == "placeholder"][-1]
+    with graph.inserting_after(at):
+        detached = graph.create_node("call_method", "detach", (state,), name=f"{state.name}_detached")
+    detached.meta["dni"] = NodeMeta(role="detach", segment=meta.of(state).segment)
+    return detached
