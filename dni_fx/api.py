@@ -29,7 +29,7 @@ from dni_fx.planning import Plan, Rewrite, StateTensor
 from dni_fx.recurrent import add_time_cuts, time_activation
 from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
 from dni_fx.states import StateOption, by_segments, find_state, handed_on
-from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, add_group, check_stepping
+from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, add_synthesizers, check_stepping
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
 
@@ -151,7 +151,7 @@ def _check_step(step: str, optimizer: object, accumulate: int, training: Trainin
         return
     if step != "loop":
         raise DniFxError(f"step={step!r}: there are 'loop' and 'segment'")
-    if optimizer is None and (training.optimizer is not None or training.lr != 1.0):
+    if optimizer is None and (training.optimizer is not None or training.lr is not None):
         raise DniFxError("training with lr or optimizer needs optimizer=, the one that trains the model")
     if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer)):
         raise DniFxError(
@@ -169,7 +169,7 @@ def _add_to(optimizer: torch.optim.Optimizer, dni: Interfaces, training: Trainin
     if not added:
         return
     if training.optimizer is None:
-        add_group(optimizer, added, training.lr)
+        add_synthesizers(optimizer, dni, added, training)
         return
     own = dni.optimizer = training.optimizer(added)
     zero_grad = optimizer.zero_grad

@@ -45,6 +45,7 @@ class LossScale:
 class Crossing(nn.Module):
     """One tensor at one cut: runs its synthesizer while training, and watches how good it is."""
 
+    in_time = False
     measured: Tensor
     square: Tensor
 

@@ -56,9 +56,12 @@ class TimeCut(Crossing):
         axes: The batch axis of each tensor of the state.
     """
 
+    in_time = True
+
     def __init__(self, synthesizer: nn.Module, activation: Activation, settings: Settings, axes: Sequence[int]) -> None:
         super().__init__(synthesizer, activation, settings)
         self.axes = tuple(axes)
+        self.discount = settings.training.discount
         self.segment = ops.Segment(training=settings.training).to(activation.device)
         self.before: Any = SimpleNamespace(rows=None, ended=None, square=None)
 
@@ -92,7 +95,7 @@ class TimeCut(Crossing):
             return (*outputs, *states)
         rows = self._rows(states)
         with torch.no_grad():
-            prediction = self._scaled(self.synthesizer(rows.detach(), None))
+            prediction = self._scaled(self.synthesizer(rows.detach(), None)) * self.discount
         if prediction.shape != rows.shape:
             raise DniFxError(f"the synthesizer gave shape {list(prediction.shape)} for a state of {list(rows.shape)}")
         self.before.rows, self.before.ended = rows.detach(), None

@@ -39,22 +39,27 @@ class Training:
         scale: What the targets are multiplied by before they are regressed: a number, or "rms", one over their running
             root mean square. A target is the gradient of each sample's own loss: dL/dh times the batch size. With
             scale 1 one learning rate suits every batch size; the smaller it is, the faster the predictions change.
-            None: 1; and 1/16 for synthesizers chosen by name that are conditioned on nothing.
+            None: 1; for synthesizers chosen by name that are conditioned on nothing 1/16, and for a cut in time "rms",
+            which there takes the gradients at the outputs for a measure.
         clip: The largest norm of one sample's target; None: no limit.
         warmup: For so many steps the true gradients are used, while the synthesizers learn to predict them. Nothing is
             unlocked in that time, and no memory saved.
         every: Train the synthesizers at every such step only; in between they just predict.
-        lr: What the synthesizers' learning rate is, as a multiple of the rate of the optimizer they are added to.
+        lr: What the synthesizers' learning rate is, as a multiple of the rate of the optimizer they are added to. None:
+            1, and a tenth for a cut in time.
         optimizer: Makes an optimizer of their own from their parameters; it steps when the person's does. With
             step="loop" it is `net.dni.optimizer`: schedule it by itself.
+        discount: What a prediction for a state is multiplied by when it joins the backward pass of its window, 0 to 1:
+            the less, the less far the loss looks ahead, and the less an error comes back in later targets.
     """
 
     scale: float | str | None = None
     clip: float | None = None
     warmup: int = 0
     every: int = 1
-    lr: float = 1.0
+    lr: float | None = None
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
+    discount: float = 1.0
 
     def __post_init__(self) -> None:
         if self.scale not in (None, "rms") and not _positive(self.scale):
@@ -65,8 +70,10 @@ class Training:
             raise DniFxError(f"warmup={self.warmup!r}: a number of steps, 0 or more")
         if not _whole(self.every) or self.every < 1:
             raise DniFxError(f"every={self.every!r}: a number of steps, 1 or more")
-        if not _positive(self.lr):
+        if self.lr is not None and not _positive(self.lr):
             raise DniFxError(f"lr={self.lr!r}: the multiple of the learning rate is a positive number")
+        if not isinstance(self.discount, int | float) or not 0.0 <= self.discount <= 1.0:
+            raise DniFxError(f"discount={self.discount!r}: a share, 0 to 1")
         if self.optimizer is not None and not callable(self.optimizer):
             raise DniFxError("optimizer: a function from parameters to an optimizer, such as torch.optim.Adam")
 

@@ -10,11 +10,11 @@ from torch.autograd import Variable
 
 from dni_fx.errors import DniFxError
 from dni_fx.inputs import tensors_in
-from dni_fx.interfaces import owned_parameters
+from dni_fx.interfaces import Interfaces, owned_parameters
 from dni_fx.module import DecoupledModule
 from dni_fx.settings import Training
 
-__all__ = ["OptimizerFactory", "SegmentOptimizer", "add_group", "check_stepping"]
+__all__ = ["OptimizerFactory", "SegmentOptimizer", "add_synthesizers", "check_stepping"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -68,7 +68,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
             self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
         training = training or (net.dni.plan.rewrite.training if net.dni.plan.rewrite else Training())
         owned = owned_parameters(net, net.dni)
-        self.optimizers = [_optimizers(*parameters, factory, training) for parameters in owned]
+        self.optimizers = [_optimizers(*parameters, factory, net.dni, training) for parameters in owned]
         if not any(self.optimizers):
             raise DniFxError("no segment has a parameter to train")
         if len({id(o) for o in self._every()}) < sum(len(own) for own in self.optimizers):
@@ -245,18 +245,23 @@ def check_stepping(factory: object, accumulate: object) -> None:
 
 
 def _optimizers(
-    own: list[nn.Parameter], synthesizers: list[nn.Parameter], factory: OptimizerFactory, training: Training
+    own: list[nn.Parameter],
+    synthesizers: list[nn.Parameter],
+    factory: OptimizerFactory,
+    dni: Interfaces,
+    training: Training,
 ) -> list[torch.optim.Optimizer]:
     """Of one segment: its own, with the synthesizers as one more group; or those have one of theirs."""
     made = [_made(factory, own)] if own else []
     if synthesizers and training.optimizer is not None:
         made.append(_made(training.optimizer, synthesizers))
     elif synthesizers and made:
-        add_group(made[0], synthesizers, training.lr)
-    elif synthesizers:
-        made.append(_made(factory, synthesizers))
-        for group in made[0].param_groups:
-            group["lr"] *= training.lr
+        add_synthesizers(made[0], dni, synthesizers, training)
+    else:
+        for parameters, rate in _rates(dni, synthesizers, training):
+            made.append(_made(factory, parameters))
+            for group in made[-1].param_groups:
+                group["lr"] *= rate
     return made
 
 
@@ -272,8 +277,25 @@ def _made(factory: OptimizerFactory, parameters: list[nn.Parameter]) -> torch.op
     return optimizer
 
 
-def add_group(optimizer: torch.optim.Optimizer, added: list[nn.Parameter], lr: float) -> None:
-    """Let an optimizer train the synthesizers, too, at a multiple of its learning rate."""
+def add_synthesizers(
+    optimizer: torch.optim.Optimizer, dni: Interfaces, added: list[nn.Parameter], training: Training
+) -> None:
+    """Let an optimizer train these of the synthesizers' parameters, too, at a multiple of its learning rate."""
+    for parameters, rate in _rates(dni, added, training):
+        _add_group(optimizer, parameters, rate)
+
+
+def _rates(
+    dni: Interfaces, parameters: list[nn.Parameter], training: Training
+) -> list[tuple[list[nn.Parameter], float]]:
+    """Those of cuts in depth and those of cuts in time, and what to multiply the learning rate by for them."""
+    later = {id(p) for crossing in dni.crossings.values() if crossing.in_time for p in crossing.parameters()}
+    in_depth, in_time = ([p for p in parameters if (id(p) in later) is wanted] for wanted in (False, True))
+    depth_rate, time_rate = (1.0, 0.1) if training.lr is None else (training.lr, training.lr)
+    return [(own, rate) for own, rate in ((in_depth, depth_rate), (in_time, time_rate)) if own]
+
+
+def _add_group(optimizer: torch.optim.Optimizer, added: list[nn.Parameter], lr: float) -> None:
     params: list[Any] = list(added)
     if "param_names" in optimizer.param_groups[0]:  # then all groups need names
         count = sum(len(group["params"]) for group in optimizer.param_groups)

@@ -72,8 +72,8 @@ def window(net: nn.Module, k: int, state: State) -> tuple[Tensor, State]:
 
 def cut(make: Any, **options: Any) -> nn.Module:
     model = make()
-    example = (X[:, :T], make.begin()) if make is Lstm else (make.begin(), X[:, :T])
-    state: Any = True if make is Lstm else {"hidden": "last"}
+    example = (make.begin(), X[:, :T]) if make is Cell else (X[:, :T], make.begin())
+    state: Any = {"hidden": "last"} if make is Cell else True
     return dni_fx.transform(model, example, state=state, **options).train()
 
 
@@ -114,7 +114,7 @@ class Exact(Synthesizer):
         self.targets: list[Tensor] = []
 
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-        known = [g for state, g in self.table if torch.allclose(state, activation)]
+        known = [g for h, g in self.table if h.shape == activation.shape and torch.allclose(h, activation)]
         exact = (known or [torch.zeros_like(activation)])[0] * len(activation)
         prediction = exact + self.slope * activation
         if prediction.requires_grad:
@@ -153,6 +153,117 @@ def test_with_none_it_is_truncated(make: Any) -> None:
             loss.backward()
             states[i] = pytree.tree_map(torch.Tensor.detach, state)
     assert all(torch.equal(gradient, gradients(model)[name]) for name, gradient in gradients(net).items())
+
+
+class Stack(nn.Module):
+    """Two layers, each with two tensors for a state: a cut between the layers parts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.LSTM(2, H, batch_first=True), nn.LSTM(H, H + 1, batch_first=True)
+        self.head = nn.Linear(H + 1, 1)
+        self.double()
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        below, above = state
+        y, below = self.one(x, below)
+        z, above = self.two(y, above)
+        return self.head(z), (below, above)
+
+    @staticmethod
+    def begin(rows: int = N) -> State:
+        return tuple(tuple(torch.zeros(1, rows, size, dtype=DOUBLE) for _ in range(2)) for size in (H, H + 1))
+
+
+@pytest.mark.parametrize("unlock", ["backward", "none"])
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+def test_each_segment_has_its_own_state_and_all_of_it_is_exact(
+    frontend: str, unlock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told the true gradients at the cut in depth too, windows train as backpropagation does, end to end."""
+    between: list[Tensor] = []
+
+    class Watched(Stack):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one.register_forward_hook(lambda module, args, output: between.append(output[0]))
+            self.one.register_forward_hook(lambda module, args, output: output[0].retain_grad())
+
+    wanted, table = whole(Watched)
+    sizes = [2 * H, 2 * H + 2]
+    known = [
+        (s, g) for states, future in table for s, g in zip(states.split(sizes, 1), future.split(sizes, 1), strict=True)
+    ]
+    monkeypatch.setattr(Exact, "table", known + [(y.detach(), y.grad) for y in between])
+    net = cut(Stack, synthesizer=Exact, frontend=frontend, unlock=unlock, cuts=["one"])
+    assert [(state.enters, state.leaves) for state in net.dni.plan.states] == [((0,), 0), ((1,), 1)]
+    assert len(net.dni.plan.cuts[0].tensors) == 1  # no state crosses it on its way out
+    state = Stack.begin()
+    for k in range(WINDOWS):
+        loss, state = window(net, k, state)
+        loss.backward()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(gradients(net)[name], gradient, rtol=1e-10, atol=1e-10)
+    for index, size in enumerate((H, H + 1)):
+        for target, (states, future) in zip(net.dni.synthesizers[f"time{index}"].targets, table[:-1], strict=True):
+            assert states.split(sizes, 1)[index].shape == (N, 2 * size)
+            torch.testing.assert_close(target, future.split(sizes, 1)[index], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("unlock", ["backward", "none"])
+def test_a_net_with_cuts_of_both_kinds_is_checked_saved_and_loaded(unlock: str, tmp_path: Path) -> None:
+    example = X[:, :T], Stack.begin()
+    net = cut(Stack, cuts=["one"], unlock=unlock, classes=3)
+    assert dni_fx.check(net, example)
+    dni_fx.save(net, tmp_path / "net")
+    again = dni_fx.load(tmp_path / "net").train()
+    assert again.dni.plan == net.dni.plan
+    labels = torch.arange(N) % 3
+    for one in (net, again):
+        state = Stack.begin()
+        for _ in range(3):
+            y, state = one(X[:, :T], state, dni_context=labels)
+            y.sum().backward()
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(net.parameters(), again.parameters(), strict=True))
+    assert len(net.dni.metrics()) == 3 and net.dni.metrics()["time1"]["steps"] == 2
+
+
+def test_each_segment_steps_with_the_synthesizer_of_its_state() -> None:
+    net = cut(Stack, cuts=["one"], optimizer=torch.optim.Adam, step="segment")
+    stepped = [
+        {id(p) for o in own for g in o.param_groups for p in g["params"]} for own in net.dni.optimizer.optimizers
+    ]
+    for index in range(2):
+        assert {id(p) for p in net.dni.crossings[f"time{index}"].parameters()} <= stepped[index]
+    before, state = [p.clone() for p in net.parameters()], Stack.begin()
+    for k in range(4):
+        loss, state = window(net, k, state)
+        loss.backward()
+    assert not any(torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
+
+
+class Shared(nn.Module):
+    """One state that two segments read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(2 + H, H), nn.Linear(2 * H, H)
+        self.double()
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.tanh(self.one(torch.cat([x[:, 0], state], 1)))
+        following = torch.tanh(self.two(torch.cat([y, state], 1)))
+        return following.sum(1, keepdim=True), following
+
+
+def test_a_state_that_several_segments_read() -> None:
+    example = X[:, :1], torch.zeros(N, H, dtype=DOUBLE)
+    with pytest.raises(DniFxError, match="is used in segments 0, 1"):
+        dni_fx.transform(Shared(), example, state=True, cuts=["one"])
+    net = dni_fx.transform(Shared(), example, state=True, cuts=["one"], unlock="none")
+    assert dni_fx.check(net, example)
 
 
 class Linear(nn.Module):
