@@ -1,0 +1,217 @@
+"""Copy and Repeat Copy, as in Jaderberg et al. (2017), Sect. 3.1: how long a sequence can be modelled.
+
+Run:     python benchmarks/paper_recurrent.py run       an hour or more; goes on where it was stopped
+Report:  python benchmarks/paper_recurrent.py report    writes benchmarks/results/paper_recurrent.md and .png
+Truncated backpropagation through time beside a cut in time, in windows of 2 to 5 steps, with an equal number of
+optimizer steps. A sequence grows when its loss is below 0.15 bits a bit (examples/tasks); the longest answer whose
+loss fell below that is what counts, in symbols of 8 bits.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dni_fx
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "tasks"))
+import generators
+import models
+from curricula import Copy, RepeatCopy
+
+RUNS = Path(__file__).parent / "results" / "paper_recurrent.jsonl"
+BATCH, HIDDEN, LR = 64, 128, 1e-3
+TASKS = {"Copy": Copy, "Repeat Copy": RepeatCopy}
+METHODS = ("truncated", "DNI")
+WINDOWS = (2, 3, 4, 5)
+POINTS = 40  # of a curve
+PAPER = {
+    ("Copy", "truncated"): (7, 8, 10, 8),
+    ("Copy", "DNI"): (16, 14, 18, 18),
+    ("Repeat Copy", "truncated"): (7, 5, 19, 23),
+    ("Repeat Copy", "DNI"): (39, 33, 39, 59),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    task: str
+    method: str
+    window: int
+    seed: int
+    steps: int  # of the optimizer: windows
+    lr: float | None = None  # of the synthesizer, beside the net's; None: the default
+    discount: float = 1.0
+
+
+def train(run: Run) -> dict[str, Any]:
+    """The longest answer that was modelled, in symbols, by steps; and the time a step."""
+    torch.manual_seed(run.seed)
+    task = TASKS[run.task]()
+    model = models.Recurrent("lstm", *task.sizes, HIDDEN, layers=1, dropout=0.0)
+    optimizer = torch.optim.Adam(model.parameters(), LR)
+    net: Any = model
+    if run.method == "DNI":
+        example = torch.rand(BATCH, run.window, task.sizes[0]), model.start(BATCH)
+        training = dni_fx.Training(lr=run.lr, discount=run.discount)
+        net = dni_fx.transform(model, example, state=True, optimizer=optimizer, training=training, verify=False)
+    torch.manual_seed(run.seed)  # the same sequences for all
+    steps, longest = 0, 0
+    curve: list[int] = []
+    begun = time.process_time()  # of one thread: what else the machine does counts less
+    while steps < run.steps:
+        batch = task.batch(BATCH)
+        answer = int(batch.answer.sum()) - 1  # without the end mark
+        state, loss = model.start(BATCH), 0.0
+        for window in generators.windows(batch, run.window):
+            optimizer.zero_grad()
+            outputs, state = net(window.inputs, state)
+            state = tuple(tensor.detach() for tensor in state)
+            part = (task.losses(outputs, window.targets) * window.mask).sum() / (BATCH * batch.mask.sum())
+            if part.requires_grad:
+                part.backward()
+                optimizer.step()
+            steps += 1
+            loss += part.item()
+        longest = max(longest, answer if loss < 0.15 else 0)
+        task.advance(steps, loss)
+        curve += [longest] * (steps * POINTS // run.steps - len(curve))
+    microseconds = 1e6 * (time.process_time() - begun) / steps
+    return {"longest": longest, "curve": curve[:POINTS], "microseconds": microseconds}
+
+
+def done(path: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            yield Run(**record["run"]), record
+
+
+def _work(run: Run) -> tuple[Run, dict[str, Any]]:
+    torch.set_num_threads(1)
+    return run, train(run)
+
+
+def command_run(arguments: argparse.Namespace) -> None:
+    wanted = [
+        Run(task, method, window, seed, arguments.steps)
+        for seed in range(arguments.seeds)
+        for task in TASKS
+        for window in WINDOWS
+        for method in METHODS
+    ]
+    finished = {run for run, _ in done(arguments.runs)}
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        for run, result in pool.imap_unordered(_work, [run for run in wanted if run not in finished]):
+            with arguments.runs.open("a") as file:
+                file.write(json.dumps({"run": dataclasses.asdict(run), "torch": torch.__version__} | result) + "\n")
+            print(f"{run}: {result['longest']} symbols, {result['microseconds']:.0f} us a step", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ report
+Results = dict[Run, list[dict[str, Any]]]  # of all seeds, under the run with seed 0
+
+
+def read(path: Path) -> Results:
+    results: Results = {}
+    for run, record in sorted(done(path), key=lambda one: one[0].seed):
+        results.setdefault(dataclasses.replace(run, seed=0), []).append(record)
+    return results
+
+
+def spread(values: list[int]) -> str:
+    return f"{statistics.mean(values):.1f} ({', '.join(map(str, values))})" if values else ""
+
+
+def table(results: Results, task: str, steps: int) -> Iterator[str]:
+    yield f"## {task}, {steps:,} steps\n"
+    yield "| T | truncated | DNI | ratio | time of a step | the paper: truncated, DNI |"
+    yield "|---|---|---|---|---|---|"
+    for i, window in enumerate(WINDOWS):
+        records = [results.get(Run(task, method, window, 0, steps), []) for method in METHODS]
+        if not all(records):
+            continue
+        lengths = [[record["longest"] for record in own] for own in records]
+        times = [statistics.mean(record["microseconds"] for record in own) for own in records]
+        ratio = statistics.mean(lengths[1]) / max(statistics.mean(lengths[0]), 1e-9)
+        paper = ", ".join(str(PAPER[task, method][i]) for method in METHODS)
+        cells = (str(window), *map(spread, lengths), f"{ratio:.2f}", f"{times[1] / times[0]:.2f}", paper)
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+
+
+def plot(results: Results, path: Path) -> None:
+    """The longest answer by steps, mean of the seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(TASKS), figsize=(7 * len(TASKS), 5), squeeze=False)
+    for task, panel in zip(TASKS, axes[0], strict=True):
+        for run, records in results.items():
+            if run.task == task:
+                curve = [statistics.mean(point) for point in zip(*(r["curve"] for r in records), strict=True)]
+                seen = [run.steps * (i + 1) / POINTS for i in range(len(curve))]
+                style = "--" if run.method == "truncated" else "-"
+                color = f"C{WINDOWS.index(run.window)}"
+                panel.plot(seen, curve, style, color=color, label=f"{run.method}, T = {run.window}")
+        panel.set(title=task, xlabel="optimizer steps", ylabel="longest answer modelled, symbols")
+        panel.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def command_report(arguments: argparse.Namespace) -> None:
+    results = read(arguments.runs)
+    if not results:
+        sys.exit(f"no runs in {arguments.runs}")
+    picture = arguments.runs.with_suffix(".png")
+    lines = [
+        "# Copy and Repeat Copy: how long a sequence can be modelled",
+        "",
+        "`python benchmarks/paper_recurrent.py run`, then `report`. The longest answer, in symbols of 8 bits, whose loss",
+        f"fell below 0.15 bits a bit: mean (each seed). LSTM {HIDDEN}, batch {BATCH}, Adam {LR:g}, the loss averaged over",
+        "the answer; DNI: a cut in time with all defaults. A step is a window of T steps in time; its time is that of one",
+        f"core beside truncated backpropagation's. A line a run in [{arguments.runs.name}]({arguments.runs.name}). The",
+        "paper: LSTM 256, batch 256, Adam 7e-5, until nothing more was learned.",
+        "",
+    ]
+    for steps in sorted({run.steps for run in results}):
+        for task in TASKS:
+            lines += table(results, task, steps)
+    lines += [f"![longest answer by steps]({picture.name})", ""]
+    notes = arguments.runs.with_suffix(".notes.md")
+    text = "\n".join(lines) + (notes.read_text() if notes.is_file() else "")
+    arguments.runs.with_suffix(".md").write_text(text)
+    plot(results, picture)
+    print(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=RUNS, help="the file of runs")
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run")
+    run.add_argument("--steps", type=int, default=30_000, help="of the optimizer, a run")
+    run.add_argument("--seeds", type=int, default=3)
+    run.add_argument("--workers", type=int, default=2)
+    run.set_defaults(function=command_run)
+    commands.add_parser("report").set_defaults(function=command_report)
+    arguments = parser.parse_args()
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()
