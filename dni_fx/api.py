@@ -28,7 +28,7 @@ from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite, StateTensor
 from dni_fx.recurrent import add_time_cuts, time_activation
 from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
-from dni_fx.states import StateOption, by_segments, find_state, handed_on
+from dni_fx.states import StateOption, by_segments, find_state, states_alone
 from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, add_synthesizers, check_stepping
 from dni_fx.synthesizers import Factory, resolve
 from dni_fx.units import parse_bytes
@@ -255,7 +255,7 @@ def captured(model: nn.Module, example: Inputs, request: Request) -> tuple[Decou
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
     prices, refused = pricing.synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=profile)
     times = profiling.node_times(module, example) if profile else None
-    flow = costs.dataflow(module.graph, times, handed_on(module.graph, tensors))
+    flow = costs.dataflow(module.graph, times, states_alone(module.graph, tensors))
     resident = costs.resident(model, example, OPTIMIZER_STATES)
     cost_model = CostModel(flow, prices, resident, refused=refused, unit="s" if profile else "FLOPs")
     if tensors and isinstance(cuts, Plan) and not cuts.cuts:

@@ -29,6 +29,7 @@ from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.preserve import in_train_mode, preserved, seed
 from dni_fx.recurrent import TimeCut, add_time_cuts
 from dni_fx.settings import Settings
+from dni_fx.states import handed_on, next_window
 from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer
 
 __all__ = ["Check", "Report", "Told", "check"]
@@ -95,7 +96,8 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
     Returns:
         A report that is true if every check holds: outputs in eval mode and in train mode; gradients with true
         synthetic gradients (in float64 where the model runs in it); isolation; unlock "none" against "backward";
-        keys of the state_dict; save and load; and that steps move every parameter that backpropagation moves.
+        keys of the state_dict; save and load; that steps move every parameter that backpropagation moves; and with a
+        cut in time, what goes from one window to the next, in two windows of these inputs.
 
     Raises:
         DniFxError: If `net` was not made by dni-fx, or does not run on the inputs.
@@ -111,7 +113,8 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
             raise
         except Exception as error:
             raise DniFxError(f"the model cannot be checked on these inputs: {first_line(error)}") from None
-        return Report(tuple(Check(name, *_outcome(one, state)) for name, one in _CHECKS.items()))
+        checks = _CHECKS | _IN_TIME if net.dni.plan.states else _CHECKS
+        return Report(tuple(Check(name, *_outcome(one, state)) for name, one in checks.items()))
 
 
 def _detach_attributes(net: nn.Module) -> None:
@@ -166,8 +169,9 @@ class _State:
         assert net.dni.plan.rewrite is not None
         self.unlock = net.dni.plan.rewrite.unlock
         self.exact, self.precise = _in_float64(net, inputs)
-        handed_on = {tensor.output for state in net.dni.plan.states for tensor in state.tensors}
-        self.backprop = _step(_uncut(self.exact, self.precise), self.precise, without=handed_on)
+        self.tensors = [tensor for state in net.dni.plan.states for tensor in state.tensors]
+        without = {tensor.output for tensor in self.tensors}
+        self.backprop = _step(_uncut(self.exact, self.precise), self.precise, without=without)
         through = self.told("none", mix=1.0)
         self.through = _step(through, self.precise)
         if not self.backprop.gradients:
@@ -257,26 +261,43 @@ def _step(
     with preserved(net):
         in_train_mode(net)
         net.zero_grad()
-        for module in net.modules():
-            if isinstance(module, TimeCut):
-                module.forget()
+        _forget(net)
         seed(_SEED)
         with _Narrow() as narrow:  # type: ignore[no-untyped-call]
             outputs = _outputs(net, inputs, **(context or {}))
-        heads = [o for i, o in enumerate(outputs) if o.requires_grad and i not in without]
-        seed(_SEED)
-        torch.autograd.backward(heads, [torch.randn_like(h) / ops.batch_size(h) for h in heads])
-        gradients = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+        torch.autograd.backward(*_loss(outputs, without))
+        gradients = _gradients(net)
         net.zero_grad()
         buffers = {n: b.detach().clone() for n, b in net.named_buffers() if not n.startswith("dni.")}
         return _Step([o.detach() for o in outputs], buffers, gradients, narrow.seen)
 
 
+def _forget(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, TimeCut):
+            module.forget()
+
+
+def _loss(outputs: list[Tensor], without: Set[int] = frozenset(), number: int = _SEED) -> tuple[Any, Any]:
+    """Where a backward pass begins, and the gradients that it begins with."""
+    heads = [o for i, o in enumerate(outputs) if o.requires_grad and i not in without]
+    seed(number)
+    return heads, [torch.randn_like(h) / ops.batch_size(h) for h in heads]
+
+
+def _gradients(net: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+
+
 def _outputs(net: nn.Module, inputs: Inputs, **context: Any) -> list[Tensor]:
-    fresh = inputs.map(lambda t: t.detach().clone())
+    return tensors_in(_call(net, inputs.map(torch.detach), **context))
+
+
+def _call(net: nn.Module, inputs: Inputs, **context: Any) -> Any:
+    fresh = inputs.map(torch.clone)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return tensors_in(net(*fresh.args, **fresh.kwargs, **context))
+        return net(*fresh.args, **fresh.kwargs, **context)
 
 
 def _context(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:
@@ -454,6 +475,105 @@ def _moves(state: _State) -> tuple[bool, str]:
     return not stuck, f"{stuck[0]} does not move" if stuck else f"{len(wanted)} of {len(wanted)} parameters"
 
 
+def _in_time(state: _State) -> tuple[bool, str]:
+    """Told the gradient that the second window sends back, two train as one; told nothing, as truncated ones."""
+    figures = []
+    for goes_on in (True, False):
+        try:
+            wanted, sent_back = _both_uncut(state, goes_on)
+        except _NotAtOnce as error:
+            return True, f"not compared: backpropagation through both at once raises {error}"
+        said = sent_back if goes_on else {}
+        through, heard = _both_cut(state.told("none", mix=1.0), state.precise, (said, {}))
+        truth = [{name: target for name, target in one.items() if name not in sent_back} for one in heard]
+        ours, heard = _both_cut(state.told(state.unlock), state.precise, (truth[0] | said, truth[1]))
+        target = {name: target for name, target in heard[1].items() if name in sent_back}
+        pairs = ((through, wanted), (ours, wanted), (target, sent_back))
+        for got, expected in pairs:
+            passed, figure = _close(got, expected, narrow=state.backprop.narrow)
+            if not passed:
+                return False, f"told {'the true gradient' if goes_on else 'nothing'}: {figure}"
+            figures.append(figure)
+    worst = next((figure for figure in figures if figure != "exact"), "exact")
+    return True, f"{str(state.dtype).removeprefix('torch.')}: {worst}"
+
+
+class _NotAtOnce(Exception):
+    """What the model keeps for its backward pass is written to in the next call."""
+
+
+def _both_uncut(state: _State, goes_on: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients of two windows' losses, and those of the second's with respect to its states, each as (N, F).
+
+    Args:
+        goes_on: Into the first window, through the state that it hands on.
+    """
+    net, inputs = _uncut(state.exact, state.precise), state.precise
+    without = {tensor.output for tensor in state.tensors}
+    roots: list[Tensor] = []
+    begin: list[Tensor] = []
+    handed: list[Tensor] = []
+    with preserved(net):
+        in_train_mode(net)
+        net.zero_grad()
+        for number in (_SEED, _SEED + 1):
+            seed(number)
+            result = _call(net, inputs)
+            heads, gradients = _loss(tensors_in(result), without, number)
+            roots += heads
+            begin += gradients
+            if handed:
+                break
+            for tensor in handed_on(net, state.tensors, result):
+                following = tensor.clone() if goes_on and tensor.requires_grad else tensor.detach().requires_grad_()
+                following.retain_grad()
+                handed.append(following)
+            inputs = next_window(net, state.tensors, inputs, handed)
+        try:
+            torch.autograd.backward(roots, begin)
+        except RuntimeError as error:
+            if "inplace" not in str(error):
+                raise
+            raise _NotAtOnce(first_line(error)) from None
+        wanted = _gradients(net)
+        net.zero_grad()
+    gradients = iter([torch.zeros_like(h) if h.grad is None else h.grad for h in handed])
+    sent_back = {}
+    for index, own in enumerate(state.exact.dni.plan.states):
+        time: Any = state.exact.dni.crossings[time_name(index)]
+        sent_back[time_name(index)] = time.rows_of([next(gradients) for _ in own.tensors])
+    return wanted, sent_back
+
+
+def _both_cut(
+    net: DecoupledModule, inputs: Inputs, said: tuple[dict[str, Tensor], dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Gradients of two windows' losses, each with a backward pass of its own, and what synthesizers heard in each.
+
+    Args:
+        said: The gradients that they say, in each.
+    """
+    tensors = [tensor for state in net.dni.plan.states for tensor in state.tensors]
+    heard: list[dict[str, Tensor]] = []
+    with preserved(net):
+        in_train_mode(net)
+        net.zero_grad()
+        _forget(net)
+        for number, truth in zip((_SEED, _SEED + 1), said, strict=True):
+            for name, synthesizer in _synthesizers(net):
+                synthesizer.told = truth[name] * ops.batch_size(truth[name]) if name in truth else None
+                synthesizer.heard.target = None
+            seed(number)
+            result = _call(net, inputs)
+            torch.autograd.backward(*_loss(tensors_in(result), number=number))
+            targets = {name: synthesizer.heard.target for name, synthesizer in _synthesizers(net)}
+            heard.append({name: target for name, target in targets.items() if target is not None})
+            inputs = next_window(net, tensors, inputs, handed_on(net, tensors, result))
+        gradients = _own(_gradients(net))
+        net.zero_grad()
+    return gradients, heard
+
+
 def _own(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: g for name, g in gradients.items() if not name.startswith("dni.")}
 
@@ -467,4 +587,7 @@ _CHECKS: dict[str, Callable[[_State], tuple[bool, str]]] = {
     "state_dict keys": _keys,
     "save and load": _round_trip,
     "steps move what backprop moves": _moves,
+}
+_IN_TIME: dict[str, Callable[[_State], tuple[bool, str]]] = {
+    "in time: two windows train as one": _in_time,
 }

@@ -71,7 +71,7 @@ class TimeCut(Crossing):
             raise DniFxError(f"the state has {len(self.axes)} tensors, but not all were given: begin with zeros")
         if not (self.training and torch.is_grad_enabled()):
             return states
-        given, before = self._rows(states), self.before.rows
+        given, before = self.rows_of(states), self.before.rows
         if before is None or not _alike(before, given):
             return states
         same = (given == before).all(1, keepdim=True)
@@ -93,7 +93,7 @@ class TimeCut(Crossing):
         """Outputs and states of a window: the ones bring the prediction along in backward, the others are cut off."""
         if not (self.training and torch.is_grad_enabled()):
             return (*outputs, *states)
-        rows = self._rows(states)
+        rows = self.rows_of(states)
         with torch.no_grad():
             prediction = self._scaled(self.synthesizer(rows.detach(), None)) * self.discount
         if prediction.shape != rows.shape:
@@ -156,12 +156,12 @@ class TimeCut(Crossing):
             )
         self.before.ended = rows if self.before.ended is None else self.before.ended | rows
 
-    def _rows(self, states: Sequence[Tensor]) -> Tensor:
+    def rows_of(self, states: Sequence[Tensor]) -> Tensor:
         """The state as (N, F)."""
         return torch.cat([s.movedim(axis, 0).flatten(1) for s, axis in zip(states, self.axes, strict=True)], 1)
 
     def _tensors(self, rows: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Tensors like these from what `_rows` would make of them."""
+        """Tensors like these from what `rows_of` would make of them."""
         moved = [state.movedim(axis, 0) for state, axis in zip(like, self.axes, strict=True)]
         parts = rows.split([m[0].numel() for m in moved], 1)
         whole = [part.reshape(m.shape) for part, m in zip(parts, moved, strict=True)]

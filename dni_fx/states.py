@@ -15,7 +15,7 @@ from dni_fx.inputs import Inputs
 from dni_fx.module import DecoupledModule
 from dni_fx.planning import Cut, State, StateTensor
 
-__all__ = ["StateOption", "by_segments", "find_state", "handed_on", "parse_state"]
+__all__ = ["StateOption", "by_segments", "find_state", "handed_on", "next_window", "parse_state", "states_alone"]
 
 Path = tuple[Any, ...]
 StateOption = bool | Mapping[str, int | str]
@@ -62,7 +62,7 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
         for (name, path), value, position in zip(names[argument], values, positions, strict=True):
             dtype = str(value.dtype).removeprefix("torch.")
             axis = _batch_axis(value, rows, argument, layers_first=layers_first)
-            tensors.append(StateTensor(name, path, position, tuple(value.shape), dtype, axis))
+            tensors.append(StateTensor(name, path, int(position), tuple(value.shape), dtype, axis))
     if len({tensor.dtype for tensor in tensors}) > 1:
         raise DniFxError("state: its tensors are of several dtypes")
     taken = {tensor.output for tensor in tensors}
@@ -74,7 +74,7 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
     return tuple(tensors)
 
 
-def handed_on(graph: fx.Graph, tensors: Sequence[StateTensor]) -> set[str]:
+def states_alone(graph: fx.Graph, tensors: Sequence[StateTensor]) -> set[str]:
     """Names of the nodes that the graph gives as its state, and as nothing else."""
     given: list[fx.Node] = []
     fx.node.map_arg(graph.output_node().args[0], given.append)
@@ -113,6 +113,27 @@ def _users(value: fx.Node, path: Path) -> list[fx.Node]:
     return found
 
 
+def handed_on(net: DecoupledModule, tensors: Sequence[StateTensor], result: Any) -> list[Tensor]:
+    """These of the state in what a call of `net` gave."""
+    places = pytree.tree_leaves(_results(net))
+    given = [leaf for place, leaf in zip(places, pytree.tree_leaves(result), strict=True) if isinstance(place, _Place)]
+    return [given[tensor.output] for tensor in tensors]
+
+
+def next_window(
+    net: DecoupledModule, tensors: Sequence[StateTensor], inputs: Inputs, values: Sequence[Tensor]
+) -> Inputs:
+    """The same call with these values for its state."""
+    fresh = inputs.map(lambda t: t.detach().clone())  # in which no tensor is at two places
+    forward = getattr(net.__dict__.get("dni_original"), "forward", net.forward)
+    given = by_name(forward, *canonical(forward, fresh.args, fresh.kwargs))
+    before: dict[tuple[str, Path], Tensor] = {}
+    for name, places in _placeholders(net, given).items():
+        before |= zip(places, pytree.tree_leaves(given[name]), strict=False)
+    following = {id(before[t.input, t.path]): value for t, value in zip(tensors, values, strict=True)}
+    return fresh.map(lambda t: following.get(id(t), t))
+
+
 def parse_state(text: str | None) -> StateOption | None:
     """What the command line means: `auto`, or `NAME=OUTPUT`, several with commas.
 
@@ -136,10 +157,14 @@ def _found_by_itself(given: Mapping[str, Any], results: Any) -> dict[str, int | 
     )
 
 
+class _Place(int):
+    """Of a node among all that a graph gives; what else it gives may be a number, too."""
+
+
 def _results(net: DecoupledModule) -> Any:
     """What the model gives, with the place of each node among all in its stead."""
     count = itertools.count()
-    numbered: Any = fx.node.map_arg(net.graph.output_node().args[0], lambda node: next(count))
+    numbered: Any = fx.node.map_arg(net.graph.output_node().args[0], lambda node: _Place(next(count)))
     calling: Calling | None = net.__dict__.get("dni_calling")
     return numbered if calling is None else calling.unflatten(numbered)
 
