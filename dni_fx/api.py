@@ -95,8 +95,8 @@ def transform(
         accumulate: With step="segment": step at every such pass only.
         scaler: The GradScaler that scales the loss, for float16: predictions follow its scale.
         compile: Let torch.compile have it: each segment by itself with unlock="backward" (with the front end
-            "modules", whose cuts are hooks, only parts of them), else one graph. Or what
-            `torch.compile` is to be called with, as in `{"backend": "aot_eager"}`.
+            "modules", whose cuts are hooks, only parts of them), else one graph; of a model that is cut in time, what
+            is between its ends. Or what `torch.compile` is to be called with, as in `{"backend": "aot_eager"}`.
         objective: What cuts that are chosen ("auto", or a number of segments) make least, with a charge for each
             synthesizer, as predicted for `unlock="backward"` and Adam. "memory": the peak of a
             training step; "throughput": the time of the slowest segment with its synthesizers, where each has a device

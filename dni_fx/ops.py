@@ -44,6 +44,7 @@ def batch_size(activation: Tensor) -> int:
 
 
 ONE_BY_ONE = 'unlock="backward" goes backward at every cut: its segments are compiled one by one'
+FROM_WINDOW_TO_WINDOW = "a cut in time remembers the window before: what is between its ends is compiled"
 _WITNESSES = 4  # gradients of a segment that are looked at, to see later whether they were erased
 
 
@@ -352,7 +353,7 @@ def enter(states: Sequence[Any], cut: nn.Module) -> tuple[Any, ...]:
     if has_torch_function(tuple(states)):
         traced: tuple[Any, ...] = handle_torch_function(enter, tuple(states), states, cut)
         return traced
-    found: tuple[Any, ...] = cut.enter(tuple(states))  # type: ignore[operator]
+    found: tuple[Any, ...] = _apart(cut.enter, tuple(states))
     return found
 
 
@@ -361,8 +362,13 @@ def leave(outputs: Sequence[Tensor], states: Sequence[Tensor], cut: nn.Module) -
     if has_torch_function((*outputs, *states)):
         traced: tuple[Tensor, ...] = handle_torch_function(leave, (*outputs, *states), outputs, states, cut)
         return traced
-    found: tuple[Tensor, ...] = cut.leave(tuple(outputs), tuple(states))  # type: ignore[operator]
+    found: tuple[Tensor, ...] = _apart(cut.leave, tuple(outputs), tuple(states))
     return found
+
+
+@torch.compiler.disable(reason=FROM_WINDOW_TO_WINDOW)  # type: ignore[untyped-decorator]
+def _apart(end: Any, *arguments: Any) -> Any:
+    return end(*arguments)
 
 
 # --------------------------------------------------------------------------------- unlock="backward"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
 
 import dni_fx
@@ -597,6 +598,47 @@ def test_reset_of_all_and_of_more_and_more_rows() -> None:
     assert net.dni.time0.before.ended.tolist() == [True, True, False]
     net.dni.reset()
     assert net.dni.time0.before.ended.all()
+
+
+def trained(net: Any, make: Any) -> dict[str, Tensor]:
+    """All gradients of four windows, in which one row begins anew by the mask, and then all do."""
+    generator, state = torch.Generator().manual_seed(2), make.begin()
+    with torch.no_grad():
+        for parameter in net.dni.parameters():  # the last layer begins at zero
+            parameter.copy_(torch.randn(parameter.shape, dtype=DOUBLE, generator=generator))
+    for k in range(WINDOWS):
+        loss, state = window(net, k, state)
+        loss.backward()
+        if k == 1:
+            net.dni.reset(torch.tensor([False, True, False]))
+        if k == 2:
+            net.dni.reset()
+    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at tensors
+@pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.parametrize("options", [{}, {"unlock": "none", "cuts": ["inner"]}], ids=str)
+def test_compiled_and_plain_train_alike(options: dict[str, Any], frontend: str) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    nets = [cut(Cell, frontend=frontend, **options, **compiled) for compiled in ({}, {"compile": {"backend": counter}})]
+    plain, compiled = (trained(net, Cell) for net in nets)
+    assert plain.keys() == compiled.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(compiled[name], gradient, msg=name)
+    assert (
+        counter.frame_count == 2
+    )  # what is between the ends, with a state that carries no gradient, and one that does
+    assert dni_fx.check(nets[1], (Cell.begin(), X[:, :T]))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_windows_are_not_one_graph() -> None:
+    torch._dynamo.reset()
+    net = cut(Cell, unlock="none", compile={"backend": "eager", "fullgraph": True})
+    with pytest.raises(Exception, match="remembers the window before"):
+        window(net, 0, Cell.begin())
 
 
 REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
