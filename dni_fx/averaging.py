@@ -14,7 +14,7 @@ from torch.autograd import Variable
 from dni_fx.errors import DniFxError
 from dni_fx.interfaces import owned_parameters
 
-__all__ = ["Averaging", "average_segments"]
+__all__ = ["Averaging", "average_segments", "is_averaged"]
 
 
 class Averaging:
@@ -89,6 +89,11 @@ def _wrapper() -> Any:
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
     return nn.parallel.DistributedDataParallel._get_active_ddp_module()
+
+
+def is_averaged() -> bool:
+    """Whether one is running forward, which waits for a gradient of every parameter."""
+    return _wrapper() is not None
 
 
 def ignored(net: nn.Module) -> list[str]:

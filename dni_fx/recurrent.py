@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx import ops
+from dni_fx.averaging import is_averaged
 from dni_fx.errors import DniFxError
 from dni_fx.interfaces import Crossing, Interfaces
 from dni_fx.passes.add_time_cuts import time_name
@@ -72,17 +73,15 @@ class TimeCut(Crossing):
         if not (self.training and torch.is_grad_enabled()):
             return states
         given, before = self.rows_of(states), self.before.rows
-        if before is None or not _alike(before, given):
+        goes_on, known = self._known(given)
+        prediction: Any
+        if known.any():
+            prediction = self(before)
+        elif is_averaged():  # who averages gradients waits for the synthesizer's, which are zero
+            before = given.detach()
+            prediction = self._scaled(self.synthesizer(before, None))
+        else:
             return states
-        same = (given == before).all(1, keepdim=True)
-        ended = ~same & (given == 0).all(1, keepdim=True)
-        if self.before.ended is not None:
-            ended |= self.before.ended[:, None]
-        goes_on = same & ~ended
-        known = goes_on | ended
-        if not known.any():
-            return states
-        prediction: Any = self(before)
         prediction = torch.where(known, prediction, prediction.detach())
         following = ops.boundary(before, prediction, self.segment)
         # Of a row that has ended nothing comes back: its target is zero.
@@ -155,6 +154,19 @@ class TimeCut(Crossing):
                 f"{rows.dtype} {list(rows.shape)}"
             )
         self.before.ended = rows if self.before.ended is None else self.before.ended | rows
+
+    def _known(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each row's sequence goes on; and whether it is known what comes after the row before: (N, 1)."""
+        before = self.before.rows
+        if before is None or not _alike(before, given):
+            nothing = torch.zeros(len(given), 1, dtype=torch.bool, device=given.device)
+            return nothing, nothing
+        same = (given == before).all(1, keepdim=True)
+        ended = ~same & (given == 0).all(1, keepdim=True)
+        if self.before.ended is not None:
+            ended |= self.before.ended[:, None]
+        goes_on = same & ~ended
+        return goes_on, goes_on | ended
 
     def rows_of(self, states: Sequence[Tensor]) -> Tensor:
         """The state as (N, F)."""

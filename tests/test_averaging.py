@@ -51,19 +51,59 @@ def trained(name: str, rows: slice, wrap: bool, accumulate: bool = False) -> nn.
     return net
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        for _ in range(2):
+            h = torch.tanh(self.inner(torch.cat([x, h], 1)))
+        return self.head(h), h
+
+
+CUT_IN_TIME: dict[str, dict[str, Any]] = {"time": {}, "time and depth": {"unlock": "none", "cuts": ["inner"]}}
+
+
+def in_windows(name: str, rows: slice, wrap: bool) -> list[dict[str, torch.Tensor]]:
+    """Gradients of each window. The second half of the rows are another stream in the third, and end after the fourth.
+
+    So one of two processes has a window, besides the first, in which nothing comes back.
+    """
+    torch.manual_seed(0)
+    net = dni_fx.transform(Recurrent(), (X, torch.zeros(16, 8)), state=True, **CUT_IN_TIME[name]).train()
+    with torch.no_grad():
+        for parameter in net.dni.parameters():  # the last layer begins at zero
+            parameter.copy_(torch.randn(parameter.shape))
+    runner = DistributedDataParallel(net) if wrap else net
+    second = (torch.arange(16) >= 8)[rows]
+    found, h = [], torch.zeros(16, 8)[rows]
+    for k in range(5):
+        if k == 2:
+            h = torch.where(second[:, None], 0.5, h)
+        net.zero_grad()
+        y, h = runner(X[rows].roll(k, 1), h)
+        nn.functional.cross_entropy(y, Y[rows]).backward()
+        found.append({key: p.grad.clone() for key, p in net.named_parameters() if p.grad is not None})
+        if k == 3:
+            net.dni.reset(second)
+    return found
+
+
 def process(rank: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     rows = slice(8 * rank or None, 8 * (rank + 1))
-    found = {name: trained(name, rows, True).state_dict() for name in OPTIONS}
+    found: dict[str, Any] = {name: trained(name, rows, True).state_dict() for name in OPTIONS}
     found["accumulated"] = trained("backward", rows, True, accumulate=True).state_dict()
+    found |= {name: in_windows(name, rows, True) for name in CUT_IN_TIME}
     torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -78,6 +118,18 @@ def test_two_processes_train_what_one_does(name: str, found: list[dict[str, Any]
     for key, value in alone.named_parameters():
         assert torch.equal(found[0][name][key], found[1][name][key]), key
         torch.testing.assert_close(found[0][name][key], value, msg=key, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CUT_IN_TIME)
+def test_two_processes_go_from_window_to_window_as_one_does(name: str, found: list[dict[str, Any]]) -> None:
+    for k, alone in enumerate(in_windows(name, slice(None), False)):
+        one, other = (here[name][k] for here in found)
+        for key, gradient in one.items():
+            assert torch.equal(gradient, other[key]), key
+            # Alone, the synthesizer takes no part where nothing comes back.
+            wanted = alone.get(key, torch.zeros_like(gradient))
+            torch.testing.assert_close(gradient, wanted, msg=f"{key}, window {k}", rtol=1e-4, atol=1e-6)
+        assert any(gradient.any() for key, gradient in one.items() if key.startswith("dni.time")) == (k > 0)
 
 
 def test_what_wraps_more_than_the_net_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
