@@ -250,34 +250,30 @@ def captured(model: nn.Module, example: Inputs, request: Request) -> tuple[Decou
     cuts, frontend, profile = request.cuts, request.frontend, request.profile
     if isinstance(cuts, Plan) and frontend == "auto":
         frontend = cuts.frontend  # its nodes are those of that front end
-    module, used, tried = frontends.capture(model, example, frontend, compare=request.verify)
-    tensors = _state(model, module, example, request, tried)
+    in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
+    module, used, tried = frontends.capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
+    tensors = _state(model, module, example, request)
     among = hooking.longest_container(module) if isinstance(module, hooking.HookedModule) else frozenset()
     prices, refused = pricing.synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=profile)
     times = profiling.node_times(module, example) if profile else None
-    flow = costs.dataflow(module.graph, times, states_alone(module.graph, tensors))
+    flow = costs.dataflow(module.graph, times, states_alone(module, tensors))
     resident = costs.resident(model, example, OPTIMIZER_STATES)
     cost_model = CostModel(flow, prices, resident, refused=refused, unit="s" if profile else "FLOPs")
-    if tensors and isinstance(cuts, Plan) and not cuts.cuts:
-        decision = cutting.Decision((), cuts.why)
-    elif tensors and cuts == "auto":
-        if request.limits != Limits():
-            raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: say cuts=")
-        decision = cutting.Decision((), "in time alone; say cuts= for some in depth, too")
-    else:
+    if in_depth:
         decision = cutting.choose(module.graph, cost_model, cuts, request.limits, among)
+    elif request.limits != Limits():
+        raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: say cuts=")
+    else:
+        why = cuts.why if isinstance(cuts, Plan) else "in time alone; say cuts= for some in depth, too"
+        decision = cutting.Decision((), why)
     described = (inputs.describe(example), example.source)
     plan = cutting.make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
-    return module, replace(plan, states=by_segments(module.graph, tensors, plan.cuts))
+    return module, replace(plan, states=by_segments(module, tensors, plan.cuts))
 
 
-def _state(
-    model: nn.Module, module: DecoupledModule, example: Inputs, request: Request, tried: tuple[str, ...]
-) -> tuple[StateTensor, ...]:
+def _state(model: nn.Module, module: DecoupledModule, example: Inputs, request: Request) -> tuple[StateTensor, ...]:
     """The tensors that are to be cut off in time: as asked for, else as the plan says."""
     if request.state is not None and request.state is not False:
-        if isinstance(module, hooking.HookedModule):
-            raise DniFxError("a cut in time needs a graph, by the front end fx or export: " + " / ".join(tried))
         return find_state(model, module, example, request.state)
     saved = request.cuts.states if isinstance(request.cuts, Plan) else ()
     if saved and cutting.fingerprint(module.graph) != request.cuts.fingerprint:  # type: ignore[union-attr]
@@ -302,19 +298,21 @@ def rewrite(
     module.add_module("dni", dni)
     dni.train(module.training)
     unlocked = settings.unlock == "backward"
+    # The front end modules has no graph, and runs the ends of its cut in time around the model.
+    states = () if isinstance(module, hooking.HookedModule) else plan.states
     if unlocked:
         average_segments(module)
     pipeline.run(
         module,
         [
             MarkSegments([cut.after for cut in plan.cuts]),
-            *([CutStatesOff([t.output for state in plan.states for t in state.tensors])] if plan.states else []),
+            *([CutStatesOff([t.output for state in states for t in state.tensors])] if states else []),
             *([AddContext()] if settings.size else []),
             *([ObserveOutput()] if hasattr(dni, "outcome") else []),
             AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
             DecoupleCuts(ops.decouple if unlocked else ops.inject),
             *([CopyWritten()] if unlocked else []),
-            *([AddTimeCuts(plan.states)] if plan.states else []),
+            *([AddTimeCuts(states)] if states else []),
         ],
     )
     return module

@@ -14,7 +14,9 @@ from torch.utils import _pytree as pytree
 
 from dni_fx.errors import SourceError
 
-__all__ = ["Calling", "Leaf", "by_name", "canonical"]
+__all__ = ["Calling", "Leaf", "Path", "by_name", "by_path", "canonical", "replaced", "with_arguments"]
+
+Path = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Calling:
         values, spec = pytree.tree_flatten(canonical(forward, args, kwargs))
         if spec != self.arguments:
             wanted = ", ".join(leaf.name for leaf in self.leaves)
+            before, now = (list(by_path(pytree.tree_unflatten([0] * s.num_leaves, s))) for s in (self.arguments, spec))
+            if before != now and set(before) == set(now):
+                raise TypeError(
+                    f"the keys of a dict come in another order than in the example, ({wanted}), and what the graph "
+                    "gives may depend on it: give them in that order"
+                )
             raise TypeError(
                 f"the graph was captured for the arguments ({wanted}), given in that form; rewrite the model with "
                 "example inputs like those of this call"
@@ -110,6 +118,23 @@ def by_name(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     return named
 
 
+def by_path(value: Any) -> dict[Path, Any]:
+    """The leaves of a nested value by the places and keys on the way to them."""
+    keyed, _ = pytree.tree_flatten_with_path(value)
+    return {tuple(_key(key) for key in keys): leaf for keys, leaf in keyed}
+
+
+def replaced(value: Any, others: Mapping[Path, Any]) -> Any:
+    """The same nested value with other leaves at these paths."""
+    leaves = by_path(value)
+    return pytree.tree_unflatten((leaves | dict(others)).values(), pytree.tree_structure(value))
+
+
+def _key(key: Any) -> int | str:
+    found: int | str = next(getattr(key, name) for name in ("idx", "key", "name") if hasattr(key, name))
+    return found
+
+
 def canonical(
     forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -125,6 +150,21 @@ def canonical(
             del bound.arguments[name]
         else:
             by_place |= parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)
+    return bound.args, bound.kwargs
+
+
+def with_arguments(
+    forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], others: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with other values for the arguments of these names."""
+    signature = inspect.signature(forward)
+    bound = signature.bind(*args, **kwargs)
+    for name, value in others.items():
+        if name in signature.parameters:
+            bound.arguments[name] = value
+        else:
+            more = next(n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD)
+            bound.arguments[more] = {**bound.arguments.get(more, {}), name: value}
     return bound.args, bound.kwargs
 
 

@@ -8,7 +8,7 @@ import copy
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +26,11 @@ from dni_fx.interfaces import Crossing
 from dni_fx.module import DecoupledModule, plain
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.passes.add_time_cuts import time_name
+from dni_fx.planning import StateTensor
 from dni_fx.preserve import in_train_mode, preserved, seed
 from dni_fx.recurrent import TimeCut, add_time_cuts
 from dni_fx.settings import Settings
-from dni_fx.states import handed_on, next_window
+from dni_fx.states import next_window, places
 from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer
 
 __all__ = ["Check", "Report", "Told", "check"]
@@ -170,8 +171,7 @@ class _State:
         self.unlock = net.dni.plan.rewrite.unlock
         self.exact, self.precise = _in_float64(net, inputs)
         self.tensors = [tensor for state in net.dni.plan.states for tensor in state.tensors]
-        without = {tensor.output for tensor in self.tensors}
-        self.backprop = _step(_uncut(self.exact, self.precise), self.precise, without=without)
+        self.backprop = _step(_uncut(self.exact, self.precise), self.precise, state=self.tensors)
         through = self.told("none", mix=1.0)
         self.through = _step(through, self.precise)
         if not self.backprop.gradients:
@@ -251,12 +251,15 @@ def _widened(value: Any) -> Any:
 
 
 def _step(
-    net: nn.Module, inputs: Inputs, context: Mapping[str, Tensor] | None = None, without: Set[int] = frozenset()
+    net: nn.Module,
+    inputs: Inputs,
+    context: Mapping[str, Tensor] | None = None,
+    state: Sequence[StateTensor] = (),
 ) -> _Step:
     """Run forward and backward from fixed random output gradients; leave no trace but in the result.
 
     Args:
-        without: Places of outputs that get no gradient.
+        state: Outputs that get no gradient.
     """
     with preserved(net):
         in_train_mode(net)
@@ -264,8 +267,9 @@ def _step(
         _forget(net)
         seed(_SEED)
         with _Narrow() as narrow:  # type: ignore[no-untyped-call]
-            outputs = _outputs(net, inputs, **(context or {}))
-        torch.autograd.backward(*_loss(outputs, without))
+            result = _call(net, inputs.map(torch.detach), **(context or {}))
+        outputs = tensors_in(result)
+        torch.autograd.backward(*_loss(outputs, set(places(state, result))))
         gradients = _gradients(net)
         net.zero_grad()
         buffers = {n: b.detach().clone() for n, b in net.named_buffers() if not n.startswith("dni.")}
@@ -494,8 +498,8 @@ def _in_time(state: _State) -> tuple[bool, str]:
             if not passed:
                 return False, f"told {'the true gradient' if goes_on else 'nothing'}: {figure}"
             figures.append(figure)
-    worst = next((figure for figure in figures if figure != "exact"), "exact")
-    return True, f"{str(state.dtype).removeprefix('torch.')}: {worst}"
+    off = next((figure for figure in figures if figure != "exact"), "exact")
+    return True, f"{str(state.dtype).removeprefix('torch.')}: {off}"
 
 
 class _NotAtOnce(Exception):
@@ -509,7 +513,6 @@ def _both_uncut(state: _State, goes_on: bool) -> tuple[dict[str, Tensor], dict[s
         goes_on: Into the first window, through the state that it hands on.
     """
     net, inputs = _uncut(state.exact, state.precise), state.precise
-    without = {tensor.output for tensor in state.tensors}
     roots: list[Tensor] = []
     begin: list[Tensor] = []
     handed: list[Tensor] = []
@@ -519,12 +522,13 @@ def _both_uncut(state: _State, goes_on: bool) -> tuple[dict[str, Tensor], dict[s
         for number in (_SEED, _SEED + 1):
             seed(number)
             result = _call(net, inputs)
-            heads, gradients = _loss(tensors_in(result), without, number)
+            outputs, own = tensors_in(result), places(state.tensors, result)
+            heads, gradients = _loss(outputs, set(own), number)
             roots += heads
             begin += gradients
             if handed:
                 break
-            for tensor in handed_on(net, state.tensors, result):
+            for tensor in (outputs[place] for place in own):
                 following = tensor.clone() if goes_on and tensor.requires_grad else tensor.detach().requires_grad_()
                 following.retain_grad()
                 handed.append(following)
@@ -539,9 +543,9 @@ def _both_uncut(state: _State, goes_on: bool) -> tuple[dict[str, Tensor], dict[s
         net.zero_grad()
     gradients = iter([torch.zeros_like(h) if h.grad is None else h.grad for h in handed])
     sent_back = {}
-    for index, own in enumerate(state.exact.dni.plan.states):
+    for index, one in enumerate(state.exact.dni.plan.states):
         time: Any = state.exact.dni.crossings[time_name(index)]
-        sent_back[time_name(index)] = time.rows_of([next(gradients) for _ in own.tensors])
+        sent_back[time_name(index)] = time.rows_of([next(gradients) for _ in one.tensors])
     return wanted, sent_back
 
 
@@ -565,10 +569,11 @@ def _both_cut(
                 synthesizer.heard.target = None
             seed(number)
             result = _call(net, inputs)
-            torch.autograd.backward(*_loss(tensors_in(result), number=number))
+            outputs = tensors_in(result)
+            torch.autograd.backward(*_loss(outputs, number=number))
             targets = {name: synthesizer.heard.target for name, synthesizer in _synthesizers(net)}
             heard.append({name: target for name, target in targets.items() if target is not None})
-            inputs = next_window(net, tensors, inputs, handed_on(net, tensors, result))
+            inputs = next_window(net, tensors, inputs, [outputs[place] for place in places(tensors, result)])
         gradients = _own(_gradients(net))
         net.zero_grad()
     return gradients, heard

@@ -40,11 +40,14 @@ class Capture(NamedTuple):
     tried: tuple[str, ...]  # the front ends that were ruled out, and why
 
 
-def capture(model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare: bool = True) -> Capture:
+def capture(
+    model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare: bool = True, in_depth: bool = True
+) -> Capture:
     """Capture and annotate a model by the front end of that name; "auto": by the first that proves right.
 
     Args:
         compare: Run each capture beside the eager model.
+        in_depth: It is to be cut between its layers, and not in time alone.
 
     Raises:
         DniFxError: If the inputs do not fit.
@@ -53,18 +56,18 @@ def capture(model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare
     """
     check_frontend(frontend)
     _check_model(model, inputs)
-    chosen = _chosen(model, inputs, frontend, compare=compare)
+    chosen = _chosen(model, inputs, frontend, compare=compare, in_depth=in_depth)
     warn_of_lost_checkpoints(chosen.module)
     return chosen
 
 
-def _chosen(model: nn.Module, inputs: Inputs, frontend: str, *, compare: bool) -> Capture:
+def _chosen(model: nn.Module, inputs: Inputs, frontend: str, *, compare: bool, in_depth: bool) -> Capture:
     """The capture by that front end, or by the first that proves right."""
     never = runs(model, inputs) if compare else ""  # what stands against any graph
     if never and frontend in ("fx", "export"):
         raise CaptureError(f"{never}; the front end modules takes it")
     if frontend != "auto":
-        return Capture(_captured(frontend, model, inputs, compare=compare), frontend, ())
+        return Capture(_captured(frontend, model, inputs, compare=compare, in_depth=in_depth), frontend, ())
     tried: dict[str, str] = {}
     second_best: Capture | None = None
     for name in FRONTENDS:
@@ -74,12 +77,12 @@ def _chosen(model: nn.Module, inputs: Inputs, frontend: str, *, compare: bool) -
             tried[name] = never
             continue
         try:
-            net = _captured(name, model, inputs, compare=compare)
+            net = _captured(name, model, inputs, compare=compare, in_depth=in_depth)
         except (CaptureError, NoLegalCutError) as error:
             tried[name] = str(error)
             continue
         short = _uncuttable(net) or (_kept_whole(net) if name == "fx" else "")
-        if not short:
+        if not (in_depth and short):
             return Capture(net, name, _reasons(tried))
         tried[name] = short
         second_best = second_best or Capture(net, name, ())
@@ -109,7 +112,7 @@ def _check_model(model: nn.Module, inputs: Inputs) -> None:
         raise DniFxError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from None
 
 
-def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool) -> DecoupledModule:
+def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool, in_depth: bool) -> DecoupledModule:
     try:
         net = FRONTENDS[name](model, inputs)
     except DniFxError:
@@ -125,6 +128,11 @@ def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool) -> 
             costs.annotate(net, inputs)
             if compare:
                 verify(model, net, inputs)
+    elif in_depth and _uncuttable(net):
+        raise NoLegalCutError(
+            "no submodule ends where its outputs are all that carries gradient on: give a part of forward, such as a "
+            "block with its skip connection, a module of its own"
+        )
     return net
 
 

@@ -18,12 +18,14 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
-from dni_fx import costs, meta, ops, positions
-from dni_fx.errors import CaptureError, NoLegalCutError, first_line
+from dni_fx import costs, meta, ops
+from dni_fx.calling import by_name, by_path, replaced, with_arguments
+from dni_fx.errors import CaptureError, first_line
 from dni_fx.inputs import Inputs, tensors_in
 from dni_fx.meta import NodeMeta
 from dni_fx.module import DecoupledModule, adopt, call_original
 from dni_fx.passes.add_synthesizers import crossing_name
+from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.preserve import in_train_mode, preserved
 from dni_fx.saving import Saving
 
@@ -55,11 +57,51 @@ def _run_original(self: HookedModule, *args: Any, dni_context: Tensor | None = N
     """Stands for `forward`."""
     if not (self.training and torch.is_grad_enabled() and hasattr(self, "dni")):
         return call_original(self, *args, **kwargs)
+    in_time = bool(self.dni.plan.states)
+    if in_time:
+        args, kwargs = _begun(self, args, kwargs)
     with _hooks(self, dni_context):
         result = call_original(self, *args, **kwargs)
+    if in_time:
+        result = _ended(self, result)
     if hasattr(self.dni, "outcome"):
         self.dni.get_submodule("outcome")(next(t for t in tensors_in(result) if t.requires_grad), dni_context)
     return result
+
+
+@torch.compiler.disable(reason=ops.FROM_WINDOW_TO_WINDOW)  # type: ignore[untyped-decorator]
+def _begun(net: HookedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a window, with the state that its cut in time gives."""
+    forward = net.__dict__["dni_original"].forward
+    given, tensors = by_name(forward, args, kwargs), net.dni.plan.states[0].tensors
+    inputs = dict.fromkeys(tensor.input for tensor in tensors)
+    flat = [
+        tensor
+        for name in inputs
+        for tensor in ops.leaves(given.get(name), [own.path for own in tensors if own.input == name])
+    ]
+    entered = dict(zip(tensors, ops.enter(flat, net.dni.get_submodule(time_name(0))), strict=True))
+    others = {
+        name: replaced(given[name], {own.path: new for own, new in entered.items() if own.input == name})
+        for name in inputs
+    }
+    return with_arguments(forward, args, kwargs, others)
+
+
+@torch.compiler.disable(reason=ops.FROM_WINDOW_TO_WINDOW)  # type: ignore[untyped-decorator]
+def _ended(net: HookedModule, result: Any) -> Any:
+    """What a window gives, with its state cut off, and the rest bringing the prediction for it."""
+    leaves = by_path(result)
+    paths = [tensor.result for tensor in net.dni.plan.states[0].tensors]
+    carrying = {
+        id(leaf): leaf
+        for path, leaf in leaves.items()
+        if path not in paths and isinstance(leaf, Tensor) and leaf.requires_grad
+    }
+    left = ops.leave(list(carrying.values()), [leaves[path] for path in paths], net.dni.get_submodule(time_name(0)))
+    following = dict(zip(carrying, left, strict=False))
+    others = {path: following[id(leaf)] for path, leaf in leaves.items() if path not in paths and id(leaf) in following}
+    return replaced(result, others | dict(zip(paths, left[len(carrying) :], strict=True)))
 
 
 @contextmanager
@@ -163,7 +205,6 @@ def capture(model: nn.Module, inputs: Inputs) -> HookedModule:
 
     Raises:
         CaptureError: If it does not run, has no submodule, or gives nothing that carries gradient.
-        NoLegalCutError: If none of its submodules ends where it can be cut.
     """
     with preserved(model), torch.enable_grad():
         in_train_mode(model)
@@ -176,11 +217,6 @@ def capture(model: nn.Module, inputs: Inputs) -> HookedModule:
         written = any(v._version != n for c in calls for v, n in zip(_tensors(c.leaves), c.versions, strict=True))
     net = _module(model, calls, used)
     net.__dict__["dni_written"] = written
-    if all(position.obstacle for position in positions.find(costs.dataflow(net.graph))):
-        raise NoLegalCutError(
-            "no submodule ends where its outputs are all that carries gradient on: give a part of forward, such as a "
-            "block with its skip connection, a module of its own"
-        )
     return net
 
 

@@ -50,8 +50,9 @@ class Cut:
 class StateTensor:
     """A tensor that is handed on from one call of a recurrent model to the next."""
 
-    input: str  # the placeholder of the graph that takes it,
+    input: str  # the placeholder of the graph, or without one the argument, that takes it,
     path: tuple[int | str, ...]  # and where in it, if that takes a tuple or dict of tensors
+    result: tuple[int | str, ...]  # where in what the model gives the next one is
     output: int  # its place among the nodes that the graph gives
     shape: tuple[int, ...]
     dtype: str
@@ -238,7 +239,7 @@ class Plan:
 
 
 def _read_state(data: dict[str, Any]) -> State:
-    tuples = [{key: tuple(t[key]) for key in ("path", "shape")} for t in data["tensors"]]
+    tuples = [{key: tuple(t[key]) for key in ("path", "result", "shape")} for t in data["tensors"]]
     tensors = tuple(StateTensor(**(t | own)) for t, own in zip(data["tensors"], tuples, strict=True))
     return State(tensors, tuple(data["enters"]), data["leaves"])
 

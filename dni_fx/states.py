@@ -2,23 +2,31 @@
 
 import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx import meta
-from dni_fx.calling import Calling, by_name, canonical
+from dni_fx.calling import Calling, Path, by_name, by_path, canonical
 from dni_fx.errors import DniFxError
-from dni_fx.inputs import Inputs
+from dni_fx.hooking import HookedModule
+from dni_fx.inputs import Inputs, tensors_in
 from dni_fx.module import DecoupledModule
 from dni_fx.planning import Cut, State, StateTensor
+from dni_fx.preserve import in_train_mode, preserved
 
-__all__ = ["StateOption", "by_segments", "find_state", "handed_on", "next_window", "parse_state", "states_alone"]
+__all__ = ["StateOption", "by_segments", "find_state", "next_window", "parse_state", "places", "states_alone"]
 
-Path = tuple[Any, ...]
 StateOption = bool | Mapping[str, int | str]
+
+_Output = tuple[tuple[int, ...] | None, bool]  # its shape, if it is a tensor, and whether it carries gradient
+_NOTHING_ELSE = (
+    "state: beside it the model gives nothing that carries gradient, and what is handed on is cut off, so a loss on it "
+    "would train nothing: return it once more, as an output: y, state"
+)
 
 
 def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: StateOption) -> tuple[StateTensor, ...]:
@@ -37,54 +45,76 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
         raise DniFxError(f"state: {both_ways[0] or 'the model'} is bidirectional, and has no state to hand on in time")
     layers_first = any(isinstance(module, nn.RNNBase) for module in model.modules())
     given = by_name(model.forward, *canonical(model.forward, inputs.args, inputs.kwargs))  # in the graph's order
-    results = _results(net)
+    results, outputs = _run(model, inputs) if isinstance(net, HookedModule) else (_results(net), _outputs(net))
     if not asked:
         raise DniFxError("state={}: name an argument, and the output that it becomes")
+    everything = [shape for shape, _ in outputs if shape is not None]
+    for argument in asked if isinstance(asked, Mapping) else list(given)[1:]:
+        if everything == [tuple(leaf.shape) for leaf in tensors_in(given.get(argument))]:
+            raise DniFxError(_NOTHING_ELSE)  # forward(x, state) -> state, as nn.GRUCell has it
     pairs = dict(asked) if isinstance(asked, Mapping) else _found_by_itself(given, results)
     names = _placeholders(net, given)
-    nodes: list[fx.Node] = []
-    fx.node.map_arg(net.graph.output_node().args[0], nodes.append)
     tensors: list[StateTensor] = []
     for argument, key in pairs.items():
         if argument not in given:
             raise DniFxError(f"state: the example has no argument {argument!r}; there are {', '.join(given)}")
-        values = pytree.tree_leaves(given[argument])
-        positions = pytree.tree_leaves(_result(results, key))
-        if not values or not all(isinstance(value, Tensor) for value in values):
-            raise DniFxError(f"state: the example's {argument!r} holds no tensors alone: give zeros of its shape")
-        shapes = [tuple(value.shape) for value in values]
-        becomes = [tuple(nodes[i].meta["val"].shape) for i in positions]
-        if shapes != becomes:
-            raise DniFxError(f"state: {argument!r} has shapes {shapes}, but output {key!r} has {becomes}")
-        if len({value.dtype for value in values}) > 1 or not values[0].dtype.is_floating_point:
-            raise DniFxError(f"state: {argument!r} is not of one floating dtype: {[str(v.dtype) for v in values]}")
+        becomes = _becomes(argument, given[argument], key, _result(results, key), outputs)
+        if isinstance(net.__dict__.get("dni_calling"), Calling) and list(becomes) != list(by_path(given[argument])):
+            raise DniFxError(
+                f"state: output {key!r} has its keys in another order than the example's {argument!r}, and a graph by "
+                "the front end export takes the example's alone: give the example in that of the output"
+            )
         rows = _rows(given, pairs)
-        for (name, path), value, position in zip(names[argument], values, positions, strict=True):
+        for (name, inside), (path, value) in zip(names[argument], by_path(given[argument]).items(), strict=True):
             dtype = str(value.dtype).removeprefix("torch.")
             axis = _batch_axis(value, rows, argument, layers_first=layers_first)
-            tensors.append(StateTensor(name, path, int(position), tuple(value.shape), dtype, axis))
+            tensors.append(StateTensor(name, inside, (key, *path), becomes[path], tuple(value.shape), dtype, axis))
     if len({tensor.dtype for tensor in tensors}) > 1:
         raise DniFxError("state: its tensors are of several dtypes")
     taken = {tensor.output for tensor in tensors}
-    if not any(meta.of(node).carries_gradient for i, node in enumerate(nodes) if i not in taken):
-        raise DniFxError(
-            "state: beside it the model gives nothing that carries gradient, and what is handed on is cut off, so a "
-            "loss on it would train nothing: return it once more, as an output"
-        )
+    if not any(carries_gradient for i, (_, carries_gradient) in enumerate(outputs) if i not in taken):
+        raise DniFxError(_NOTHING_ELSE)
     return tuple(tensors)
 
 
-def states_alone(graph: fx.Graph, tensors: Sequence[StateTensor]) -> set[str]:
+def _becomes(argument: str, value: Any, key: int | str, result: Any, outputs: Sequence[_Output]) -> dict[Path, int]:
+    """The place among the outputs of what each tensor of an argument becomes, in the order of the result."""
+    before, after = by_path(value), by_path(result)
+    tensors = list(before.values())
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise DniFxError(f"state: the example's {argument!r} holds no tensors alone: give zeros of its shape")
+    if before.keys() != after.keys():
+        holds = ["one tensor" if () in paths else f"tensors at {_text(paths)}" for paths in (before, after)]
+        raise DniFxError(f"state: {argument!r} holds {holds[0]}, but output {key!r} {holds[1]}")
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    becomes = [outputs[after[path]][0] if isinstance(after[path], _Place) else None for path in before]
+    if shapes != becomes:
+        raise DniFxError(f"state: {argument!r} has shapes {shapes}, but output {key!r} has {becomes}")
+    if len({tensor.dtype for tensor in tensors}) > 1 or not tensors[0].dtype.is_floating_point:
+        raise DniFxError(f"state: {argument!r} is not of one floating dtype: {[str(t.dtype) for t in tensors]}")
+    return {path: int(place) for path, place in after.items()}
+
+
+def _text(paths: Iterable[Path]) -> str:
+    return ", ".join(".".join(map(str, path)) for path in paths)
+
+
+def states_alone(net: DecoupledModule, tensors: Sequence[StateTensor]) -> set[str]:
     """Names of the nodes that the graph gives as its state, and as nothing else."""
+    if isinstance(net, HookedModule):
+        return set()
     given: list[fx.Node] = []
-    fx.node.map_arg(graph.output_node().args[0], given.append)
+    fx.node.map_arg(net.graph.output_node().args[0], given.append)
     places = {tensor.output for tensor in tensors}
     others = {node.name for i, node in enumerate(given) if i not in places}
     return {given[i].name for i in places} - others
 
 
-def by_segments(graph: fx.Graph, tensors: Sequence[StateTensor], cuts: Sequence[Cut]) -> tuple[State, ...]:
-    """The tensors that the same segments take and make are one state."""
+def by_segments(net: DecoupledModule, tensors: Sequence[StateTensor], cuts: Sequence[Cut]) -> tuple[State, ...]:
+    """The tensors that the same segments take and make are one state; without a graph, any may take them."""
+    if isinstance(net, HookedModule):
+        return (State(tuple(tensors), tuple(range(len(cuts) + 1)), len(cuts)),) if tensors else ()
+    graph = net.graph
     segment, ends = 0, {cut.after for cut in cuts}
     segments: dict[fx.Node, int] = {}
     for node in graph.nodes:
@@ -113,11 +143,12 @@ def _users(value: fx.Node, path: Path) -> list[fx.Node]:
     return found
 
 
-def handed_on(net: DecoupledModule, tensors: Sequence[StateTensor], result: Any) -> list[Tensor]:
-    """These of the state in what a call of `net` gave."""
-    places = pytree.tree_leaves(_results(net))
-    given = [leaf for place, leaf in zip(places, pytree.tree_leaves(result), strict=True) if isinstance(place, _Place)]
-    return [given[tensor.output] for tensor in tensors]
+def places(tensors: Sequence[StateTensor], result: Any) -> list[int]:
+    """Which of the tensors that a call gave, by `tensors_in`, these of the state are."""
+    leaves = by_path(result) if tensors else {}
+    before = [0, *itertools.accumulate(len(tensors_in(leaf)) for leaf in leaves.values())]
+    by_leaf = dict(zip(leaves, before, strict=False))
+    return [by_leaf[tensor.result] for tensor in tensors]
 
 
 def next_window(
@@ -129,7 +160,7 @@ def next_window(
     given = by_name(forward, *canonical(forward, fresh.args, fresh.kwargs))
     before: dict[tuple[str, Path], Tensor] = {}
     for name, places in _placeholders(net, given).items():
-        before |= zip(places, pytree.tree_leaves(given[name]), strict=False)
+        before |= zip(places, tensors_in(given[name]), strict=False)
     following = {id(before[t.input, t.path]): value for t, value in zip(tensors, values, strict=True)}
     return fresh.map(lambda t: following.get(id(t), t))
 
@@ -169,6 +200,31 @@ def _results(net: DecoupledModule) -> Any:
     return numbered if calling is None else calling.unflatten(numbered)
 
 
+def _outputs(net: DecoupledModule) -> list[_Output]:
+    """What a graph gives, node by node."""
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(net.graph.output_node().args[0], nodes.append)
+    values = [node.meta["val"] for node in nodes]
+    shapes = [tuple(value.shape) if isinstance(value, Tensor) else None for value in values]
+    return list(zip(shapes, [meta.of(node).carries_gradient for node in nodes], strict=True))
+
+
+def _run(model: nn.Module, inputs: Inputs) -> tuple[Any, list[_Output]]:
+    """The same of a model that has no graph, of the leaves of its result."""
+    with preserved(model), torch.enable_grad():
+        in_train_mode(model)
+        fresh = inputs.map(lambda t: t.detach().clone())
+        leaves, spec = pytree.tree_flatten(model(*fresh.args, **fresh.kwargs))
+    boxes = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor) and tensors_in(leaf)]
+    if boxes:
+        raise DniFxError(f"state: the model gives tensors in a {boxes[0]}: give them in a tuple or dict")
+    results = [_Place(i) if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
+    outputs: list[_Output] = [
+        (tuple(leaf.shape), leaf.requires_grad) if isinstance(leaf, Tensor) else (None, False) for leaf in leaves
+    ]
+    return pytree.tree_unflatten(results, spec), outputs
+
+
 def _result(results: Any, key: int | str) -> Any:
     try:
         return results[key]
@@ -177,21 +233,18 @@ def _result(results: Any, key: int | str) -> Any:
 
 
 def _placeholders(net: DecoupledModule, given: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
-    """The graph's placeholder for each tensor of each argument, and where in it."""
+    """For each tensor of each argument the placeholder that takes it, or without a graph the argument; and where."""
+    if isinstance(net, HookedModule):
+        return {name: [(name, path) for path in by_path(value)] for name, value in given.items()}
     nodes = [node for node in net.graph.nodes if node.op == "placeholder"]
     if "dni_calling" not in net.__dict__:
         by_target = {str(node.target): node.name for node in nodes}
-        return {n: [(by_target[n], path) for path in _paths(value)] for n, value in given.items() if n in by_target}
+        return {n: [(by_target[n], path) for path in by_path(value)] for n, value in given.items() if n in by_target}
     flat = iter(nodes)
     return {
         name: [(next(flat).name, ()) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
         for name, value in given.items()
     }
-
-
-def _paths(value: Any) -> list[Path]:
-    keyed, _ = pytree.tree_flatten_with_path(value)
-    return [tuple(getattr(key, "idx", getattr(key, "key", None)) for key in keys) for keys, _ in keyed]
 
 
 def _rows(given: Mapping[str, Any], pairs: Mapping[str, Any]) -> tuple[int, ...]:

@@ -26,9 +26,9 @@ def time_name(index: int) -> str:
 class AddTimeCuts(PassBase):
     """Needs: `CutStatesOff`, boundaries at the cuts in depth, a module `dni.<time_name>` for each state.
 
-    Leaves, for each state: a call of `ops.enter` before its first use; one of `ops.leave` at the end of the segment
-    that makes it anew, on what goes backward there and the state; and all their users on what these give (role
-    "boundary").
+    Leaves, for each state: a call of `ops.enter` where the first segment that uses it begins; one of `ops.leave` at the
+    end of the segment that makes it anew, on what goes backward there and the state; and all their users on what these
+    give (role "boundary").
     """
 
     def __init__(self, states: Sequence[State]) -> None:
@@ -44,7 +44,7 @@ class AddTimeCuts(PassBase):
         others = [i for i, n in enumerate(given) if i not in handed_on and meta.of(n).carries_gradient]
         for index, state in enumerate(self.states):
             name = f"dni.{time_name(index)}"
-            _enter(graph, name, tuple(nodes[tensor] for tensor in state.tensors))
+            _enter(graph, name, tuple(nodes[tensor] for tensor in state.tensors), state.enters[0])
             cut_off = [given[tensor.output] for tensor in state.tensors]
             boundary = _boundary(graph, state.leaves)
             if boundary is None:
@@ -93,12 +93,12 @@ def _built(parts: Mapping[Path, Node]) -> Any:
     return built if isinstance(next(iter(keys)), str) else tuple(built.values())
 
 
-def _enter(graph: Graph, name: str, states: tuple[Node, ...]) -> None:
-    users = {user for state in states for user in state.users}
-    first = next(node for node in graph.nodes if node in users)
-    at = states[-1].next if first.op == "output" else first
-    segment = meta.of(at).segment
-    with graph.inserting_before(at):
+def _enter(graph: Graph, name: str, states: tuple[Node, ...], segment: int) -> None:
+    nodes = list(graph.nodes)
+    after = nodes[max(i for i, node in enumerate(nodes) if node.op == "placeholder") + 1 :]
+    # Behind what takes the states out, and the boundary below.
+    first = next(node for node in after if meta.of(node).segment == segment and meta.of(node).role == "model")
+    with graph.inserting_before(first):
         cut = graph.get_attr(name)
         entered = graph.call_function(ops.enter, (states, cut))
         following = _parts(graph, entered, states)

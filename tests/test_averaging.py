@@ -62,7 +62,11 @@ class Recurrent(nn.Module):
         return self.head(h), h
 
 
-CUT_IN_TIME: dict[str, dict[str, Any]] = {"time": {}, "time and depth": {"unlock": "none", "cuts": ["inner"]}}
+CUT_IN_TIME: dict[str, dict[str, Any]] = {
+    "time": {},
+    "time and depth": {"unlock": "none", "cuts": ["inner"]},
+    "time, modules": {"frontend": "modules"},
+}
 
 
 def in_windows(name: str, rows: slice, wrap: bool) -> list[dict[str, torch.Tensor]]:

@@ -1,6 +1,7 @@
 """The cut in time: with exact predictions windows train as the whole sequence does; with none, as truncated ones."""
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ DOUBLE = torch.float64
 X = torch.randn(N, T * WINDOWS, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(N, T * WINDOWS, 1, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
 State = Any
+FRONTENDS = ["fx", "export", "modules"]
 
 
 class Lstm(nn.Module):
@@ -126,7 +128,7 @@ class Exact(Synthesizer):
 
 
 @pytest.mark.parametrize("unlock", ["backward", "none"])
-@pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("make", [Lstm, Cell])
 def test_with_exact_predictions_it_is_backpropagation_through_the_whole_sequence(
     make: Any, frontend: str, unlock: str, monkeypatch: pytest.MonkeyPatch
@@ -146,9 +148,10 @@ def test_with_exact_predictions_it_is_backpropagation_through_the_whole_sequence
         torch.testing.assert_close(target, gradient, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("make", [Lstm, Cell])
-def test_with_none_it_is_truncated(make: Any) -> None:
-    model, net = make(), cut(make, synthesizer="zero")
+def test_with_none_it_is_truncated(make: Any, frontend: str) -> None:
+    model, net = make(), cut(make, synthesizer="zero", frontend=frontend)
     states = [make.begin(), make.begin()]
     for k in range(WINDOWS):
         for i, one in enumerate((model, net)):
@@ -345,7 +348,7 @@ def test_batches_and_windows_of_other_sizes() -> None:
     assert torch.equal(out, Lstm()(X[:, :T], Lstm.begin())[0]) and state[0].requires_grad
 
 
-@pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.parametrize("frontend", FRONTENDS)
 def test_it_is_saved_loaded_checked_and_shown(frontend: str, tmp_path: Path) -> None:
     net = cut(Lstm, frontend=frontend)
     example = (X[:, :T], Lstm.begin())
@@ -388,18 +391,18 @@ def in_time(net: Any, example: Any) -> Check:
 
 
 class Itself(nn.Module):
-    """Its output is the state; with a batch norm, dropout, a keyword, and a number among the results."""
+    """Its output is the state; with a batch norm, dropout, a keyword, and numbers among the results."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.norm, self.drop = nn.Linear(H, H), nn.BatchNorm1d(H), nn.Dropout(0.5)
 
-    def forward(self, x: Tensor, *, state: dict[str, Tensor]) -> tuple[Tensor, int, dict[str, Tensor]]:
+    def forward(self, x: Tensor, *, state: dict[str, Tensor]) -> tuple[Tensor, int, int, dict[str, Tensor]]:
         h = torch.tanh(self.drop(self.norm(self.inner(state["h"]))) + x)
-        return h, 7, {"h": h}
+        return h, 7, x.size(0), {"h": h}
 
 
-@pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("options", [{}, {"unlock": "none"}, {"unlock": "none", "cuts": 2}], ids=str)
 @pytest.mark.parametrize("make", [Lstm, Cell])
 def test_the_check_looks_at_two_windows(make: Any, options: dict[str, Any], frontend: str, tmp_path: Path) -> None:
@@ -412,10 +415,10 @@ def test_the_check_looks_at_two_windows(make: Any, options: dict[str, Any], fron
         assert found.passed and found.figure.startswith("float64: "), found
 
 
-@pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.parametrize("frontend", FRONTENDS)
 def test_the_check_of_states_that_are_outputs_or_written_to(frontend: str) -> None:
     x, state = torch.randn(5, H), {"h": torch.randn(5, H)}
-    net = dni_fx.transform(Itself(), (x,), example_kwargs={"state": state}, state={"state": 2}, frontend=frontend)
+    net = dni_fx.transform(Itself(), (x,), example_kwargs={"state": state}, state={"state": 3}, frontend=frontend)
     assert dni_fx.check(net, (x,), kwargs={"state": state})
     example = torch.randn(5, 1, H), torch.randn(5, 3, H)
     assert dni_fx.check(dni_fx.transform(Memory(), example, state=True, frontend=frontend), example)
@@ -438,7 +441,7 @@ def _learns_nothing(self: Any, states: Any) -> Any:
 BROKEN: list[tuple[Any, str, Any, str]] = [
     (ops, "carry", _no_gradient_comes, "told the true gradient"),
     (ops, "boundary", _twice, "told the true gradient: off by"),
-    (TimeCut, "enter", _learns_nothing, "time is in one of them only"),
+    (TimeCut, "enter", _learns_nothing, "time0 is in one of them only"),
 ]
 
 
@@ -508,7 +511,7 @@ class Separate(nn.Module):
         return self.head(c), h, c
 
 
-@pytest.mark.parametrize("frontend", ["fx", "export"])
+@pytest.mark.parametrize("frontend", FRONTENDS)
 @pytest.mark.parametrize("state", [{"h": 1, "c": 2}, {"c": 2, "h": 1}])
 def test_the_order_in_which_states_are_named_makes_no_difference(state: dict[str, Any], frontend: str) -> None:
     h, c = torch.zeros(N, H, dtype=DOUBLE), torch.zeros(N, 6, dtype=DOUBLE)
@@ -523,6 +526,175 @@ def test_the_order_in_which_states_are_named_makes_no_difference(state: dict[str
     net.zero_grad()
     y.sum().backward()
     assert prediction.grad.any()
+
+
+class Keyed(nn.Module):
+    """Its state is a dict; `order` is that in which it gives it."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.order = order
+        self.one, self.two, self.head = nn.Linear(2 + H, H), nn.Linear(2 * H, H), nn.Linear(H, 1)
+        self.double()
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        h = torch.tanh(self.one(torch.cat([x[:, 0], state["h"]], 1)))
+        c = torch.tanh(self.two(torch.cat([h, state["c"]], 1)))
+        return self.head(c), {key: {"h": h, "c": c}[key] for key in self.order}
+
+
+def keyed(order: str) -> dict[str, Tensor]:
+    return {key: torch.zeros(N, H, dtype=DOUBLE) for key in order}
+
+
+@pytest.mark.parametrize("frontend", ["fx", "modules"])
+@pytest.mark.parametrize("given", ["hc", "ch"])
+@pytest.mark.parametrize("example", ["hc", "ch"])
+@pytest.mark.parametrize("gives", ["hc", "ch"])
+def test_the_keys_of_a_state_may_be_in_any_order(gives: str, example: str, given: str, frontend: str) -> None:
+    net = dni_fx.transform(Keyed(gives), (X[:, :1], keyed(example)), state=True, frontend=frontend).train()
+    state, h, c = keyed(given), *keyed("hc").values()
+    for k in range(3):
+        y, state = net(X[:, k : k + 1], {key: state[key] for key in given})
+        wanted, after = Keyed(gives)(X[:, k : k + 1], {"h": h, "c": c})
+        assert torch.equal(y, wanted) and all(torch.equal(state[key], after[key]) for key in "hc")
+        h, c = after["h"], after["c"]
+        y.sum().backward()
+    assert net.dni.metrics()["time0"]["steps"] == 2  # each window was seen to go on
+    assert dni_fx.check(net, (X[:, :1], keyed(given)))
+
+
+def test_where_the_order_of_keys_is_fixed_another_is_refused() -> None:
+    example = X[:, :1], keyed("hc")
+    with pytest.raises(DniFxError, match="give the example in that of the output"):
+        dni_fx.transform(Keyed("ch"), example, state=True, frontend="export")
+    net = dni_fx.transform(Keyed("hc"), example, state=True, frontend="export").train()
+    with pytest.raises(TypeError, match=r"in another order than in the example, \(x, state_h, state_c\)"):
+        net(X[:, :1], keyed("ch"))
+    net = dni_fx.transform(Keyed("ch"), (X[:, :1], keyed("ch")), state=True, frontend="export").train()
+    state = keyed("ch")
+    for k in range(3):
+        y, state = net(X[:, k : k + 1], state)
+        y.sum().backward()
+    assert net.dni.metrics()["time0"]["steps"] == 2
+    with pytest.raises(DniFxError, match="holds tensors at h, c, but output 1 tensors at 0, 1"):
+        dni_fx.transform(Tupled(), example, state=True)
+
+
+class Tupled(Keyed):
+    def __init__(self) -> None:
+        super().__init__("hc")
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:  # type: ignore[override]
+        y, state = super().forward(x, state)
+        return y, tuple(state.values())
+
+
+class Alone(nn.Module):
+    """Gives its state, and nothing beside it; `once more`, as an output."""
+
+    def __init__(self, cell: nn.Module, once_more: bool) -> None:
+        super().__init__()
+        self.cell, self.once_more = cell, once_more
+
+    def forward(self, x: Tensor, state: State) -> State:
+        after = self.cell(x, state)
+        return (after, after) if self.once_more else after
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("kind", [nn.GRUCell, nn.LSTMCell])
+def test_a_model_that_gives_its_state_alone_is_refused_and_the_advice_works(kind: Any, frontend: str) -> None:
+    state: Any = torch.zeros(5, H)
+    state = state if kind is nn.GRUCell else (state, state)
+    example = torch.randn(5, 2), state
+    for asked in (True, {"state": 0}):
+        with pytest.raises(DniFxError, match="return it once more, as an output: y, state"):
+            dni_fx.transform(Alone(kind(2, H), False), example, state=asked, frontend=frontend)
+    net = dni_fx.transform(Alone(kind(2, H), True), example, state=True, frontend=frontend).train()
+    assert dni_fx.check(net, example)
+    for _ in range(3):
+        y, state = net(example[0], state)
+        torch.stack(pytree.tree_leaves(y)).sum().backward()
+    assert net.dni.metrics()["time0"]["steps"] == 2
+
+
+class Branching(nn.Module):
+    """Goes by what the state holds; nested, beside what is no tensor, in a `**kwargs`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(2 + H, H), nn.Linear(2 + H, H)
+        self.double()
+
+    def forward(self, x: Tensor, **more: Any) -> dict[str, Any]:
+        h, c = more["state"]["both"]
+        inner = self.one if h.sum() > 0 else self.two
+        h = torch.tanh(inner(torch.cat([x[:, 0], h], 1)))
+        c = torch.tanh(inner(torch.cat([x[:, 0], c], 1)))
+        return {"name": "branching", "y": [h, h + c], "after": {"both": (h, c)}}
+
+
+def test_what_has_no_graph_has_a_cut_in_time_too() -> None:
+    state: Any = {"both": (torch.zeros(N, H, dtype=DOUBLE), torch.zeros(N, H, dtype=DOUBLE))}
+    example = {"example_inputs": (X[:, :1],), "example_kwargs": {"state": state}}
+    net = dni_fx.transform(Branching(), **example, state={"state": "after"}).train()
+    assert net.dni.plan.frontend == "modules"
+    assert dni_fx.check(net, (X[:, :1],), kwargs={"state": state})
+    for k in range(3):
+        given = net(X[:, k : k + 1], state=state)
+        assert given["name"] == "branching" and given["y"][0].requires_grad
+        sum(y.sum() for y in given["y"]).backward()
+        state = given["after"]
+        assert not any(leaf.requires_grad for leaf in pytree.tree_leaves(state))
+    assert net.dni.metrics()["time0"]["steps"] == 2
+    with pytest.raises(DniFxError, match="begin a sequence with zeros"):
+        net(X[:, :1], state={"both": state["both"][:1]})
+    with pytest.raises(DniFxError, match="begin a sequence with zeros"):
+        net(X[:, :1])
+
+
+class Listing(nn.Module):
+    """Gives a list with an entry a step, before a state of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2 + H, H).double()
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[list[Tensor], Tensor]:
+        hs = []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.inner(torch.cat([x[:, t], h], 1)))
+            hs.append(h)
+        return hs, h
+
+
+def test_the_state_is_found_after_a_list_of_any_length() -> None:
+    net = dni_fx.transform(Listing(), (X[:, :2], Cell.begin()), state=True, frontend="modules").train()
+    h = Cell.begin()
+    for length in (1, 3, 2):
+        hs, h = net(X[:, :length], h)
+        assert len(hs) == length and all(one.requires_grad for one in hs) and not h.requires_grad
+        sum(one.sum() for one in hs).backward()
+    assert net.dni.metrics()["time0"]["steps"] == 2
+
+
+@dataclass
+class Boxed:
+    y: Tensor
+
+
+class Boxing(Keyed):
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> Any:
+        y, state = super().forward(x, state)
+        return Boxed(y), state
+
+
+def test_tensors_that_cannot_be_handed_on_are_refused() -> None:
+    with pytest.raises(DniFxError, match="gives tensors in a Boxed: give them in a tuple or dict"):
+        dni_fx.transform(Boxing("hc"), (X[:, :1], keyed("hc")), state=True, frontend="modules")
 
 
 def test_a_learned_beginning_gets_its_gradient() -> None:
@@ -581,10 +753,11 @@ def test_predictions_are_what_the_synthesizer_says_at_its_scale(scale: float | N
     torch.testing.assert_close(found[0] - found[1], gradients(model)["inner.bias"])
 
 
-def test_a_plan_repeats_it() -> None:
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_a_plan_repeats_it(frontend: str) -> None:
     example = (X[:, :T], Lstm.begin())
     for options in ({}, {"cuts": ["lstm"], "unlock": "none"}):
-        plan = cut(Lstm, **options).dni.plan
+        plan = cut(Lstm, frontend=frontend, **options).dni.plan
         again = dni_fx.transform(Lstm(), example, **(options | {"cuts": plan}))
         assert again.dni.plan.states == plan.states and len(again.dni.plan.cuts) == len(plan.cuts)
         assert dni_fx.check(again, example)
@@ -617,8 +790,8 @@ def trained(net: Any, make: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at tensors
-@pytest.mark.parametrize("frontend", ["fx", "export"])
-@pytest.mark.parametrize("options", [{}, {"unlock": "none", "cuts": ["inner"]}], ids=str)
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("options", [{}, {"unlock": "none", "cuts": 2}], ids=str)
 def test_compiled_and_plain_train_alike(options: dict[str, Any], frontend: str) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
@@ -644,9 +817,9 @@ def test_windows_are_not_one_graph() -> None:
 REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
     (Lstm, {"nothing": 1}, {}, "no argument 'nothing'; there are x, state"),
     (Lstm, {"state": 2}, {}, "no output 2"),
-    (Lstm, {"state": 0}, {}, "has shapes"),
+    (Lstm, {"state": 0}, {}, "holds tensors at 0, 1, but output 0 one tensor"),
+    (Cell, {"hidden": "y"}, {}, "has shapes"),
     (Cell, True, {}, "state=True is for a forward"),
-    (Lstm, True, {"frontend": "modules"}, "needs a graph"),
     (Lstm, {}, {}, "name an argument"),
     (Lstm, True, {"mix": 0.5, "unlock": "none"}, "mix is for cuts in depth"),
     (Lstm, True, {"classes": 3}, "labels, context and warm-up are for cuts in depth"),
