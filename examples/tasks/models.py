@@ -34,8 +34,8 @@ class Recurrent(nn.Module):
         return (zeros, zeros) if isinstance(self.core, nn.LSTM) else zeros
 
 
-def build(options: Namespace, inputs: int, outputs: int) -> nn.Module:
-    """The model that the command line asks for.
+def build(options: Namespace, inputs: int, outputs: int) -> Any:
+    """The model that the command line asks for: a module with `steps`, the only length it takes, or None, and `start`.
 
     Raises:
         ValueError: If it is not installed.

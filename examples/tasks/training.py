@@ -43,7 +43,7 @@ class Run:
     def __init__(self, task: Task, options: argparse.Namespace) -> None:
         self.task, self.options = task, options
         torch.manual_seed(options.seed)
-        self.model: Any = models.build(options, *task.sizes)
+        self.model = models.build(options, *task.sizes)
         self.optimizer = OPTIMIZERS[options.optim](self.model.parameters(), lr=options.lr)
         dni = options.method == "dni"
         # Not trained with, the rewritten net is there for checkpoints.
@@ -54,9 +54,11 @@ class Run:
             synthesizer=options.synthesizer if dni else "zero",
             optimizer=self.optimizer,
             training=dni_fx.Training(lr=options.synthesizer_lr),
+            frontend="fx",
             verify=dni,
         )
         self.trained = self.net if dni else self.model
+        torch.manual_seed(options.seed)  # the same sequences, whatever the model and the method
         self.done = 0  # steps: sequences, a batch at once
         self.rows: list[dict[str, float]] = []  # of the curves
         self.recent: list[tuple[float, float]] = []  # losses and shares that are right, since the last row
