@@ -32,13 +32,16 @@ SMALL = "--nhid 8 --nhlayer 1 --mem-slot 4 --mem-size 3 --read-heads 2 --batch-s
 
 def _main(task: str, arguments: str, out: Path) -> int:
     module: Any = importlib.import_module(task)
-    code: int = module.main([*SMALL.split(), *arguments.split(), "--out", str(out)])
+    code: int = module.main([*SMALL.split(), "--out", str(out), *arguments.split()])
     return code
 
 
 def _run(task: Task, **options: Any) -> Run:
-    values = vars(command._parser("task", "", True).parse_args(SMALL.split())) | {"out": Path("no"), **options}
-    return Run(task, Namespace(**values))
+    values = vars(command._parser("task", "", True).parse_args(SMALL.split())) | {
+        "out": Path("no"),
+        "synthesizer": "mlp",
+    }
+    return Run(task, Namespace(**values | options))
 
 
 def _parameters(run: Run) -> dict[str, Tensor]:
@@ -300,6 +303,7 @@ def test_a_loss_that_is_no_number_ends_it(
         ("--input-size 1", "--input-size: '1' is not"),
         ("--nonsense 3", "unrecognized arguments: --nonsense 3"),
         ("--resume", "cannot read"),
+        ("--steps 1 --out /dev/null/no", "/dev/null/no"),
         ("--synthesizer nonsense", "nonsense"),
         ("--synthesizer lstm", "mlp can"),
     ],

@@ -38,6 +38,7 @@ def main(name: str, description: str, kind: type[Task], argv: Sequence[str] | No
     parser = _parser(name, description, issubclass(kind, Scheduled))
     parser.set_defaults(out=Path("runs", name), **defaults)
     options = parser.parse_args(argv)
+    options.synthesizer = options.synthesizer or f"mlp(hidden_size={options.nhid})"
     if not issubclass(kind, Scheduled):
         options.generalise, task = 0, kind()
     else:
@@ -50,11 +51,13 @@ def main(name: str, description: str, kind: type[Task], argv: Sequence[str] | No
         )
     try:
         return _train(name, task, options)
-    except (DniFxError, OSError, ValueError) as error:
-        parser.error(str(error))
-    except ArithmeticError as error:
+    except (DniFxError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
+    except FloatingPointError as error:
         _err.print(f"{name}: {error}; the last checkpoint is kept", highlight=False, soft_wrap=True)
         return 1
+    except KeyboardInterrupt:  # outside of training, where nothing can be lost
+        return 130
 
 
 def _train(name: str, task: Task, options: argparse.Namespace) -> int:
@@ -65,6 +68,7 @@ def _train(name: str, task: Task, options: argparse.Namespace) -> int:
         run.load()
     if run.done > options.steps:
         raise DniFxError(f"{options.out / CHECKPOINT} is of step {run.done}, beyond --steps {options.steps}")
+    options.out.mkdir(parents=True, exist_ok=True)  # fails now, and not when there is something to write
     with _asked_to_stop() as stop, _bar() as bar:
         shown = bar.add_task(
             f"{name} {options.model} {options.method}", total=options.steps, completed=run.done, says=""
@@ -148,8 +152,10 @@ def _parser(name: str, description: str, scheduled: bool) -> argparse.ArgumentPa
     add("--lr", type=_positive, default=1e-4, help="learning rate")
     add("--optim", choices=OPTIMIZERS, default="adam", help="optimizer")
     add("--clip", type=_not_negative, default=50.0, help="largest norm of the model's gradient; 0: no limit")
-    add("--synthesizer", default="mlp", help="as in dni_fx.transform")
+    add("--reduction", choices=("sum", "mean"), default="sum", help="of the loss that is trained on, over a sequence")
+    add("--synthesizer", help="as in dni_fx.transform; None: mlp, as wide as the hidden units, which is the paper's")
     add("--synthesizer-lr", type=_positive, default=0.1, help="its learning rate, as a multiple of --lr")
+    add("--synthesizer-scale", type=_positive, default=1.0, help="what its targets are multiplied by")
     add("--nhid", type=_count, default=64, help="hidden units")
     add("--nhlayer", type=_count, default=2, help="recurrent layers of a controller, or of lstm, gru, rnn")
     add("--nlayer", type=_count, default=1, help="layers of dnc")

@@ -74,7 +74,7 @@ class Bits(Task):
 
 @dataclass
 class Copy(Bits):
-    """Repeat `length` symbols; one more when that is learned."""
+    """Repeat `length` symbols and say the end; one more when that is learned."""
 
     length: int = 1
     unit = "bits"

@@ -8,6 +8,8 @@ import torch
 from memory_lstm import MemoryLSTM
 from torch import Tensor, nn
 
+from dni_fx import DniFxError
+
 NAMES = ("lstm", "gru", "rnn", "memory", "dnc")
 
 
@@ -38,14 +40,14 @@ def build(options: Namespace, inputs: int, outputs: int) -> Any:
     """The model that the command line asks for: a module with `steps`, the only length it takes, or None, and `start`.
 
     Raises:
-        ValueError: If it is not installed.
+        DniFxError: If it is not installed.
     """
     if options.model == "memory":
         return MemoryLSTM(inputs, outputs, options.nhid, options.mem_slot, options.mem_size, options.window)
     if options.model != "dnc":
         return Recurrent(options.model, inputs, outputs, options.nhid, options.nhlayer, options.dropout)
     if importlib.util.find_spec("dnc") is None:
-        raise ValueError('--model dnc needs pytorch-dnc: pip install "dni-fx[dnc]"')
+        raise DniFxError('--model dnc needs pytorch-dnc: pip install "dni-fx[dnc]"')
     from dnc_model import DncModel
 
     return DncModel(

@@ -1,7 +1,7 @@
 """Repeat Copy (Jaderberg et al. 2017): N symbols of 8 bits are shown, and wanted back R times.
 
-When the loss is below 0.15 bits a bit, R grows by one, or N where R has come to it; a guess costs 1. The paper: LSTM
-256, batch 256, Adam 7e-5, windows of 2 to 5.
+When the loss is below 0.15 bits a bit, the end mark and its channel included, R grows by one, or N where R has come to
+it. The paper: LSTM 256, batch 256, Adam 7e-5, windows of 2 to 5.
 """
 
 import sys

@@ -53,7 +53,7 @@ class Run:
             state=True,
             synthesizer=options.synthesizer if dni else "zero",
             optimizer=self.optimizer,
-            training=dni_fx.Training(lr=options.synthesizer_lr),
+            training=dni_fx.Training(lr=options.synthesizer_lr, scale=options.synthesizer_scale),
             frontend="fx",
             verify=dni,
         )
@@ -67,23 +67,24 @@ class Run:
         """Train on one batch of sequences; its loss, in the task's unit.
 
         Raises:
-            ArithmeticError: If the loss is not finite.
+            FloatingPointError: If the loss is not finite.
         """
         self.trained.train()
         batch = self.task.batch(self.options.batch_size)
         state, total, right = self.model.start(self.options.batch_size), torch.zeros(()), 0.0
         whole = self.options.method == "backprop"
+        weight = 1.0 if self.options.reduction == "mean" else batch.mask.sum() * batch.targets.shape[-1]
         self.optimizer.zero_grad()
         for window in self._windows(batch):
             outputs, state = self.trained(window.inputs, state)
             loss, share = self._score(outputs, window, batch)
             right += share
             if not whole:  # where nothing counts the loss is zero, but what is predicted goes backward with it
-                self._update(loss)
+                self._update(loss * weight)
                 loss, state = loss.detach(), pytree.tree_map(torch.detach, state)
             total = total + loss
         if whole:
-            self._update(total)
+            self._update(total * weight)
         self.done += 1
         self._record(total.item(), right)
         return total.item()
@@ -146,7 +147,7 @@ class Run:
 
     def _update(self, loss: Tensor) -> None:
         if not math.isfinite(loss.item()):
-            raise ArithmeticError(f"the loss is {loss.item()} in step {self.done + 1}")
+            raise FloatingPointError(f"the loss is {loss.item()} in step {self.done + 1}")
         loss.backward()
         if self.options.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
@@ -178,6 +179,5 @@ def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     aside = path.with_name(f".{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside.write_text(text.getvalue())
     os.replace(aside, path)
