@@ -232,9 +232,14 @@ def test_dnc_is_cut_in_time() -> None:
     assert net(torch.rand(2, 5, 6), model.start(2))[0].shape == (2, 5, 4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_goes_on_bit_for_bit(method: str, tmp_path: Path) -> None:
-    words = f"--method {method} --model lstm --check-freq 2 --curriculum-freq 2 --curriculum-increment 1 --generalise 0"
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [*[(method, "lstm") for method in METHODS], ("dni", "memory"), pytest.param("dni", "dnc", marks=needs_dnc)],
+)
+def test_a_run_goes_on_bit_for_bit(method: str, model: str, tmp_path: Path) -> None:
+    words = (
+        f"--method {method} --model {model} --check-freq 2 --curriculum-freq 2 --curriculum-increment 1 --generalise 0"
+    )
     assert _main("dnc_copy", f"{words} --steps 7", tmp_path / "whole") == 0
     assert _main("dnc_copy", f"{words} --steps 3", tmp_path / "parts") == 0
     assert _main("dnc_copy", f"{words} --steps 7 --resume", tmp_path / "parts") == 0
