@@ -50,8 +50,7 @@ class Run:
     window: int
     seed: int
     steps: int  # of the optimizer: windows
-    lr: float | None = None  # of the synthesizer, beside the net's; None: the default
-    discount: float = 1.0
+    synthesizer: str = "auto"
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -63,8 +62,8 @@ def train(run: Run) -> dict[str, Any]:
     net: Any = model
     if run.method == "DNI":
         example = torch.rand(BATCH, run.window, task.sizes[0]), model.start(BATCH)
-        training = dni_fx.Training(lr=run.lr, discount=run.discount)
-        net = dni_fx.transform(model, example, state=True, optimizer=optimizer, training=training, verify=False)
+        made = run.synthesizer
+        net = dni_fx.transform(model, example, state=True, synthesizer=made, optimizer=optimizer, verify=False)
     torch.manual_seed(run.seed)  # the same sequences for all
     steps, longest = 0, 0
     curve: list[int] = []

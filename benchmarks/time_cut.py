@@ -44,8 +44,8 @@ class Run:
     """One training run; every method is trained by Adam 1e-3."""
 
     synthesizer: str  # "zero": truncated
-    scale: float | str
-    lr: float  # of the synthesizer, beside the net's
+    scale: float | str | None  # None: the default
+    lr: float | None  # of the synthesizer, beside the net's; None: the default
     reduction: str  # of the loss over the answer: "sum" or "mean"
     seed: int
     windows: int
@@ -95,13 +95,13 @@ def train(run: Run) -> dict[str, Any]:
     return {"bits": curve[-1], "curve": curve} | net.dni.metrics().get("time0", {})
 
 
-GRID = [
-    ("zero", 1.0, 1.0),
-    ("mlp", 1.0, 1.0),
-    ("mlp", 1.0, 0.1),
-    ("mlp", 1.0, 0.03),
-    ("mlp", "rms", 1.0),
+GRID: list[tuple[str, float | str | None, float | None]] = [
+    ("zero", None, None),
+    ("least_squares", None, None),
     ("mlp", "rms", 0.1),
+    ("mlp", "rms", 1.0),
+    ("mlp", 1.0, 0.1),
+    ("mlp", 1.0, 1.0),
 ]
 
 
@@ -153,7 +153,8 @@ def command_report(arguments: argparse.Namespace) -> None:
         for reduction in ("sum", "mean"):
             bits = [record["bits"] for record in by_reduction.get(reduction, [])]
             cells.append(f"{statistics.mean(bits):.3f} ({len(bits)})" if bits else "")
-        lines.append(f"| `{synthesizer}` | {scale} | x {lr:g} | {windows:,} | {cells[0]} | {cells[1]} |")
+        rate = "" if lr is None else f"x {lr:g}"
+        lines.append(f"| `{synthesizer}` | {scale or ''} | {rate} | {windows:,} | {cells[0]} | {cells[1]} |")
     notes = arguments.runs.with_suffix(".notes.md")
     text = "\n".join(lines) + "\n" + (notes.read_text() if notes.is_file() else "")
     arguments.runs.with_suffix(".md").write_text(text)

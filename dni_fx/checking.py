@@ -262,18 +262,24 @@ def _step(
         state: Outputs that get no gradient.
     """
     with preserved(net):
-        in_train_mode(net)
-        net.zero_grad()
-        _forget(net)
-        seed(_SEED)
-        with _Narrow() as narrow:  # type: ignore[no-untyped-call]
-            result = _call(net, inputs.map(torch.detach), **(context or {}))
-        outputs = tensors_in(result)
-        torch.autograd.backward(*_loss(outputs, set(places(state, result))))
-        gradients = _gradients(net)
-        net.zero_grad()
-        buffers = {n: b.detach().clone() for n, b in net.named_buffers() if not n.startswith("dni.")}
-        return _Step([o.detach() for o in outputs], buffers, gradients, narrow.seen)
+        return _stepped(net, inputs, context, state)
+
+
+def _stepped(
+    net: nn.Module, inputs: Inputs, context: Mapping[str, Tensor] | None = None, state: Sequence[StateTensor] = ()
+) -> _Step:
+    in_train_mode(net)
+    net.zero_grad()
+    _forget(net)
+    seed(_SEED)
+    with _Narrow() as narrow:  # type: ignore[no-untyped-call]
+        result = _call(net, inputs.map(torch.detach), **(context or {}))
+    outputs = tensors_in(result)
+    torch.autograd.backward(*_loss(outputs, set(places(state, result))))
+    gradients = _gradients(net)
+    net.zero_grad()
+    buffers = {n: b.detach().clone() for n, b in net.named_buffers() if not n.startswith("dni.")}
+    return _Step([o.detach() for o in outputs], buffers, gradients, narrow.seen)
 
 
 def _forget(net: nn.Module) -> None:
@@ -469,7 +475,7 @@ def _moves(state: _State) -> tuple[bool, str]:
     reached: set[str] = set()
     optimizer = torch.optim.Adam(net.parameters(), _RATE)
     for _ in range(2 * len(net.dni.plan.cuts) + 2):
-        gradients = _step(net, state.precise, context).gradients
+        gradients = _stepped(net, state.precise, context).gradients  # and synthesizers keep what they have seen
         for name, parameter in net.named_parameters():
             parameter.grad = gradients.get(name)
         optimizer.step()

@@ -15,7 +15,16 @@ from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import Plan
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
-from dni_fx.synthesizers import Activation, Carried, Factory, LossHead, Outcome, check_labels, expand_context
+from dni_fx.synthesizers import (
+    Activation,
+    Carried,
+    Factory,
+    LeastSquares,
+    LossHead,
+    Outcome,
+    check_labels,
+    expand_context,
+)
 from dni_fx.synthesizers.losses import Link
 
 __all__ = ["Crossing", "Interfaces", "build_dni", "hold_parameters", "owned_parameters"]
@@ -139,7 +148,7 @@ class Crossing(nn.Module):
     def _scaled(self, raw: Tensor) -> Tensor:
         """What it says of each sample's own loss, as the gradient of the mean; the error comes in its own units."""
         batch = ops.batch_size(raw)
-        scale: Any = 1.0 if isinstance(self.synthesizer, LossHead) else self.scale
+        scale: Any = 1.0 if isinstance(self.synthesizer, LossHead | LeastSquares) else self.scale
         if scale == "rms":
             scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0)
         factor: Any = 1.0
@@ -211,7 +220,7 @@ class Interfaces(nn.Module):
         check_scaler(scaler, self.plan.rewrite.training if self.plan.rewrite is not None else Training())
         for crossing in self.crossings.values():
             crossing.loss_scale = LossScale(scaler) if scaler.is_enabled() else None
-            if isinstance(crossing.synthesizer, LossHead):
+            if isinstance(crossing.synthesizer, LossHead | LeastSquares):
                 crossing.synthesizer.loss_scale = crossing.loss_scale
 
     def reset(self, rows: Tensor | None = None) -> None:

@@ -25,6 +25,10 @@ class Recurrent(nn.Module):
             inputs, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
         )  # between layers: one alone has no place for it
         self.head = nn.Linear(hidden, outputs)
+        if kind == "lstm":  # forget gates begin open: Jozefowicz et al. 2015
+            for name, bias in self.core.named_parameters():
+                if name.startswith("bias_ih"):
+                    nn.init.ones_(bias.data[hidden : 2 * hidden])
 
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         y, state = self.core(x, state)

@@ -163,7 +163,7 @@ class Run:
         losses, rights = zip(*self.recent, strict=True)
         row = {"step": self.done, "loss": sum(losses) / len(losses), "right": sum(rights) / len(rights), **level}
         if self.options.method == "dni":  # how well the synthesizer predicts
-            row["cosine"] = self.net.dni.metrics().get("time", {}).get("cosine", math.nan)
+            row["cosine"] = self.net.dni.metrics().get("time0", {}).get("cosine", math.nan)
         self.rows.append(row)
         self.recent = []
 

@@ -1,0 +1,83 @@
+"""A synthesizer without an optimizer: linear, fitted to the targets in closed form."""
+
+import torch
+from torch import Tensor
+
+from dni_fx.errors import DniFxError
+from dni_fx.synthesizers.base import Activation, Synthesizer, check_size
+from dni_fx.synthesizers.registry import register
+
+__all__ = ["LeastSquares"]
+
+
+@register("least_squares")
+class LeastSquares(Synthesizer):
+    """One linear layer over the feature axis: the ridge regression of the targets, older ones counting less and less.
+
+    It has no learning rate, and no unit: it learns alike whatever the targets are multiplied by. Targets that are made
+    of its own predictions make it the fixed point of least-squares temporal differences (Bradtke and Barto 1996).
+
+    Takes 3 F^2 numbers, and for every step as long as two linear layers, for every `every` steps that of solving F
+    equations, where F are the features and one more.
+
+    Args:
+        memory: Steps after which a target counts a third.
+        ridge: What is added to the mean squares of the features, as a share of their mean.
+        every: Steps between two solutions.
+    """
+
+    weight: Tensor
+    squares: Tensor
+    products: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        activation: Activation,
+        context_size: int = 0,
+        *,
+        memory: int = 100,
+        ridge: float = 1e-2,
+        every: int = 5,
+    ) -> None:
+        super().__init__(activation, context_size)
+        if activation.dtype.itemsize < 4:
+            raise DniFxError(f"least_squares solves equations, for which {activation.dtype} is too coarse: use mlp")
+        if not isinstance(ridge, int | float) or not ridge > 0:
+            raise DniFxError(f"least_squares: ridge={ridge!r}; a positive number")
+        self.keep = 1 - 1 / check_size("least_squares", "memory", memory, least=2)
+        self.every = check_size("least_squares", "every", every)
+        self.ridge = ridge
+        self.loss_scale = None  # where the loss is scaled: what the targets are multiplied by
+        size = self.features + context_size + 1
+        self.register_buffer("weight", torch.zeros(size, self.features, device=activation.device))
+        self.register_buffer("squares", torch.zeros(size, size, device=activation.device))
+        self.register_buffer("products", torch.zeros(size, self.features, device=activation.device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=activation.device))
+
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        joined = self.with_context(activation, context).movedim(self.axis, -1)
+        rows = joined.reshape(-1, joined.shape[-1])
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1).to(self.weight.dtype)
+        predicted = rows @ self.weight
+        if torch.is_grad_enabled():
+            if torch.compiler.is_compiling():
+                raise DniFxError("least_squares is fitted step by step, and cannot be compiled: use linear or mlp")
+            said, batch = predicted, activation.shape[0] if activation.dim() > 1 else 1
+            predicted = said.detach().requires_grad_()
+            predicted.register_hook(lambda error: self._fit(rows, said, error * batch))
+        return predicted.reshape(*joined.shape[:-1], self.features).movedim(-1, self.axis)
+
+    @torch.no_grad()
+    def _fit(self, rows: Tensor, said: Tensor, error: Tensor) -> None:
+        """`error` is what was said less the target; of a row whose error is zero nothing is known."""
+        if self.loss_scale is not None:
+            error = error / self.loss_scale.factor()
+        rows = rows * (error != 0).any(1, keepdim=True)
+        self.squares = self.squares.mul(self.keep).addmm_(rows.T, rows)
+        self.products = self.products.mul(self.keep).addmm_(rows.T, said - error)
+        self.steps = self.steps + 1
+        if self.steps % self.every == 0:
+            ridge = self.ridge * self.squares.diagonal().mean()
+            factor, failed = torch.linalg.cholesky_ex(self.squares + torch.diag(ridge.expand(len(self.squares))))
+            self.weight = torch.where(failed == 0, torch.cholesky_solve(self.products, factor), self.weight)
