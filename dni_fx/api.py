@@ -322,6 +322,12 @@ def _check_for_time(settings: Settings, plan: Plan) -> None:
     """Raise a DniFxError if the plan's cuts in time cannot be made so."""
     if not plan.cuts and (settings.size or settings.training.warmup):
         raise DniFxError("labels, context and warm-up are for cuts in depth: say cuts=")
+    apart = [state for state in plan.states if state.enters != (state.leaves,)]
+    if apart and settings.training.auxiliary and settings.unlock == "backward":
+        raise DniFxError(
+            f"auxiliary needs states that one segment takes and makes anew, but {apart[0].tensors[0].input} comes out "
+            'of another: cut elsewhere, or use unlock="none"'
+        )
     several = [state for state in plan.states if len(state.enters) > 1]
     if several and settings.unlock == "backward":
         names = ", ".join(tensor.input for tensor in several[0].tensors)

@@ -293,40 +293,44 @@ def _counter(prediction: Tensor, segment: Segment) -> Callable[[Tensor], None]:
 
 
 # ---------------------------------------------------------------------------------- the cut in time
-_library.define("carry(Tensor[] outputs, Tensor state, Tensor prediction) -> Tensor[]")
-_library.impl("carry", lambda outputs, state, prediction: [h.clone() for h in outputs], "CompositeExplicitAutograd")
+_library.define("carry(Tensor[] outputs, Tensor[] others, Tensor[] gradients) -> Tensor[]")
+_library.impl("carry", lambda outputs, others, gradients: [h.clone() for h in outputs], "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "dni_fx::carry", lambda outputs, state, prediction: [torch.empty_like(h) for h in outputs], lib=_library
+    "dni_fx::carry", lambda outputs, others, gradients: [torch.empty_like(h) for h in outputs], lib=_library
 )
 
 
 def _carry_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, state, prediction = inputs
-    ctx.dtype, ctx.done = state.dtype, False
-    ctx.save_for_backward(prediction)
+    _, others, gradients = inputs
+    ctx.dtypes, ctx.done = [other.dtype for other in others], False
+    ctx.save_for_backward(*gradients)
 
 
-def _carry_backward(ctx: Any, gradients: list[Tensor]) -> tuple[list[Tensor], Tensor | None, None]:
-    (prediction,) = ctx.saved_tensors
+def _carry_backward(ctx: Any, came: list[Tensor]) -> tuple[list[Tensor], list[Tensor | None], list[None]]:
     once, ctx.done = not ctx.done, True  # whoever goes backward twice, from two losses, gets it once
-    return list(gradients), _cast(finite(prediction)[0], ctx.dtype) if once else None, None
+    carried = [
+        _cast(finite(gradient)[0], dtype) if once else None
+        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    ]
+    return list(came), carried, [None] * len(carried)
 
 
 torch.library.register_autograd("dni_fx::carry", _carry_backward, setup_context=_carry_setup, lib=_library)
 
 
-def carry(outputs: Sequence[Tensor], state: Tensor, prediction: Tensor) -> tuple[Tensor, ...]:
-    """The outputs, unchanged; when their gradients come, `prediction` goes to `state` beside them.
+def carry(outputs: Sequence[Tensor], others: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+    """The outputs, unchanged; when their gradients come, others get the ones that are given for them.
 
     Args:
         outputs: All tensors of one backward pass that follows, any shapes.
-        state: What a window hands on, (N, F).
-        prediction: The gradient of the mean loss of all later windows with respect to it, shaped like it.
+        others: Tensors with their gradients, as what a window hands on, (N, F), with the predicted gradient of the mean
+            loss of all later windows.
     """
     attached = [h for h in outputs if h.requires_grad]
-    if not (attached and state.requires_grad):
+    others = [(other, gradient) for other, gradient in others if other.requires_grad]
+    if not (attached and others):
         return tuple(outputs)
-    carried = iter(torch.ops.dni_fx.carry(attached, state, prediction))
+    carried = iter(torch.ops.dni_fx.carry(attached, *map(list, zip(*others, strict=True))))
     return tuple(next(carried) if h.requires_grad else h for h in outputs)
 
 

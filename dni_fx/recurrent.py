@@ -21,6 +21,7 @@ from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import State
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Carried, Factory
+from dni_fx.synthesizers.base import zero_
 
 __all__ = ["TimeCut", "add_time_cuts", "time_activation"]
 
@@ -63,13 +64,19 @@ class TimeCut(Crossing):
         super().__init__(synthesizer, activation, settings)
         self.axes = tuple(axes)
         self.discount = settings.training.discount
+        self.weight = settings.training.auxiliary
+        self.auxiliary: nn.Module | None = None
+        if self.weight:
+            size = activation.features
+            self.auxiliary = zero_(nn.Linear(size, size, device=activation.device, dtype=activation.dtype))
         self.segment = ops.Segment(training=settings.training).to(activation.device)
-        self.before: Any = SimpleNamespace(rows=None, ended=None, square=None)
+        self.before: Any = SimpleNamespace(rows=None, ended=None, square=None, next=None)
 
     def enter(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The states that a window begins with: the gradient that comes back to them trains the synthesizer."""
         if not all(isinstance(state, Tensor) for state in states):
             raise DniFxError(f"the state has {len(self.axes)} tensors, but not all were given: begin with zeros")
+        self.before.next = None
         if not (self.training and torch.is_grad_enabled()):
             return states
         given, before = self.rows_of(states), self.before.rows
@@ -86,6 +93,8 @@ class TimeCut(Crossing):
         following = ops.boundary(before, prediction, self.segment)
         # Of a row that has ended nothing comes back: its target is zero.
         entered = torch.where(goes_on, following, given)
+        if self.auxiliary is not None:
+            self.before.next = self.auxiliary(entered)
         return self._tensors(entered, states)
 
     def leave(self, outputs: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -94,14 +103,31 @@ class TimeCut(Crossing):
             return (*outputs, *states)
         rows = self.rows_of(states)
         with torch.no_grad():
-            prediction = self._scaled(self.synthesizer(rows.detach(), None)) * self.discount
+            raw = self.synthesizer(rows.detach(), None)
+            prediction = self._scaled(raw) * self.discount
         if prediction.shape != rows.shape:
             raise DniFxError(f"the synthesizer gave shape {list(prediction.shape)} for a state of {list(rows.shape)}")
         self.before.rows, self.before.ended = rows.detach(), None
-        carrying = ops.carry(outputs, rows, prediction)
+        carrying = ops.carry(outputs, [(rows, prediction), *self._auxiliary(raw)])
         if self.scale == "rms":
             self._measure(carrying, rows)
         return (*carrying, *[state.detach() for state in states])
+
+    def _auxiliary(self, following: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What the auxiliary task said, and the gradient of its loss.
+
+        From the state that a window begins with, it predicts the synthetic gradient at its end (Jaderberg et al. 2017,
+        Sect. 3.1): half the squared error, as a share of the mean squares. Its gradient at the state is part of that
+        state's target, and so reaches the window before.
+        """
+        said = self.before.next
+        if said is None:
+            return []
+        with torch.no_grad():
+            mean_square = (following.square() + said.square()).mean().clamp(min=torch.finfo(torch.float32).tiny)
+            factor: Any = 1.0 if self.loss_scale is None else self.loss_scale.factor()
+            error = (said - following) * (self.weight * factor / (mean_square * said.numel()))
+        return [(said, error)]
 
     def _measure(self, outputs: Sequence[Tensor], rows: Tensor) -> None:
         """Let the unit of what is regressed follow the loss: the gradients at the outputs of the window before.

@@ -51,6 +51,8 @@ class Training:
             step="loop" it is `net.dni.optimizer`: schedule it by itself.
         discount: What a prediction for a state is multiplied by when it joins the backward pass of its window, 0 to 1:
             the less, the less far the loss looks ahead, and the less an error comes back in later targets.
+        auxiliary: For a cut in time: the weight of an auxiliary loss, by which each window's state also learns to tell
+            what the next one's synthetic gradient will be; 0: none.
     """
 
     scale: float | str | None = None
@@ -60,6 +62,7 @@ class Training:
     lr: float | None = None
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     discount: float = 1.0
+    auxiliary: float = 0.0
 
     def __post_init__(self) -> None:
         if self.scale not in (None, "rms") and not _positive(self.scale):
@@ -72,6 +75,8 @@ class Training:
             raise DniFxError(f"every={self.every!r}: a number of steps, 1 or more")
         if self.lr is not None and not _positive(self.lr):
             raise DniFxError(f"lr={self.lr!r}: the multiple of the learning rate is a positive number")
+        if self.auxiliary != 0 and not _positive(self.auxiliary):
+            raise DniFxError(f"auxiliary={self.auxiliary!r}: the weight of a loss is 0 or more")
         if not isinstance(self.discount, int | float) or not 0.0 <= self.discount <= 1.0:
             raise DniFxError(f"discount={self.discount!r}: a share, 0 to 1")
         if self.optimizer is not None and not callable(self.optimizer):

@@ -236,7 +236,7 @@ def test_a_net_with_cuts_of_both_kinds_is_checked_saved_and_loaded(unlock: str, 
 
 
 def test_each_segment_steps_with_the_synthesizer_of_its_state() -> None:
-    net = cut(Stack, cuts=["one"], optimizer=torch.optim.Adam, step="segment")
+    net = cut(Stack, cuts=["one"], synthesizer="mlp", optimizer=torch.optim.Adam, step="segment")
     stepped = [
         {id(p) for o in own for g in o.param_groups for p in g["params"]} for own in net.dni.optimizer.optimizers
     ]
@@ -284,24 +284,26 @@ class Linear(nn.Module):
         return state, state
 
 
-def test_the_fixed_point_is_the_analytic_one() -> None:
+@pytest.mark.parametrize("synthesizer", ["linear", "least_squares(ridge=1e-9, memory=20)"])
+def test_the_fixed_point_is_the_analytic_one(synthesizer: str) -> None:
     """With the sum of all outputs for a loss, dL/dh is keep + keep^2 + ...: for the mean over rows, divided by them."""
     net = dni_fx.transform(
         Linear(0.5),
         (torch.randn(8, 1, dtype=DOUBLE), torch.zeros(8, 1, dtype=DOUBLE)),
         state=True,
-        synthesizer="linear",
+        synthesizer=synthesizer,
         training=Training(scale=1.0),
     ).train()
-    synthesizer = net.dni.synthesizers["time0"]
-    optimizer = torch.optim.SGD(synthesizer.parameters(), 0.1)
+    made = net.dni.synthesizers["time0"]
+    optimizer = torch.optim.SGD(made.parameters(), 0.1) if synthesizer == "linear" else None
     state = torch.zeros(8, 1, dtype=DOUBLE)
-    for _ in range(400):
-        optimizer.zero_grad()
+    for _ in range(400 if optimizer is not None else 1000):
         y, state = net(torch.randn(8, 1, dtype=DOUBLE), state)
         y.mean().backward()
-        optimizer.step()
-    weight, bias = (p.item() for p in synthesizer.parameters())
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+    weight, bias = (p.item() for p in (made.parameters() if optimizer is not None else made.weight))
     assert abs(weight) < 1e-6 and abs(bias - 1.0) < 1e-6  # 0.5 / (1 - 0.5), for each sample's own loss
 
 
@@ -374,7 +376,7 @@ def test_with_cuts_in_depth_and_an_optimizer_that_steps_by_itself() -> None:
         loss, state = window(net, k, state)
         loss.backward()
     assert len(net.dni.plan.cuts) == 2 and net.dni.metrics()["time0"]["steps"] == 1
-    net = cut(Lstm, optimizer=torch.optim.Adam, step="segment")
+    net = cut(Lstm, synthesizer="mlp", optimizer=torch.optim.Adam, step="segment")
     before = [p.clone() for p in net.parameters()]
     state = Lstm.begin()
     for k in range(3):
@@ -424,7 +426,7 @@ def test_the_check_of_states_that_are_outputs_or_written_to(frontend: str) -> No
     assert dni_fx.check(dni_fx.transform(Memory(), example, state=True, frontend=frontend), example)
 
 
-def _no_gradient_comes(outputs: Any, state: Tensor, prediction: Tensor) -> Any:
+def _no_gradient_comes(outputs: Any, others: Any) -> Any:
     return outputs
 
 
@@ -515,7 +517,7 @@ class Separate(nn.Module):
 @pytest.mark.parametrize("state", [{"h": 1, "c": 2}, {"c": 2, "h": 1}])
 def test_the_order_in_which_states_are_named_makes_no_difference(state: dict[str, Any], frontend: str) -> None:
     h, c = torch.zeros(N, H, dtype=DOUBLE), torch.zeros(N, 6, dtype=DOUBLE)
-    net = dni_fx.transform(Separate(), (X[:, :1], h, c), state=state, frontend=frontend).train()
+    net = dni_fx.transform(Separate(), (X[:, :1], h, c), state=state, frontend=frontend, synthesizer="mlp").train()
     for k in range(3):
         y, h, c = net(X[:, k : k + 1], h, c)
         y.sum().backward()
@@ -735,8 +737,40 @@ def test_two_losses_bring_one_prediction() -> None:
 
 
 class Constant(Synthesizer):
+    def __init__(self, activation: Activation, context_size: int = 0) -> None:
+        super().__init__(activation, context_size)
+        self.slope = nn.Parameter(torch.ones((), dtype=DOUBLE))
+
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-        return torch.ones_like(activation)
+        return self.slope * torch.ones_like(activation)
+
+
+def test_the_auxiliary_task_reaches_the_window_before() -> None:
+    """Half the squared error of what the state says of the next synthetic gradient, as a share of the mean squares."""
+    heard = {}
+    for weight in (0.0, 3.0):
+        net, state = cut(Cell, synthesizer=Constant, training=Training(auxiliary=weight)), Cell.begin()
+        if weight:
+            with torch.no_grad():
+                for parameter in net.dni.time0.auxiliary.parameters():
+                    parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+        loss, state = window(net, 0, state)
+        loss.backward()
+        net.zero_grad()
+        loss, _ = window(net, 1, state)
+        loss.backward()
+        heard[weight] = net
+    head = copy.deepcopy(net.dni.time0.auxiliary)
+    head.zero_grad()
+    rows = state.detach().requires_grad_()
+    said, following = head(rows), torch.ones(N, H, dtype=DOUBLE)
+    mean_square = (following.square() + said.detach().square()).mean()
+    (3.0 * 0.5 * (said - following).square().mean() / mean_square).backward()
+    for own, expected in zip(net.dni.time0.auxiliary.parameters(), head.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, expected.grad)
+    slopes = [heard[weight].dni.time0.synthesizer.slope.grad for weight in (0.0, 3.0)]
+    torch.testing.assert_close(slopes[0] - slopes[1], rows.grad.sum())  # its target is more by that
+    assert len(gradients(heard[0.0])) == len(gradients(heard[3.0]))
 
 
 @pytest.mark.parametrize("scale", [None, 0.25, 4.0])

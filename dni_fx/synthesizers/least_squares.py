@@ -61,12 +61,15 @@ class LeastSquares(Synthesizer):
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1).to(self.weight.dtype)
         predicted = rows @ self.weight
         if torch.is_grad_enabled():
-            if torch.compiler.is_compiling():
-                raise DniFxError("least_squares is fitted step by step, and cannot be compiled: use linear or mlp")
-            said, batch = predicted, activation.shape[0] if activation.dim() > 1 else 1
-            predicted = said.detach().requires_grad_()
-            predicted.register_hook(lambda error: self._fit(rows, said, error * batch))
+            predicted = self._listening(rows, predicted, activation.shape[0] if activation.dim() > 1 else 1)
         return predicted.reshape(*joined.shape[:-1], self.features).movedim(-1, self.axis)
+
+    @torch.compiler.disable(reason="least squares are fitted when the targets come")  # type: ignore[untyped-decorator]
+    def _listening(self, rows: Tensor, said: Tensor, batch: int) -> Tensor:
+        """The same prediction, which takes a gradient: by that it is fitted."""
+        predicted = said.detach().requires_grad_()
+        predicted.register_hook(lambda error: self._fit(rows, said, error * batch))
+        return predicted
 
     @torch.no_grad()
     def _fit(self, rows: Tensor, said: Tensor, error: Tensor) -> None:
@@ -74,10 +77,11 @@ class LeastSquares(Synthesizer):
         if self.loss_scale is not None:
             error = error / self.loss_scale.factor()
         rows = rows * (error != 0).any(1, keepdim=True)
-        self.squares = self.squares.mul(self.keep).addmm_(rows.T, rows)
-        self.products = self.products.mul(self.keep).addmm_(rows.T, said - error)
-        self.steps = self.steps + 1
+        # In place: who keeps buffers alike over processes holds on to them.
+        self.squares.mul_(self.keep).addmm_(rows.T, rows)
+        self.products.mul_(self.keep).addmm_(rows.T, said - error)
+        self.steps += 1
         if self.steps % self.every == 0:
             ridge = self.ridge * self.squares.diagonal().mean()
             factor, failed = torch.linalg.cholesky_ex(self.squares + torch.diag(ridge.expand(len(self.squares))))
-            self.weight = torch.where(failed == 0, torch.cholesky_solve(self.products, factor), self.weight)
+            self.weight.copy_(torch.where(failed == 0, torch.cholesky_solve(self.products, factor), self.weight))
