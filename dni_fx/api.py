@@ -27,6 +27,7 @@ from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite, StateTensor
 from dni_fx.recurrent import add_time_cuts, time_activation
+from dni_fx.replaying import replay_windows
 from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
 from dni_fx.states import StateOption, by_segments, find_state, states_alone
 from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, add_synthesizers, check_stepping
@@ -128,6 +129,8 @@ def transform(
         check_scaler(scaler, training, step)
     if not isinstance(compile, bool | Mapping):
         raise DniFxError(f"compile={compile!r}: True, or a dict of what torch.compile is to be called with")
+    if training.horizon > 1 and (scaler is not None or compile is not False):
+        raise DniFxError("a horizon runs windows once more, as they are: leave scaler and compile out")
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state)
     module, found = captured(model, example_inputs_of(model, example_inputs, example_kwargs), request)
@@ -315,6 +318,7 @@ def rewrite(
             *([AddTimeCuts(states)] if states else []),
         ],
     )
+    replay_windows(module)
     return module
 
 

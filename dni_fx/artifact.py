@@ -25,6 +25,7 @@ from dni_fx.module import DecoupledModule, adopt, plain, rename, retrace, share_
 from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import Plan
 from dni_fx.recurrent import add_time_cuts, time_activation
+from dni_fx.replaying import replay_windows
 from dni_fx.settings import loss_function, with_scale
 from dni_fx.source import SourceWriter
 from dni_fx.synthesizers import resolve
@@ -163,6 +164,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             average_segments(net)
         net.__dict__["dni_original"] = model
         net.dni_recall(vars(cls))
+    replay_windows(net)
     _take_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
     return net
 

@@ -204,6 +204,7 @@ def _synthesizers(net: DecoupledModule) -> list[tuple[str, Told]]:
 
 def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
     """Told ones in their place, trained in the plainest way."""
+    net.dni.replay = None
     for index, (cut, segment) in enumerate(zip(net.dni.plan.cuts, net.dni.segments, strict=True)):
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)

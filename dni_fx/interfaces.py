@@ -196,6 +196,7 @@ class Interfaces(nn.Module):
         self.plan = plan
         # That of all segments, with step="segment"; else that of the synthesizers, where they have one of their own.
         self.optimizer: torch.optim.Optimizer | None = None
+        self.replay: Any = None  # with a horizon: what keeps the last windows, a `dni_fx.replaying.Replay`
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a net has no optimizer: its parameters are others."""
@@ -240,12 +241,15 @@ class Interfaces(nn.Module):
 
     def progress(self) -> dict[str, Any]:
         """Where a run is, beside parameters and buffers."""
-        return {name: crossing.progress() for name, crossing in self.crossings.items()}
+        found: dict[str, Any] = {name: crossing.progress() for name, crossing in self.crossings.items()}
+        return found if self.replay is None else found | {"replay": self.replay.progress()}
 
     def resume(self, progress: Mapping[str, Any]) -> None:
         """Go on from where `progress` was."""
         for name, crossing in self.crossings.items():
             crossing.resume(progress[name])
+        if self.replay is not None:
+            self.replay.resume(progress["replay"])
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """How well each synthesizer predicts its target, at the last step that was looked at (every twentieth).

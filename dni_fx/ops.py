@@ -31,6 +31,7 @@ __all__ = [
     "decouple",
     "enter",
     "inject",
+    "learn",
     "leave",
     "leaves",
     "specialised",
@@ -483,6 +484,29 @@ def boundary(
     """The tensor, handed on; the gradient that comes back to it is the target of `prediction`."""
     apply: Any = _Boundary.apply
     following: Tensor = apply(detached, prediction, accumulated, segment)
+    return following
+
+
+class _Lesson(torch.autograd.Function):
+    """Hands a tensor on; with its gradient, that of half the squared error of a prediction goes to this."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(prediction, target)
+        return h.view_as(h)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        prediction, target = ctx.saved_tensors
+        error = (prediction - target.to(prediction.dtype)).mul_(batch_size(prediction))
+        return gradient, finite(error)[0], None
+
+
+def learn(h: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    """The tensor, handed on; when a gradient comes to it, `prediction` learns its `target`, both of one shape."""
+    apply: Any = _Lesson.apply
+    following: Tensor = apply(h, prediction, target)
     return following
 
 

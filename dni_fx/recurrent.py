@@ -8,7 +8,7 @@ is its target: the true one within the window, and the next prediction beyond it
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Carried, Factory
 from dni_fx.synthesizers.base import zero_
 
-__all__ = ["TimeCut", "add_time_cuts", "time_activation"]
+__all__ = ["Lesson", "TimeCut", "add_time_cuts", "time_activation"]
 
 
 def time_activation(state: State, device: torch.device | str = "cpu") -> Activation:
@@ -47,6 +47,14 @@ def add_time_cuts(
         dni.add_module(time_name(index), TimeCut(made, activation, own, [tensor.axis for tensor in state.tensors]))
 
 
+class Lesson(NamedTuple):
+    """What a cut in time is taught of earlier windows."""
+
+    rows: Tensor  # handed on, (N, F)
+    target: Tensor  # (N, F)
+    known: Tensor  # of which rows it is known, (N, 1)
+
+
 class TimeCut(Crossing):
     """The synthesizer of a state, and what it has to remember from the window before.
 
@@ -64,13 +72,14 @@ class TimeCut(Crossing):
         super().__init__(synthesizer, activation, settings)
         self.axes = tuple(axes)
         self.discount = settings.training.discount
+        self.horizon = settings.training.horizon
         self.weight = settings.training.auxiliary
         self.auxiliary: nn.Module | None = None
         if self.weight:
             size = activation.features
             self.auxiliary = zero_(nn.Linear(size, size, device=activation.device, dtype=activation.dtype))
         self.segment = ops.Segment(training=settings.training).to(activation.device)
-        self.before: Any = SimpleNamespace(rows=None, ended=None, square=None, next=None)
+        self.before: Any = SimpleNamespace(rows=None, ended=None, square=None, next=None, lessons=[])
 
     def enter(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The states that a window begins with: the gradient that comes back to them trains the synthesizer."""
@@ -80,7 +89,9 @@ class TimeCut(Crossing):
         if not (self.training and torch.is_grad_enabled()):
             return states
         given, before = self.rows_of(states), self.before.rows
-        goes_on, known = self._known(given)
+        if self.horizon > 1:  # its targets come when later windows have run: see `dni_fx.replaying`
+            return self.tensors_of(self._taught(given), states)
+        goes_on, known = self.known(given)
         prediction: Any
         if known.any():
             prediction = self(before)
@@ -95,7 +106,20 @@ class TimeCut(Crossing):
         entered = torch.where(goes_on, following, given)
         if self.auxiliary is not None:
             self.before.next = self.auxiliary(entered)
-        return self._tensors(entered, states)
+        return self.tensors_of(entered, states)
+
+    def _taught(self, rows: Tensor) -> Tensor:
+        """The same rows; when a gradient comes to them, the synthesizer learns what is due."""
+        lessons, self.before.lessons = self.before.lessons, []
+        for before, target, known in lessons:
+            prediction: Any = self(before)
+            prediction = torch.where(known, prediction, prediction.detach())
+            rows = ops.learn(rows, prediction, ops.clipped(target, self.segment.clip, len(before)))
+        return rows
+
+    def predicted(self, rows: Tensor) -> Tensor:
+        """The gradient of the mean loss of all later windows with respect to the rows of a state, (N, F)."""
+        return self._scaled(self.synthesizer(rows, None))
 
     def leave(self, outputs: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Outputs and states of a window: the ones bring the prediction along in backward, the others are cut off."""
@@ -151,17 +175,18 @@ class TimeCut(Crossing):
         """Targets do not set their own unit: see `_measure`."""
 
     def progress(self) -> dict[str, Any]:
-        return super().progress() | {"rows": self.before.rows, "ended": self.before.ended}
+        return super().progress() | {name: getattr(self.before, name) for name in ("rows", "ended", "square")}
 
     def resume(self, progress: Mapping[str, Any]) -> None:
         super().resume(progress)
-        rows, ended = progress["rows"], progress["ended"]
-        self.before.rows = None if rows is None else rows.to(self.measured.device)
-        self.before.ended = None if ended is None else ended.to(self.measured.device)
+        for name in ("rows", "ended", "square"):
+            value = progress[name]
+            setattr(self.before, name, None if value is None else value.to(self.measured.device))
 
     def forget(self) -> None:
         """Begin as if there had been no window before."""
         self.before.rows = self.before.ended = None
+        self.before.lessons = []
 
     def reset(self, rows: Tensor | None = None) -> None:
         """The sequences that were handed on have ended: all, or those of which `rows` (N,) is true.
@@ -181,7 +206,7 @@ class TimeCut(Crossing):
             )
         self.before.ended = rows if self.before.ended is None else self.before.ended | rows
 
-    def _known(self, given: Tensor) -> tuple[Tensor, Tensor]:
+    def known(self, given: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each row's sequence goes on; and whether it is known what comes after the row before: (N, 1)."""
         before = self.before.rows
         if before is None or not _alike(before, given):
@@ -198,7 +223,7 @@ class TimeCut(Crossing):
         """The state as (N, F)."""
         return torch.cat([s.movedim(axis, 0).flatten(1) for s, axis in zip(states, self.axes, strict=True)], 1)
 
-    def _tensors(self, rows: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def tensors_of(self, rows: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Tensors like these from what `rows_of` would make of them."""
         moved = [state.movedim(axis, 0) for state, axis in zip(like, self.axes, strict=True)]
         parts = rows.split([m[0].numel() for m in moved], 1)

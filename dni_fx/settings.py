@@ -53,6 +53,9 @@ class Training:
             the less, the less far the loss looks ahead, and the less an error comes back in later targets.
         auxiliary: For a cut in time: the weight of an auxiliary loss, by which each window's state also learns to tell
             what the next one's synthetic gradient will be; 0: none.
+        horizon: For a cut in time: over how many windows a target reaches before it is a prediction; more than 1 runs
+            every window twice. See `dni_fx.replaying`.
+        trace: With a horizon, the lambda of BP(lambda): the share of the true gradient between its windows.
     """
 
     scale: float | str | None = None
@@ -63,6 +66,8 @@ class Training:
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     discount: float = 1.0
     auxiliary: float = 0.0
+    horizon: int = 1
+    trace: float = 1.0
 
     def __post_init__(self) -> None:
         if self.scale not in (None, "rms") and not _positive(self.scale):
@@ -77,8 +82,14 @@ class Training:
             raise DniFxError(f"lr={self.lr!r}: the multiple of the learning rate is a positive number")
         if self.auxiliary != 0 and not _positive(self.auxiliary):
             raise DniFxError(f"auxiliary={self.auxiliary!r}: the weight of a loss is 0 or more")
-        if not isinstance(self.discount, int | float) or not 0.0 <= self.discount <= 1.0:
-            raise DniFxError(f"discount={self.discount!r}: a share, 0 to 1")
+        for name in ("discount", "trace"):
+            share = getattr(self, name)
+            if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+                raise DniFxError(f"{name}={share!r}: a share, 0 to 1")
+        if not _whole(self.horizon) or self.horizon < 1:
+            raise DniFxError(f"horizon={self.horizon!r}: a number of windows, 1 or more")
+        if self.horizon > 1 and self.auxiliary:
+            raise DniFxError("auxiliary and a horizon exclude each other")
         if self.optimizer is not None and not callable(self.optimizer):
             raise DniFxError("optimizer: a function from parameters to an optimizer, such as torch.optim.Adam")
 

@@ -18,7 +18,16 @@ from dni_fx.module import DecoupledModule
 from dni_fx.planning import Cut, State, StateTensor
 from dni_fx.preserve import in_train_mode, preserved
 
-__all__ = ["StateOption", "by_segments", "find_state", "next_window", "parse_state", "places", "states_alone"]
+__all__ = [
+    "StateOption",
+    "by_segments",
+    "find_state",
+    "next_window",
+    "parse_state",
+    "places",
+    "state_in",
+    "states_alone",
+]
 
 StateOption = bool | Mapping[str, int | str]
 
@@ -151,18 +160,30 @@ def places(tensors: Sequence[StateTensor], result: Any) -> list[int]:
     return [by_leaf[tensor.result] for tensor in tensors]
 
 
+def state_in(net: DecoupledModule, tensors: Sequence[StateTensor], inputs: Inputs) -> list[Any]:
+    """These of the state in what a call is given."""
+    leaves = _by_placeholder(net, inputs)
+    return [leaves.get((tensor.input, tensor.path)) for tensor in tensors]
+
+
 def next_window(
     net: DecoupledModule, tensors: Sequence[StateTensor], inputs: Inputs, values: Sequence[Tensor]
 ) -> Inputs:
     """The same call with these values for its state."""
     fresh = inputs.map(lambda t: t.detach().clone())  # in which no tensor is at two places
-    forward = getattr(net.__dict__.get("dni_original"), "forward", net.forward)
-    given = by_name(forward, *canonical(forward, fresh.args, fresh.kwargs))
-    before: dict[tuple[str, Path], Tensor] = {}
-    for name, places in _placeholders(net, given).items():
-        before |= zip(places, tensors_in(given[name]), strict=False)
-    following = {id(before[t.input, t.path]): value for t, value in zip(tensors, values, strict=True)}
+    before = state_in(net, tensors, fresh)
+    following = {id(old): new for old, new in zip(before, values, strict=True)}
     return fresh.map(lambda t: following.get(id(t), t))
+
+
+def _by_placeholder(net: DecoupledModule, inputs: Inputs) -> dict[tuple[str, Path], Any]:
+    """The tensors of a call by what takes them, and where in it."""
+    forward = getattr(net.__dict__.get("dni_original"), "forward", net.forward)
+    given = by_name(forward, *canonical(forward, inputs.args, inputs.kwargs))
+    found: dict[tuple[str, Path], Any] = {}
+    for name, places in _placeholders(net, given).items():
+        found |= zip(places, tensors_in(given[name]), strict=False)
+    return found
 
 
 def parse_state(text: str | None) -> StateOption | None:

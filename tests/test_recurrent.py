@@ -745,6 +745,87 @@ class Constant(Synthesizer):
         return self.slope * torch.ones_like(activation)
 
 
+def heard_over(make: Any, horizon: int, trace: float = 1.0, **options: Any) -> dict[str, list[Tensor]]:
+    """Targets of a sequence, first to last, for synthesizers that say nothing; the next sequence has begun after it."""
+    training = Training(horizon=horizon, trace=trace)
+    net, state = cut(make, synthesizer=Exact, training=training, **options), make.begin()
+    for k in range(WINDOWS):
+        loss, state = window(net, k, state)
+        loss.backward()
+    window(net, 0, make.begin())[0].backward()
+    times = {name: s.targets for name, s in net.dni.synthesizers.items() if name.startswith("time")}
+    return {name: targets[: WINDOWS - 1] for name, targets in times.items()}
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("make", [Lstm, Cell])
+def test_over_a_horizon_targets_are_the_true_gradients(make: Any, frontend: str) -> None:
+    _, table = whole(make)
+    (targets,) = heard_over(make, WINDOWS, frontend=frontend).values()
+    assert len(targets) == WINDOWS - 1
+    for target, (_, future) in zip(targets, table[:-1], strict=True):
+        torch.testing.assert_close(target, future, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("unlock", ["backward", "none"])
+def test_over_a_horizon_with_cuts_in_depth(unlock: str) -> None:
+    _, table = whole(Stack)
+    heard = heard_over(Stack, WINDOWS, cuts=["one"], unlock=unlock)
+    sizes = [2 * H, 2 * H + 2]
+    for index, targets in enumerate(heard.values()):
+        for target, (_, future) in zip(targets, table[:-1], strict=True):
+            torch.testing.assert_close(target, future.split(sizes, 1)[index], rtol=1e-10, atol=1e-10)
+
+
+def test_without_a_trace_they_are_those_of_single_windows() -> None:
+    (one,), (other,) = heard_over(Cell, 1).values(), heard_over(Cell, WINDOWS, trace=0.0).values()
+    for target, expected in zip(other, one, strict=True):
+        torch.testing.assert_close(target, expected)
+
+
+def test_a_horizon_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
+    training = Training(horizon=3)
+    example = X[:, :T], Lstm.begin()
+
+    def made() -> tuple[Any, torch.optim.Optimizer]:
+        model = Lstm()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        options: Any = {"state": True, "synthesizer": "mlp", "optimizer": optimizer, "training": training}
+        return dni_fx.transform(model, example, **options).train(), optimizer
+
+    def train(net: Any, optimizer: torch.optim.Optimizer, state: State, steps: range) -> State:
+        for k in steps:
+            loss, state = window(net, k % WINDOWS, state)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return state
+
+    net, optimizer = made()
+    state = train(net, optimizer, Lstm.begin(), range(5))
+    dni_fx.save_checkpoint(tmp_path / "run", net, optimizer=optimizer, state=state)
+    train(net, optimizer, state, range(5, 9))
+    again, optimizer = made()
+    state = dni_fx.load_checkpoint(tmp_path / "run", again, optimizer=optimizer)["state"]
+    train(again, optimizer, state, range(5, 9))
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert net.dni.metrics()["time0"]["steps"] > 2
+    copy.deepcopy(net)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"training": Training(horizon=2), "compile": True}, "leave scaler and compile out"),
+        ({"training": Training(horizon=2), "scaler": torch.amp.GradScaler("cpu")}, "leave scaler and compile out"),
+    ],
+)
+def test_what_a_horizon_does_not_go_with(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DniFxError, match=message):
+        cut(Lstm, **options)
+
+
 def test_the_auxiliary_task_reaches_the_window_before() -> None:
     """Half the squared error of what the state says of the next synthetic gradient, as a share of the mean squares."""
     heard = {}
