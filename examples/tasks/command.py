@@ -38,7 +38,6 @@ def main(name: str, description: str, kind: type[Task], argv: Sequence[str] | No
     parser = _parser(name, description, issubclass(kind, Scheduled))
     parser.set_defaults(out=Path("runs", name), **defaults)
     options = parser.parse_args(argv)
-    options.synthesizer = options.synthesizer or f"mlp(hidden_size={options.nhid})"
     if not issubclass(kind, Scheduled):
         options.generalise, task = 0, kind()
     else:
@@ -152,10 +151,7 @@ def _parser(name: str, description: str, scheduled: bool) -> argparse.ArgumentPa
     add("--lr", type=_positive, default=1e-4, help="learning rate")
     add("--optim", choices=OPTIMIZERS, default="adam", help="optimizer")
     add("--clip", type=_not_negative, default=50.0, help="largest norm of the model's gradient; 0: no limit")
-    add("--reduction", choices=("sum", "mean"), default="sum", help="of the loss that is trained on, over a sequence")
-    add("--synthesizer", help="as in dni_fx.transform; None: mlp, as wide as the hidden units, which is the paper's")
-    add("--synthesizer-lr", type=_positive, default=0.1, help="its learning rate, as a multiple of --lr")
-    add("--synthesizer-scale", type=_positive, default=1.0, help="what its targets are multiplied by")
+    add("--synthesizer", default="auto", help="as in dni_fx.transform")
     add("--nhid", type=_count, default=64, help="hidden units")
     add("--nhlayer", type=_count, default=2, help="recurrent layers of a controller, or of lstm, gru, rnn")
     add("--nlayer", type=_count, default=1, help="layers of dnc")

@@ -53,7 +53,6 @@ class Run:
             state=True,
             synthesizer=options.synthesizer if dni else "zero",
             optimizer=self.optimizer,
-            training=dni_fx.Training(lr=options.synthesizer_lr, scale=options.synthesizer_scale),
             frontend="fx",
             verify=dni,
         )
@@ -73,18 +72,17 @@ class Run:
         batch = self.task.batch(self.options.batch_size)
         state, total, right = self.model.start(self.options.batch_size), torch.zeros(()), 0.0
         whole = self.options.method == "backprop"
-        weight = 1.0 if self.options.reduction == "mean" else batch.mask.sum() * batch.targets.shape[-1]
         self.optimizer.zero_grad()
         for window in self._windows(batch):
             outputs, state = self.trained(window.inputs, state)
             loss, share = self._score(outputs, window, batch)
             right += share
             if not whole:  # where nothing counts the loss is zero, but what is predicted goes backward with it
-                self._update(loss * weight)
+                self._update(loss)
                 loss, state = loss.detach(), pytree.tree_map(torch.detach, state)
             total = total + loss
         if whole:
-            self._update(total * weight)
+            self._update(total)
         self.done += 1
         self._record(total.item(), right)
         return total.item()
