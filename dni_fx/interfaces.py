@@ -29,7 +29,9 @@ from dni_fx.synthesizers.losses import Link
 
 __all__ = ["Crossing", "Interfaces", "build_dni", "hold_parameters", "owned_parameters"]
 
-MEASURE_EVERY = 20  # steps between two looks at the targets; a look costs a few passes over the tensor
+# Steps between two looks at the targets; a look costs a few passes over the tensor. A prime: of what comes in turns,
+# such as the windows of a sequence, each is seen.
+MEASURE_EVERY = 19
 MEASURES = ("cosine", "relative_error", "target_norm", "prediction_norm")
 
 
@@ -252,7 +254,7 @@ class Interfaces(nn.Module):
             self.replay.resume(progress["replay"])
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """How well each synthesizer predicts its target, at the last step that was looked at (every twentieth).
+        """How well each synthesizer predicts its target, at the last step that was looked at (every nineteenth).
 
         Returns:
             For each crossing: `cosine` between prediction and target, `relative_error` |g - target| / |target|,
