@@ -26,7 +26,7 @@ from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite, StateTensor
-from dni_fx.recurrent import add_time_cuts, time_activation
+from dni_fx.recurrent import add_time_cuts, auto_in_time, time_activation
 from dni_fx.replaying import replay_windows
 from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
 from dni_fx.states import StateOption, by_segments, find_state, states_alone
@@ -114,8 +114,8 @@ def transform(
             False saves that time and memory, and trusts the capture.
         state: Cut a recurrent model in time, where its state goes from one call to the next: outputs, by place or key,
             by the name of the argument that each becomes; True: for a forward `(x, state)` that returns `(y, state)`.
-            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `least_squares` there. See
-            `dni_fx.recurrent`.
+            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `least_squares` there, or `mlp` for
+            half precision or more than 2,048 features. See `dni_fx.recurrent`.
 
     Raises:
         DniFxError: If an argument is wrong, with what to do.
@@ -271,6 +271,8 @@ def captured(model: nn.Module, example: Inputs, request: Request) -> tuple[Decou
         decision = cutting.Decision((), why)
     described = (inputs.describe(example), example.source)
     plan = cutting.make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
+    if tensors and plan.cuts and isinstance(module, hooking.HookedModule):
+        raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
     return module, replace(plan, states=by_segments(module, tensors, plan.cuts))
 
 
@@ -293,6 +295,8 @@ def rewrite(
         _check_for_time(settings, plan)
     names, factories = _synthesizers(plan, synthesizer, settings)
     rewritten = plan.with_rewrite(Rewrite.of(settings, names))
+    if not plan.states and settings.training.for_time:
+        raise DniFxError("discount, horizon and auxiliary are for a cut in time: say state=")
     named = isinstance(synthesizer, str)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     dni = build_dni(rewritten, factories, with_scale(settings, named=named), device=device)
@@ -353,8 +357,7 @@ def _synthesizers(
             names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis, loss)
     for index, state in enumerate(plan.states):
         name, activation = time_name(index), time_activation(state)
-        fine = activation.dtype.itemsize >= 4
-        own = ("least_squares" if fine else "mlp") if synthesizer == "auto" else synthesizer
+        own = auto_in_time(activation) if synthesizer == "auto" else synthesizer
         names[name], factories[name] = resolve(own, activation.shape, 1)
     return names, factories
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dni_fx import api, artifact, costs, hooking, meta, ops
 from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.inputs import Inputs, given, tensors_in
-from dni_fx.interfaces import Crossing
+from dni_fx.interfaces import Crossing, Interfaces
 from dni_fx.module import DecoupledModule, plain
 from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.passes.add_time_cuts import time_name
@@ -287,6 +287,8 @@ def _forget(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, TimeCut):
             module.forget()
+        if isinstance(module, Interfaces) and module.replay is not None:
+            module.replay.forget()
 
 
 def _loss(outputs: list[Tensor], without: Set[int] = frozenset(), number: int = _SEED) -> tuple[Any, Any]:

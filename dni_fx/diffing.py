@@ -122,7 +122,7 @@ def _compare(before: list[str], after: list[str], plan: Plan) -> GraphDiff:
     return GraphDiff(tuple(lines))
 
 
-_IN_TIME = re.compile(r"self\.dni\.time\d|ops\.(enter|leave)\(|= (enter|leave)(_\d+)?\[")
+_IN_TIME = re.compile(r"self\.dni\.time\d|ops\.(enter|leaves?)\(|= (enter|leaves?)(_\d+)?\[")
 
 
 def _variable(line: str) -> str:

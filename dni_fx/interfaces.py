@@ -19,7 +19,6 @@ from dni_fx.synthesizers import (
     Activation,
     Carried,
     Factory,
-    LeastSquares,
     LossHead,
     Outcome,
     check_labels,
@@ -150,7 +149,7 @@ class Crossing(nn.Module):
     def _scaled(self, raw: Tensor) -> Tensor:
         """What it says of each sample's own loss, as the gradient of the mean; the error comes in its own units."""
         batch = ops.batch_size(raw)
-        scale: Any = 1.0 if isinstance(self.synthesizer, LossHead | LeastSquares) else self.scale
+        scale: Any = 1.0 if getattr(self.synthesizer, "own_unit", False) else self.scale
         if scale == "rms":
             scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0)
         factor: Any = 1.0
@@ -223,8 +222,8 @@ class Interfaces(nn.Module):
         check_scaler(scaler, self.plan.rewrite.training if self.plan.rewrite is not None else Training())
         for crossing in self.crossings.values():
             crossing.loss_scale = LossScale(scaler) if scaler.is_enabled() else None
-            if isinstance(crossing.synthesizer, LossHead | LeastSquares):
-                crossing.synthesizer.loss_scale = crossing.loss_scale
+            if getattr(crossing.synthesizer, "own_unit", False):
+                setattr(crossing.synthesizer, "loss_scale", crossing.loss_scale)  # noqa: B010  # for mypy, it is a tensor
 
     def reset(self, rows: Tensor | None = None) -> None:
         """New sequences begin: recurrent synthesizers drop the state that they carry from step to step.

@@ -94,7 +94,8 @@ class DecoupledModule(fx.GraphModule):
             type(self).__name__,
             body,
             import_block,
-            [node.name for node in self.graph.nodes],
+            # In the order of the code, which has all arguments first.
+            [n.name for n in sorted(self.graph.nodes, key=lambda node: node.op != "placeholder")],
         )
 
 

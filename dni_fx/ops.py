@@ -7,9 +7,7 @@ learning rate suits every batch size.
 """
 
 import contextlib
-import functools
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
-from torch.utils import _pytree as pytree
 
+from dni_fx.calling import by_path
 from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.settings import Mix, Training
 
@@ -304,12 +302,16 @@ torch.library.register_fake(
 def _carry_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     _, others, gradients = inputs
     ctx.dtypes, ctx.done = [other.dtype for other in others], False
+    ctx.origins = [other.grad_fn for other in others]
     ctx.save_for_backward(*gradients)
 
 
 def _carry_backward(ctx: Any, came: list[Tensor]) -> tuple[list[Tensor], list[Tensor | None], list[None]]:
+    # Whoever asks for gradients of what lies above only, as torch.autograd.grad may, does not get there.
+    if not any(node is None or torch._C._will_engine_execute_node(node) for node in ctx.origins):
+        return list(came), [None] * len(ctx.dtypes), [None] * len(ctx.dtypes)
     once, ctx.done = not ctx.done, True  # whoever goes backward twice, from two losses, gets it once
-    carried = [
+    carried: list[Tensor | None] = [
         _cast(finite(gradient)[0], dtype) if once else None
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
     ]
@@ -345,12 +347,12 @@ def leaves(state: Any, paths: Sequence[Sequence[int | str]]) -> tuple[Tensor, ..
         traced: tuple[Tensor, ...] = handle_torch_function(leaves, (state,), state, paths)
         return traced
     try:
-        found = tuple(functools.reduce(operator.getitem, path, state) for path in paths)
-    except (IndexError, KeyError, TypeError):
-        found = ()
-    if len(pytree.tree_leaves(state)) != len(found):
-        raise DniFxError(f"the state has {len(paths)} tensors, but others were given: begin a sequence with zeros")
-    return found
+        given = by_path(state)
+        if len(given) == len(paths):
+            return tuple(given[tuple(path)] for path in paths)
+    except KeyError:
+        pass
+    raise DniFxError(f"the state has {len(paths)} tensors, but others were given: begin a sequence with zeros")
 
 
 def enter(states: Sequence[Any], cut: nn.Module) -> tuple[Any, ...]:
@@ -377,6 +379,13 @@ def _apart(end: Any, *arguments: Any) -> Any:
 
 
 # --------------------------------------------------------------------------------- unlock="backward"
+_TWICE = (
+    "two backward passes through one forward pass: the target of a synthesizer comes once, and with "
+    "unlock='backward' what is below the cuts has gone backward in forward. Add the losses up, and go backward from "
+    "the sum"
+)
+
+
 class _Boundary(torch.autograd.Function):
     """Hands a detached activation on; what comes back is the synthesizer's target."""
 
@@ -395,11 +404,7 @@ class _Boundary(torch.autograd.Function):
     def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor | None, None, None]:
         (prediction,) = ctx.saved_tensors
         if ctx.done:
-            raise BackwardOrderError(
-                "two backward passes through one forward pass: the target of a synthesizer comes once, and with "
-                "unlock='backward' what is below the cuts has gone backward in forward. Add the losses up, and go "
-                "backward from the sum"
-            )
+            raise BackwardOrderError(_TWICE)
         ctx.done = True
         if ctx.generation == ctx.segment.generation:
             _check_not_erased(ctx.accumulated)
@@ -491,22 +496,26 @@ class _Lesson(torch.autograd.Function):
     """Hands a tensor on; with its gradient, that of half the squared error of a prediction goes to this."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    def forward(ctx: Any, h: Tensor, prediction: Tensor, target: Tensor, segment: Segment) -> Tensor:
         ctx.save_for_backward(prediction, target)
+        ctx.segment, ctx.done = segment, False
         return h.view_as(h)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        if ctx.done:
+            raise BackwardOrderError(_TWICE)
+        ctx.done = True
         prediction, target = ctx.saved_tensors
         error = (prediction - target.to(prediction.dtype)).mul_(batch_size(prediction))
-        return gradient, finite(error)[0], None
+        return gradient, ctx.segment.keep_finite(error), None, None
 
 
-def learn(h: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+def learn(h: Tensor, prediction: Tensor, target: Tensor, segment: Segment) -> Tensor:
     """The tensor, handed on; when a gradient comes to it, `prediction` learns its `target`, both of one shape."""
     apply: Any = _Lesson.apply
-    following: Tensor = apply(h, prediction, target)
+    following: Tensor = apply(h, prediction, target, segment)
     return following
 
 

@@ -6,6 +6,7 @@ respect to the state; that joins the window's backward pass. In the next window 
 is its target: the true one within the window, and the next prediction beyond it (Jaderberg et al. 2017, Sect. 3.1).
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,7 +24,10 @@ from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Carried, Factory
 from dni_fx.synthesizers.base import zero_
 
-__all__ = ["Lesson", "TimeCut", "add_time_cuts", "time_activation"]
+__all__ = ["Lesson", "TimeCut", "add_time_cuts", "auto_in_time", "time_activation"]
+
+MOST_EQUATIONS = 2048
+STRANGE = 20  # calls after which it is said that nothing is learned
 
 
 def time_activation(state: State, device: torch.device | str = "cpu") -> Activation:
@@ -33,10 +37,19 @@ def time_activation(state: State, device: torch.device | str = "cpu") -> Activat
     return Activation(shape, getattr(torch, first.dtype), torch.device(device), 1)
 
 
+def auto_in_time(activation: Activation) -> str:
+    """The synthesizer for a state where none is named (benchmarks/time_cut.py); equations take the cube of its size."""
+    return "least_squares" if activation.dtype.itemsize >= 4 and activation.features <= MOST_EQUATIONS else "mlp"
+
+
 def add_time_cuts(
     dni: Interfaces, factories: Mapping[str, Factory], settings: Settings, *, device: torch.device | str = "cpu"
 ) -> None:
-    """Give `dni` the synthesizers of its plan's states, which are conditioned on nothing."""
+    """Give `dni` the synthesizers of its plan's states; labels and context are for cuts in depth.
+
+    Raises:
+        DniFxError: If one carries a state of its own.
+    """
     for index, state in enumerate(dni.plan.states):
         activation = time_activation(state, device)
         made = factories[time_name(index)](activation, 0)
@@ -79,25 +92,30 @@ class TimeCut(Crossing):
             size = activation.features
             self.auxiliary = zero_(nn.Linear(size, size, device=activation.device, dtype=activation.dtype))
         self.segment = ops.Segment(training=settings.training).to(activation.device)
-        self.before: Any = SimpleNamespace(rows=None, ended=None, square=None, next=None, lessons=[])
+        self.before: Any = SimpleNamespace(rows=None, ended=None, square=None, next=None, lessons=[], strange=0)
 
     def enter(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The states that a window begins with: the gradient that comes back to them trains the synthesizer."""
+        """The states that a window begins with: the gradient that comes back to them trains the synthesizer.
+
+        Raises:
+            DniFxError: If one is no tensor.
+        """
         if not all(isinstance(state, Tensor) for state in states):
             raise DniFxError(f"the state has {len(self.axes)} tensors, but not all were given: begin with zeros")
         self.before.next = None
         if not (self.training and torch.is_grad_enabled()):
             return states
         given, before = self.rows_of(states), self.before.rows
+        goes_on, known = self.known(given)
+        self._warn_of_strangers(known)
         if self.horizon > 1:  # its targets come when later windows have run: see `dni_fx.replaying`
             return self.tensors_of(self._taught(given), states)
-        goes_on, known = self.known(given)
         prediction: Any
         if known.any():
             prediction = self(before)
         elif is_averaged():  # who averages gradients waits for the synthesizer's, which are zero
             before = given.detach()
-            prediction = self._scaled(self.synthesizer(before, None))
+            prediction = self.predicted(before)
         else:
             return states
         prediction = torch.where(known, prediction, prediction.detach())
@@ -114,7 +132,7 @@ class TimeCut(Crossing):
         for before, target, known in lessons:
             prediction: Any = self(before)
             prediction = torch.where(known, prediction, prediction.detach())
-            rows = ops.learn(rows, prediction, ops.clipped(target, self.segment.clip, len(before)))
+            rows = ops.learn(rows, prediction, ops.clipped(target, self.segment.clip, len(before)), self.segment)
         return rows
 
     def predicted(self, rows: Tensor) -> Tensor:
@@ -144,7 +162,7 @@ class TimeCut(Crossing):
         Sect. 3.1): half the squared error, as a share of the mean squares. Its gradient at the state is part of that
         state's target, and so reaches the window before.
         """
-        said = self.before.next
+        said, self.before.next = self.before.next, None  # its graph ends with the window
         if said is None:
             return []
         with torch.no_grad():
@@ -164,7 +182,9 @@ class TimeCut(Crossing):
         factor: Any = 1.0 if self.loss_scale is None else self.loss_scale.factor()
         share = len(rows) / rows.shape[1]  # of the mean loss's gradient: each sample's own, spread over the state
 
-        def hear(gradient: Tensor) -> None:
+        def hear(gradient: Tensor | None) -> None:
+            if gradient is None:  # the loss does not use this output
+                return
             total.add_((gradient.detach().float() / factor).square().sum(), alpha=share)
 
         for output in outputs:
@@ -186,7 +206,7 @@ class TimeCut(Crossing):
     def forget(self) -> None:
         """Begin as if there had been no window before."""
         self.before.rows = self.before.ended = None
-        self.before.lessons = []
+        self.before.next, self.before.lessons = None, []
 
     def reset(self, rows: Tensor | None = None) -> None:
         """The sequences that were handed on have ended: all, or those of which `rows` (N,) is true.
@@ -197,6 +217,10 @@ class TimeCut(Crossing):
         before = self.before.rows
         if before is None:
             return
+        if not isinstance(rows, Tensor | None):
+            raise DniFxError(
+                f"reset takes a bool tensor, one entry a row of the last window, not a {type(rows).__name__}"
+            )
         if rows is None:
             rows = torch.ones(len(before), dtype=torch.bool, device=before.device)
         if rows.dtype != torch.bool or rows.shape != (len(before),):
@@ -212,12 +236,23 @@ class TimeCut(Crossing):
         if before is None or not _alike(before, given):
             nothing = torch.zeros(len(given), 1, dtype=torch.bool, device=given.device)
             return nothing, nothing
+        given = given.to(before.dtype)  # zeros may be wider than what autocast hands on
         same = (given == before).all(1, keepdim=True)
         ended = ~same & (given == 0).all(1, keepdim=True)
         if self.before.ended is not None:
             ended |= self.before.ended[:, None]
         goes_on = same & ~ended
         return goes_on, goes_on | ended
+
+    def _warn_of_strangers(self, known: Tensor) -> None:
+        """Once, if call after call nothing is known of the rows that come in."""
+        self.before.strange = 0 if known.any() else self.before.strange + (self.before.rows is not None)
+        if self.before.strange == STRANGE:
+            warnings.warn(
+                f"in {STRANGE} calls the synthesizer of a state has learned nothing: what comes in is neither zero, as "
+                "where a sequence begins, nor row by row what the call before handed on",
+                stacklevel=2,
+            )
 
     def rows_of(self, states: Sequence[Tensor]) -> Tensor:
         """The state as (N, F)."""
@@ -233,4 +268,4 @@ class TimeCut(Crossing):
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return (one.shape, one.device) == (other.shape, other.device)

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed
 from dni_fx.units import bytes_text, quantity
 
@@ -32,9 +33,9 @@ def plan_report(plan: Plan) -> RenderableType:
         head.append(f"\ntied: {name} is used in segments {', '.join(map(str, segments))}; its gradients add up")
     for index, state in enumerate(plan.states):
         shapes = ", ".join(f"{tensor.input} {'x'.join(map(str, tensor.shape))}" for tensor in state.tensors)
-        head.append(f"\ntime{index}: {shapes}, cut in time")
+        head.append(f"\n{time_name(index)}: {shapes}, cut in time")
         if plan.rewrite is not None:
-            head.append(f", synthesizer {plan.rewrite.synthesizers['time']}")
+            head.append(f", synthesizer {plan.rewrite.synthesizers[time_name(index)]}")
     if plan.rewrite is not None:
         settings = plan.rewrite
         head.append(f"\nunlock: {settings.unlock}")

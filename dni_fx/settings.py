@@ -49,12 +49,13 @@ class Training:
             1, and a tenth for a cut in time.
         optimizer: Makes an optimizer of their own from their parameters; it steps when the person's does. With
             step="loop" it is `net.dni.optimizer`: schedule it by itself.
-        discount: What a prediction for a state is multiplied by when it joins the backward pass of its window, 0 to 1:
-            the less, the less far the loss looks ahead, and the less an error comes back in later targets.
+        discount: For a cut in time: what the gradient of all that comes after a window is multiplied by when it joins
+            that window's, 0 to 1: the less, the less far it looks ahead, and the less an error comes back in targets.
         auxiliary: For a cut in time: the weight of an auxiliary loss, by which each window's state also learns to tell
             what the next one's synthetic gradient will be; 0: none.
-        horizon: For a cut in time: over how many windows a target reaches before it is a prediction; more than 1 runs
-            every window twice. See `dni_fx.replaying`.
+        horizon: For a cut in time: over how many windows, at most, a target reaches before it is a prediction; more
+            than 1 runs every window twice, and takes no compile, scaler, DistributedDataParallel or auxiliary. See
+            `dni_fx.replaying`.
         trace: With a horizon, the lambda of BP(lambda): the share of the true gradient between its windows.
     """
 
@@ -68,6 +69,11 @@ class Training:
     auxiliary: float = 0.0
     horizon: int = 1
     trace: float = 1.0
+
+    @property
+    def for_time(self) -> bool:
+        """Whether it says what a cut in time alone can do."""
+        return (self.discount, self.auxiliary, self.horizon, self.trace) != (1.0, 0.0, 1, 1.0)
 
     def __post_init__(self) -> None:
         if self.scale not in (None, "rms") and not _positive(self.scale):
@@ -84,10 +90,12 @@ class Training:
             raise DniFxError(f"auxiliary={self.auxiliary!r}: the weight of a loss is 0 or more")
         for name in ("discount", "trace"):
             share = getattr(self, name)
-            if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
                 raise DniFxError(f"{name}={share!r}: a share, 0 to 1")
         if not _whole(self.horizon) or self.horizon < 1:
             raise DniFxError(f"horizon={self.horizon!r}: a number of windows, 1 or more")
+        if self.horizon == 1 and self.trace != 1.0:
+            raise DniFxError("trace is for a horizon of more than one window")
         if self.horizon > 1 and self.auxiliary:
             raise DniFxError("auxiliary and a horizon exclude each other")
         if self.optimizer is not None and not callable(self.optimizer):

@@ -2,7 +2,8 @@
 
 import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -52,9 +53,16 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
     both_ways = [name for name, m in model.named_modules() if isinstance(m, nn.RNNBase) and m.bidirectional]
     if both_ways:
         raise DniFxError(f"state: {both_ways[0] or 'the model'} is bidirectional, and has no state to hand on in time")
-    layers_first = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    stacked = {
+        (module.num_layers, size)
+        for module in model.modules()
+        if isinstance(module, nn.RNNBase)
+        for size in (module.hidden_size, module.proj_size)
+    }
     given = by_name(model.forward, *canonical(model.forward, inputs.args, inputs.kwargs))  # in the graph's order
     results, outputs = _run(model, inputs) if isinstance(net, HookedModule) else (_results(net), _outputs(net))
+    if asked is not True and not isinstance(asked, Mapping):
+        raise DniFxError(f'state={asked!r}: True, or a dict such as {{"hidden": 1}}')
     if not asked:
         raise DniFxError("state={}: name an argument, and the output that it becomes")
     everything = [shape for shape, _ in outputs if shape is not None]
@@ -65,6 +73,7 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
     names = _placeholders(net, given)
     tensors: list[StateTensor] = []
     for argument, key in pairs.items():
+        key = _from_the_start(results, key)
         if argument not in given:
             raise DniFxError(f"state: the example has no argument {argument!r}; there are {', '.join(given)}")
         becomes = _becomes(argument, given[argument], key, _result(results, key), outputs)
@@ -76,7 +85,7 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
         rows = _rows(given, pairs)
         for (name, inside), (path, value) in zip(names[argument], by_path(given[argument]).items(), strict=True):
             dtype = str(value.dtype).removeprefix("torch.")
-            axis = _batch_axis(value, rows, argument, layers_first=layers_first)
+            axis = _batch_axis(value, rows, argument, stacked)
             tensors.append(StateTensor(name, inside, (key, *path), becomes[path], tuple(value.shape), dtype, axis))
     if len({tensor.dtype for tensor in tensors}) > 1:
         raise DniFxError("state: its tensors are of several dtypes")
@@ -197,7 +206,7 @@ def parse_state(text: str | None) -> StateOption | None:
     pairs = [part.split("=") for part in text.split(",")]
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise DniFxError(f"--state {text!r}: auto, or NAME=OUTPUT, as in hidden=1 or hidden=last,cell=2")
-    return {name.strip(): int(key) if key.strip().isdecimal() else key.strip() for name, key in pairs}
+    return {name.strip(): int(key) if re.fullmatch(r"\s*-?\d+\s*", key) else key.strip() for name, key in pairs}
 
 
 def _found_by_itself(given: Mapping[str, Any], results: Any) -> dict[str, int | str]:
@@ -246,6 +255,11 @@ def _run(model: nn.Module, inputs: Inputs) -> tuple[Any, list[_Output]]:
     return pytree.tree_unflatten(results, spec), outputs
 
 
+def _from_the_start(results: Any, key: int | str) -> int | str:
+    last = isinstance(key, int) and key < 0 and isinstance(results, tuple | list)
+    return len(results) + key if last else key  # type: ignore[operator]
+
+
 def _result(results: Any, key: int | str) -> Any:
     try:
         return results[key]
@@ -269,25 +283,28 @@ def _placeholders(net: DecoupledModule, given: Mapping[str, Any]) -> dict[str, l
 
 
 def _rows(given: Mapping[str, Any], pairs: Mapping[str, Any]) -> tuple[int, ...]:
-    """Sizes of the first axes of what is no state, (N, F), (N, T, F) or (T, N, F): one of them is the batch size."""
+    """Sizes that may be the batch's, of what is no state: (N, F), (N, T, F), (T, N, F), or tokens (N, T), (T, N)."""
     for name, value in given.items():
         tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.dim()]
         if name not in pairs and tensors:
-            return tuple(tensors[0].shape[: 2 if tensors[0].dim() > 2 else 1])
+            first = tensors[0]
+            return tuple(first.shape[: 2 if first.dim() > 2 or not first.is_floating_point() else 1])
     raise DniFxError("state: the example has no other argument with rows")
 
 
-def _batch_axis(state: Tensor, rows: tuple[int, ...], name: str, *, layers_first: bool) -> int:
-    """0 for (N, ...), 1 for (layers, N, ...) as nn.LSTM has it.
+def _batch_axis(state: Tensor, rows: tuple[int, ...], name: str, stacked: Set[tuple[int, int]]) -> int:
+    """0 for (N, ...), 1 for (layers, N, F) as nn.LSTM has it.
 
     Args:
-        layers_first: Where both would do, it is the latter.
+        stacked: Layers and features of the model's own nn.LSTM and the like.
     """
+    if state.dim() == 3 and (state.shape[0], state.shape[2]) in stacked and state.shape[1] in rows:
+        return 1
     axes = [axis for axis in range(1 if state.dim() < 3 else 2) if axis < state.dim() and state.shape[axis] in rows]
-    if len(axes) == 1 or (axes and layers_first):
-        return axes[-1]
+    if len(axes) == 1:
+        return axes[0]
     how = "more than one axis" if axes else "no axis"
     raise DniFxError(
         f"state: {how} of {name!r}, of shape {list(state.shape)}, is as long as the batch may be, {list(rows)}: give "
-        "an example with a batch size like no other of its sizes"
+        "an example whose batch size is like no other of its sizes, and the batch the first or second axis of all"
     )

@@ -33,7 +33,12 @@ class Synthesizer(nn.Module):
     for the feature axis, which has `context_size` entries (None where `context_size` is 0). It returns the
     predicted gradient of each sample's own loss, shaped like the activation: dL/d activation times the batch
     size, for a loss averaged over the batch.
+
+    Attributes:
+        own_unit: It is to be told targets as they come, and is given a `loss_scale`.
     """
+
+    own_unit = False
 
     def __init__(self, activation: Activation, context_size: int = 0) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ class LeastSquares(Synthesizer):
 
     It has no learning rate, and no unit: it learns alike whatever the targets are multiplied by. Targets that are made
     of its own predictions make it the fixed point of least-squares temporal differences (Bradtke and Barto 1996).
+    With DistributedDataParallel all processes have what the first one has seen.
 
     Takes 3 F^2 numbers, and for every step as long as two linear layers, for every `every` steps that of solving F
     equations, where F are the features and one more.
@@ -26,6 +27,7 @@ class LeastSquares(Synthesizer):
         every: Steps between two solutions.
     """
 
+    own_unit = True
     weight: Tensor
     squares: Tensor
     products: Tensor
@@ -43,7 +45,7 @@ class LeastSquares(Synthesizer):
         super().__init__(activation, context_size)
         if activation.dtype.itemsize < 4:
             raise DniFxError(f"least_squares solves equations, for which {activation.dtype} is too coarse: use mlp")
-        if not isinstance(ridge, int | float) or not ridge > 0:
+        if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not ridge > 0:
             raise DniFxError(f"least_squares: ridge={ridge!r}; a positive number")
         self.keep = 1 - 1 / check_size("least_squares", "memory", memory, least=2)
         self.every = check_size("least_squares", "every", every)
@@ -59,7 +61,8 @@ class LeastSquares(Synthesizer):
         joined = self.with_context(activation, context).movedim(self.axis, -1)
         rows = joined.reshape(-1, joined.shape[-1])
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1).to(self.weight.dtype)
-        predicted = rows @ self.weight
+        with torch.autocast(rows.device.type, enabled=False):  # equations want all digits
+            predicted = rows @ self.weight
         if torch.is_grad_enabled():
             predicted = self._listening(rows, predicted, activation.shape[0] if activation.dim() > 1 else 1)
         return predicted.reshape(*joined.shape[:-1], self.features).movedim(-1, self.axis)
@@ -68,14 +71,15 @@ class LeastSquares(Synthesizer):
     def _listening(self, rows: Tensor, said: Tensor, batch: int) -> Tensor:
         """The same prediction, which takes a gradient: by that it is fitted."""
         predicted = said.detach().requires_grad_()
-        predicted.register_hook(lambda error: self._fit(rows, said, error * batch))
+        predicted.register_hook(lambda error: self._fit(rows, said, batch, error))
         return predicted
 
     @torch.no_grad()
-    def _fit(self, rows: Tensor, said: Tensor, error: Tensor) -> None:
-        """`error` is what was said less the target; of a row whose error is zero nothing is known."""
-        if self.loss_scale is not None:
-            error = error / self.loss_scale.factor()
+    def _fit(self, rows: Tensor, said: Tensor, batch: int, error: Tensor | None) -> None:
+        """`error` is what was said less the target, of the mean: None if it was dropped; zero in rows of no target."""
+        if error is None:
+            return
+        error = error * (batch if self.loss_scale is None else batch / self.loss_scale.factor())
         rows = rows * (error != 0).any(1, keepdim=True)
         # In place: who keeps buffers alike over processes holds on to them.
         self.squares.mul_(self.keep).addmm_(rows.T, rows)

@@ -64,6 +64,7 @@ class LossHead(Synthesizer):
         dense: A map is not pooled: the head sees every position by itself.
     """
 
+    own_unit = True
     weights: tuple[float, float, float]  # own, gradient, value
 
     def __init__(
