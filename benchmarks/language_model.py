@@ -9,9 +9,7 @@ to a method, take its lines out of the file of runs.
 
 import argparse
 import dataclasses
-import json
 import math
-import multiprocessing
 import os
 import statistics
 import sys
@@ -20,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import runs
 import torch
 from torch import Tensor, nn
 
@@ -157,18 +156,10 @@ def train(run: Run, text: Text) -> dict[str, Any]:
     return {"bits": bits(model, text.test), "curve": curve, "microseconds": microseconds} | metrics
 
 
-def done(path: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            yield Run(**record["run"]), record
-
-
-def _work(run: Run) -> tuple[Run, dict[str, Any]]:
-    torch.set_num_threads(1)
+def train_on_text(run: Run) -> dict[str, Any]:
     path = found()
     assert path is not None
-    return run, train(run, read(path))
+    return train(run, read(path))
 
 
 def command_run(arguments: argparse.Namespace) -> None:
@@ -180,12 +171,13 @@ def command_run(arguments: argparse.Namespace) -> None:
     methods = [Run("BPTT", window, 0, arguments.characters, every) for window in WINDOWS]
     methods += [Run("DNI", DNI_WINDOW, 0, arguments.characters, every, *options) for options in GRID]
     wanted = [dataclasses.replace(run, seed=seed) for seed in range(arguments.seeds) for run in methods]
-    finished = {run for run, _ in done(arguments.runs)}
-    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-        for run, result in pool.imap_unordered(_work, [run for run in wanted if run not in finished]):
-            with arguments.runs.open("a") as file:
-                file.write(json.dumps({"run": dataclasses.asdict(run), "torch": torch.__version__} | result) + "\n")
-            print(f"{run}: {result['bits']:.3f} bits, {result['microseconds']:.0f} us a character", flush=True)
+    runs.finish(
+        arguments.runs,
+        wanted,
+        train_on_text,
+        arguments.workers,
+        lambda result: f"{result['bits']:.3f} bits, {result['microseconds']:.0f} us a character",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ report
@@ -248,10 +240,8 @@ def plot(results: Results, path: Path) -> None:
 
 
 def command_report(arguments: argparse.Namespace) -> None:
-    results: Results = {}
-    # In the order of the seeds and not of the runs, which several workers end as it comes.
-    for run, record in sorted(done(arguments.runs), key=lambda one: (one[0].seed, one[0].method, one[0].window)):
-        results.setdefault(dataclasses.replace(run, seed=0), []).append(record)
+    results = runs.by_seed(arguments.runs, Run)
+    results = {run: results[run] for run in sorted(results, key=lambda one: (one.method, one.window))}
     if not results:
         sys.exit(f"no runs in {arguments.runs}")
     versions = sorted({record["torch"] for records in results.values() for record in records})
@@ -272,33 +262,11 @@ def command_report(arguments: argparse.Namespace) -> None:
         f"![validation by characters seen]({picture.name})",
         "",
     ]
-    notes = arguments.runs.with_suffix(".notes.md")
-    text = "\n".join(lines) + (notes.read_text() if notes.is_file() else "")
-    arguments.runs.with_suffix(".md").write_text(text)
+    runs.write_report(arguments.runs, lines)
     plot(results, picture)
-    print(text)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=RUNS, help="the file of runs")
-    commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run")
-    run.add_argument("--characters", type=int, default=6_000_000, help="that a run sees, of all streams")
-    # At a step a window, short windows make more steps of the same text, which outweighs how far gradients reach.
-    run.add_argument(
-        "--steps-every",
-        type=int,
-        default=LONGEST,
-        help="characters of a stream between two optimizer steps; 0: a window",
-    )
-    run.add_argument("--seeds", type=int, default=3)
-    run.add_argument("--workers", type=int, default=2)
-    run.set_defaults(function=command_run)
-    commands.add_parser("report").set_defaults(function=command_report)
-    arguments = parser.parse_args()
-    arguments.function(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    # At a step a window, short windows make more steps of the same text, which outweighs how far gradients reach: so a
+    # step every so many characters of a stream, or with 0, every window.
+    runs.command_line(__doc__, RUNS, command_run, command_report, characters=6_000_000, steps_every=LONGEST, seeds=3)

@@ -11,15 +11,14 @@ divided by ten at 60 % and 80 % of the steps.
 import argparse
 import dataclasses
 import functools
-import json
 import math
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import runs
 import torch
 from torch import Tensor, nn
 
@@ -188,22 +187,13 @@ def data(name: str) -> common.Digits | None:
     return dataclasses.replace(common._mnist(FASHION), name=name) if FASHION.is_dir() else None
 
 
-def _work(run: Run) -> tuple[Run, dict[str, Any]]:
-    torch.set_num_threads(1)
+def train_on_data(run: Run) -> dict[str, Any]:
     digits = data(run.data)
     assert digits is not None
-    return run, train(run, digits)
-
-
-def done(path: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            yield Run(**record["run"]), record
+    return train(run, digits)
 
 
 def command_run(arguments: argparse.Namespace) -> None:
-    finished = {run for run, _ in done(arguments.runs)}
     wanted = [
         Run(arguments.data, net, method, seed, arguments.steps, arguments.channels if net.startswith("CNN") else 0)
         for seed in range(arguments.seeds)
@@ -212,14 +202,7 @@ def command_run(arguments: argparse.Namespace) -> None:
     ]
     if data(arguments.data) is None:
         sys.exit(f"{arguments.data} is not here (Debian package dataset-fashion-mnist): skipped")
-    todo = [run for run in wanted if run not in finished]
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(arguments.workers) as pool:
-        for run, result in pool.imap_unordered(_work, todo):
-            record = {"run": dataclasses.asdict(run), "torch": torch.__version__} | result
-            with arguments.runs.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(f"{run.data} {run.net} {run.method} seed {run.seed}: {result['error']:.2f} %", flush=True)
+    runs.finish(arguments.runs, wanted, train_on_data, arguments.workers, lambda result: f"{result['error']:.2f} %")
 
 
 # ------------------------------------------------------------------------------------------------ report
@@ -236,7 +219,7 @@ Results = dict[tuple[str, str, int, int, str], list[dict[str, Any]]]  # by data,
 
 def gathered(path: Path) -> Results:
     found: Results = {}
-    for run, record in done(path):
+    for run, record in runs.done(path, Run):
         found.setdefault((run.data, run.net, run.steps, run.channels, run.method), []).append(record)
     return found
 

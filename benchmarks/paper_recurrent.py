@@ -9,8 +9,6 @@ loss fell below that is what counts, in symbols of 8 bits.
 
 import argparse
 import dataclasses
-import json
-import multiprocessing
 import statistics
 import sys
 import time
@@ -18,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import runs
 import torch
 
 import dni_fx
@@ -77,9 +76,8 @@ def train(run: Run) -> dict[str, Any]:
             outputs, state = net(window.inputs, state)
             state = tuple(tensor.detach() for tensor in state)
             part = (task.losses(outputs, window.targets) * window.mask).sum() / (BATCH * batch.mask.sum())
-            if part.requires_grad:
-                part.backward()
-                optimizer.step()
+            part.backward()
+            optimizer.step()
             steps += 1
             loss += part.item()
         longest = max(longest, answer if loss < 0.15 else 0)
@@ -87,18 +85,6 @@ def train(run: Run) -> dict[str, Any]:
         curve += [longest] * (steps * POINTS // run.steps - len(curve))
     microseconds = 1e6 * (time.process_time() - begun) / steps
     return {"longest": longest, "curve": curve[:POINTS], "microseconds": microseconds}
-
-
-def done(path: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            yield Run(**record["run"]), record
-
-
-def _work(run: Run) -> tuple[Run, dict[str, Any]]:
-    torch.set_num_threads(1)
-    return run, train(run)
 
 
 def command_run(arguments: argparse.Namespace) -> None:
@@ -109,23 +95,11 @@ def command_run(arguments: argparse.Namespace) -> None:
         for window in WINDOWS
         for method in METHODS
     ]
-    finished = {run for run, _ in done(arguments.runs)}
-    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-        for run, result in pool.imap_unordered(_work, [run for run in wanted if run not in finished]):
-            with arguments.runs.open("a") as file:
-                file.write(json.dumps({"run": dataclasses.asdict(run), "torch": torch.__version__} | result) + "\n")
-            print(f"{run}: {result['longest']} symbols, {result['microseconds']:.0f} us a step", flush=True)
+    runs.finish(arguments.runs, wanted, train, arguments.workers, lambda result: f"{result['longest']} symbols")
 
 
 # ------------------------------------------------------------------------------------------------ report
 Results = dict[Run, list[dict[str, Any]]]  # of all seeds, under the run with seed 0
-
-
-def read(path: Path) -> Results:
-    results: Results = {}
-    for run, record in sorted(done(path), key=lambda one: one[0].seed):
-        results.setdefault(dataclasses.replace(run, seed=0), []).append(record)
-    return results
 
 
 def spread(values: list[int]) -> str:
@@ -173,7 +147,7 @@ def plot(results: Results, path: Path) -> None:
 
 
 def command_report(arguments: argparse.Namespace) -> None:
-    results = read(arguments.runs)
+    results = runs.by_seed(arguments.runs, Run)
     if not results:
         sys.exit(f"no runs in {arguments.runs}")
     picture = arguments.runs.with_suffix(".png")
@@ -191,26 +165,9 @@ def command_report(arguments: argparse.Namespace) -> None:
         for task in TASKS:
             lines += table(results, task, steps)
     lines += [f"![longest answer by steps]({picture.name})", ""]
-    notes = arguments.runs.with_suffix(".notes.md")
-    text = "\n".join(lines) + (notes.read_text() if notes.is_file() else "")
-    arguments.runs.with_suffix(".md").write_text(text)
+    runs.write_report(arguments.runs, lines)
     plot(results, picture)
-    print(text)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=RUNS, help="the file of runs")
-    commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run")
-    run.add_argument("--steps", type=int, default=30_000, help="of the optimizer, a run")
-    run.add_argument("--seeds", type=int, default=3)
-    run.add_argument("--workers", type=int, default=2)
-    run.set_defaults(function=command_run)
-    commands.add_parser("report").set_defaults(function=command_report)
-    arguments = parser.parse_args()
-    arguments.function(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    runs.command_line(__doc__, RUNS, command_run, command_report, steps=30_000, seeds=3)

@@ -8,14 +8,12 @@ synthesizer do so, whether the loss is summed over the answer or averaged.
 
 import argparse
 import dataclasses
-import json
 import math
-import multiprocessing
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import runs
 import torch
 from torch import Tensor, nn
 
@@ -105,18 +103,6 @@ GRID: list[tuple[str, float | str | None, float | None]] = [
 ]
 
 
-def done(path: Path) -> Iterator[tuple[Run, dict[str, Any]]]:
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            yield Run(**record["run"]), record
-
-
-def _work(run: Run) -> tuple[Run, dict[str, Any]]:
-    torch.set_num_threads(1)
-    return run, train(run)
-
-
 def command_run(arguments: argparse.Namespace) -> None:
     wanted = [
         Run(*method, reduction, seed, arguments.windows)
@@ -124,17 +110,12 @@ def command_run(arguments: argparse.Namespace) -> None:
         for reduction in ("sum", "mean")
         for method in GRID
     ]
-    finished = {run for run, _ in done(arguments.runs)}
-    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-        for run, result in pool.imap_unordered(_work, [run for run in wanted if run not in finished]):
-            with arguments.runs.open("a") as file:
-                file.write(json.dumps({"run": dataclasses.asdict(run), "torch": torch.__version__} | result) + "\n")
-            print(f"{run}: {result['bits']:.3f} bits", flush=True)
+    runs.finish(arguments.runs, wanted, train, arguments.workers, lambda result: f"{result['bits']:.3f} bits")
 
 
 def command_report(arguments: argparse.Namespace) -> None:
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
-    for run, record in done(arguments.runs):
+    for run, record in runs.done(arguments.runs, Run):
         key = (run.synthesizer, run.scale, run.lr, run.windows)
         found.setdefault(key, {}).setdefault(run.reduction, []).append(record)
     lines = [
@@ -155,25 +136,8 @@ def command_report(arguments: argparse.Namespace) -> None:
             cells.append(f"{statistics.mean(bits):.3f} ({len(bits)})" if bits else "")
         rate = "" if lr is None else f"x {lr:g}"
         lines.append(f"| `{synthesizer}` | {scale or ''} | {rate} | {windows:,} | {cells[0]} | {cells[1]} |")
-    notes = arguments.runs.with_suffix(".notes.md")
-    text = "\n".join(lines) + "\n" + (notes.read_text() if notes.is_file() else "")
-    arguments.runs.with_suffix(".md").write_text(text)
-    print(text)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=RUNS, help="the file of runs")
-    commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run")
-    run.add_argument("--windows", type=int, default=60_000)
-    run.add_argument("--seeds", type=int, default=1)
-    run.add_argument("--workers", type=int, default=2)
-    run.set_defaults(function=command_run)
-    commands.add_parser("report").set_defaults(function=command_report)
-    arguments = parser.parse_args()
-    arguments.function(arguments)
+    runs.write_report(arguments.runs, lines)
 
 
 if __name__ == "__main__":
-    main()
+    runs.command_line(__doc__, RUNS, command_run, command_report, windows=60_000, seeds=1)
