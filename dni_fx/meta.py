@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
-__all__ = ["NodeMeta", "Role", "of"]
+__all__ = ["NodeMeta", "Role", "given_by", "of"]
 
 Role = Literal["model", "context", "detach", "synthesizer", "boundary", "copy", "outcome"]
 
@@ -35,6 +36,13 @@ class NodeMeta:
     role: Role = "model"
     segment: int | None = None
     cut: int | None = None  # set where role is not "model"
+
+
+def given_by(graph: Graph) -> list[Node]:
+    """The nodes that a graph gives, in order; one that it gives twice is there twice."""
+    given: list[Node] = []
+    map_arg(graph.output_node().args, given.append)
+    return given
 
 
 def of(node: Node) -> NodeMeta:

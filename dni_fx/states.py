@@ -121,8 +121,7 @@ def states_alone(net: DecoupledModule, tensors: Sequence[StateTensor]) -> set[st
     """Names of the nodes that the graph gives as its state, and as nothing else."""
     if isinstance(net, HookedModule):
         return set()
-    given: list[fx.Node] = []
-    fx.node.map_arg(net.graph.output_node().args[0], given.append)
+    given = meta.given_by(net.graph)
     places = {tensor.output for tensor in tensors}
     others = {node.name for i, node in enumerate(given) if i not in places}
     return {given[i].name for i in places} - others
@@ -138,8 +137,7 @@ def by_segments(net: DecoupledModule, tensors: Sequence[StateTensor], cuts: Sequ
     for node in graph.nodes:
         segments[node] = segment
         segment += node.name in ends
-    given: list[fx.Node] = []
-    fx.node.map_arg(graph.output_node().args[0], given.append)
+    given = meta.given_by(graph)
     by_name = {node.name: node for node in segments}
     found: dict[tuple[tuple[int, ...], int], list[StateTensor]] = {}
     for tensor in tensors:
@@ -232,8 +230,7 @@ def _results(net: DecoupledModule) -> Any:
 
 def _outputs(net: DecoupledModule) -> list[_Output]:
     """What a graph gives, node by node."""
-    nodes: list[fx.Node] = []
-    fx.node.map_arg(net.graph.output_node().args[0], nodes.append)
+    nodes = meta.given_by(net.graph)
     values = [node.meta["val"] for node in nodes]
     shapes = [tuple(value.shape) if isinstance(value, Tensor) else None for value in values]
     return list(zip(shapes, [meta.of(node).carries_gradient for node in nodes], strict=True))

@@ -9,13 +9,11 @@ from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx import meta, ops
+from dni_fx.calling import Path
 from dni_fx.meta import NodeMeta
 from dni_fx.planning import State, StateTensor
 
 __all__ = ["AddTimeCuts", "time_name"]
-
-
-Path = tuple[int | str, ...]
 
 
 def time_name(index: int) -> str:
@@ -38,8 +36,7 @@ class AddTimeCuts(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
         nodes = _unpack(graph, [tensor for state in self.states for tensor in state.tensors])
-        given: list[Node] = []
-        map_arg(graph.output_node().args, given.append)
+        given = meta.given_by(graph)
         handed_on = {tensor.output for state in self.states for tensor in state.tensors}
         others = [i for i, n in enumerate(given) if i not in handed_on and meta.of(n).carries_gradient]
         for index, state in enumerate(self.states):
@@ -121,8 +118,7 @@ def _leave_at_a_cut(graph: Graph, name: str, cut_off: Sequence[Node], boundary: 
 def _leave_at_the_end(graph: Graph, name: str, cut_off: Sequence[Node], places: Sequence[int]) -> None:
     """All outputs at these places bring the prediction along."""
     output = graph.output_node()
-    given: list[Node] = []
-    map_arg(output.args, given.append)
+    given = meta.given_by(graph)
     outputs = tuple(dict.fromkeys(given[i] for i in places))
     carrying = dict(zip(outputs, _leave(graph, name, outputs, cut_off, output), strict=True))
     count = iter(range(len(given)))

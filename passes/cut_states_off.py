@@ -27,8 +27,7 @@ class CutStatesOff(PassBase):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         output = graph_module.graph.output_node()
-        given: list[Node] = []
-        map_arg(output.args, given.append)
+        given = meta.given_by(graph_module.graph)
         cut_off = {i: _cut_off(given[i]) for i in self.places}
         count = iter(range(len(given)))
         output.args = map_arg(output.args, lambda node: cut_off.get(next(count), node))
