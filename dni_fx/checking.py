@@ -30,8 +30,8 @@ from dni_fx.planning import StateTensor
 from dni_fx.preserve import in_train_mode, preserved, seed
 from dni_fx.recurrent import TimeCut, add_time_cuts
 from dni_fx.settings import Settings
-from dni_fx.states import next_window, places
 from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer
+from dni_fx.windows import next_window, places
 
 __all__ = ["Check", "Report", "Told", "check"]
 

@@ -22,7 +22,7 @@ from dni_fx.inputs import Inputs, tensors_in
 from dni_fx.module import DecoupledModule, plain, share_state
 from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.recurrent import Lesson, TimeCut
-from dni_fx.states import next_window, places, state_in
+from dni_fx.windows import next_window, places, state_in
 
 __all__ = ["replay_windows"]
 

@@ -18,15 +18,13 @@ from dni_fx.inputs import Inputs, tensors_in
 from dni_fx.module import DecoupledModule
 from dni_fx.planning import Cut, State, StateTensor
 from dni_fx.preserve import in_train_mode, preserved
+from dni_fx.windows import placeholders
 
 __all__ = [
     "StateOption",
     "by_segments",
     "find_state",
-    "next_window",
     "parse_state",
-    "places",
-    "state_in",
     "states_alone",
 ]
 
@@ -70,7 +68,7 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
         if everything == [tuple(leaf.shape) for leaf in tensors_in(given.get(argument))]:
             raise DniFxError(_NOTHING_ELSE)  # forward(x, state) -> state, as nn.GRUCell has it
     pairs = dict(asked) if isinstance(asked, Mapping) else _found_by_itself(given, results)
-    names = _placeholders(net, given)
+    names = placeholders(net, given)
     tensors: list[StateTensor] = []
     for argument, key in pairs.items():
         key = _from_the_start(results, key)
@@ -159,40 +157,6 @@ def _users(value: fx.Node, path: Path) -> list[fx.Node]:
     return found
 
 
-def places(tensors: Sequence[StateTensor], result: Any) -> list[int]:
-    """Which of the tensors that a call gave, by `tensors_in`, these of the state are."""
-    leaves = by_path(result) if tensors else {}
-    before = [0, *itertools.accumulate(len(tensors_in(leaf)) for leaf in leaves.values())]
-    by_leaf = dict(zip(leaves, before, strict=False))
-    return [by_leaf[tensor.result] for tensor in tensors]
-
-
-def state_in(net: DecoupledModule, tensors: Sequence[StateTensor], inputs: Inputs) -> list[Any]:
-    """These of the state in what a call is given."""
-    leaves = _by_placeholder(net, inputs)
-    return [leaves.get((tensor.input, tensor.path)) for tensor in tensors]
-
-
-def next_window(
-    net: DecoupledModule, tensors: Sequence[StateTensor], inputs: Inputs, values: Sequence[Tensor]
-) -> Inputs:
-    """The same call with these values for its state."""
-    fresh = inputs.map(lambda t: t.detach().clone())  # in which no tensor is at two places
-    before = state_in(net, tensors, fresh)
-    following = {id(old): new for old, new in zip(before, values, strict=True)}
-    return fresh.map(lambda t: following.get(id(t), t))
-
-
-def _by_placeholder(net: DecoupledModule, inputs: Inputs) -> dict[tuple[str, Path], Any]:
-    """The tensors of a call by what takes them, and where in it."""
-    forward = getattr(net.__dict__.get("dni_original"), "forward", net.forward)
-    given = by_name(forward, *canonical(forward, inputs.args, inputs.kwargs))
-    found: dict[tuple[str, Path], Any] = {}
-    for name, places in _placeholders(net, given).items():
-        found |= zip(places, tensors_in(given[name]), strict=False)
-    return found
-
-
 def parse_state(text: str | None) -> StateOption | None:
     """What the command line means: `auto`, or `NAME=OUTPUT`, several with commas.
 
@@ -262,21 +226,6 @@ def _result(results: Any, key: int | str) -> Any:
         return results[key]
     except (KeyError, IndexError, TypeError):
         raise DniFxError(f"state: the model gives no output {key!r}") from None
-
-
-def _placeholders(net: DecoupledModule, given: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
-    """For each tensor of each argument the placeholder that takes it, or without a graph the argument; and where."""
-    if isinstance(net, HookedModule):
-        return {name: [(name, path) for path in by_path(value)] for name, value in given.items()}
-    nodes = [node for node in net.graph.nodes if node.op == "placeholder"]
-    if "dni_calling" not in net.__dict__:
-        by_target = {str(node.target): node.name for node in nodes}
-        return {n: [(by_target[n], path) for path in by_path(value)] for n, value in given.items() if n in by_target}
-    flat = iter(nodes)
-    return {
-        name: [(next(flat).name, ()) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-        for name, value in given.items()
-    }
 
 
 def _rows(given: Mapping[str, Any], pairs: Mapping[str, Any]) -> tuple[int, ...]:
