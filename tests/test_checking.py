@@ -8,7 +8,7 @@ from conftest import CASES, IDS, LongSkip, ResNet
 from torch import Tensor, nn
 
 import dni_fx
-from dni_fx import artifact, checking, ops
+from dni_fx import artifact, checking, ops, told
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.synthesizers import Activation, Synthesizer
 
@@ -136,13 +136,13 @@ def test_what_is_not_finite_is_caught() -> None:
     nan, one, near = torch.tensor(float("nan")), torch.tensor(1.0), torch.tensor(1.0 + 1e-7)
     for names in ("ab", "ba"):
         got = dict(zip(names, (nan, near), strict=True))
-        assert checking._close(got, dict.fromkeys(names, one)) == (False, f"{names[0]} is not finite")
+        assert told.close(got, dict.fromkeys(names, one)) == (False, f"{names[0]} is not finite")
 
 
 def test_truth_values_are_compared() -> None:
     yes, no = torch.tensor([True, False]), torch.tensor([False, False])
-    assert checking._close({"a": yes}, {"a": yes}) == (True, "exact")
-    assert not checking._close({"a": yes}, {"a": no})[0]
+    assert told.close({"a": yes}, {"a": yes}) == (True, "exact")
+    assert not told.close({"a": yes}, {"a": no})[0]
 
 
 def test_a_bug_while_saving_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
