@@ -213,8 +213,8 @@ def tables(results: Results) -> Iterator[str]:
         first = next(iter(times.values()))
         for run, records in here.items():
             test, validation = ([r["bits"] for r in records], [r["curve"][-1][1] for r in records])
-            paper = PAPER.get(f"{run.method} {run.window}", math.nan)
-            cells = (name(run), spread(test), spread(validation), f"{times[run] / first:.2f}", f"{paper:.3f}")
+            paper = PAPER.get(name(run), "")
+            cells = (name(run), spread(test), spread(validation), f"{times[run] / first:.2f}", f"{paper}")
             yield "| " + " | ".join(cells) + " |"
         yield ""
 

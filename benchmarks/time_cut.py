@@ -96,10 +96,9 @@ def train(run: Run) -> dict[str, Any]:
 GRID: list[tuple[str, float | str | None, float | None]] = [
     ("zero", None, None),
     ("least_squares", None, None),
+    ("least_squares(memory=1000, ridge=0.1)", None, None),
     ("mlp", "rms", 0.1),
-    ("mlp", "rms", 1.0),
     ("mlp", 1.0, 0.1),
-    ("mlp", 1.0, 1.0),
 ]
 
 
