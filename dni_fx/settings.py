@@ -39,8 +39,8 @@ class Training:
         scale: What the targets are multiplied by before they are regressed: a number, or "rms", one over their running
             root mean square. A target is the gradient of each sample's own loss: dL/dh times the batch size. With
             scale 1 one learning rate suits every batch size; the smaller it is, the faster the predictions change.
-            None: 1; for synthesizers chosen by name that are conditioned on nothing 1/16, and for a cut in time "rms",
-            which there takes the gradients at the outputs for a measure.
+            None: 1; for synthesizers chosen by name that are conditioned on nothing 1/16, but for a cut in time. "rms"
+            there takes the gradients at the outputs for a measure.
         clip: The largest norm of one sample's target; None: no limit.
         warmup: For so many steps the true gradients are used, while the synthesizers learn to predict them. Nothing is
             unlocked in that time, and no memory saved.
@@ -127,8 +127,7 @@ def with_scale(settings: Settings, *, named: bool, in_time: bool = False) -> Set
     """
     if settings.training.scale is not None:
         return settings
-    by_name: float | str = "rms" if in_time else 1.0 if settings.size else 1 / 16
-    scale = by_name if named else 1.0
+    scale = 1 / 16 if named and not settings.size and not in_time else 1.0
     return replace(settings, training=replace(settings.training, scale=scale))
 
 
