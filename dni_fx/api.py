@@ -26,7 +26,7 @@ from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite, StateTensor
-from dni_fx.recurrent import add_time_cuts, auto_in_time, time_activation
+from dni_fx.recurrent import add_time_cuts, time_activation
 from dni_fx.replaying import replay_windows
 from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
 from dni_fx.states import StateOption, by_segments, find_state, states_alone
@@ -114,8 +114,8 @@ def transform(
             False saves that time and memory, and trusts the capture.
         state: Cut a recurrent model in time, where its state goes from one call to the next: outputs, by place or key,
             by the name of the argument that each becomes; True: for a forward `(x, state)` that returns `(y, state)`.
-            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `least_squares` there, or `mlp` for
-            half precision or more than 2,048 features. See `dni_fx.recurrent`.
+            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `mlp` there. See
+            `dni_fx.recurrent`.
 
     Raises:
         DniFxError: If an argument is wrong, with what to do.
@@ -355,10 +355,10 @@ def _synthesizers(
         for tensor in cut.tensors:
             crossing = crossing_name(index, tensor.node)
             names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis, loss)
+    own = "mlp" if synthesizer == "auto" else synthesizer  # one hidden layer: Jaderberg et al. 2017, Sect. 3.1
     for index, state in enumerate(plan.states):
-        name, activation = time_name(index), time_activation(state)
-        own = auto_in_time(activation) if synthesizer == "auto" else synthesizer
-        names[name], factories[name] = resolve(own, activation.shape, 1)
+        name = time_name(index)
+        names[name], factories[name] = resolve(own, time_activation(state).shape, 1)
     return names, factories
 
 

@@ -24,9 +24,8 @@ from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Carried, Factory
 from dni_fx.synthesizers.base import zero_
 
-__all__ = ["Lesson", "TimeCut", "add_time_cuts", "auto_in_time", "time_activation"]
+__all__ = ["Lesson", "TimeCut", "add_time_cuts", "time_activation"]
 
-MOST_EQUATIONS = 2048
 STRANGE = 20  # calls after which it is said that nothing is learned
 
 
@@ -35,11 +34,6 @@ def time_activation(state: State, device: torch.device | str = "cpu") -> Activat
     first = state.tensors[0]
     shape = (first.shape[first.axis], sum(tensor.features for tensor in state.tensors))
     return Activation(shape, getattr(torch, first.dtype), torch.device(device), 1)
-
-
-def auto_in_time(activation: Activation) -> str:
-    """The synthesizer for a state where none is named (benchmarks/time_cut.py); equations take the cube of its size."""
-    return "least_squares" if activation.dtype.itemsize >= 4 and activation.features <= MOST_EQUATIONS else "mlp"
 
 
 def add_time_cuts(

@@ -938,7 +938,7 @@ def test_windows_are_not_one_graph() -> None:
 def test_it_is_reported() -> None:
     text = Console(width=200, record=True, file=io.StringIO())
     text.print(plan_report(cut(Lstm).dni.plan))
-    assert "time0: state 2x3x4, state 2x3x4, cut in time, synthesizer least_squares" in text.export_text()
+    assert "time0: state 2x3x4, state 2x3x4, cut in time, synthesizer mlp" in text.export_text()
 
 
 def test_who_looks_at_gradients_above_takes_nothing_away() -> None:
@@ -979,7 +979,11 @@ def two(dropout: float = 0.0, **training: Any) -> nn.Module:
 def test_an_output_that_the_loss_does_not_use() -> None:
     for horizon in (1, 2):
         net = dni_fx.transform(
-            Two(), (X[:, 0], torch.zeros(N, H, dtype=DOUBLE)), state=True, training=Training(horizon=horizon)
+            Two(),
+            (X[:, 0], torch.zeros(N, H, dtype=DOUBLE)),
+            state=True,
+            synthesizer="least_squares",
+            training=Training(horizon=horizon),
         ).train()
         state = torch.zeros(N, H, dtype=DOUBLE)
         for k in range(4):
@@ -1090,8 +1094,8 @@ def test_a_copy_in_the_middle_of_a_run_and_a_pickled_one() -> None:
 def test_autocast(synthesizer: str) -> None:
     """What is handed on may be narrower than the zeros that begin a sequence."""
     model = Lstm().float()
-    net = dni_fx.transform(model, (X[:, :T].float(), pytree.tree_map(torch.Tensor.float, Lstm.begin())), state=True)
-    net.train()
+    example = X[:, :T].float(), pytree.tree_map(torch.Tensor.float, Lstm.begin())
+    net = dni_fx.transform(model, example, state=True, synthesizer=synthesizer).train()
     for k in range(6):
         if k % 3 == 0:
             state = pytree.tree_map(torch.Tensor.float, Lstm.begin())
@@ -1103,7 +1107,7 @@ def test_autocast(synthesizer: str) -> None:
 
 def test_a_loss_that_is_not_finite_is_dropped() -> None:
     for options in ({}, {"training": Training(horizon=2)}):
-        net, state = cut(Lstm, **options), Lstm.begin()
+        net, state = cut(Lstm, synthesizer="least_squares", **options), Lstm.begin()
         for k in range(4):
             loss, state = window(net, k, state)
             (loss * (float("inf") if k == 1 else 1.0)).backward()

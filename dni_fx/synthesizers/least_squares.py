@@ -15,7 +15,8 @@ class LeastSquares(Synthesizer):
     """One linear layer over the feature axis: the ridge regression of the targets, older ones counting less and less.
 
     It has no learning rate, and no unit: it learns alike whatever the targets are multiplied by. Targets that are made
-    of its own predictions make it the fixed point of least-squares temporal differences (Bradtke and Barto 1996).
+    of its own predictions make it the fixed point of least-squares temporal differences (Bradtke and Barto 1996): on
+    streams without an end they grow without one, unless they are discounted.
     With DistributedDataParallel all processes have what the first one has seen.
 
     Takes 3 F^2 numbers, and for every step as long as two linear layers, for every `every` steps that of solving F
