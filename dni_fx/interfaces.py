@@ -15,15 +15,7 @@ from dni_fx.passes.add_synthesizers import crossing_name
 from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import Plan
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
-from dni_fx.synthesizers import (
-    Activation,
-    Carried,
-    Factory,
-    LossHead,
-    Outcome,
-    check_labels,
-    expand_context,
-)
+from dni_fx.synthesizers import Activation, Carried, Factory, LossHead, Outcome, check_labels, expand_context
 from dni_fx.synthesizers.losses import Link
 
 __all__ = ["Crossing", "Interfaces", "build_dni", "hold_parameters", "owned_parameters"]

@@ -62,8 +62,6 @@ class Recurrent(nn.Module):
         return self.head(h), h
 
 
-# Each process has a unit of its own where targets are scaled by what was seen.
-AS_THEY_COME = dni_fx.Training(scale=1.0)
 CUT_IN_TIME: dict[str, dict[str, Any]] = {
     "time": {},
     "time and depth": {"unlock": "none", "cuts": ["inner"]},
@@ -77,8 +75,7 @@ def in_windows(name: str, rows: slice, wrap: bool) -> list[dict[str, torch.Tenso
     So one of two processes has a window, besides the first, in which nothing comes back.
     """
     torch.manual_seed(0)
-    options = CUT_IN_TIME[name] | {"synthesizer": "mlp", "training": AS_THEY_COME}
-    net = dni_fx.transform(Recurrent(), (X, torch.zeros(16, 8)), state=True, **options).train()
+    net = dni_fx.transform(Recurrent(), (X, torch.zeros(16, 8)), state=True, **CUT_IN_TIME[name]).train()
     with torch.no_grad():
         for parameter in net.dni.parameters():  # the last layer begins at zero
             parameter.copy_(torch.randn(parameter.shape))
