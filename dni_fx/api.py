@@ -28,7 +28,7 @@ from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.planning import Plan, Rewrite, StateTensor
 from dni_fx.recurrent import add_time_cuts, time_activation
 from dni_fx.replaying import replay_windows
-from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_scale
+from dni_fx.settings import Loss, Mix, Settings, Training, check_scaler, check_settings, loss_function, with_defaults
 from dni_fx.states import StateOption, by_segments, find_state, states_alone
 from dni_fx.stepping import OptimizerFactory, SegmentOptimizer, add_synthesizers, check_stepping
 from dni_fx.synthesizers import Factory, resolve
@@ -296,11 +296,11 @@ def rewrite(
     names, factories = _synthesizers(plan, synthesizer, settings)
     rewritten = plan.with_rewrite(Rewrite.of(settings, names))
     if not plan.states and settings.training.for_time:
-        raise DniFxError("discount, horizon and auxiliary are for a cut in time: say state=")
+        raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: say state=")
     named = isinstance(synthesizer, str)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    dni = build_dni(rewritten, factories, with_scale(settings, named=named), device=device)
-    add_time_cuts(dni, factories, with_scale(settings, named=named, in_time=True), device=device)
+    dni = build_dni(rewritten, factories, with_defaults(settings, named=named), device=device)
+    add_time_cuts(dni, factories, with_defaults(settings, named=named, in_time=True), device=device)
     hold_parameters(module, dni)
     module.add_module("dni", dni)
     dni.train(module.training)
@@ -330,6 +330,8 @@ def _check_for_time(settings: Settings, plan: Plan) -> None:
     """Raise a DniFxError if the plan's cuts in time cannot be made so."""
     if not plan.cuts and (settings.size or settings.training.warmup):
         raise DniFxError("labels, context and warm-up are for cuts in depth: say cuts=")
+    if settings.training.scale == "rms":
+        raise DniFxError('scale="rms" would follow targets that are made of predictions: for a cut in time, a number')
     apart = [state for state in plan.states if state.enters != (state.leaves,)]
     if apart and settings.training.auxiliary and settings.unlock == "backward":
         raise DniFxError(

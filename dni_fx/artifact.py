@@ -26,7 +26,7 @@ from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import Plan
 from dni_fx.recurrent import add_time_cuts, time_activation
 from dni_fx.replaying import replay_windows
-from dni_fx.settings import loss_function, with_scale
+from dni_fx.settings import loss_function, with_defaults
 from dni_fx.source import SourceWriter
 from dni_fx.synthesizers import resolve
 
@@ -250,8 +250,8 @@ def _dni(plan: Plan) -> Interfaces:
         if crossing not in shapes:
             raise DniFxError(f"the plan has a synthesizer for {crossing!r}, which is no crossing of it")
         factories[crossing] = resolve(name, shapes[crossing].shape, shapes[crossing].axis, loss)[1]
-    dni = build_dni(plan, factories, with_scale(settings, named=True))
-    add_time_cuts(dni, factories, with_scale(settings, named=True, in_time=True))
+    dni = build_dni(plan, factories, with_defaults(settings, named=True))
+    add_time_cuts(dni, factories, with_defaults(settings, named=True, in_time=True))
     return dni
 
 

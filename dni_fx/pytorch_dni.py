@@ -13,7 +13,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.inputs import tensors_in
 from dni_fx.interfaces import Crossing
 from dni_fx.module import DecoupledModule
-from dni_fx.settings import Settings, check_settings, with_scale
+from dni_fx.settings import Settings, check_settings, with_defaults
 from dni_fx.synthesizers import Activation, Factory, Synthesizer, adapt, resolve
 
 __all__ = ["DNI"]
@@ -82,7 +82,7 @@ class DNI(nn.Module):
         self.settings = Settings(unlock="none", mix=λ if lam is None else lam)
         check_settings(self.settings)
         self.synthesizer = _synthesizer(dni_network, dict(dni_params or {}), hidden_size or 10)
-        self.settings = with_scale(self.settings, named=isinstance(self.synthesizer, str))
+        self.settings = with_defaults(self.settings, named=isinstance(self.synthesizer, str))
         self.recursive, self.skip_last_layer = recursive, skip_last_layer
         self.network = network if gpu_id < 0 else network.cuda(gpu_id)
         self.grad_optim_name, self.grad_lr = grad_optim, grad_lr

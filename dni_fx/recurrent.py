@@ -6,6 +6,7 @@ respect to the state; that joins the window's backward pass. In the next window 
 is its target: the true one within the window, and the next prediction beyond it (Jaderberg et al. 2017, Sect. 3.1).
 """
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -22,7 +23,8 @@ from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import State
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Carried, Factory
-from dni_fx.synthesizers.base import zero_
+from dni_fx.synthesizers.base import centered, zero_
+from dni_fx.synthesizers.least_squares import LeastSquares
 
 __all__ = ["Lesson", "TimeCut", "add_time_cuts", "time_activation"]
 
@@ -78,15 +80,17 @@ class TimeCut(Crossing):
     def __init__(self, synthesizer: nn.Module, activation: Activation, settings: Settings, axes: Sequence[int]) -> None:
         super().__init__(synthesizer, activation, settings)
         self.axes = tuple(axes)
-        self.discount = settings.training.discount
+        self.discount, self.centered = settings.training.discount, bool(settings.training.centered)
         self.horizon = settings.training.horizon
         self.weight = settings.training.auxiliary
         self.auxiliary: nn.Module | None = None
         if self.weight:
             size = activation.features
             self.auxiliary = zero_(nn.Linear(size, size, device=activation.device, dtype=activation.dtype))
+        if isinstance(synthesizer, LeastSquares):
+            synthesizer.centered = self.centered
         self.segment = ops.Segment(training=settings.training).to(activation.device)
-        self.before: Any = SimpleNamespace(rows=None, ended=None, square=None, next=None, lessons=[], strange=0)
+        self.before: Any = SimpleNamespace(rows=None, ended=None, next=None, lessons=[], strange=0)
 
     def enter(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The states that a window begins with: the gradient that comes back to them trains the synthesizer.
@@ -104,15 +108,13 @@ class TimeCut(Crossing):
         self._warn_of_strangers(known)
         if self.horizon > 1:  # its targets come when later windows have run: see `dni_fx.replaying`
             return self.tensors_of(self._taught(given), states)
-        prediction: Any
         if known.any():
-            prediction = self(before)
+            prediction = self._to_learn(before, known)
         elif is_averaged():  # who averages gradients waits for the synthesizer's, which are zero
             before = given.detach()
             prediction = self.predicted(before)
         else:
             return states
-        prediction = torch.where(known, prediction, prediction.detach())
         following = ops.boundary(before, prediction, self.segment)
         # Of a row that has ended nothing comes back: its target is zero.
         entered = torch.where(goes_on, following, given)
@@ -124,14 +126,25 @@ class TimeCut(Crossing):
         """The same rows; when a gradient comes to them, the synthesizer learns what is due."""
         lessons, self.before.lessons = self.before.lessons, []
         for before, target, known in lessons:
-            prediction: Any = self(before)
-            prediction = torch.where(known, prediction, prediction.detach())
+            prediction = self._to_learn(before, known)
             rows = ops.learn(rows, prediction, ops.clipped(target, self.segment.clip, len(before)), self.segment)
         return rows
 
     def predicted(self, rows: Tensor) -> Tensor:
         """The gradient of the mean loss of all later windows with respect to the rows of a state, (N, F)."""
-        return self._scaled(self.synthesizer(rows, None))
+        return self._scaled(self._said(rows))
+
+    def _said(self, rows: Tensor) -> Tensor:
+        said: Tensor = self.synthesizer(rows, None)
+        return centered(said) if self.centered else said
+
+    def _to_learn(self, rows: Tensor, known: Tensor) -> Tensor:
+        """The same, but that where it is known what came after these rows, its error trains the synthesizer."""
+        with contextlib.nullcontext() if self._begin() else torch.no_grad():
+            said: Tensor = self.synthesizer(rows, None)
+            prediction = self._scaled(centered(said, known) if self.centered else said)
+        self._watch(prediction)
+        return torch.where(known, prediction, prediction.detach())
 
     def leave(self, outputs: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Outputs and states of a window: the ones bring the prediction along in backward, the others are cut off."""
@@ -139,14 +152,12 @@ class TimeCut(Crossing):
             return (*outputs, *states)
         rows = self.rows_of(states)
         with torch.no_grad():
-            raw = self.synthesizer(rows.detach(), None)
+            raw = self._said(rows.detach())
             prediction = self._scaled(raw) * self.discount
         if prediction.shape != rows.shape:
             raise DniFxError(f"the synthesizer gave shape {list(prediction.shape)} for a state of {list(rows.shape)}")
         self.before.rows, self.before.ended = rows.detach(), None
         carrying = ops.carry(outputs, [(rows, prediction), *self._auxiliary(raw)])
-        if self.scale == "rms":
-            self._measure(carrying, rows)
         return (*carrying, *[state.detach() for state in states])
 
     def _auxiliary(self, following: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -165,35 +176,12 @@ class TimeCut(Crossing):
             error = (said - following) * (self.weight * factor / (mean_square * said.numel()))
         return [(said, error)]
 
-    def _measure(self, outputs: Sequence[Tensor], rows: Tensor) -> None:
-        """Let the unit of what is regressed follow the loss: the gradients at the outputs of the window before.
-
-        The targets themselves would not do: they are made of predictions, which would grow with their own unit.
-        """
-        if self.before.square is not None:
-            self.square = self.square.lerp(self.before.square.to(self.square), max(1 / (self.steps + 1), 0.001))
-        total = self.before.square = torch.zeros_like(self.square)
-        factor: Any = 1.0 if self.loss_scale is None else self.loss_scale.factor()
-        share = len(rows) / rows.shape[1]  # of the mean loss's gradient: each sample's own, spread over the state
-
-        def hear(gradient: Tensor | None) -> None:
-            if gradient is None:  # the loss does not use this output
-                return
-            total.add_((gradient.detach().float() / factor).square().sum(), alpha=share)
-
-        for output in outputs:
-            if output.requires_grad:
-                output.register_hook(hear)
-
-    def _follow(self, mean_square: Tensor) -> None:
-        """Targets do not set their own unit: see `_measure`."""
-
     def progress(self) -> dict[str, Any]:
-        return super().progress() | {name: getattr(self.before, name) for name in ("rows", "ended", "square")}
+        return super().progress() | {name: getattr(self.before, name) for name in ("rows", "ended")}
 
     def resume(self, progress: Mapping[str, Any]) -> None:
         super().resume(progress)
-        for name in ("rows", "ended", "square"):
+        for name in ("rows", "ended"):
             value = progress[name]
             setattr(self.before, name, None if value is None else value.to(self.measured.device))
 

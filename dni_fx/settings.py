@@ -20,7 +20,7 @@ __all__ = [
     "loss_function",
     "loss_name",
     "parse_mix",
-    "with_scale",
+    "with_defaults",
 ]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -39,8 +39,8 @@ class Training:
         scale: What the targets are multiplied by before they are regressed: a number, or "rms", one over their running
             root mean square. A target is the gradient of each sample's own loss: dL/dh times the batch size. With
             scale 1 one learning rate suits every batch size; the smaller it is, the faster the predictions change.
-            None: 1; for synthesizers chosen by name that are conditioned on nothing 1/16, but for a cut in time. "rms"
-            there takes the gradients at the outputs for a measure.
+            None: 1; for synthesizers chosen by name that are conditioned on nothing 1/16, but for a cut in time, which
+            takes no "rms".
         clip: The largest norm of one sample's target; None: no limit.
         warmup: For so many steps the true gradients are used, while the synthesizers learn to predict them. Nothing is
             unlocked in that time, and no memory saved.
@@ -51,6 +51,9 @@ class Training:
             step="loop" it is `net.dni.optimizer`: schedule it by itself.
         discount: For a cut in time: what the gradient of all that comes after a window is multiplied by when it joins
             that window's, 0 to 1: the less, the less far it looks ahead, and the less an error comes back in targets.
+        centered: For a cut in time: whether predictions are taken less their mean over the batch, where that has more
+            than one sample. What all samples have in common changes with every step of the net; remembered, it comes
+            too late, and the net swings: `benchmarks/results/time_cut.md`. None: for synthesizers chosen by name.
         auxiliary: For a cut in time: the weight of an auxiliary loss, by which each window's state also learns to tell
             what the next one's synthetic gradient will be; 0: none.
         horizon: For a cut in time: over how many windows, at most, a target reaches before it is a prediction; more
@@ -66,6 +69,7 @@ class Training:
     lr: float | None = None
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
     discount: float = 1.0
+    centered: bool | None = None
     auxiliary: float = 0.0
     horizon: int = 1
     trace: float = 1.0
@@ -73,7 +77,8 @@ class Training:
     @property
     def for_time(self) -> bool:
         """Whether it says what a cut in time alone can do."""
-        return (self.discount, self.auxiliary, self.horizon, self.trace) != (1.0, 0.0, 1, 1.0)
+        own = (self.discount, self.centered, self.auxiliary, self.horizon, self.trace)
+        return own != (1.0, None, 0.0, 1, 1.0)
 
     def __post_init__(self) -> None:
         if self.scale not in (None, "rms") and not _positive(self.scale):
@@ -92,6 +97,8 @@ class Training:
             share = getattr(self, name)
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
                 raise DniFxError(f"{name}={share!r}: a share, 0 to 1")
+        if self.centered is not None and not isinstance(self.centered, bool):
+            raise DniFxError(f"centered={self.centered!r}: True, False or None")
         if not _whole(self.horizon) or self.horizon < 1:
             raise DniFxError(f"horizon={self.horizon!r}: a number of windows, 1 or more")
         if self.horizon == 1 and self.trace != 1.0:
@@ -119,16 +126,18 @@ class Settings:
         return self.classes or self.context_size or 0
 
 
-def with_scale(settings: Settings, *, named: bool, in_time: bool = False) -> Settings:
-    """With a scale that suits the synthesizer, where none is said.
+def with_defaults(settings: Settings, *, named: bool, in_time: bool = False) -> Settings:
+    """With the scale, and in time the centering, that suit the synthesizer, where they are not said.
 
     One of the person's own, which has no name, gets what it is told to predict. Which scale does best without labels is
     measured in `benchmarks/synthesizer_training.py` and `synthesizers_by_net.py`; for a cut in time, `time_cut.py`.
     """
-    if settings.training.scale is not None:
-        return settings
-    scale = 1 / 16 if named and not settings.size and not in_time else 1.0
-    return replace(settings, training=replace(settings.training, scale=scale))
+    scale, centered = settings.training.scale, settings.training.centered
+    if scale is None:
+        scale = 1 / 16 if named and not settings.size and not in_time else 1.0
+    if centered is None:
+        centered = named and in_time
+    return replace(settings, training=replace(settings.training, scale=scale, centered=centered))
 
 
 def check_settings(settings: Settings) -> None:

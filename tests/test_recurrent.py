@@ -299,7 +299,7 @@ def test_the_fixed_point_is_the_analytic_one(synthesizer: str) -> None:
         (torch.randn(8, 1, dtype=DOUBLE), torch.zeros(8, 1, dtype=DOUBLE)),
         state=True,
         synthesizer=synthesizer,
-        training=Training(scale=1.0),
+        training=Training(scale=1.0, centered=False),
     ).train()
     made = net.dni.synthesizers["time0"]
     optimizer = torch.optim.SGD(made.parameters(), 0.1) if synthesizer == "linear" else None
@@ -874,6 +874,53 @@ def test_predictions_are_what_the_synthesizer_says_at_its_scale(scale: float | N
     torch.testing.assert_close(found[0] - found[1], gradients(model)["inner.bias"])
 
 
+class Twice(dni_fx.Synthesizer):
+    """Says twice the state; hears what comes back."""
+
+    def __init__(self, activation: Activation, context_size: int = 0) -> None:
+        super().__init__(activation, context_size)
+        self.errors: list[Tensor] = []
+        self.slope = nn.Parameter(torch.full((), 2.0, dtype=DOUBLE))
+
+    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
+        said = self.slope * activation
+        if said.requires_grad:
+            said.register_hook(self.errors.append)
+        return said
+
+
+@pytest.mark.parametrize("rows", [N, 1])
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_centered_predictions_are_deviations_from_the_mean_of_the_batch(frontend: str, rows: int) -> None:
+    found = []
+    for synthesizer in (Twice, "zero"):
+        net = cut(Cell, synthesizer=synthesizer, frontend=frontend, training=Training(centered=True))
+        loss, state = window(net, 0, Cell.begin(rows))
+        loss.backward()
+        found.append(gradients(net)["inner.bias"].clone())
+        if synthesizer is Twice:
+            window(net, 1, state)[0].backward()
+            (error,) = net.dni.synthesizers["time0"].errors
+            assert error.any() and (rows == 1 or error.sum(0).abs().max() < 1e-12)
+    model = Cell()
+    last = model(Cell.begin(rows), X[:rows, :T])["last"]
+    said = 2 * last.detach()
+    said -= said.mean(0) if rows > 1 else 0  # of one row nothing would be left
+    (last * said).sum().div(rows).backward()
+    torch.testing.assert_close(found[0] - found[1], gradients(model)["inner.bias"])
+
+
+def test_those_chosen_by_name_are_centered() -> None:
+    for synthesizer, asked, wanted in (
+        ("mlp", None, True),
+        ("mlp", False, False),
+        (Twice, None, False),
+        (Twice, True, True),
+    ):
+        net: Any = cut(Cell, synthesizer=synthesizer, training=Training(centered=asked))
+        assert net.dni.time0.centered is wanted
+
+
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_a_plan_repeats_it(frontend: str) -> None:
     example = (X[:, :T], Lstm.begin())
@@ -1144,7 +1191,7 @@ def test_the_batch_is_found_where_time_comes_first() -> None:
 
 
 def test_what_is_for_a_cut_in_time_alone() -> None:
-    for training in (Training(discount=0.5), Training(horizon=2), Training(auxiliary=1.0)):
+    for training in (Training(discount=0.5), Training(horizon=2), Training(auxiliary=1.0), Training(centered=True)):
         with pytest.raises(DniFxError, match="are for a cut in time"):
             dni_fx.transform(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), torch.rand(3, 4), training=training)
     for wrong in (
@@ -1153,6 +1200,7 @@ def test_what_is_for_a_cut_in_time_alone() -> None:
         {"horizon": 0},
         {"horizon": 2, "auxiliary": 1.0},
         {"auxiliary": -1},
+        {"centered": 1},
     ):
         with pytest.raises(DniFxError):
             Training(**wrong)
@@ -1176,6 +1224,7 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
     (Lstm, True, {"mix": 0.5, "unlock": "none"}, "mix is for cuts in depth"),
     (Lstm, True, {"classes": 3}, "labels, context and warm-up are for cuts in depth"),
     (Lstm, True, {"training": Training(warmup=2)}, "labels, context and warm-up are for cuts in depth"),
+    (Lstm, True, {"training": Training(scale="rms")}, "for a cut in time, a number"),
     (Lstm, True, {"objective": "throughput"}, "are for cuts in depth"),
     (Lstm, True, {"synthesizer": "lstm"}, "carries a state of its own"),
 ]

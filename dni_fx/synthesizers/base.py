@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError
 
-__all__ = ["Activation", "Factory", "Synthesizer", "adaptive_average", "check_size", "zero_"]
+__all__ = ["Activation", "Factory", "Synthesizer", "adaptive_average", "centered", "check_size", "zero_"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,14 @@ class Synthesizer(nn.Module):
 
 
 Factory = Callable[[Activation, int], nn.Module]
+
+
+def centered(rows: Tensor, known: Tensor | None = None) -> Tensor:
+    """Rows (N, F) less their mean, that of those which are known (N, 1), if given; one alone is left as it is."""
+    known = rows.new_ones(len(rows), 1, dtype=torch.bool) if known is None else known
+    count = known.sum()
+    mean = torch.where(known, rows, 0.0).sum(0) / count.clamp(min=1)
+    return rows - torch.where(count > 1, mean, 0.0)
 
 
 def zero_(layer: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dni_fx.errors import DniFxError
-from dni_fx.synthesizers.base import Activation, Synthesizer, check_size
+from dni_fx.synthesizers.base import Activation, Synthesizer, centered, check_size
 from dni_fx.synthesizers.registry import register
 
 __all__ = ["LeastSquares"]
@@ -51,6 +51,7 @@ class LeastSquares(Synthesizer):
         self.keep = 1 - 1 / check_size("least_squares", "memory", memory, least=2)
         self.every = check_size("least_squares", "every", every)
         self.ridge = ridge
+        self.centered = False  # whether targets are known but for their mean over the batch
         self.loss_scale = None  # where the loss is scaled: what the targets are multiplied by
         size = self.features + context_size + 1
         self.register_buffer("weight", torch.zeros(size, self.features, device=activation.device))
@@ -81,10 +82,13 @@ class LeastSquares(Synthesizer):
         if error is None:
             return
         error = error * (batch if self.loss_scale is None else batch / self.loss_scale.factor())
-        rows = rows * (error != 0).any(1, keepdim=True)
+        target, known = said - error, (error != 0).any(1, keepdim=True)
+        if self.centered:
+            rows, target = centered(rows, known), centered(target, known)
+        rows = rows * known
         # In place: who keeps buffers alike over processes holds on to them.
         self.squares.mul_(self.keep).addmm_(rows.T, rows)
-        self.products.mul_(self.keep).addmm_(rows.T, said - error)
+        self.products.mul_(self.keep).addmm_(rows.T, target)
         self.steps += 1
         if self.steps % self.every == 0:
             ridge = self.ridge * self.squares.diagonal().mean()
