@@ -4,7 +4,8 @@ Run:     python benchmarks/paper_recurrent.py run       an hour or more; goes on
 Report:  python benchmarks/paper_recurrent.py report    writes benchmarks/results/paper_recurrent.md and .png
 Truncated backpropagation through time beside a cut in time, in windows of 2 to 5 steps, with an equal number of
 optimizer steps. A sequence grows when its loss is below 0.15 bits a bit (examples/tasks); the longest answer whose
-loss fell below that is what counts, in symbols of 8 bits.
+loss fell below that is what counts, in symbols of 8 bits. After a change to a method, take its lines out of the file of
+runs.
 """
 
 import argparse
@@ -29,9 +30,10 @@ from curricula import Copy, RepeatCopy
 RUNS = Path(__file__).parent / "results" / "paper_recurrent.jsonl"
 BATCH, HIDDEN, LR = 64, 128, 1e-3
 TASKS = {"Copy": Copy, "Repeat Copy": RepeatCopy}
-METHODS = ("truncated", "DNI")
 WINDOWS = (2, 3, 4, 5)
+REACH = 24  # steps: of a target over a horizon
 POINTS = 40  # of a curve
+COMPARED = ("longest", "microseconds")
 PAPER = {
     ("Copy", "truncated"): (7, 8, 10, 8),
     ("Copy", "DNI"): (16, 14, 18, 18),
@@ -50,6 +52,17 @@ class Run:
     seed: int
     steps: int  # of the optimizer: windows
     synthesizer: str = "least_squares"
+    horizon: int = 1  # windows
+
+    @property
+    def name(self) -> str:
+        return "DNI, horizon" if self.horizon > 1 else self.method
+
+
+def methods(task: str, window: int, steps: int) -> list[Run]:
+    """What is beside each other in a row of the table."""
+    truncated, dni = (Run(task, method, window, 0, steps) for method in ("truncated", "DNI"))
+    return [truncated, dni, dataclasses.replace(dni, horizon=REACH // window)]
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -61,8 +74,10 @@ def train(run: Run) -> dict[str, Any]:
     net: Any = model
     if run.method == "DNI":
         example = torch.rand(BATCH, run.window, task.sizes[0]), model.start(BATCH)
-        made = run.synthesizer
-        net = dni_fx.transform(model, example, state=True, synthesizer=made, optimizer=optimizer, verify=False)
+        training, made = dni_fx.Training(horizon=run.horizon), run.synthesizer
+        net = dni_fx.transform(
+            model, example, state=True, synthesizer=made, optimizer=optimizer, training=training, verify=False
+        )
     torch.manual_seed(run.seed)  # the same sequences for all
     steps, longest = 0, 0
     curve: list[int] = []
@@ -89,11 +104,11 @@ def train(run: Run) -> dict[str, Any]:
 
 def command_run(arguments: argparse.Namespace) -> None:
     wanted = [
-        Run(task, method, window, seed, arguments.steps)
+        dataclasses.replace(run, seed=seed)
         for seed in range(arguments.seeds)
         for task in TASKS
         for window in WINDOWS
-        for method in METHODS
+        for run in methods(task, window, arguments.steps)
     ]
     runs.finish(arguments.runs, wanted, train, arguments.workers, lambda result: f"{result['longest']} symbols")
 
@@ -108,19 +123,24 @@ def spread(values: list[int]) -> str:
 
 def table(results: Results, task: str, steps: int) -> Iterator[str]:
     yield f"## {task}, {steps:,} steps\n"
-    yield "| T | truncated | DNI | ratio | time of a step | the paper: truncated, DNI |"
-    yield "|---|---|---|---|---|---|"
+    yield "| T | truncated | DNI | ratio | time | DNI, horizon | ratio | time | the paper: truncated, DNI |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for i, window in enumerate(WINDOWS):
-        records = [results.get(Run(task, method, window, 0, steps), []) for method in METHODS]
-        if not all(records):
+        truncated, *others = [results.get(run, []) for run in methods(task, window, steps)]
+        if not truncated:
             continue
-        lengths = [[record["longest"] for record in own] for own in records]
-        times = [statistics.mean(record["microseconds"] for record in own) for own in records]
-        ratio = statistics.mean(lengths[1]) / max(statistics.mean(lengths[0]), 1e-9)
-        paper = ", ".join(str(PAPER[task, method][i]) for method in METHODS)
-        cells = (str(window), *map(spread, lengths), f"{ratio:.2f}", f"{times[1] / times[0]:.2f}", paper)
+        cells = [str(window), spread([record["longest"] for record in truncated])]
+        for records in others:
+            cells += compared(records, truncated) if records else ["", "", ""]
+        cells.append(", ".join(str(PAPER[task, method][i]) for method in ("truncated", "DNI")))
         yield "| " + " | ".join(cells) + " |"
     yield ""
+
+
+def compared(records: list[dict[str, Any]], beside: list[dict[str, Any]]) -> list[str]:
+    """How long an answer, its ratio, and the ratio of the time of a step."""
+    length, time = ([statistics.mean(r[key] for r in own) for own in (records, beside)] for key in COMPARED)
+    return [spread([r["longest"] for r in records]), f"{length[0] / length[1]:.2f}", f"{time[0] / time[1]:.2f}"]
 
 
 def plot(results: Results, path: Path) -> None:
@@ -136,9 +156,9 @@ def plot(results: Results, path: Path) -> None:
             if run.task == task:
                 curve = [statistics.mean(point) for point in zip(*(r["curve"] for r in records), strict=True)]
                 seen = [run.steps * (i + 1) / POINTS for i in range(len(curve))]
-                style = "--" if run.method == "truncated" else "-"
+                style = {"truncated": ":", "DNI": "--"}.get(run.name, "-")
                 color = f"C{WINDOWS.index(run.window)}"
-                panel.plot(seen, curve, style, color=color, label=f"{run.method}, T = {run.window}")
+                panel.plot(seen, curve, style, color=color, label=f"{run.name}, T = {run.window}")
         panel.set(title=task, xlabel="optimizer steps", ylabel="longest answer modelled, symbols")
         panel.legend(fontsize=7)
     figure.tight_layout()
@@ -156,8 +176,9 @@ def command_report(arguments: argparse.Namespace) -> None:
         "",
         "`python benchmarks/paper_recurrent.py run`, then `report`. The longest answer, in symbols of 8 bits, whose",
         f"loss fell below 0.15 bits a bit: mean (each seed). LSTM {HIDDEN}, batch {BATCH}, Adam {LR:g}, the loss",
-        "averaged over the answer; DNI: a cut in time, its synthesizer `least_squares`. A step is a window of T steps;",
-        "its time is that of one core beside truncated backpropagation's. A line a run in",
+        "averaged over the answer. DNI: a cut in time, `least_squares`; with a horizon, its targets reach over so many",
+        f"windows as make {REACH} steps. Ratios are to truncation; a training step is a window of T steps, its time",
+        "that of one core. A line a run in",
         f"[{arguments.runs.name}]({arguments.runs.name}). The paper: LSTM 256, batch 256, Adam 7e-5.",
         "",
     ]

@@ -87,8 +87,8 @@ class TimeCut(Crossing):
         if self.weight:
             size = activation.features
             self.auxiliary = zero_(nn.Linear(size, size, device=activation.device, dtype=activation.dtype))
-        if isinstance(synthesizer, LeastSquares):
-            synthesizer.centered = self.centered
+        if isinstance(synthesizer, LeastSquares):  # it learns the targets as they are, and centers what it says
+            synthesizer.centered, self.centered = self.centered, False
         self.segment = ops.Segment(training=settings.training).to(activation.device)
         self.before: Any = SimpleNamespace(rows=None, ended=None, next=None, lessons=[], strange=0)
 

@@ -51,7 +51,7 @@ class LeastSquares(Synthesizer):
         self.keep = 1 - 1 / check_size("least_squares", "memory", memory, least=2)
         self.every = check_size("least_squares", "every", every)
         self.ridge = ridge
-        self.centered = False  # whether targets are known but for their mean over the batch
+        self.centered = False  # whether it says deviations from the mean of a batch
         self.loss_scale = None  # where the loss is scaled: what the targets are multiplied by
         size = self.features + context_size + 1
         self.register_buffer("weight", torch.zeros(size, self.features, device=activation.device))
@@ -65,6 +65,8 @@ class LeastSquares(Synthesizer):
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1).to(self.weight.dtype)
         with torch.autocast(rows.device.type, enabled=False):  # equations want all digits
             predicted = rows @ self.weight
+            if self.centered:
+                predicted = centered(predicted)
         if torch.is_grad_enabled():
             predicted = self._listening(rows, predicted, activation.shape[0] if activation.dim() > 1 else 1)
         return predicted.reshape(*joined.shape[:-1], self.features).movedim(-1, self.axis)
@@ -82,13 +84,10 @@ class LeastSquares(Synthesizer):
         if error is None:
             return
         error = error * (batch if self.loss_scale is None else batch / self.loss_scale.factor())
-        target, known = said - error, (error != 0).any(1, keepdim=True)
-        if self.centered:
-            rows, target = centered(rows, known), centered(target, known)
-        rows = rows * known
+        rows = rows * (error != 0).any(1, keepdim=True)
         # In place: who keeps buffers alike over processes holds on to them.
         self.squares.mul_(self.keep).addmm_(rows.T, rows)
-        self.products.mul_(self.keep).addmm_(rows.T, target)
+        self.products.mul_(self.keep).addmm_(rows.T, said - error)
         self.steps += 1
         if self.steps % self.every == 0:
             ridge = self.ridge * self.squares.diagonal().mean()
