@@ -42,7 +42,7 @@ class Run:
     """One training run; every method is trained by Adam 1e-3."""
 
     synthesizer: str  # "zero": truncated
-    scale: float | str | None  # None: the default
+    centered: bool | None  # None: the default
     lr: float | None  # of the synthesizer, beside the net's; None: the default
     reduction: str  # of the loss over the answer: "sum" or "mean"
     seed: int
@@ -67,7 +67,7 @@ def train(run: Run) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     model = Copier()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    training = dni_fx.Training(scale=run.scale, lr=run.lr)
+    training = dni_fx.Training(centered=run.centered, lr=run.lr)
     example = sequences()[0][:, :WINDOW], start()
     net = dni_fx.transform(
         model, example, state=True, synthesizer=run.synthesizer, optimizer=optimizer, training=training, verify=False
@@ -93,12 +93,14 @@ def train(run: Run) -> dict[str, Any]:
     return {"bits": curve[-1], "curve": curve} | net.dni.metrics().get("time0", {})
 
 
-GRID: list[tuple[str, float | str | None, float | None]] = [
+GRID: list[tuple[str, bool | None, float | None]] = [
     ("zero", None, None),
     ("least_squares", None, None),
-    ("least_squares(memory=1000, ridge=0.1)", None, None),
-    ("mlp", "rms", 0.1),
-    ("mlp", 1.0, 0.1),
+    ("least_squares", False, None),
+    ("least_squares(memory=1000, ridge=0.1)", False, None),
+    ("mlp", None, None),
+    ("mlp", False, None),
+    ("mlp", None, 1.0),
 ]
 
 
@@ -115,7 +117,7 @@ def command_run(arguments: argparse.Namespace) -> None:
 def command_report(arguments: argparse.Namespace) -> None:
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for run, record in runs.done(arguments.runs, Run):
-        key = (run.synthesizer, run.scale, run.lr, run.windows)
+        key = (run.synthesizer, run.centered, run.lr, run.windows)
         found.setdefault(key, {}).setdefault(run.reduction, []).append(record)
     lines = [
         "# How the synthesizer of a cut in time is best trained",
@@ -125,16 +127,16 @@ def command_report(arguments: argparse.Namespace) -> None:
         f"[{arguments.runs.name}]({arguments.runs.name}). Bits of error a bit of the answer at the end, mean of the",
         "seeds (their number); 1 is a guess. `zero` is truncated backpropagation through time.",
         "",
-        "| synthesizer | scale | its learning rate | windows | loss summed over the answer | averaged |",
+        "| synthesizer | its mean over the batch | its learning rate | windows | loss summed over the answer | averaged |",
         "|---|---|---|---|---|---|",
     ]
-    for (synthesizer, scale, lr, windows), by_reduction in found.items():
+    for (synthesizer, centered, lr, windows), by_reduction in found.items():
         cells = []
         for reduction in ("sum", "mean"):
             bits = [record["bits"] for record in by_reduction.get(reduction, [])]
             cells.append(f"{statistics.mean(bits):.3f} ({len(bits)})" if bits else "")
-        rate = "" if lr is None else f"x {lr:g}"
-        lines.append(f"| `{synthesizer}` | {scale or ''} | {rate} | {windows:,} | {cells[0]} | {cells[1]} |")
+        mean, rate = "kept" if centered is False else "", "" if lr is None else f"x {lr:g}"
+        lines.append(f"| `{synthesizer}` | {mean} | {rate} | {windows:,} | {cells[0]} | {cells[1]} |")
     runs.write_report(arguments.runs, lines)
 
 

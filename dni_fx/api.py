@@ -114,7 +114,7 @@ def transform(
             False saves that time and memory, and trusts the capture.
         state: Cut a recurrent model in time, where its state goes from one call to the next: outputs, by place or key,
             by the name of the argument that each becomes; True: for a forward `(x, state)` that returns `(y, state)`.
-            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `mlp` there. See
+            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `least_squares` there. See
             `dni_fx.recurrent`.
 
     Raises:
@@ -357,10 +357,11 @@ def _synthesizers(
         for tensor in cut.tensors:
             crossing = crossing_name(index, tensor.node)
             names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis, loss)
-    own = "mlp" if synthesizer == "auto" else synthesizer  # one hidden layer: Jaderberg et al. 2017, Sect. 3.1
     for index, state in enumerate(plan.states):
-        name = time_name(index)
-        names[name], factories[name] = resolve(own, time_activation(state).shape, 1)
+        name, activation = time_name(index), time_activation(state)
+        auto = "least_squares" if activation.dtype.itemsize > 2 else "mlp"  # `benchmarks/results/time_cut.md`
+        own = auto if synthesizer == "auto" else synthesizer
+        names[name], factories[name] = resolve(own, activation.shape, 1)
     return names, factories
 
 
