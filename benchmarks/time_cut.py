@@ -127,7 +127,7 @@ def command_report(arguments: argparse.Namespace) -> None:
         f"[{arguments.runs.name}]({arguments.runs.name}). Bits of error a bit of the answer at the end, mean of the",
         "seeds (their number); 1 is a guess. `zero` is truncated backpropagation through time.",
         "",
-        "| synthesizer | its mean over the batch | its learning rate | windows | loss summed over the answer | averaged |",
+        "| synthesizer | mean over the batch | learning rate | windows | loss summed over the answer | averaged |",
         "|---|---|---|---|---|---|",
     ]
     for (synthesizer, centered, lr, windows), by_reduction in found.items():
