@@ -921,6 +921,27 @@ def test_those_chosen_by_name_are_centered() -> None:
         assert net.dni.time0.centered is wanted
 
 
+def test_least_squares_learns_whole_targets_and_says_deviations() -> None:
+    """By itself, for errors of deviations would not tell it the rest."""
+    example = torch.randn(8, 1, dtype=DOUBLE), torch.zeros(8, 1, dtype=DOUBLE)
+    net: Any = dni_fx.transform(Linear(0.5), example, state=True, synthesizer="least_squares(ridge=1e-9)").train()
+    state = torch.zeros(8, 1, dtype=DOUBLE)
+    for _ in range(100):
+        y, state = net(torch.randn(8, 1, dtype=DOUBLE), state)
+        y.mean().backward()
+    weight, bias = net.dni.synthesizers["time0"].weight.flatten().tolist()
+    assert abs(weight) < 1e-6 and abs(bias - 0.5) < 1e-6  # of the next window's loss; from there on nothing is said
+    assert net.dni.time0.predicted(state).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_what_auto_is(frontend: str) -> None:
+    for dtype, wanted in ((DOUBLE, "least_squares"), (torch.bfloat16, "mlp")):
+        example = X[:, :T].to(dtype), tuple(tensor.to(dtype) for tensor in Lstm.begin())
+        net: Any = dni_fx.transform(Lstm().to(dtype), example, state=True, frontend=frontend)
+        assert net.dni.plan.rewrite.synthesizers == {"time0": wanted}
+
+
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_a_plan_repeats_it(frontend: str) -> None:
     example = (X[:, :T], Lstm.begin())

@@ -151,7 +151,7 @@ def _parser(name: str, description: str, scheduled: bool) -> argparse.ArgumentPa
     add("--lr", type=_positive, default=1e-4, help="learning rate")
     add("--optim", choices=OPTIMIZERS, default="adam", help="optimizer")
     add("--clip", type=_not_negative, default=50.0, help="largest norm of the model's gradient; 0: no limit")
-    add("--synthesizer", default="least_squares", help="as in dni_fx.transform; it suits sequences that end and grow")
+    add("--synthesizer", default="auto", help="as in dni_fx.transform")
     add("--nhid", type=_count, default=64, help="hidden units")
     add("--nhlayer", type=_count, default=2, help="recurrent layers of a controller, or of lstm, gru, rnn")
     add("--nlayer", type=_count, default=1, help="layers of dnc")
