@@ -910,6 +910,15 @@ def test_centered_predictions_are_deviations_from_the_mean_of_the_batch(frontend
     torch.testing.assert_close(found[0] - found[1], gradients(model)["inner.bias"])
 
 
+def test_a_row_of_another_stream_has_no_part_in_the_mean() -> None:
+    net = cut(Cell, synthesizer=Twice, training=Training(centered=True))
+    _, state = window(net, 0, Cell.begin())
+    assert isinstance(state, Tensor)
+    window(net, 1, torch.cat([state[:1] + 1, state[1:]]))[0].backward()
+    (error,) = net.dni.synthesizers["time0"].errors
+    assert not error[0].any() and error[1:].any() and error.sum(0).abs().max() < 1e-12
+
+
 def test_those_chosen_by_name_are_centered() -> None:
     for synthesizer, asked, wanted in (
         ("mlp", None, True),
