@@ -140,7 +140,11 @@ def table(results: Results, task: str, steps: int) -> Iterator[str]:
 def compared(records: list[dict[str, Any]], beside: list[dict[str, Any]]) -> list[str]:
     """How long an answer, its ratio, and the ratio of the time of a step."""
     length, time = ([statistics.mean(r[key] for r in own) for own in (records, beside)] for key in COMPARED)
-    return [spread([r["longest"] for r in records]), f"{length[0] / length[1]:.2f}", f"{time[0] / time[1]:.2f}"]
+    return [
+        spread([r["longest"] for r in records]),
+        f"{length[0] / max(length[1], 1e-9):.2f}",
+        f"{time[0] / time[1]:.2f}",
+    ]
 
 
 def plot(results: Results, path: Path) -> None:

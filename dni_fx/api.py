@@ -114,8 +114,8 @@ def transform(
             False saves that time and memory, and trusts the capture.
         state: Cut a recurrent model in time, where its state goes from one call to the next: outputs, by place or key,
             by the name of the argument that each becomes; True: for a forward `(x, state)` that returns `(y, state)`.
-            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `least_squares` there. See
-            `dni_fx.recurrent`.
+            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `least_squares` there, or `mlp` for
+            a state of float16 or bfloat16. See `dni_fx.recurrent`.
 
     Raises:
         DniFxError: If an argument is wrong, with what to do.
@@ -330,8 +330,8 @@ def _check_for_time(settings: Settings, plan: Plan) -> None:
     """Raise a DniFxError if the plan's cuts in time cannot be made so."""
     if not plan.cuts and (settings.size or settings.training.warmup):
         raise DniFxError("labels, context and warm-up are for cuts in depth: say cuts=")
-    if settings.training.scale == "rms":
-        raise DniFxError('scale="rms" would follow targets that are made of predictions: for a cut in time, a number')
+    if not plan.cuts and settings.training.scale == "rms":
+        raise DniFxError('scale="rms" is for cuts in depth: in time it would follow predictions, which targets hold')
     apart = [state for state in plan.states if state.enters != (state.leaves,)]
     if apart and settings.training.auxiliary and settings.unlock == "backward":
         raise DniFxError(

@@ -16,6 +16,7 @@ from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import Plan
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
 from dni_fx.synthesizers import Activation, Carried, Factory, LossHead, Outcome, check_labels, expand_context
+from dni_fx.synthesizers.base import centered
 from dni_fx.synthesizers.losses import Link
 
 __all__ = ["Crossing", "Interfaces", "build_dni", "hold_parameters", "owned_parameters"]
@@ -48,6 +49,7 @@ class Crossing(nn.Module):
     """One tensor at one cut: runs its synthesizer while training, and watches how good it is."""
 
     in_time = False
+    centered = False  # whether what the synthesizer says is taken less its mean over the batch
     measured: Tensor
     square: Tensor
 
@@ -85,7 +87,7 @@ class Crossing(nn.Module):
         context = self._conditioned(activation, context)
         trains = self._begin()
         with contextlib.nullcontext() if trains else torch.no_grad():
-            prediction = self._scaled(self.synthesizer(activation, context))
+            prediction = self._scaled(self._said(activation, context))
         if prediction.shape != activation.shape:
             raise DniFxError(
                 f"synthesizer {type(self.synthesizer).__name__} returned shape {list(prediction.shape)} for an "
@@ -113,6 +115,11 @@ class Crossing(nn.Module):
         reset: Any = getattr(self.synthesizer, "reset", None)
         if reset is not None and rows is None:
             reset()
+
+    def _said(self, activation: Tensor, context: Tensor | None) -> Tensor:
+        said: Tensor = self.synthesizer(activation, context)
+        own = getattr(self.synthesizer, "own_unit", False)  # wants errors of what is whole
+        return centered(said) if self.centered and not own else said
 
     def _begin(self) -> bool:
         """Count a step; say whether the synthesizer is trained in it."""
@@ -161,21 +168,19 @@ class Crossing(nn.Module):
             synthetic = prediction.detach() / factor
             prediction.register_hook(lambda error: self._hear(synthetic, error, look, factor))
 
-    def _follow(self, mean_square: Tensor) -> None:
-        """Let the unit of what is regressed follow the targets."""
-        mean_square = mean_square.to(self.square)
-        self.square = torch.where(self.square > 0, self.square.lerp(mean_square, 0.01), mean_square)
-
     def _hear(self, synthetic: Tensor, error: Tensor | None, look: bool, factor: Any) -> None:
         """`error` is the batch size times synthetic - target, scaled, which the boundary sends back; None: dropped."""
         if error is None:
             return
         error = error / (ops.batch_size(synthetic) * factor)
-        target = (synthetic - error).flatten().float()
-        if self.scale == "rms":
-            self._follow((target * ops.batch_size(synthetic)).square().mean())
+        target = synthetic - error
+        if self.scale == "rms":  # the unit of what is regressed follows the targets
+            now = (target.float() * ops.batch_size(synthetic)).square().mean().to(self.square)
+            self.square = torch.where(self.square > 0, self.square.lerp(now, 0.01), now)
         if look:
-            synthetic, error = synthetic.flatten().float(), error.flatten().float()
+            target = (centered(target) if self.centered else target).flatten().float()
+            synthetic = synthetic.flatten().float()
+            error = synthetic - target
             norms = target.dot(target).sqrt(), synthetic.dot(synthetic).sqrt()  # on a CPU faster than norm()
             cosine = target.dot(synthetic) / (norms[0] * norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
             self.measured = torch.stack([cosine, error.dot(error).sqrt() / norms[0], *norms]).detach()

@@ -6,7 +6,6 @@ respect to the state; that joins the window's backward pass. In the next window 
 is its target: the true one within the window, and the next prediction beyond it (Jaderberg et al. 2017, Sect. 3.1).
 """
 
-import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -23,8 +22,7 @@ from dni_fx.passes.add_time_cuts import time_name
 from dni_fx.planning import State
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Carried, Factory
-from dni_fx.synthesizers.base import centered, zero_
-from dni_fx.synthesizers.least_squares import LeastSquares
+from dni_fx.synthesizers.base import zero_
 
 __all__ = ["Lesson", "TimeCut", "add_time_cuts", "time_activation"]
 
@@ -81,14 +79,14 @@ class TimeCut(Crossing):
         super().__init__(synthesizer, activation, settings)
         self.axes = tuple(axes)
         self.discount, self.centered = settings.training.discount, bool(settings.training.centered)
+        if getattr(synthesizer, "own_unit", False):
+            setattr(synthesizer, "centered", self.centered)  # noqa: B010  # for mypy, it is a tensor
         self.horizon = settings.training.horizon
         self.weight = settings.training.auxiliary
         self.auxiliary: nn.Module | None = None
         if self.weight:
             size = activation.features
             self.auxiliary = zero_(nn.Linear(size, size, device=activation.device, dtype=activation.dtype))
-        if isinstance(synthesizer, LeastSquares):  # it learns the targets as they are, and centers what it says
-            synthesizer.centered, self.centered = self.centered, False
         self.segment = ops.Segment(training=settings.training).to(activation.device)
         self.before: Any = SimpleNamespace(rows=None, ended=None, next=None, lessons=[], strange=0)
 
@@ -108,13 +106,15 @@ class TimeCut(Crossing):
         self._warn_of_strangers(known)
         if self.horizon > 1:  # its targets come when later windows have run: see `dni_fx.replaying`
             return self.tensors_of(self._taught(given), states)
+        prediction: Any
         if known.any():
-            prediction = self._to_learn(before, known)
+            prediction = self(before)
         elif is_averaged():  # who averages gradients waits for the synthesizer's, which are zero
             before = given.detach()
             prediction = self.predicted(before)
         else:
             return states
+        prediction = torch.where(known, prediction, prediction.detach())
         following = ops.boundary(before, prediction, self.segment)
         # Of a row that has ended nothing comes back: its target is zero.
         entered = torch.where(goes_on, following, given)
@@ -126,25 +126,14 @@ class TimeCut(Crossing):
         """The same rows; when a gradient comes to them, the synthesizer learns what is due."""
         lessons, self.before.lessons = self.before.lessons, []
         for before, target, known in lessons:
-            prediction = self._to_learn(before, known)
+            prediction: Any = self(before)
+            prediction = torch.where(known, prediction, prediction.detach())
             rows = ops.learn(rows, prediction, ops.clipped(target, self.segment.clip, len(before)), self.segment)
         return rows
 
     def predicted(self, rows: Tensor) -> Tensor:
         """The gradient of the mean loss of all later windows with respect to the rows of a state, (N, F)."""
-        return self._scaled(self._said(rows))
-
-    def _said(self, rows: Tensor) -> Tensor:
-        said: Tensor = self.synthesizer(rows, None)
-        return centered(said) if self.centered else said
-
-    def _to_learn(self, rows: Tensor, known: Tensor) -> Tensor:
-        """The same, but that where it is known what came after these rows, its error trains the synthesizer."""
-        with contextlib.nullcontext() if self._begin() else torch.no_grad():
-            said: Tensor = self.synthesizer(rows, None)
-            prediction = self._scaled(centered(said, known) if self.centered else said)
-        self._watch(prediction)
-        return torch.where(known, prediction, prediction.detach())
+        return self._scaled(self._said(rows, None))
 
     def leave(self, outputs: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Outputs and states of a window: the ones bring the prediction along in backward, the others are cut off."""
@@ -152,7 +141,7 @@ class TimeCut(Crossing):
             return (*outputs, *states)
         rows = self.rows_of(states)
         with torch.no_grad():
-            raw = self._said(rows.detach())
+            raw = self._said(rows.detach(), None)
             prediction = self._scaled(raw) * self.discount
         if prediction.shape != rows.shape:
             raise DniFxError(f"the synthesizer gave shape {list(prediction.shape)} for a state of {list(rows.shape)}")

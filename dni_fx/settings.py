@@ -39,21 +39,23 @@ class Training:
         scale: What the targets are multiplied by before they are regressed: a number, or "rms", one over their running
             root mean square. A target is the gradient of each sample's own loss: dL/dh times the batch size. With
             scale 1 one learning rate suits every batch size; the smaller it is, the faster the predictions change.
-            None: 1; for synthesizers chosen by name that are conditioned on nothing 1/16, but for a cut in time, which
-            takes no "rms".
+            None: 1; for synthesizers chosen by name that are conditioned on nothing 1/16, but for a cut in time. In
+            time "rms" is 1: targets are made of predictions there, which would set their own unit. `least_squares` has
+            no use for it.
         clip: The largest norm of one sample's target; None: no limit.
         warmup: For so many steps the true gradients are used, while the synthesizers learn to predict them. Nothing is
             unlocked in that time, and no memory saved.
         every: Train the synthesizers at every such step only; in between they just predict.
         lr: What the synthesizers' learning rate is, as a multiple of the rate of the optimizer they are added to. None:
-            1, and a tenth for a cut in time.
+            1, and a tenth for a cut in time. `least_squares` has none.
         optimizer: Makes an optimizer of their own from their parameters; it steps when the person's does. With
             step="loop" it is `net.dni.optimizer`: schedule it by itself.
         discount: For a cut in time: what the gradient of all that comes after a window is multiplied by when it joins
             that window's, 0 to 1: the less, the less far it looks ahead, and the less an error comes back in targets.
-        centered: For a cut in time: whether predictions are taken less their mean over the batch, where that has more
-            than one sample. What all samples have in common changes with every step of the net; remembered, it comes
-            too late, and the net swings: `benchmarks/results/time_cut.md`. None: for synthesizers chosen by name.
+        centered: For a cut in time: whether predictions are taken less their mean over the batch (of one process),
+            where that has more than one sample. What all samples have in common changes with every step of the net;
+            remembered, it comes too late, and the net swings: `benchmarks/results/time_cut.md`. None: for synthesizers
+            chosen by name.
         auxiliary: For a cut in time: the weight of an auxiliary loss, by which each window's state also learns to tell
             what the next one's synthetic gradient will be; 0: none.
         horizon: For a cut in time: over how many windows, at most, a target reaches before it is a prediction; more
@@ -135,8 +137,9 @@ def with_defaults(settings: Settings, *, named: bool, in_time: bool = False) -> 
     scale, centered = settings.training.scale, settings.training.centered
     if scale is None:
         scale = 1 / 16 if named and not settings.size and not in_time else 1.0
-    if centered is None:
-        centered = named and in_time
+    if in_time:
+        scale = 1.0 if scale == "rms" else scale
+        centered = named if centered is None else centered
     return replace(settings, training=replace(settings.training, scale=scale, centered=centered))
 
 

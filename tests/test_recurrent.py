@@ -20,6 +20,7 @@ from dni_fx.checking import Check
 from dni_fx.recurrent import TimeCut
 from dni_fx.report import plan_report
 from dni_fx.synthesizers import Activation, Synthesizer
+from dni_fx.synthesizers.base import centered
 
 N, T, WINDOWS, H = 3, 2, 4, 4
 DOUBLE = torch.float64
@@ -910,19 +911,42 @@ def test_centered_predictions_are_deviations_from_the_mean_of_the_batch(frontend
     torch.testing.assert_close(found[0] - found[1], gradients(model)["inner.bias"])
 
 
-def test_a_row_of_another_stream_has_no_part_in_the_mean() -> None:
-    net = cut(Cell, synthesizer=Twice, training=Training(centered=True))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_narrow_predictions(dtype: torch.dtype) -> None:
+    """Their sum is more than float16 holds, and bfloat16 would round it."""
+    rows = (1000 + torch.arange(-32.0, 32.0)[:, None]).to(dtype).repeat(16, 2)
+    said = centered(rows)
+    assert said.dtype == dtype
+    torch.testing.assert_close(said.double(), rows.double() - rows.double().mean(0), rtol=1e-2, atol=1e-2)
+
+
+def test_in_time_the_unit_of_targets_does_not_follow_them() -> None:
+    net: Any = cut(Stack, cuts=["one"], synthesizer="mlp", training=Training(scale="rms"))
+    assert [crossing.scale for crossing in net.dni.crossings.values() if crossing.in_time] == [1.0, 1.0]
+    assert [crossing.scale for crossing in net.dni.crossings.values() if not crossing.in_time] == ["rms"]
+
+
+def test_metrics_are_of_what_is_said() -> None:
+    """Deviations beside deviations, where they are centered."""
+    net: Any = cut(Cell, synthesizer=Twice, training=Training(centered=True))
     _, state = window(net, 0, Cell.begin())
     assert isinstance(state, Tensor)
-    window(net, 1, torch.cat([state[:1] + 1, state[1:]]))[0].backward()
-    (error,) = net.dni.synthesizers["time0"].errors
-    assert not error[0].any() and error[1:].any() and error.sum(0).abs().max() < 1e-12
+    loss, _ = window(net, 1, state)
+    before = state.detach().requires_grad_()
+    own, after = window(Cell(), 1, before)
+    assert isinstance(after, Tensor)
+    (truth,) = torch.autograd.grad(own + (after * centered(2 * after.detach()) / N).sum(), before)
+    loss.backward()
+    said = centered(2 * before.detach()) / N
+    cosine = torch.cosine_similarity(centered(truth).flatten(), said.flatten(), 0)
+    assert abs(net.dni.metrics()["time0"]["cosine"] - cosine.item()) < 1e-6
 
 
 def test_those_chosen_by_name_are_centered() -> None:
     for synthesizer, asked, wanted in (
         ("mlp", None, True),
         ("mlp", False, False),
+        ("least_squares", None, True),
         (Twice, None, False),
         (Twice, True, True),
     ):
@@ -1015,7 +1039,7 @@ def test_windows_are_not_one_graph() -> None:
 def test_it_is_reported() -> None:
     text = Console(width=200, record=True, file=io.StringIO())
     text.print(plan_report(cut(Lstm).dni.plan))
-    assert "time0: state 2x3x4, state 2x3x4, cut in time, synthesizer mlp" in text.export_text()
+    assert "time0: state 2x3x4, state 2x3x4, cut in time, synthesizer least_squares" in text.export_text()
 
 
 def test_who_looks_at_gradients_above_takes_nothing_away() -> None:
@@ -1254,7 +1278,7 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
     (Lstm, True, {"mix": 0.5, "unlock": "none"}, "mix is for cuts in depth"),
     (Lstm, True, {"classes": 3}, "labels, context and warm-up are for cuts in depth"),
     (Lstm, True, {"training": Training(warmup=2)}, "labels, context and warm-up are for cuts in depth"),
-    (Lstm, True, {"training": Training(scale="rms")}, "for a cut in time, a number"),
+    (Lstm, True, {"training": Training(scale="rms")}, "is for cuts in depth"),
     (Lstm, True, {"objective": "throughput"}, "are for cuts in depth"),
     (Lstm, True, {"synthesizer": "lstm"}, "carries a state of its own"),
 ]

@@ -35,7 +35,8 @@ class Synthesizer(nn.Module):
     size, for a loss averaged over the batch.
 
     Attributes:
-        own_unit: It is to be told targets as they come, and is given a `loss_scale`.
+        own_unit: It is to be told targets as they come, and is given a `loss_scale`; and by a cut in time `centered`:
+            whether it is to say deviations from the mean of the batch.
     """
 
     own_unit = False
@@ -59,12 +60,12 @@ class Synthesizer(nn.Module):
 Factory = Callable[[Activation, int], nn.Module]
 
 
-def centered(rows: Tensor, known: Tensor | None = None) -> Tensor:
-    """Rows (N, F) less their mean, that of those which are known (N, 1), if given; one alone is left as it is."""
-    known = rows.new_ones(len(rows), 1, dtype=torch.bool) if known is None else known
-    count = known.sum()
-    mean = torch.where(known, rows, 0.0).sum(0) / count.clamp(min=1)
-    return rows - torch.where(count > 1, mean, 0.0)
+def centered(rows: Tensor) -> Tensor:
+    """Rows (N, F) less their mean; one alone is left as it is."""
+    if len(rows) == 1:
+        return rows
+    wide = rows.float() if rows.dtype.itemsize < 4 else rows  # the sum of many is more than float16 holds
+    return (wide - wide.mean(0)).to(rows.dtype)
 
 
 def zero_(layer: nn.Module) -> nn.Module:
