@@ -2,8 +2,8 @@
 
 Run:     python benchmarks/time_cut.py run       hours; goes on where it was stopped
 Report:  python benchmarks/time_cut.py report    writes benchmarks/results/time_cut.md
-Truncated backpropagation cannot reach from an answer to its symbol; the question is which scale of the targets lets a
-synthesizer do so, whether the loss is summed over the answer or averaged.
+Truncated backpropagation cannot reach from an answer to its symbol; the question is what lets a synthesizer do so,
+whether the loss is summed over the answer or averaged.
 """
 
 import argparse
@@ -125,7 +125,8 @@ def command_report(arguments: argparse.Namespace) -> None:
         f"`python benchmarks/time_cut.py run`, then `report`. Copy with {SYMBOLS} symbols of {BITS} bits, windows of",
         f"{WINDOW}, LSTM {HIDDEN}, batch {BATCH}, Adam 1e-3; a line a run in",
         f"[{arguments.runs.name}]({arguments.runs.name}). Bits of error a bit of the answer at the end, mean of the",
-        "seeds (their number); 1 is a guess. `zero` is truncated backpropagation through time.",
+        "seeds (their number); 1 is a guess. `zero` is truncated backpropagation through time. Predictions are taken less",
+        "their mean over the batch, but where it is kept.",
         "",
         "| synthesizer | mean over the batch | learning rate | windows | loss summed over the answer | averaged |",
         "|---|---|---|---|---|---|",
