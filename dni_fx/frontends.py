@@ -28,7 +28,7 @@ _MANY_LAYERS = 8  # from so many on, a module that is kept whole is worth anothe
 
 
 def check_frontend(frontend: str) -> None:
-    if frontend != "auto" and frontend not in FRONTENDS:
+    if frontend not in ("auto", *FRONTENDS):
         raise DniFxError(f"frontend={frontend!r}: there are auto, {', '.join(FRONTENDS)}")
 
 

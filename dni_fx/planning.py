@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,11 @@ class Plan:
         rest |= {"states": tuple(map(_read_state, data.get("states", ())))}
         rest |= {"tried": tuple(data.get("tried", ()))}
         rest |= {"tied": {str(name): tuple(segments) for name, segments in data.get("tied", {}).items()}}
-        return cls(**(data | rest))
+        plan = cls(**(data | rest))
+        for entry in fields(cls):
+            if entry.type is str and not isinstance(getattr(plan, entry.name), str):
+                raise TypeError(f"{entry.name} is no text")
+        return plan
 
     def with_rewrite(self, rewrite: Rewrite) -> "Plan":
         return replace(self, rewrite=rewrite)

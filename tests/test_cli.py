@@ -319,7 +319,7 @@ def test_a_cut_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     (folder / "net.py").write_text(RECURRENT)
     assert run(monkeypatch, "rewrite", "net.py", "--state", "auto", "-o", "out") == 0
     shown = capsys.readouterr().out
-    assert "cut in time, synthesizer mlp" in shown and "= cut in time" in shown
+    assert "cut in time, synthesizer least_squares" in shown and "= cut in time" in shown
     assert run(monkeypatch, "check", "out") == 0
     assert run(monkeypatch, "check", "net.py", "--state", "state=1") == 0
     capsys.readouterr()
