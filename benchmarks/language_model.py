@@ -1,7 +1,7 @@
 """Characters of real text: does a cut in time see past its window, as on the Penn Treebank in Jaderberg et al. (2017)?
 
-Run:     python benchmarks/language_model.py run --seeds 3    goes on where it was stopped
-Report:  python benchmarks/language_model.py report           writes benchmarks/results/language_model.md and .png
+Run:     python benchmarks/language_model.py run       goes on where it was stopped
+Report:  python benchmarks/language_model.py report    writes benchmarks/results/language_model.md and .png
 An LSTM reads parallel streams window by window. Every method sees the same characters; what differs is how far a
 gradient reaches: to the beginning of the window, or past it by what a synthesizer predicts at its end. After a change
 to a method, take its lines out of the file of runs.
@@ -266,6 +266,6 @@ def command_report(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    # At a step a window, short windows make more steps of the same text, which outweighs how far gradients reach: so a
-    # step every so many characters of a stream, or with 0, every window.
-    runs.command_line(__doc__, RUNS, command_run, command_report, characters=6_000_000, steps_every=LONGEST, seeds=3)
+    # At a step a window, 0, short windows make more steps of the same text, which outweighs how far gradients reach; a
+    # step every so many characters of a stream makes equally many.
+    runs.command_line(__doc__, RUNS, command_run, command_report, characters=2_000_000, steps_every=0, seeds=3)
