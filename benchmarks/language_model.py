@@ -213,8 +213,8 @@ def tables(results: Results) -> Iterator[str]:
         first = next(iter(times.values()))
         for run, records in here.items():
             test, validation = ([r["bits"] for r in records], [r["curve"][-1][1] for r in records])
-            paper = PAPER.get(name(run), "")
-            cells = (name(run), spread(test), spread(validation), f"{times[run] / first:.2f}", f"{paper}")
+            paper = f"{PAPER[name(run)]:.3f}" if name(run) in PAPER else ""
+            cells = (name(run), spread(test), spread(validation), f"{times[run] / first:.2f}", paper)
             yield "| " + " | ".join(cells) + " |"
         yield ""
 

@@ -142,4 +142,4 @@ def command_report(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    runs.command_line(__doc__, RUNS, command_run, command_report, windows=60_000, seeds=1)
+    runs.command_line(__doc__, RUNS, command_run, command_report, windows=20_000, seeds=1)

@@ -36,6 +36,7 @@ from dni_fx.units import parse_bytes
 
 __all__ = ["Request", "captured", "plan", "restore", "rewrite", "transform"]
 
+_MOST_SOLVED = 2048  # features of a state, for which `least_squares` is made by itself
 _SETTINGS = Settings()
 
 
@@ -115,7 +116,7 @@ def transform(
         state: Cut a recurrent model in time, where its state goes from one call to the next: outputs, by place or key,
             by the name of the argument that each becomes; True: for a forward `(x, state)` that returns `(y, state)`.
             Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `least_squares` there, or `mlp` for
-            a state of float16 or bfloat16. See `dni_fx.recurrent`.
+            float16, bfloat16, or more than 2,048 features. See `dni_fx.recurrent`.
 
     Raises:
         DniFxError: If an argument is wrong, with what to do.
@@ -359,7 +360,9 @@ def _synthesizers(
             names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis, loss)
     for index, state in enumerate(plan.states):
         name, activation = time_name(index), time_activation(state)
-        auto = "least_squares" if activation.dtype.itemsize > 2 else "mlp"  # `benchmarks/results/time_cut.md`
+        # `benchmarks/results/time_cut.md`; its equations take time with the cube of the features, and all digits.
+        solves = activation.dtype.itemsize > 2 and activation.features <= _MOST_SOLVED
+        auto = "least_squares" if solves else "mlp"
         own = auto if synthesizer == "auto" else synthesizer
         names[name], factories[name] = resolve(own, activation.shape, 1)
     return names, factories

@@ -967,6 +967,13 @@ def test_least_squares_learns_whole_targets_and_says_deviations() -> None:
     assert net.dni.time0.predicted(state).abs().max() < 1e-6
 
 
+def test_what_auto_is_for_a_large_state() -> None:
+    for features, wanted in ((2048, "least_squares"), (2049, "mlp")):
+        example = torch.zeros(2, features), torch.zeros(2, features)
+        net: Any = dni_fx.transform(Linear(0.5).float(), example, state=True, verify=False)
+        assert net.dni.plan.rewrite.synthesizers == {"time0": wanted}
+
+
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_what_auto_is(frontend: str) -> None:
     for dtype, wanted in ((DOUBLE, "least_squares"), (torch.bfloat16, "mlp")):
