@@ -16,9 +16,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from dni_fx import api, costs, cutting, tracing
-from dni_fx.inputs import Inputs
-from dni_fx.verify import verify
+from dni_fx.capture.annotate import annotate
+from dni_fx.capture.by_fx import capture_by_fx
+from dni_fx.capture.verify import verify
+from dni_fx.compiler import rewrite
+from dni_fx.cuts.decide import decide
+from dni_fx.cuts.plan import make_plan
+from dni_fx.graph.flow import dataflow
+from dni_fx.model.inputs import Inputs
 
 RESULTS = Path(__file__).parent / "results" / "compile_time.md"
 T = TypeVar("T")
@@ -46,18 +51,18 @@ def stages(blocks: int) -> dict[str, float]:
     seconds: dict[str, Any] = {}
     seconds["symbolic_trace"], plain = timed(lambda: fx.symbolic_trace(model))
     seconds["nodes"] = len(plain.graph.nodes)
-    seconds["trace"], module = timed(lambda: tracing.capture(model, inputs))
+    seconds["trace"], module = timed(lambda: capture_by_fx(model, inputs))
     seconds["compare"], _ = timed(lambda: verify(model, module, inputs))
-    seconds["annotate"], _ = timed(lambda: costs.annotate(module, inputs))
+    seconds["annotate"], _ = timed(lambda: annotate(module, inputs))
     cuts = [str(i) for i in range(9, blocks - 1, 10)]
 
     def plan() -> Any:
-        chosen, why = cutting.choose(module.graph, costs.dataflow(module.graph), cuts)
-        return cutting.make_plan("Sequential", module.graph, chosen, why, (), "benchmark")
+        chosen, why = decide(module.graph, dataflow(module.graph), cuts)
+        return make_plan("Sequential", module.graph, chosen, why, (), "benchmark")
 
     seconds["plan"], decided = timed(plan)
     settings: dict[str, Any] = {"unlock": "backward", "mix": 0.0, "classes": None, "context_size": None}
-    seconds["rewrite"], _ = timed(lambda: api.rewrite(module, decided, synthesizer="linear", **settings))
+    seconds["rewrite"], _ = timed(lambda: rewrite(module, decided, synthesizer="linear", **settings))
     return seconds
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dni_fx
+from dni_fx.bench.live_bytes import training_peak
 from dni_fx.errors import DniFxError
-from dni_fx.inputs import tensors_in
-from dni_fx.live_bytes import training_peak
+from dni_fx.model.inputs import tensors_in
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "examples"))

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from dni_fx.bench import Options, bench, segments
-from dni_fx.bench_report import bench_table, plot, to_dict
-from dni_fx.inputs import given
+from dni_fx.bench.measure import measure
+from dni_fx.bench.table import bench_table, plot, to_dict
+from dni_fx.bench.ways import Options, segments
+from dni_fx.model.inputs import given
 
 RESULTS = Path(__file__).parent / "results"
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
@@ -201,7 +202,7 @@ def run(name: str, steps: int, device: str = "cpu") -> dict[str, Any]:
     options = Options(cuts=net.cuts, steps=steps, synthesizer=net.synthesizer, loss=cross_entropy)
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(name)
-        ways = bench(
+        ways = measure(
             model, given(example, None), options, lambda way: progress.update(task, description=f"{name}: {way}")
         )
         rows = list(ways)

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import dni_fx
-from dni_fx.synthesizers import REGISTRY, Activation
+from dni_fx.synthesizers.base import Activation
+from dni_fx.synthesizers.registry import REGISTRY
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import common

@@ -21,12 +21,12 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from dni_fx.partition import Partition, loads, partition
-from dni_fx.solver.instance import Instance
-from dni_fx.solver.lattice import Lattice
-from dni_fx.solver.prefixes import split
-from dni_fx.solver.solving import CAP
-from dni_fx.solver.workload import Workload
+from dni_fx.partition.instance import Instance
+from dni_fx.partition.lattice import Lattice
+from dni_fx.partition.orders import split_along_orders
+from dni_fx.partition.solve import CAP
+from dni_fx.partition.split import Partition, loads, partition
+from dni_fx.partition.workload import Workload
 
 RESULTS = Path(__file__).parent / "results" / "partition.md"
 Graph = Any  # networkx.DiGraph
@@ -74,7 +74,7 @@ def best_of_one_order(graph: Graph, count: int) -> list[set[Any]]:
         np.array([output for output, _ in uses]),
         np.array([user for _, user in uses]),
     )
-    label = split(work, np.arange(len(order)), count, "throughput", work.total / count)
+    label = split_along_orders(work, np.arange(len(order)), count, "throughput", work.total / count)
     return cut(order, [int((label < k).sum()) for k in range(1, count)])
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 import dni_fx
-from dni_fx import interfaces
-from dni_fx.loading import load_target
+from dni_fx.model.loading import load_target
+from dni_fx.runtime import dni as interfaces
+from dni_fx.runtime.crossing import MEASURE_EVERY
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mlp.py"
 
@@ -77,7 +78,7 @@ def steps(count: int) -> list[str]:
 
 def metrics(count: int) -> str:
     """What watching the synthesizers adds: steps that are looked at, in turn with steps that are not."""
-    every = interfaces.MEASURE_EVERY
+    every = MEASURE_EVERY
     model, _ = load_target(str(EXAMPLE))
     step = stepper(dni_fx.transform(model, torch.rand(256, 1, 28, 28), cuts=4, classes=10), True)
     added = []

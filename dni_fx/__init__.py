@@ -5,18 +5,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dni_fx.api import plan, restore, transform
-    from dni_fx.artifact import load, save
-    from dni_fx.checking import check
-    from dni_fx.checkpoint import load_checkpoint, save_checkpoint
-    from dni_fx.diffing import diff
+    from dni_fx.api import plan, transform
+    from dni_fx.compiler import restore
     from dni_fx.errors import DniFxError
-    from dni_fx.marking import cut_after
-    from dni_fx.metrics import log_metrics
-    from dni_fx.planning import Plan
+    from dni_fx.graph import cut_after
+    from dni_fx.plans import Plan
+    from dni_fx.proof import check
     from dni_fx.pytorch_dni import DNI
+    from dni_fx.report import diff
+    from dni_fx.runtime import SegmentOptimizer, log_metrics
     from dni_fx.settings import Training
-    from dni_fx.stepping import SegmentOptimizer
+    from dni_fx.store import load, load_checkpoint, save, save_checkpoint
     from dni_fx.synthesizers import Synthesizer
 
 __version__ = version("dni-fx")
@@ -45,20 +44,20 @@ __all__ = [
 _HOME = {
     "DNI": "pytorch_dni",
     "DniFxError": "errors",
-    "Plan": "planning",
-    "SegmentOptimizer": "stepping",
+    "Plan": "plans",
+    "SegmentOptimizer": "runtime",
     "Synthesizer": "synthesizers",
     "Training": "settings",
-    "diff": "diffing",
-    "check": "checking",
-    "cut_after": "marking",
-    "load": "artifact",
-    "load_checkpoint": "checkpoint",
-    "log_metrics": "metrics",
+    "check": "proof",
+    "cut_after": "graph",
+    "diff": "report",
+    "load": "store",
+    "load_checkpoint": "store",
+    "log_metrics": "runtime",
     "plan": "api",
-    "restore": "api",
-    "save": "artifact",
-    "save_checkpoint": "checkpoint",
+    "restore": "compiler",
+    "save": "store",
+    "save_checkpoint": "store",
     "transform": "api",
 }
 

@@ -1,6 +1,9 @@
 """The one error family of the project; the command line turns each into a line and an exit code."""
 
+from pathlib import Path
+
 __all__ = [
+    "OURS",
     "BackwardOrderError",
     "CaptureError",
     "ContextError",
@@ -10,6 +13,9 @@ __all__ = [
     "TargetError",
     "first_line",
 ]
+
+
+OURS = str(Path(__file__).parent)  # a frame of a traceback in this folder is no line of the person's
 
 
 def first_line(error: BaseException) -> str:

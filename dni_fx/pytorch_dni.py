@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
-from dni_fx import api, ops
+from dni_fx import ops
+from dni_fx.api import example_inputs_of
+from dni_fx.compiler import Request, capture_and_plan, rewrite
 from dni_fx.errors import DniFxError
-from dni_fx.inputs import tensors_in
-from dni_fx.interfaces import Crossing
-from dni_fx.module import DecoupledModule
+from dni_fx.model import tensors_in
+from dni_fx.runtime import Crossing, DecoupledModule
 from dni_fx.settings import Settings, check_settings, with_defaults
 from dni_fx.synthesizers import Activation, Factory, Synthesizer, adapt, resolve
 
@@ -108,7 +109,7 @@ class DNI(nn.Module):
     def build(self, *args: Any, **kwargs: Any) -> None:
         """Make the synthesizers, for inputs such as these; the first training call does it otherwise."""
         if self.recursive:
-            net = api.rewrite(*self._captured(args, kwargs), self.synthesizer, self.settings)
+            net = rewrite(*self._captured(args, kwargs), self.synthesizer, self.settings)
             self.__dict__["net"] = net  # the parameters are those of `network`
             self.dni = net.dni
         if not (self.recursive and self.skip_last_layer):
@@ -120,9 +121,9 @@ class DNI(nn.Module):
         return OPTIMIZERS[self.grad_optim_name](parameters, lr=self.grad_lr)
 
     def _captured(self, args: Any, kwargs: Any) -> tuple[DecoupledModule, Any]:
-        example = api.example_inputs_of(self.network, args, kwargs)
-        request = api.Request(cuts="leaves", synthesizer=self.synthesizer, settings=self.settings)
-        return api.captured(self.network, example, request)
+        example = example_inputs_of(self.network, args, kwargs)
+        request = Request(cuts="leaves", synthesizer=self.synthesizer, settings=self.settings)
+        return capture_and_plan(self.network, example, request)
 
     def _cut_output(self, *args: Any, **kwargs: Any) -> None:
         with torch.no_grad():

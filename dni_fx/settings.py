@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dni_fx.errors import DniFxError
 
 __all__ = [
+    "DEFAULTS",
     "Loss",
     "Mix",
     "Settings",
@@ -19,11 +20,11 @@ __all__ = [
     "check_settings",
     "loss_function",
     "loss_name",
-    "parse_mix",
     "with_defaults",
 ]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
 Mix = float | tuple[float, float, int]
 
 
@@ -60,7 +61,7 @@ class Training:
             what the next one's synthetic gradient will be; 0: none.
         horizon: For a cut in time: over how many windows, at most, a target reaches before it is a prediction; more
             than 1 runs every window twice, and takes no compile, scaler, DistributedDataParallel or auxiliary. See
-            `dni_fx.replaying`.
+            `dni_fx.runtime.time_horizon`.
         trace: With a horizon, the lambda of BP(lambda): the share of the true gradient between its windows.
     """
 
@@ -190,17 +191,6 @@ def _check_mix(mix: Mix) -> None:
         raise DniFxError(f"mix={mix}: the share of the true gradient lies between 0 and 1")
 
 
-def parse_mix(text: str) -> Mix:
-    """What the command line means: `0.5`, or `START:END:STEPS`."""
-    try:
-        parts = text.split(":")
-        if len(parts) == 3:
-            return float(parts[0]), float(parts[1]), int(parts[2])
-        return float(text)
-    except ValueError:
-        raise DniFxError(f"mix={text}: a number from 0 to 1, or START:END:STEPS") from None
-
-
 def loss_function(loss: str | Loss) -> Loss:
     """The function that `loss` stands for: a callable, or the name of one in `torch.nn.functional`.
 
@@ -232,3 +222,6 @@ def _positive(value: Any) -> bool:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+DEFAULTS = Settings()

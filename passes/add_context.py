@@ -3,7 +3,7 @@
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx.meta import NodeMeta
+from dni_fx.graph import NodeMeta
 
 __all__ = ["AddContext"]
 

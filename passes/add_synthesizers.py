@@ -5,15 +5,10 @@ from collections.abc import Sequence
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx import meta
-from dni_fx.meta import NodeMeta
+from dni_fx.graph import NodeMeta, record_of
+from dni_fx.plans import crossing_name
 
-__all__ = ["AddSynthesizers", "crossing_name"]
-
-
-def crossing_name(cut: int, node: str) -> str:
-    """Name under `net.dni` of the synthesizer of one tensor at one cut."""
-    return f"cut{cut}_{node}"
+__all__ = ["AddSynthesizers"]
 
 
 class AddSynthesizers(PassBase):
@@ -33,8 +28,8 @@ class AddSynthesizers(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
         by_name = {node.name: node for node in graph.nodes}
-        context = next((n for n in graph.nodes if meta.of(n).role == "context"), None)
-        ends = {meta.of(n).segment: n for n in graph.nodes}
+        context = next((n for n in graph.nodes if record_of(n).role == "context"), None)
+        ends = {record_of(n).segment: n for n in graph.nodes}
         for cut, names in enumerate(self.cuts):
             last = ends[cut]
             for name in names:

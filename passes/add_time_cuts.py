@@ -8,17 +8,12 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx import meta, ops
-from dni_fx.calling import Path
-from dni_fx.meta import NodeMeta
-from dni_fx.planning import State, StateTensor
+from dni_fx import ops
+from dni_fx.graph import NodeMeta, given_by, record_of
+from dni_fx.model import Path
+from dni_fx.plans import StateTensor, TimeCutPlan, time_name
 
-__all__ = ["AddTimeCuts", "time_name"]
-
-
-def time_name(index: int) -> str:
-    """Name under `net.dni` of the synthesizer of a state."""
-    return f"time{index}"
+__all__ = ["AddTimeCuts"]
 
 
 class AddTimeCuts(PassBase):
@@ -29,16 +24,16 @@ class AddTimeCuts(PassBase):
     give (role "boundary").
     """
 
-    def __init__(self, states: Sequence[State]) -> None:
+    def __init__(self, states: Sequence[TimeCutPlan]) -> None:
         super().__init__()
         self.states = states
 
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
         nodes = _unpack(graph, [tensor for state in self.states for tensor in state.tensors])
-        given = meta.given_by(graph)
+        given = given_by(graph)
         handed_on = {tensor.output for state in self.states for tensor in state.tensors}
-        others = [i for i, n in enumerate(given) if i not in handed_on and meta.of(n).carries_gradient]
+        others = [i for i, n in enumerate(given) if i not in handed_on and record_of(n).carries_gradient]
         for index, state in enumerate(self.states):
             name = f"dni.{time_name(index)}"
             _enter(graph, name, tuple(nodes[tensor] for tensor in state.tensors), state.enters[0])
@@ -94,7 +89,7 @@ def _enter(graph: Graph, name: str, states: tuple[Node, ...], segment: int) -> N
     nodes = list(graph.nodes)
     after = nodes[max(i for i, node in enumerate(nodes) if node.op == "placeholder") + 1 :]
     # Behind what takes the states out, and the boundary below.
-    first = next(node for node in after if meta.of(node).segment == segment and meta.of(node).role == "model")
+    first = next(node for node in after if record_of(node).segment == segment and record_of(node).role == "model")
     with graph.inserting_before(first):
         cut = graph.get_attr(name)
         entered = graph.call_function(ops.enter, (states, cut))
@@ -118,7 +113,7 @@ def _leave_at_a_cut(graph: Graph, name: str, cut_off: Sequence[Node], boundary: 
 def _leave_at_the_end(graph: Graph, name: str, cut_off: Sequence[Node], places: Sequence[int]) -> None:
     """All outputs at these places bring the prediction along."""
     output = graph.output_node()
-    given = meta.given_by(graph)
+    given = given_by(graph)
     outputs = tuple(dict.fromkeys(given[i] for i in places))
     carrying = dict(zip(outputs, _leave(graph, name, outputs, cut_off, output), strict=True))
     count = iter(range(len(given)))
@@ -134,9 +129,9 @@ def _leave(
         cut = graph.get_attr(name)
         left = graph.call_function(ops.leave, (outputs, states, cut))
         parts = _parts(graph, left, (*outputs, *states))
-    _mark([cut, left, *parts], meta.of(before).segment)
+    _mark([cut, left, *parts], record_of(before).segment)
     for output, part in zip(outputs, parts, strict=False):
-        meta.of(part).carries_gradient = meta.of(output).carries_gradient
+        record_of(part).carries_gradient = record_of(output).carries_gradient
     for node, part in zip(cut_off, parts[len(outputs) :], strict=True):
         node.replace_all_uses_with(part)
         graph.erase_node(node)

@@ -4,7 +4,7 @@ import re
 
 from torch.fx import Graph, Node
 
-from dni_fx import meta
+from dni_fx.graph import record_of
 
 __all__ = ["next_name", "rewire", "synthesizers_by_cut"]
 
@@ -13,7 +13,7 @@ def synthesizers_by_cut(graph: Graph) -> dict[int, list[Node]]:
     """The synthesizer calls of each cut, cuts in order."""
     found: dict[int, list[Node]] = {}
     for node in graph.nodes:
-        record = meta.of(node)
+        record = record_of(node)
         if record.role == "synthesizer" and record.cut is not None:
             found.setdefault(record.cut, []).append(node)
     return dict(sorted(found.items()))
@@ -27,6 +27,6 @@ def next_name(value: Node) -> str:
 def rewire(value: Node, following: Node, cut: int) -> None:
     """Let everything above the cut use `following` in the place of `value`."""
     for user in list(value.users):
-        segment = meta.of(user).segment
+        segment = record_of(user).segment
         if segment is not None and segment > cut:
             user.replace_input_with(value, following)

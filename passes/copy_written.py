@@ -5,8 +5,8 @@ import operator
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx import meta, ops
-from dni_fx.meta import NodeMeta
+from dni_fx import ops
+from dni_fx.graph import NodeMeta, record_of
 from dni_fx.passes.boundary import rewire, synthesizers_by_cut
 
 __all__ = ["CopyWritten"]
@@ -22,7 +22,7 @@ class CopyWritten(PassBase):
         graph = graph_module.graph
         written: dict[int, frozenset[int]] = {}
         for node in graph.nodes:
-            record = meta.of(node)
+            record = record_of(node)
             if record.segment is not None:
                 written[record.segment] = written.get(record.segment, frozenset()) | record.mutates
         origin: dict[Node, Node] = {}  # a boundary's result -> the model's own value
@@ -32,7 +32,7 @@ class CopyWritten(PassBase):
                 value, prediction = (decoupled.args[i][following.args[1]] for i in (0, 2))  # type: ignore[index]
                 assert isinstance(value, Node)
                 origin[following] = origin.get(value, value)
-                if meta.of(origin[following]).storages & written.get(cut + 1, frozenset()):
+                if record_of(origin[following]).storages & written.get(cut + 1, frozenset()):
                     with graph.inserting_after(following):
                         arguments = (following, prediction)
                         name = f"{following}_copy"

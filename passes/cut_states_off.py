@@ -6,8 +6,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx import meta
-from dni_fx.meta import NodeMeta
+from dni_fx.graph import NodeMeta, given_by, record_of
 
 __all__ = ["CutStatesOff"]
 
@@ -27,7 +26,7 @@ class CutStatesOff(PassBase):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         output = graph_module.graph.output_node()
-        given = meta.given_by(graph_module.graph)
+        given = given_by(graph_module.graph)
         cut_off = {i: _cut_off(given[i]) for i in self.places}
         count = iter(range(len(given)))
         output.args = map_arg(output.args, lambda node: cut_off.get(next(count), node))
@@ -39,5 +38,5 @@ def _cut_off(state: Node) -> Node:
     at = state if state.op != "placeholder" else [node for node in graph.nodes if node.op == "placeholder"][-1]
     with graph.inserting_after(at):
         detached = graph.create_node("call_method", "detach", (state,), name=f"{state.name}_detached")
-    detached.meta["dni"] = NodeMeta(role="detach", segment=meta.of(state).segment)
+    detached.meta["dni"] = NodeMeta(role="detach", segment=record_of(state).segment)
     return detached

@@ -7,7 +7,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx import ops
-from dni_fx.meta import NodeMeta
+from dni_fx.graph import NodeMeta
 from dni_fx.passes.boundary import next_name, rewire, synthesizers_by_cut
 
 __all__ = ["DecoupleCuts"]

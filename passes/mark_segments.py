@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx import meta
+from dni_fx.graph import record_of
 
 __all__ = ["MarkSegments"]
 
@@ -24,6 +24,6 @@ class MarkSegments(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         segment = 0
         for node in graph_module.graph.nodes:
-            meta.of(node).segment = segment
+            record_of(node).segment = segment
             segment += node.name in self.ends
         return PassResult(graph_module, False)

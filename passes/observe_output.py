@@ -3,8 +3,7 @@
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx import meta
-from dni_fx.meta import NodeMeta
+from dni_fx.graph import NodeMeta, record_of
 
 __all__ = ["ObserveOutput"]
 
@@ -15,11 +14,11 @@ class ObserveOutput(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
         output = graph.output_node()
-        context = next(n for n in graph.nodes if meta.of(n).role == "context")
-        found = [n for n in output.all_input_nodes if "val" in n.meta and meta.of(n).carries_gradient]
+        context = next(n for n in graph.nodes if record_of(n).role == "context")
+        found = [n for n in output.all_input_nodes if "val" in n.meta and record_of(n).carries_gradient]
         if not found:
             return PassResult(graph_module, False)
         with graph.inserting_before(output):
             observed: Node = graph.call_module("dni.outcome", (found[0], context))
-        observed.meta["dni"] = NodeMeta(role="outcome", segment=meta.of(found[0]).segment)
+        observed.meta["dni"] = NodeMeta(role="outcome", segment=record_of(found[0]).segment)
         return PassResult(graph_module, True)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 
 from torch.fx import GraphModule, Node
 
-from dni_fx import meta, ops
+from dni_fx import ops
+from dni_fx.graph import record_of
 
 __all__ = ["check"]
 
@@ -18,7 +19,7 @@ def _every_node_is_known(module: GraphModule) -> Iterator[str]:
 def _segments_grow(module: GraphModule) -> Iterator[str]:
     highest = 0
     for node in module.graph.nodes:
-        segment = meta.of(node).segment
+        segment = record_of(node).segment
         if segment is not None:
             if segment < highest:
                 yield f"{node} of segment {segment} comes after segment {highest}"
@@ -27,12 +28,12 @@ def _segments_grow(module: GraphModule) -> Iterator[str]:
 
 def _no_gradient_path_goes_round_a_cut(module: GraphModule) -> Iterator[str]:
     """Once the boundaries stand, what carries gradient reaches a higher segment through one only."""
-    if not any(meta.of(n).role == "boundary" for n in module.graph.nodes):
+    if not any(record_of(n).role == "boundary" for n in module.graph.nodes):
         return
     for node in module.graph.nodes:
-        record = meta.of(node)
+        record = record_of(node)
         for source in node.all_input_nodes:
-            below = meta.of(source)
+            below = record_of(source)
             crosses = below.segment is not None and record.segment is not None and below.segment < record.segment
             if crosses and below.role == "model" and below.carries_gradient:
                 yield f"{node} of segment {record.segment} uses {source} of segment {below.segment} directly"
@@ -41,8 +42,8 @@ def _no_gradient_path_goes_round_a_cut(module: GraphModule) -> Iterator[str]:
 def _one_boundary_an_edge(module: GraphModule) -> Iterator[str]:
     done: set[tuple[int | None, Node]] = set()
     for node in module.graph.nodes:
-        if meta.of(node).role == "detach":
-            key = (meta.of(node).cut, node.args[0])
+        if record_of(node).role == "detach":
+            key = (record_of(node).cut, node.args[0])
             if key in done:
                 yield f"{key[1]} has two synthesizers at cut {key[0]}"
             done.add(key)
@@ -50,7 +51,7 @@ def _one_boundary_an_edge(module: GraphModule) -> Iterator[str]:
 
 def _synthesizers_are_impure(module: GraphModule) -> Iterator[str]:
     for node in module.graph.nodes:
-        if meta.of(node).role == "synthesizer" and not node.is_impure():
+        if record_of(node).role == "synthesizer" and not node.is_impure():
             yield f"dead code elimination would remove {node}"
         if node.target in (ops.decouple, ops.inject) and not node.is_impure():
             yield f"dead code elimination would remove {node}"

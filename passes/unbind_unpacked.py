@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx import meta
+from dni_fx.graph import record_of
 
 __all__ = ["UnbindUnpacked"]
 
@@ -21,11 +21,11 @@ class UnbindUnpacked(PassBase):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
-        written = frozenset[int]().union(*(meta.of(node).mutates for node in graph.nodes))
+        written = frozenset[int]().union(*(record_of(node).mutates for node in graph.nodes))
         changed = False
         for node in list(graph.nodes):
             # What unbind gives, nobody may write to.
-            if _is_unpacked(node) and not meta.of(node).storages & written:
+            if _is_unpacked(node) and not record_of(node).storages & written:
                 users = list(node.users)
                 with graph.inserting_after(node):
                     parts = graph.call_function(torch.unbind, (node,))

@@ -7,8 +7,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
-from dni_fx import meta
-from dni_fx.meta import NodeMeta
+from dni_fx.graph import NodeMeta, record_of
 
 __all__ = ["UnpackTuples"]
 
@@ -34,7 +33,7 @@ def _unpack(node: Node) -> bool:
     users = [user for user in node.users if user.target is not operator.getitem]
     if type(value) not in (tuple, list) or not users or not node.op.startswith("call_"):
         return False
-    if not meta.of(node).carries_gradient:
+    if not record_of(node).carries_gradient:
         return False
     elements: list[Node] = []
     for index in range(len(value)):

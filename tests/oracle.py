@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx import ops
-from dni_fx.checking import Told as Told
-from dni_fx.interfaces import Crossing
-from dni_fx.module import DecoupledModule
+from dni_fx.proof.subject import Told as Told
+from dni_fx.runtime.crossing import Crossing
+from dni_fx.runtime.module import DecoupledModule
 
 Call = Callable[[nn.Module], Any]
 

@@ -13,7 +13,7 @@ from oracle import loss_of
 from torch import nn
 
 import dni_fx
-from dni_fx.loading import load_target
+from dni_fx.model.loading import load_target
 
 CUSTOM = """
 import torch
@@ -162,7 +162,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dni_fx.artifact.save_file", interrupted)
+    monkeypatch.setattr("dni_fx.store.folder.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         dni_fx.save(net, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -232,3 +232,10 @@ def test_what_cannot_be_written_is_said_and_loads_into_a_model(kind: str, tmp_pa
     with pytest.raises(dni_fx.DniFxError, match="model=model"):
         dni_fx.load(tmp_path / "out")
     _equal(dni_fx.load(tmp_path / "out", make()).eval()(x), net(x))
+
+
+def test_a_folder_of_version_0_1_0_is_read() -> None:
+    """Its model.py names modules that have moved since."""
+    net = dni_fx.load(Path(__file__).parent / "saved_0_1_0" / "mlp")
+    net(torch.rand(5, 3)).sum().backward()
+    assert all(parameter.grad is not None for name, parameter in net.named_parameters() if not name.startswith("dni."))

@@ -140,7 +140,7 @@ def test_two_processes_go_from_window_to_window_as_one_does(name: str, found: li
 
 def test_what_wraps_more_than_the_net_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     net = dni_fx.transform(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), X, cuts=["1"]).train()
-    monkeypatch.setattr("dni_fx.averaging._wrapper", lambda: DistributedDataParallel.__new__(Ignoring))
+    monkeypatch.setattr("dni_fx.runtime.averaging._wrapper", lambda: DistributedDataParallel.__new__(Ignoring))
     with pytest.raises(dni_fx.DniFxError, match="must wrap the net itself"):
         net(X)
 

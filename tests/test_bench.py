@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from dni_fx import DniFxError, bench
-from dni_fx.bench import Options, Row, blocks, parse_segments, segments, ways
-from dni_fx.bench_report import check_plot, plot, spark
-from dni_fx.cli import app
-from dni_fx.inputs import given
+from dni_fx import DniFxError
+from dni_fx.bench.measure import Row, measure
+from dni_fx.bench.table import check_plot, plot, spark
+from dni_fx.bench.ways import WARM_UP, Options, backprop, blocks, parse_segments, segments, ways
+from dni_fx.cli.commands import app
+from dni_fx.model.inputs import given
 
 WIDTH, ROWS = 64, 128
 X = torch.rand(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -39,7 +40,7 @@ OPTIONS = Options(cuts=segments(3), steps=2, synthesizer="linear")
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, Row]:
-    return {row.name: row for row in bench.bench(deep(), given(X, None), OPTIONS)}
+    return {row.name: row for row in measure(deep(), given(X, None), OPTIONS)}
 
 
 def test_memory_is_in_the_order_that_it_should_be(rows: dict[str, Row]) -> None:
@@ -62,9 +63,9 @@ def test_memory_is_in_the_order_that_it_should_be(rows: dict[str, Row]) -> None:
 def test_the_other_ways_train_the_same_net(name: str) -> None:
     make = dict(ways(OPTIONS))[name]
     nets = [copy.deepcopy(deep()), copy.deepcopy(deep())]
-    trainees = [bench._backprop(nets[0], given(X, None), OPTIONS), make(nets[1], given(X, None), OPTIONS)]
+    trainees = [backprop(nets[0], given(X, None), OPTIONS), make(nets[1], given(X, None), OPTIONS)]
     for trainee in trainees:
-        for _ in range(3 - bench.WARM_UP * (name == "compiler, half" and trainee is trainees[1])):
+        for _ in range(3 - WARM_UP * (name == "compiler, half" and trainee is trainees[1])):
             trainee.step()
     for one, other in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(one, other)
@@ -73,7 +74,7 @@ def test_the_other_ways_train_the_same_net(name: str) -> None:
 def test_the_model_is_left_as_it_is() -> None:
     model = deep()
     before = copy.deepcopy(model.state_dict())
-    list(bench.bench(model, given(X, None), Options(cuts={}, steps=2, others=False)))
+    list(measure(model, given(X, None), Options(cuts={}, steps=2, others=False)))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -83,17 +84,17 @@ def test_what_cannot_be_measured_is_a_row_that_says_why() -> None:
     model.forward = lambda x: model["a"](x)  # type: ignore[method-assign]
     with pytest.raises(DniFxError, match="no repeated blocks"):
         blocks(model)
-    found = list(bench.bench(deep(), given(X, None), Options(cuts={"nowhere": ["nothing"]}, steps=2, others=False)))
+    found = list(measure(deep(), given(X, None), Options(cuts={"nowhere": ["nothing"]}, steps=2, others=False)))
     assert [bool(row.failed) for row in found] == [False, True, True]
 
 
 def test_a_model_that_does_not_train_is_refused() -> None:
     with pytest.raises(DniFxError, match="cannot be trained"):
-        next(bench.bench(deep(), given(torch.rand(3, 5), None), OPTIONS))
+        next(measure(deep(), given(torch.rand(3, 5), None), OPTIONS))
     with pytest.raises(DniFxError, match="no output carries gradient"):
-        next(bench.bench(deep().requires_grad_(False), given(X, None), OPTIONS))
+        next(measure(deep().requires_grad_(False), given(X, None), OPTIONS))
     with pytest.raises(DniFxError, match="cannot be copied"):
-        next(bench.bench(nn.utils.weight_norm(nn.Linear(WIDTH, 2)), given(X, None), OPTIONS))
+        next(measure(nn.utils.weight_norm(nn.Linear(WIDTH, 2)), given(X, None), OPTIONS))
 
 
 def test_blocks() -> None:
@@ -156,6 +157,6 @@ def test_the_command_when_nothing_of_ours_runs_or_it_is_interrupted(
         yield Row("backprop", 1, 1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "bench", interrupted)
+    monkeypatch.setattr("dni_fx.bench.measure", interrupted)
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 130 and "backprop" in done.stdout

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from dni_fx import chain
-from dni_fx.chain import Loads, best, cheapest, heaviest, lightest
+from dni_fx.partition import chain
+from dni_fx.partition.chain import Loads, best, cheapest, heaviest, lightest
 
 
 def instance(seed: int) -> tuple[Loads, int, np.ndarray]:

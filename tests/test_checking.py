@@ -8,9 +8,13 @@ from conftest import CASES, IDS, LongSkip, ResNet
 from torch import Tensor, nn
 
 import dni_fx
-from dni_fx import artifact, checking, ops, told
+from dni_fx import ops
 from dni_fx.errors import DniFxError, NoLegalCutError
-from dni_fx.synthesizers import Activation, Synthesizer
+from dni_fx.proof.compare import close
+from dni_fx.proof.report import Check, Report
+from dni_fx.store import folder as artifact
+from dni_fx.store.folder import _read_tensors
+from dni_fx.synthesizers.base import Activation, Synthesizer
 
 X = torch.rand(5, 6)
 
@@ -121,7 +125,7 @@ def test_a_segment_that_gets_nothing_is_caught() -> None:
 
 def test_a_bad_folder_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     net = dni_fx.transform(ResNet(), X, cuts=2)
-    real = artifact._read_tensors
+    real = _read_tensors
     monkeypatch.setattr(artifact, "_read_tensors", lambda path: {k: v + 1 for k, v in real(path).items()})
     assert "save and load" in failures(net, X)
 
@@ -136,18 +140,18 @@ def test_what_is_not_finite_is_caught() -> None:
     nan, one, near = torch.tensor(float("nan")), torch.tensor(1.0), torch.tensor(1.0 + 1e-7)
     for names in ("ab", "ba"):
         got = dict(zip(names, (nan, near), strict=True))
-        assert told.close(got, dict.fromkeys(names, one)) == (False, f"{names[0]} is not finite")
+        assert close(got, dict.fromkeys(names, one)) == (False, f"{names[0]} is not finite")
 
 
 def test_truth_values_are_compared() -> None:
     yes, no = torch.tensor([True, False]), torch.tensor([False, False])
-    assert told.close({"a": yes}, {"a": yes}) == (True, "exact")
-    assert not told.close({"a": yes}, {"a": no})[0]
+    assert close({"a": yes}, {"a": yes}) == (True, "exact")
+    assert not close({"a": yes}, {"a": no})[0]
 
 
 def test_a_bug_while_saving_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     net = dni_fx.transform(ResNet(), X, cuts=2)
-    monkeypatch.setattr(artifact, "save", lambda *_: (_ for _ in ()).throw(DniFxError("a bug")))
+    monkeypatch.setattr("dni_fx.proof.properties.save", lambda *_: (_ for _ in ()).throw(DniFxError("a bug")))
     assert "a bug" in failures(net, X)["save and load"]
 
 
@@ -170,6 +174,6 @@ def test_what_is_no_rewrite_is_refused() -> None:
 
 
 def test_a_report_is_plain_data() -> None:
-    report = checking.Report((checking.Check("one", True, "exact"), checking.Check("two", False, "off by 1")))
+    report = Report((Check("one", True, "exact"), Check("two", False, "off by 1")))
     assert not report
     assert report.to_dict()["checks"][1] == {"name": "two", "passed": False, "figure": "off by 1"}

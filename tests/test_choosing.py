@@ -8,12 +8,12 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from dni_fx import choosing
-from dni_fx.choosing import CHARGE, CHARGE_BELOW, SHARE, Limits, check_limits, choose
-from dni_fx.cost_model import OBJECTIVES, CostModel
+from dni_fx.cost.model import OBJECTIVES, CostModel
+from dni_fx.cost.synthesizers import Price
+from dni_fx.cuts import search as choosing
+from dni_fx.cuts.search import CHARGE, CHARGE_BELOW, SHARE, Limits, best_cuts, check_limits
 from dni_fx.errors import DniFxError, NoLegalCutError
-from dni_fx.positions import Candidate, candidates
-from dni_fx.pricing import Price
+from dni_fx.partition.places import Candidate, find_candidates
 
 
 def model_of(seed: int, layers: int, *, dear: bool = False) -> tuple[CostModel, list[Candidate]]:
@@ -52,7 +52,7 @@ def model_of(seed: int, layers: int, *, dear: bool = False) -> tuple[CostModel, 
         if layer:
             time = rng.randrange(1, 30) if dear else rng.random() / 10
             prices[name] = Price(rng.randrange(4), time, size, rng.random(), rng.randrange(3))
-    return CostModel(flow, prices, 1000), candidates(flow)
+    return CostModel(flow, prices, 1000), find_candidates(flow)
 
 
 def value_of(model: CostModel, chosen: tuple[Candidate, ...], objective: str) -> float:
@@ -75,7 +75,7 @@ def share_of(model: CostModel, chosen: tuple[Candidate, ...]) -> float:
 def test_the_best_of_all_plans_is_found(seed: int, objective: str) -> None:
     model, places = model_of(seed, 4 + seed % 6)
     plans = [c for k in range(1, len(places) + 1) for c in itertools.combinations(places, k)]
-    found, others, share = choose(model, places, None, Limits(objective))
+    found, others, share = best_cuts(model, places, None, Limits(objective))
     best = min(value_of(model, plan, objective) for plan in plans if share_of(model, plan) <= share)
     assert found.value == pytest.approx(best)
     assert found.bound == pytest.approx(found.value)
@@ -84,7 +84,7 @@ def test_the_best_of_all_plans_is_found(seed: int, objective: str) -> None:
         assert other.value == pytest.approx(value_of(model, chosen, objective))
         assert other.value >= found.value or other.share > share
     for segments in range(2, len(places) + 2):
-        found, _, share = choose(model, places, segments, Limits(objective))
+        found, _, share = best_cuts(model, places, segments, Limits(objective))
         assert len(found.cuts) == segments - 1
         values = [value_of(model, p, objective) for p in plans if len(p) == segments - 1]
         assert found.value == pytest.approx(min(values))
@@ -96,7 +96,7 @@ def test_where_the_share_binds_the_bound_holds(seed: int) -> None:
     for objective, k in itertools.product(OBJECTIVES, (1, 2, 3)):
         plans = list(itertools.combinations(places, k))
         share = sorted(share_of(model, plan) for plan in plans)[len(plans) // 4]
-        found, _, allowed = choose(model, places, k + 1, Limits(objective, share))
+        found, _, allowed = best_cuts(model, places, k + 1, Limits(objective, share))
         assert allowed == share
         assert found.share == pytest.approx(share_of(model, tuple(c for c in places if c.position in found.cuts)))
         assert found.share <= share * (1 + 1e-6)
@@ -111,7 +111,7 @@ def test_the_bound_holds_for_any_number_of_cuts(seed: int) -> None:
     least = min(share_of(model, plan) for plan in plans)
     for objective, factor in itertools.product(OBJECTIVES, (1.05, 1.5, 2.5)):
         share = factor * least
-        found, _, _ = choose(model, places, None, Limits(objective, share))
+        found, _, _ = best_cuts(model, places, None, Limits(objective, share))
         best = min(value_of(model, plan, objective) for plan in plans if share_of(model, plan) <= share * (1 + 1e-9))
         assert found.bound <= best * (1 + 1e-9) and best <= found.value * (1 + 1e-9)
 
@@ -123,7 +123,7 @@ def test_the_share_is_often_met_with_the_best() -> None:
         model, places = model_of(seed, 8, dear=True)
         plans = list(itertools.combinations(places, 2))
         share = sorted(share_of(model, plan) for plan in plans)[len(plans) // 4]
-        found, _, _ = choose(model, places, 3, Limits("memory", share))
+        found, _, _ = best_cuts(model, places, 3, Limits("memory", share))
         gaps.append(found.value / found.bound - 1)
     assert sum(gap < 1e-9 for gap in gaps) > 20
     assert sum(gap > 1e-3 for gap in gaps) > 3  # and the bound is no copy of the value
@@ -135,9 +135,9 @@ def test_the_share_is_relaxed_only_where_nothing_is_so_cheap() -> None:
     model.prices = {name: replace(price, time=20.0 + i) for i, (name, price) in enumerate(model.prices.items())}
     least = min(share_of(model, (place,)) for place in places)
     assert least > SHARE
-    assert choose(model, places, None, Limits())[2] == pytest.approx(1.5 * least)
+    assert best_cuts(model, places, None, Limits())[2] == pytest.approx(1.5 * least)
     with pytest.raises(DniFxError, match=r"take .* % of a step at least, more than the 1 % that they may"):
-        choose(model, places, None, Limits(share=0.01))
+        best_cuts(model, places, None, Limits(share=0.01))
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -152,12 +152,12 @@ def test_a_budget_takes_the_fewest_cuts_that_fit(seed: int) -> None:
     for budget in sorted({int(p) + 1 + slack for p in peaks.values()}):
         fitting = [k for k, peak in peaks.items() if peak <= budget]
         for objective in OBJECTIVES:
-            found, _, _ = choose(model, places, None, Limits(objective, budget=budget))
+            found, _, _ = best_cuts(model, places, None, Limits(objective, budget=budget))
             assert found.value == pytest.approx(
                 value_of(model, tuple(c for c in places if c.position in found.cuts), objective)
             )
             assert found.bound <= found.value * (1 + 1e-9)
-        found, _, _ = choose(model, places, None, Limits(budget=budget, share=9.0))
+        found, _, _ = best_cuts(model, places, None, Limits(budget=budget, share=9.0))
         assert model.predict(found.cuts).peak <= budget
         assert len(found.cuts) >= min(fitting)
         if peaks[min(fitting)] + slack <= budget:
@@ -165,7 +165,7 @@ def test_a_budget_takes_the_fewest_cuts_that_fit(seed: int) -> None:
     with pytest.raises(
         NoLegalCutError, match=r"no plan of up to .* was found that fits into 900 B: the least predicted peak is"
     ):
-        choose(model, places, None, Limits(budget=900))
+        best_cuts(model, places, None, Limits(budget=900))
 
 
 def test_few_and_late_cuts_win_where_the_rest_is_equal() -> None:
@@ -176,8 +176,8 @@ def test_few_and_late_cuts_win_where_the_rest_is_equal() -> None:
     skips = [(f"n{i - 2}", f"n{i}") for i in range(3, 11)]
     model.flow.remove_edges_from(skips)
     model = CostModel(model.flow, {n: Price(0, 0.0, 0, 0.0, 0) for n in model.prices}, 0)
-    places = candidates(model.flow)
-    found, others, _ = choose(model, places, None, Limits("balanced"))
+    places = find_candidates(model.flow)
+    found, others, _ = best_cuts(model, places, None, Limits("balanced"))
     assert [p.after for p in found.cuts] == ["n3", "n6", "n9"]
     assert {len(other.cuts) for other in others} == {2, 3, 4}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import dni_fx
-import dni_fx.checking
-from dni_fx.cli import main
+from dni_fx.cli.commands import main
+from dni_fx.proof.properties import CHECKS
 
 NET = """
 import torch
@@ -164,7 +164,7 @@ def test_a_bug_of_ours_is_70(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
     def bug(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dni_fx.cutting.make_plan", bug)
+    monkeypatch.setattr("dni_fx.compiler.make_plan", bug)
     assert run(monkeypatch, "plan", "net.py") == 70
     assert "bug of dni-fx" in capsys.readouterr().err
 
@@ -204,7 +204,7 @@ def test_a_failed_check_is_exit_code_1(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET)
-    monkeypatch.setitem(dni_fx.checking._CHECKS, "state_dict keys", lambda _: (False, "one is lost"))
+    monkeypatch.setitem(CHECKS, "state_dict keys", lambda _: (False, "one is lost"))
     assert run(monkeypatch, "check", "net.py") == 1
     shown = capsys.readouterr().out
     assert "FAIL" in shown and "one is lost" in shown
@@ -293,9 +293,9 @@ def test_a_plan_of_an_older_version_is_read(
     assert run(monkeypatch, "plan", "net.py", "--cuts", "old.json") == 0
     from rich.console import Console
 
-    from dni_fx.report import plan_report
+    from dni_fx.report import plan_table
 
-    Console().print(plan_report(old))
+    Console().print(plan_table(old))
 
 
 RECURRENT = """

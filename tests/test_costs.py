@@ -8,10 +8,17 @@ from conftest import CASES, IDS
 from torch import Tensor, nn
 
 import dni_fx
-from dni_fx import api, costs, frontends, inputs, meta, pricing, profiling
-from dni_fx.saving import Saving
+from dni_fx.capture.frontends import capture
+from dni_fx.compiler import Request, capture_and_plan
+from dni_fx.cost.memory import resident
+from dni_fx.cost.synthesizers import Price, _price
+from dni_fx.cost.times import node_times
+from dni_fx.graph.counters import Saving
+from dni_fx.graph.record import record_of
+from dni_fx.model.inputs import given
 from dni_fx.settings import Settings
-from dni_fx.synthesizers import Activation, Conv, Linear, Synthesizer
+from dni_fx.synthesizers.base import Activation, Synthesizer
+from dni_fx.synthesizers.feedforward import Conv, Linear
 
 
 class Lstm(nn.Module):
@@ -49,14 +56,14 @@ def kept(model: nn.Module, *args: Any) -> int:
 def test_what_autograd_keeps_is_known(make: Any, shape: tuple[int, ...], frontend: str) -> None:
     """Masks, indices, statistics and workspaces too, under fake tensors that have none of them."""
     x = torch.rand(shape)
-    graph = frontends.capture(make(), inputs.given(x, None), frontend).module.graph
-    assert sum(size for node in graph.nodes for size in meta.of(node).saves.values()) == kept(make(), x)
+    graph = capture(make(), given(x, None), frontend).module.graph
+    assert sum(size for node in graph.nodes for size in record_of(node).saves.values()) == kept(make(), x)
 
 
 @pytest.mark.parametrize(("_name", "make", "args", "cuts"), CASES, ids=IDS)
 def test_every_case_is_known_to_a_twentieth(_name: str, make: Any, args: Any, cuts: Any) -> None:
-    module, _ = api.captured(make(), inputs.given(args, None), api.Request(cuts))
-    known = sum(size for node in module.graph.nodes for size in meta.of(node).saves.values())
+    module, _ = capture_and_plan(make(), given(args, None), Request(cuts))
+    known = sum(size for node in module.graph.nodes for size in record_of(node).saves.values())
     assert known == pytest.approx(kept(make(), *args), rel=0.05)
 
 
@@ -72,8 +79,8 @@ def test_backward_flops() -> None:
             h = self.second(self.first(x))
             return nn.functional.scaled_dot_product_attention(h, h, h) + h
 
-    module = frontends.capture(Net(), inputs.given(torch.rand(2, 3, 4), None), "fx").module
-    records = {node.name: meta.of(node) for node in module.graph.nodes}
+    module = capture(Net(), given(torch.rand(2, 3, 4), None), "fx").module
+    records = {node.name: record_of(node) for node in module.graph.nodes}
     assert records["first"].backward_flops == records["first"].flops == 2 * 6 * 4 * 8
     assert records["second"].backward_flops == 2 * records["second"].flops == 4 * 6 * 8 * 8
     attention = records["scaled_dot_product_attention"]
@@ -81,8 +88,8 @@ def test_backward_flops() -> None:
 
 
 def test_recurrent_layers_have_flops() -> None:
-    module = frontends.capture(Lstm(), inputs.given(torch.rand(4, 5, 8), None), "fx").module
-    lstm = next(meta.of(node) for node in module.graph.nodes if node.name == "lstm")
+    module = capture(Lstm(), given(torch.rand(4, 5, 8), None), "fx").module
+    lstm = next(record_of(node) for node in module.graph.nodes if node.name == "lstm")
     assert lstm.flops == 2 * 4 * 5 * (4 * 16 * 8 + 4 * 16 * 16)
     assert lstm.backward_flops == 2 * lstm.flops
 
@@ -90,15 +97,15 @@ def test_recurrent_layers_have_flops() -> None:
 def test_resident_bytes() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
     model[0].bias.requires_grad_(False)
-    example = inputs.given(torch.rand(3, 4), None)
+    example = given(torch.rand(3, 4), None)
     trainable, frozen, buffers = 4 * 8 + 16, 8, 16
-    assert costs.resident(model, example, 2) == 4 * (3 * trainable + frozen + buffers + 12) + 8  # a step count
+    assert resident(model, example, 2) == 4 * (3 * trainable + frozen + buffers + 12) + 8  # a step count
 
 
 # -------------------------------------------------------------------------------------------- synthesizers
-def price(activation: Activation, factory: Any, context_size: int = 0) -> pricing.Price:
-    found = pricing._price(activation, factory, Settings(context_size=context_size or None))
-    assert isinstance(found, pricing.Price)
+def price(activation: Activation, factory: Any, context_size: int = 0) -> Price:
+    found = _price(activation, factory, Settings(context_size=context_size or None))
+    assert isinstance(found, Price)
     return found
 
 
@@ -117,7 +124,7 @@ def test_prices() -> None:
 
 
 def test_what_cannot_be_has_a_reason() -> None:
-    reason = pricing._price(Activation((4, 8), torch.float32, torch.device("meta"), 1), Conv, Settings())
+    reason = _price(Activation((4, 8), torch.float32, torch.device("meta"), 1), Conv, Settings())
     assert isinstance(reason, str) and "a conv synthesizer needs a map" in reason
 
 
@@ -171,12 +178,12 @@ def test_measured_times(frontend: str) -> None:
     big, small = nn.Linear(512, 512), nn.Linear(512, 4)
     model = nn.Sequential(nn.Linear(8, 512), nn.BatchNorm1d(512), big, nn.ReLU(), small)
     state = {name: t.clone() for name, t in model.state_dict().items()}
-    example = inputs.given(torch.rand(512, 8), None)
-    module = frontends.capture(model, example, frontend).module
+    example = given(torch.rand(512, 8), None)
+    module = capture(model, example, frontend).module
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     generator = torch.get_rng_state()
-    times = profiling.node_times(module, example)
+    times = node_times(module, example)
     assert set(times) == {node.name for node in module.graph.nodes}
     assert all(t >= 0 for pair in times.values() for t in pair)
     name = {"fx": "_2", "modules": "_2", "export": "linear_1"}[frontend]

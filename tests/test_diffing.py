@@ -7,8 +7,8 @@ from conftest import LongSkip, ResNet
 from rich.console import Console
 
 import dni_fx
-from dni_fx.diffing import Line, _compare
-from dni_fx.module import plain
+from dni_fx.report.graph_diff import Line, _compare
+from dni_fx.runtime.module import plain
 
 
 def test_diff_of_a_rewrite() -> None:

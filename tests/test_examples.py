@@ -10,7 +10,7 @@ import torch
 from oracle import Told, gradients, tell_truth
 
 import dni_fx
-from dni_fx.loading import load_target
+from dni_fx.model.loading import load_target
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CUTS = {"mlp": 3, "cnn": 2, "resnet": "every:Block", "transformer": "every:Block", "unet": ["down1", "down2", "up2"]}

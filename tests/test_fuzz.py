@@ -34,13 +34,16 @@ from test_cli import run
 from torch import fx
 
 import dni_fx
-from dni_fx import api, costs, cutting, frontends, positions
-from dni_fx.cost_model import CostModel
-from dni_fx.cutting import Decision
+from dni_fx.capture.frontends import capture
+from dni_fx.compiler import rewrite
+from dni_fx.cost.model import CostModel
+from dni_fx.cuts.asked import separated
+from dni_fx.cuts.plan import Decision, make_plan
 from dni_fx.errors import CaptureError, NoLegalCutError
-from dni_fx.inputs import Inputs
-from dni_fx.planning import Plan
-from dni_fx.positions import Position
+from dni_fx.graph.flow import dataflow
+from dni_fx.model.inputs import Inputs
+from dni_fx.partition.places import Position, find_positions
+from dni_fx.plans import Plan
 from dni_fx.settings import Settings
 
 MODELS = {"auto": 900, "modules": 1000, "export": 100}
@@ -49,8 +52,8 @@ PARTS = 4
 
 def plan_at(graph: fx.Graph, places: Sequence[Position], frontend: str) -> Plan:
     """A plan for these places, whatever they cost."""
-    model = CostModel(costs.dataflow(graph), {}, 0)
-    return cutting.make_plan("RandomNet", graph, model, Decision(tuple(places), "fuzz"), (), "fuzz", frontend)
+    model = CostModel(dataflow(graph), {}, 0)
+    return make_plan("RandomNet", graph, model, Decision(tuple(places), "fuzz"), (), "fuzz", frontend)
 
 
 def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
@@ -59,16 +62,16 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
     inputs = random_inputs(net)
     choice = random.Random(seed)
     try:
-        module, used, _ = frontends.capture(net, Inputs(inputs), frontend)
-        flow = costs.dataflow(module.graph)
-        legal = [p for p in positions.find(flow) if not p.obstacle]
+        module, used, _ = capture(net, Inputs(inputs), frontend)
+        flow = dataflow(module.graph)
+        legal = [p for p in find_positions(flow) if not p.obstacle]
         if not legal:
             return
         places = sorted(choice.sample(legal, min(len(legal), choice.randint(1, 3))), key=lambda p: p.index)
-        places = cutting.separated(flow, places, drop=True)
+        places = separated(flow, places, drop=True)
         plan = plan_at(module.graph, places, used)
         unlock = choice.choice(["none", "backward"])
-        rewritten = api.rewrite(module, plan, "auto", Settings(unlock=unlock))
+        rewritten = rewrite(module, plan, "auto", Settings(unlock=unlock))
     except (CaptureError, NoLegalCutError) as error:
         assert frontend != "auto" or isinstance(error, NoLegalCutError) or "modules: no submodule" in str(error)
         return
@@ -120,8 +123,8 @@ def test_what_was_found_before(program: Program, frontend: str) -> None:
     """At every legal place."""
     net = RandomNet(program)
     inputs = random_inputs(net)
-    module, used, _ = frontends.capture(net, Inputs(inputs), frontend)
-    for place in positions.find(costs.dataflow(module.graph)):
+    module, used, _ = capture(net, Inputs(inputs), frontend)
+    for place in find_positions(dataflow(module.graph)):
         if not place.obstacle:
             plan = plan_at(module.graph, [place], used)
             for unlock in ("none", "backward"):

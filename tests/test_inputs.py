@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.inputs import describe, given, parse_specs, probe
+from dni_fx.model.inputs import describe, given
+from dni_fx.model.probe import probe
+from dni_fx.model.specs import parse_specs
 
 GOOD = [
     # text, shape, dtype, lowest, highest (of integers: included)

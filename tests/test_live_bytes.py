@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dni_fx.live_bytes import LiveBytes, allocator_trace, training_peak
+from dni_fx.bench.live_bytes import LiveBytes, allocator_trace, training_peak
 
 LENGTH = 5
 

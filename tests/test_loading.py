@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.loading import load_target
+from dni_fx.model.loading import load_target
 
 HEAD = "import torch\nfrom torch import nn\n"  # two lines: the case's own text starts at line 3
 NET = """

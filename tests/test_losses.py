@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import dni_fx
 from dni_fx.errors import ContextError, DniFxError
-from dni_fx.synthesizers import Activation, LossHead
-from dni_fx.synthesizers.losses import GuidedHead, Pass, sample_losses
+from dni_fx.synthesizers.base import Activation
+from dni_fx.synthesizers.heads import GuidedHead, LossHead, Pass, sample_losses
 from dni_fx.synthesizers.registry import resolve
 
 CPU = torch.device("cpu")

@@ -10,9 +10,12 @@ from conftest import ResNet
 from torch import Tensor, nn
 
 import dni_fx
-from dni_fx import memory
-from dni_fx.live_bytes import training_peak
-from dni_fx.memory import Memory
+from dni_fx.bench.live_bytes import training_peak
+from dni_fx.capture.frontends import capture
+from dni_fx.cost import memory
+from dni_fx.cost.memory import Memory
+from dni_fx.graph.flow import dataflow
+from dni_fx.model.inputs import given
 
 
 class Attention(nn.Module):
@@ -158,11 +161,9 @@ def test_the_optimizer_may_be_the_peak() -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_loads_and_peaks_agree(name: str) -> None:
     """The search and the report count the same."""
-    from dni_fx import costs, frontends, inputs
-
     make, shape = NETS[name]
-    module = frontends.capture(make(), inputs.given(torch.rand(shape), None)).module
-    model = Memory(costs.dataflow(module.graph))
+    module = capture(make(), given(torch.rand(shape), None)).module
+    model = Memory(dataflow(module.graph))
     count = len(model.names)
     ends = [0, *range(2, count, 3), count]
     synthesizers, arrival = (np.arange(len(ends)) * k * 100.0 for k in (3, 5))

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from dni_fx.errors import DniFxError
-from dni_fx.partition import Partition, loads, partition
-from dni_fx.solver import prefixes, refining, solving
-from dni_fx.solver.instance import Instance
-from dni_fx.solver.orders import orders
+from dni_fx.partition.instance import Instance
+from dni_fx.partition.orders import orders, split_along_orders
+from dni_fx.partition.refinement import _least_cut, refine
+from dni_fx.partition.solve import solve
+from dni_fx.partition.split import Partition, loads, partition
 
-MODULE = importlib.import_module("dni_fx.partition")
+MODULE = importlib.import_module("dni_fx.partition.split")
 OBJECTIVES = ("throughput", "memory", "balanced")
 PUBLISHED = {
     "bert24": {2: 47.4790, 4: 24.9169, 6: 17.7899},
@@ -168,8 +169,8 @@ def test_the_graphs_have_everything() -> None:
     for graph, count, _ in graphs:
         work = _workload(graph)
         if work.total and count > 1:
-            along = prefixes.split(work, np.arange(len(work.weight)), count, "throughput", 1e-3)
-            best = solving.solve(work, count, "throughput").label
+            along = split_along_orders(work, np.arange(len(work.weight)), count, "throughput", 1e-3)
+            best = solve(work, count, "throughput").label
             segments = min(count, len(work.weight))
             heaviest = [work.loads(label, segments, "throughput").max() for label in (best, along)]
             apart += heaviest[0] < heaviest[1] * (1 - 1e-9)
@@ -204,7 +205,7 @@ def test_along_an_order_no_split_is_lighter(objective: Any) -> None:
         n = len(work.weight)
         for order in orders(work) if work.total else ():
             count = min(count, n)
-            found = prefixes.split(work, order, count, objective, work.total / count)
+            found = split_along_orders(work, order, count, objective, work.total / count)
             place = np.argsort(order)
             cuts = itertools.combinations_with_replacement(range(1, n + 1), count - 1)
             every = [np.searchsorted(ends, place, side="right") for ends in cuts]
@@ -239,8 +240,8 @@ def test_refining_makes_no_split_heavier_and_some_lighter(objective: Any) -> Non
         for order in orders(work):
             assert sorted(order) == list(range(150))
             assert all(np.argsort(order)[a] < np.argsort(order)[b] for b in range(150) for a in work.before[b])
-            split = prefixes.split(work, order, 4, objective, 0.01)
-            refined = refining.refine(work, split, 4, objective)
+            split = split_along_orders(work, order, 4, objective, 0.01)
+            refined = refine(work, split, 4, objective)
             assert all(refined[a] <= refined[b] for b in range(150) for a in work.before[b])
             before, after = (work.loads(label, 4, objective).max() for label in (split, refined))
             assert after <= before
@@ -257,7 +258,7 @@ def test_the_cut_between_two_segments_is_least() -> None:
         near = range(5, 13)
         room = work.weight[5:9].sum() + 1e-9, work.weight[9:13].sum() + 1e-9
         loads = 100 - np.array([room[1], room[0], 0.0])  # the third takes no part
-        found = refining._least_cut(work, label, 0, loads)
+        found = _least_cut(work, label, 0, loads)
         sides = [label.copy() for _ in range(2 ** len(near))]
         for i, side in enumerate(sides):
             side[near] = [i >> bit & 1 for bit in range(len(near))]

@@ -7,9 +7,9 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from dni_fx import positions
 from dni_fx.errors import DniFxError, NoLegalCutError
-from dni_fx.positions import candidates, snap
+from dni_fx.partition import places as positions
+from dni_fx.partition.places import find_candidates, find_positions, snap
 
 Flow = Any
 
@@ -99,7 +99,7 @@ def naive_position(flow: Flow, index: int) -> tuple[list[str], int, bool]:
 def test_positions_are_those_of_the_definition(seed: int) -> None:
     rng = random.Random(seed)
     flow = random_flow(rng, rng.randrange(1, 16))
-    found = positions.find(flow)
+    found = find_positions(flow)
     names = list(flow)
     assert [(p.index, p.after) for p in found] == list(enumerate(names[:-1]))
     for position in found:
@@ -112,7 +112,7 @@ def test_positions_are_those_of_the_definition(seed: int) -> None:
 
 def test_the_random_graphs_have_everything() -> None:
     """The test above would be empty if its graphs were."""
-    found = [p for seed in range(300) for p in positions.find(random_flow(random.Random(seed), 12))]
+    found = [p for seed in range(300) for p in find_positions(random_flow(random.Random(seed), 12))]
     for part in ("nothing that", "is not one", "memory", "parameter is below", "parameter is above"):
         assert any(part in p.obstacle for p in found), part
     assert sum(not p.obstacle for p in found) > 100
@@ -131,14 +131,14 @@ def layers(flow: Flow) -> list[bool]:
 def test_candidates_are_the_narrowest_between_two_layers(seed: int, clean: bool) -> None:
     flow = random_flow(random.Random(seed), 11, clean=clean)
     owned = list(itertools.accumulate(layers(flow)))
-    legal = [p for p in positions.find(flow) if not p.obstacle and 0 < owned[p.index] < owned[-1]]
+    legal = [p for p in find_positions(flow) if not p.obstacle and 0 < owned[p.index] < owned[-1]]
     if not legal:
         with pytest.raises(NoLegalCutError):
-            candidates(flow)
+            find_candidates(flow)
         return
     groups = itertools.groupby(legal, key=lambda p: owned[p.index])
     narrowest = [min(reversed(list(group)), key=lambda p: (len(p.crossing), p.bytes)) for _, group in groups]
-    found = candidates(flow)
+    found = find_candidates(flow)
     assert [c.position for c in found] == narrowest
     assert [c.depth for c in found] == [owned[p.index] / owned[-1] for p in narrowest]
 
@@ -154,17 +154,17 @@ CHOICES = [
 
 @pytest.mark.parametrize(("nodes", "after"), CHOICES)
 def test_choices(nodes: list[tuple[int, int, int]], after: list[str]) -> None:
-    assert [c.position.after for c in candidates(chain(*nodes))] == after
+    assert [c.position.after for c in find_candidates(chain(*nodes))] == after
 
 
 def test_a_vector_is_no_layer_where_there_is_a_matrix() -> None:
     """Linear, norm, ReLU: the norm belongs to the layer below it."""
     flow = chain(*[(9, 2, 4), (1, 2, 4), (1, 0, 4)] * 2)
     flow.nodes["n1"]["matrix"] = flow.nodes["n4"]["matrix"] = False
-    assert [(c.position.after, c.depth) for c in candidates(flow)] == [("n2", 0.5)]
+    assert [(c.position.after, c.depth) for c in find_candidates(flow)] == [("n2", 0.5)]
     for name in flow:
         flow.nodes[name]["matrix"] = False
-    assert [c.position.after for c in candidates(flow)] == ["n0", "n2", "n3"]
+    assert [c.position.after for c in find_candidates(flow)] == ["n0", "n2", "n3"]
 
 
 def test_one_tensor_is_narrower_than_two_small_ones() -> None:
@@ -176,11 +176,11 @@ def test_one_tensor_is_narrower_than_two_small_ones() -> None:
     node(flow, "smaller", ("a",), size=1)
     node(flow, "b", ("small", "smaller"), parameters=1)
     node(flow, "output", ("b",), crosses=False)
-    assert [c.position.crossing for c in candidates(flow)] == [("a",)]
+    assert [c.position.crossing for c in find_candidates(flow)] == [("a",)]
 
 
 def test_many_layers_are_taken_in_groups() -> None:
-    found = candidates(chain(*[(1, 1, 4)] * 1000), most=100)
+    found = find_candidates(chain(*[(1, 1, 4)] * 1000), most=100)
     assert 95 <= len(found) <= 100
     gaps = [b.position.index - a.position.index for a, b in itertools.pairwise(found)]
     assert max(gaps) <= 20
@@ -189,15 +189,15 @@ def test_many_layers_are_taken_in_groups() -> None:
 
 def test_among() -> None:
     flow = chain(*[(1, 1, 4)] * 5)
-    assert [c.position.after for c in candidates(flow, {"n1", "n3", "nowhere"})] == ["n1", "n3"]
-    assert len(candidates(flow, {"nowhere"})) == 4
+    assert [c.position.after for c in find_candidates(flow, {"n1", "n3", "nowhere"})] == ["n1", "n3"]
+    assert len(find_candidates(flow, {"nowhere"})) == 4
 
 
 def test_no_legal_cut() -> None:
     for nodes in ([(1, 1, 4)], [(1, 0, 4), (1, 0, 4)], [(1, 0, 4), (1, 1, 4), (1, 0, 4)]):
         flow = chain(*nodes)
         with pytest.raises(NoLegalCutError, match="no legal cut") as caught:
-            candidates(flow)
+            find_candidates(flow)
         assert caught.value.exit_code == 1
 
 
@@ -214,8 +214,8 @@ def test_memory_that_is_written_above() -> None:
         node(flow, "output", ("b",), crosses=False)
         return flow
 
-    assert [p.after for p in positions.find(flow_with(frozenset({7}))) if "share memory" in p.obstacle] == ["view"]
-    assert not any("share memory" in p.obstacle for p in positions.find(flow_with(frozenset())))
+    assert [p.after for p in find_positions(flow_with(frozenset({7}))) if "share memory" in p.obstacle] == ["view"]
+    assert not any("share memory" in p.obstacle for p in find_positions(flow_with(frozenset())))
 
 
 # ------------------------------------------------------------------------------------------------------ snap
@@ -229,12 +229,12 @@ def test_snap_goes_past_what_is_taken_out_of_a_tuple() -> None:
     node(flow, "relu", ("y",))
     node(flow, "head", ("relu", "h"), parameters=1)
     node(flow, "output", ("head",), crosses=False)
-    assert snap(flow, positions.find(flow), "lstm", "lstm").after == "h"
-    assert snap(flow, positions.find(flow), "lstm", "lstm").crossing == ("y", "h")
-    assert snap(flow, positions.find(flow), "relu", "relu").crossing == ("h", "relu")
+    assert snap(flow, find_positions(flow), "lstm", "lstm").after == "h"
+    assert snap(flow, find_positions(flow), "lstm", "lstm").crossing == ("y", "h")
+    assert snap(flow, find_positions(flow), "relu", "relu").crossing == ("h", "relu")
     for name, text in [("x", "carries no gradient"), ("head", "no trainable parameter is above"), ("output", "comes")]:
         with pytest.raises(DniFxError, match=text) as caught:
-            snap(flow, positions.find(flow), name, "as it was called")
+            snap(flow, find_positions(flow), name, "as it was called")
         assert "'as it was called'" in str(caught.value)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import dni_fx
 from dni_fx.errors import DniFxError
-from dni_fx.synthesizers import Activation, Synthesizer
+from dni_fx.synthesizers.base import Activation, Synthesizer
 
 X, Y = torch.randn(16, 8), torch.randint(3, (16,))
 

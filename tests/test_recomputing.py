@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dni_fx
 from dni_fx import DniFxError
-from dni_fx.live_bytes import training_peak
+from dni_fx.bench.live_bytes import training_peak
 
 X = torch.rand(1024, 8, generator=torch.Generator().manual_seed(0))
 

@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 import dni_fx
 from dni_fx import DniFxError, Training, ops
-from dni_fx.checking import Check
-from dni_fx.recurrent import TimeCut
-from dni_fx.report import plan_report
-from dni_fx.synthesizers import Activation, Synthesizer
-from dni_fx.synthesizers.base import centered
+from dni_fx.ops.decouple import _Boundary
+from dni_fx.proof.report import Check
+from dni_fx.report.plan import plan_table
+from dni_fx.runtime.time_cut import TimeCut
+from dni_fx.synthesizers.base import Activation, Synthesizer, centered
 
 N, T, WINDOWS, H = 3, 2, 4, 4
 DOUBLE = torch.float64
@@ -438,7 +438,7 @@ def _no_gradient_comes(outputs: Any, others: Any) -> Any:
 
 
 def _twice(detached: Tensor, prediction: Tensor, segment: Any) -> Tensor:
-    following = ops._Boundary.apply(detached, prediction, (), segment)
+    following = _Boundary.apply(detached, prediction, (), segment)
     following.register_hook(lambda gradient: 2 * gradient)
     return following
 
@@ -1045,7 +1045,7 @@ def test_windows_are_not_one_graph() -> None:
 # ------------------------------------------------------------------------------- what people do besides
 def test_it_is_reported() -> None:
     text = Console(width=200, record=True, file=io.StringIO())
-    text.print(plan_report(cut(Lstm).dni.plan))
+    text.print(plan_table(cut(Lstm).dni.plan))
     assert "time0: state 2x3x4, state 2x3x4, cut in time, synthesizer least_squares" in text.export_text()
 
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import dni_fx
 from dni_fx.errors import DniFxError
-from dni_fx.synthesizers import Activation, adapt, resolve
+from dni_fx.synthesizers.base import Activation
+from dni_fx.synthesizers.foreign import adapt
+from dni_fx.synthesizers.registry import resolve
 
 CPU = torch.device("cpu")
 X = torch.randn(6, 8)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import dni_fx
-from dni_fx import synthesizers
 from dni_fx.errors import ContextError, DniFxError
-from dni_fx.synthesizers import REGISTRY, Activation, Synthesizer, expand_context, registry
+from dni_fx.synthesizers import registry
+from dni_fx.synthesizers.base import Activation, Synthesizer
+from dni_fx.synthesizers.context import expand_context
+from dni_fx.synthesizers.registry import REGISTRY, register
 
 CPU = torch.device("cpu")
 PLAIN = ["attention", "conv", "gru", "linear", "lstm", "mlp", "rnn"]  # with all options at their defaults
@@ -365,7 +367,7 @@ def test_own_synthesizers(own: Any, name: str, unlock: str, settings: Any) -> No
 
 def test_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "REGISTRY", REGISTRY.copy())
-    synthesizers.register("scale")(Scale)
+    register("scale")(Scale)
     net = dni_fx.transform(mlp(), X, cuts=2, synthesizer="scale")
     assert [type(s) for s in net.dni.synthesizers.values()] == [Scale]
     assert "scale" not in REGISTRY

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import dni_fx
-from dni_fx.api import Request, captured
+from dni_fx.compiler import Request, capture_and_plan
 from dni_fx.errors import CaptureError, DniFxError
-from dni_fx.inputs import given
+from dni_fx.model.inputs import given
 
 torch.manual_seed(0)  # unlucky weights let no gradient through, and a wrong one would not be seen
 X = torch.rand(4, 6)
@@ -29,7 +29,7 @@ class Base(nn.Module):
 
 
 def trace(model: nn.Module, *args: Any, cuts: Any = "auto", **kwargs: Any) -> Any:
-    return captured(model, given(args, kwargs), Request(cuts, frontend="fx"))[0]
+    return capture_and_plan(model, given(args, kwargs), Request(cuts, frontend="fx"))[0]
 
 
 def calls(module: fx.GraphModule) -> list[str]:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import dni_fx
 import dni_fx.ops
 from dni_fx.errors import BackwardOrderError, ContextError, DniFxError
-from dni_fx.loading import load_target
+from dni_fx.model.loading import load_target
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 torch.manual_seed(0)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import dni_fx
+from dni_fx.cli.parsing import parse_mix
 from dni_fx.errors import DniFxError
-from dni_fx.settings import Training, parse_mix
-from dni_fx.synthesizers import Activation, Synthesizer
+from dni_fx.settings import Training
+from dni_fx.synthesizers.base import Activation, Synthesizer
 
 X = torch.randn(16, 8)
 WITH = ["none", "backward"]

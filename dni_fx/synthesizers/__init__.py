@@ -1,12 +1,15 @@
-"""Synthesizers: small networks that predict the gradient of an activation (Jaderberg et al. 2017, Sect. 2)."""
+"""Synthesizers: small networks that predict the gradient of an activation (Jaderberg et al. 2017, Sect. 2).
 
-from dni_fx.synthesizers.adapting import adapt
+In: an activation, and labels or another context. Out: a prediction of the same shape.
+"""
+
 from dni_fx.synthesizers.attention import Attention
-from dni_fx.synthesizers.base import Activation, Factory, Synthesizer
-from dni_fx.synthesizers.conditioning import check_labels, expand_context
+from dni_fx.synthesizers.base import Activation, Factory, Synthesizer, centered, zero_
+from dni_fx.synthesizers.context import check_labels, expand_context
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
+from dni_fx.synthesizers.foreign import adapt
+from dni_fx.synthesizers.heads import Critic, GuidedHead, Link, LocalHead, LossHead, Outcome
 from dni_fx.synthesizers.least_squares import LeastSquares
-from dni_fx.synthesizers.losses import Critic, GuidedHead, LocalHead, LossHead, Outcome
 from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN, Carried
 from dni_fx.synthesizers.registry import REGISTRY, register, resolve
 
@@ -25,14 +28,17 @@ __all__ = [
     "GuidedHead",
     "LeastSquares",
     "Linear",
+    "Link",
     "LocalHead",
     "LossHead",
     "Outcome",
     "Synthesizer",
     "Zero",
     "adapt",
+    "centered",
     "check_labels",
     "expand_context",
     "register",
     "resolve",
+    "zero_",
 ]

@@ -13,6 +13,7 @@ from dni_fx.synthesizers.base import Factory
 __all__ = ["REGISTRY", "register", "resolve"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
 REGISTRY: dict[str, Callable[..., Any]] = {}
 
 

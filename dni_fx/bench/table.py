@@ -1,0 +1,96 @@
+"""What `bench` measured, as a table and as a picture."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dni_fx.bench.measure import Row
+from dni_fx.errors import DniFxError
+
+__all__ = ["bench_table", "check_plot", "plot", "to_dict"]
+
+_SPARKS = " ▁▂▃▄▅▆▇█"
+
+_WIDTH = 12
+
+
+def bench_table(rows: Sequence[Row]) -> RenderableType:
+    """A row for each way to train: memory beside backprop's, time as a ratio to backprop's, memory over the step."""
+    unit, size = ("MiB", 2**20) if rows[0].peak >= 2**20 else ("KiB", 2**10)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("trained with", no_wrap=True)
+    for name in ("activations", "with grads", "time", "spread"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("the step", no_wrap=True, min_width=_WIDTH)
+    top = max(row.peak for row in rows)
+    for row in rows:
+        if not row.failed:
+            table.add_row(
+                row.name,
+                _beside(row.activations, rows[0].activations, size),
+                _beside(row.peak, rows[0].peak, size),
+                f"{row.ratio.median:.2f}x",
+                f"{row.ratio.low:.2f}-{row.ratio.high:.2f}",
+                Text(spark(row.trace, top), "cyan"),
+            )
+    failed = [Text(f"not measured: {row.name}: {row.failed}", "dim") for row in rows if row.failed]
+    legend = (
+        f"{unit} that the step makes, at worst; time beside backprop's, median and 10th to 90th percentile; backprop's "
+        f"step takes {rows[0].milliseconds:.1f} ms"
+    )
+    return Group(table, Text(legend, "dim"), *failed)
+
+
+def _beside(bytes_: int, first: int, unit: int) -> str:
+    return f"{bytes_ / unit:.1f} {100 * (bytes_ / first - 1):+.0f} %"
+
+
+def spark(trace: Sequence[int], top: int) -> str:
+    """A trace in a few characters: the most in each part of the step, `top` being a full one."""
+    parts = [trace[len(trace) * i // _WIDTH : len(trace) * (i + 1) // _WIDTH] for i in range(_WIDTH)]
+    return "".join(_SPARKS[round(max(part, default=0) / max(top, 1) * (len(_SPARKS) - 1))] for part in parts)
+
+
+def check_plot(path: Path) -> None:
+    """Raise a DniFxError if a picture cannot be written there: before the long run, not after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DniFxError("a picture needs matplotlib: pip install dni-fx[plots]")
+    if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir() or path.is_dir():
+        raise DniFxError(f"cannot write a picture to {path}: a .png, .svg or .pdf in a folder that is there")
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Bytes alive over the step, a line for each way to train."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5))
+    axes = figure.subplots()
+    for row in (row for row in rows if row.trace):
+        count = len(row.trace)
+        axes.plot([i / count for i in range(count)], [live / 2**20 for live in row.trace], label=row.name, linewidth=1)
+    axes.set(xlabel="operations, as a share of the step's", ylabel="MiB alive that the step made")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise DniFxError(f"cannot write a picture to {path} ({error.strerror or error})") from None
+
+
+def to_dict(row: Row) -> dict[str, Any]:
+    """Without the trace."""
+    if row.failed:
+        return {"name": row.name, "failed": row.failed}
+    return {
+        "name": row.name,
+        "activation_bytes": row.activations,
+        "peak_bytes": row.peak,
+        "milliseconds": row.milliseconds,
+        "time_ratio": row.ratio._asdict(),
+    }

@@ -1,0 +1,246 @@
+"""The ways to train that are measured: backprop, checkpointing and the like, and this tool."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dni_fx.api import transform
+from dni_fx.cuts import Cuts
+from dni_fx.errors import DniFxError
+from dni_fx.model import Inputs, tensors_in
+from dni_fx.synthesizers import Factory
+
+__all__ = ["Options", "Trainee", "backprop", "parse_segments", "prepared", "segments", "ways"]
+
+WARM_UP = 2  # steps before the first measured one: optimizer state, caches, compilers
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared, and how.
+
+    Args:
+        cuts: As in `dni_fx.transform`, by the name of their row. A second row is with step="segment": "stepping".
+        steps: Timed steps of each.
+        synthesizer: As in `dni_fx.transform`.
+        classes: Condition the synthesizers on so many labels.
+        loss: Of the outputs; None: the mean square of each.
+        optimizer: Makes an optimizer from parameters.
+        others: Compare with checkpointing and the like, too.
+    """
+
+    cuts: Mapping[str, Cuts] = field(default_factory=lambda: segments(2, 4, 8, "auto"))
+    steps: int = 10
+    synthesizer: str | Factory = "auto"
+    classes: int | None = None
+    loss: Callable[[Any], Tensor] | None = None
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.Adam
+    others: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise DniFxError(f"steps={self.steps}: two or more, for a spread")
+
+
+@dataclass
+class Trainee:
+    """A net that is trained in one of the ways."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer | None  # None: it steps by itself
+    inputs: Inputs
+    options: Options
+
+    def step(self, *, zero_grad: bool = True) -> None:
+        if self.optimizer is not None and zero_grad:
+            self.optimizer.zero_grad()
+        output = self.net(*self.inputs.args, **self.inputs.kwargs)
+        loss = mean_square if self.options.loss is None else self.options.loss
+        loss(output).backward()
+        del output
+        if self.optimizer is not None:
+            self.optimizer.step()
+
+    @property
+    def on_gpu(self) -> bool:
+        return any(p.is_cuda for p in self.net.parameters())
+
+    def seconds(self) -> float:
+        """Of one step."""
+        if not self.on_gpu:
+            start = time.perf_counter()
+            self.step()
+            return time.perf_counter() - start
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        self.step()
+        last.record()
+        last.synchronize()
+        return float(first.elapsed_time(last)) / 1e3
+
+
+def mean_square(output: Any) -> Tensor:
+    """A loss for any output."""
+    squares = [t.square().mean() for t in tensors_in(output) if t.requires_grad]
+    if not squares:
+        raise DniFxError("no output carries gradient")
+    return sum(squares[1:], start=squares[0])
+
+
+def prepared(trainee: Trainee) -> Trainee:
+    trainee.net.train()
+    for _ in range(WARM_UP):
+        trainee.step()
+    return trainee
+
+
+Way = Callable[[nn.Module, Inputs, Options], Trainee]
+
+
+def ways(options: Options) -> Iterator[tuple[str, Way]]:
+    """All but backprop, by name."""
+    if options.others:
+        yield "checkpointed blocks", _checkpointed
+        yield "checkpointed √n", _checkpointed_by_root
+        yield "compiler, half", _budgeted
+        yield "step in backward", _optimizer_in_backward
+    for name, cuts in options.cuts.items():
+        yield name, _cut(cuts, "loop")
+        yield f"{name}, stepping", _cut(cuts, "segment")
+
+
+def backprop(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
+    return Trainee(model, options.optimizer(model.parameters()), inputs, options)
+
+
+def _checkpointed(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
+    for name in blocks(model):
+        _recompute(model.get_submodule(name))
+    return backprop(model, inputs, options)
+
+
+def _checkpointed_by_root(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
+    """Runs of about √n blocks are recomputed at a time (Chen et al. 2016, Sect. 4)."""
+    names = blocks(model)
+    parents = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    length = round(math.sqrt(len(names)))
+    for parent in parents:
+        container = model.get_submodule(parent)
+        if not isinstance(container, nn.Sequential):
+            raise DniFxError(f"the blocks in {parent or 'the model'} are not in a Sequential")
+        children = list(container)
+        groups = [nn.Sequential(*children[i : i + length]) for i in range(0, len(children), length)]
+        for group in groups:
+            _recompute(group)
+        container._modules = {str(i): group for i, group in enumerate(groups)}
+    return backprop(model, inputs, options)
+
+
+def _recompute(module: nn.Module) -> None:
+    forward = module.forward
+    module.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _budgeted(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
+    """The partitioner of torch.compile, told to keep half of what it would keep."""
+    from torch._functorch import config
+
+    torch._dynamo.reset()
+    on_gpu = any(p.is_cuda for p in model.parameters())
+    # The kernels of eager mode, as in all other rows, where there may be no compiler.
+    compiled: Any = torch.compile(model, backend="inductor" if on_gpu else "aot_eager_decomp_partition")
+    trainee = backprop(compiled, inputs, options)
+    with config.patch(activation_memory_budget=0.5):
+        return prepared(trainee)
+
+
+def _optimizer_in_backward(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
+    """Every parameter has an optimizer of its own, which steps when its gradient is there."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_stepping(options.optimizer([parameter])))
+    return Trainee(model, None, inputs, options)
+
+
+def _stepping(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
+    def step(_: Tensor) -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def parse_segments(text: str) -> dict[str, Cuts]:
+    """What the command line means: `2,4,auto`.
+
+    Raises:
+        DniFxError: If it does not read so.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part == "auto" or (part.isdecimal() and int(part) > 1) for part in parts):
+        raise DniFxError(f"--segments {text!r}: numbers of segments, 2 or more, and auto, as in 2,4,8,auto")
+    return segments(*(part if part == "auto" else int(part) for part in parts))
+
+
+def segments(*counts: int | str) -> dict[str, Cuts]:
+    """Cuts into so many segments, or "auto"."""
+    return {"auto" if count == "auto" else f"{count} segments": count for count in counts}
+
+
+def _cut(cuts: Cuts, step: str) -> Way:
+    def make(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
+        shared: dict[str, Any] = {
+            "example_kwargs": inputs.kwargs,
+            "cuts": cuts,
+            "synthesizer": options.synthesizer,
+            "classes": options.classes,
+            "synthesizer_share": 9.0 if isinstance(cuts, int) else None,  # what it costs is what is measured
+            "verify": False,
+        }
+        if step == "segment":
+            net = transform(model, inputs.args, optimizer=options.optimizer, step=step, **shared)
+            optimizer = net.dni.optimizer
+        else:
+            net = transform(model, inputs.args, **shared)
+            optimizer = options.optimizer(net.parameters())
+        context = {}
+        if options.classes is not None:
+            first = inputs.tensors()[0]
+            context["dni_context"] = torch.arange(len(first), device=first.device) % options.classes
+        return Trainee(net, optimizer, Inputs(inputs.args, inputs.kwargs | context, inputs.source), options)
+
+    return make
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """Names of the modules that a person would checkpoint: of the class that holds most parameters, where there are
+    several of it; else the children of the longest Sequential.
+
+    Raises:
+        DniFxError: If there are neither.
+    """
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    by_class: dict[type[nn.Module], list[str]] = {}
+    for name, module in model.named_modules():
+        same = by_class.setdefault(type(module), [])
+        inside = any(name.startswith(f"{other}.") for other in same)
+        if name and not isinstance(module, containers) and any(True for _ in module.children()) and not inside:
+            same.append(name)
+    repeated = [names for names in by_class.values() if len(names) > 1]
+    if repeated:
+        return max(repeated, key=lambda names: sum(_size(model.get_submodule(name)) for name in names))
+    sequentials = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Sequential) and len(m) > 1]
+    if not sequentials:
+        raise DniFxError("the model has no repeated blocks")
+    name, longest = max(sequentials, key=lambda pair: len(pair[1]))
+    return [f"{name}.{i}".lstrip(".") for i in range(len(longest))]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,169 @@
+"""From a module to a graph: torch.fx symbolic tracing that keeps layers whole and never trusts itself."""
+
+import copy
+import inspect
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from dni_fx import ops
+from dni_fx.capture.checkpoints import on_checkpoint
+from dni_fx.errors import OURS, CaptureError, first_line
+from dni_fx.model import Inputs, preserved
+from dni_fx.runtime import DecoupledModule, adopt
+
+__all__ = ["capture_by_fx"]
+
+_MAX_LEAVES = 200  # modules that tracing may fail inside of, before it is given up
+
+
+class LeafTracer(fx.Tracer):
+    """Leaves are torch.nn layers, modules that read `self.training` or have hooks, and modules named in `leaves`.
+
+    A module that reads `self.training` would be traced in one mode for ever (pytorch#68190).
+    """
+
+    def __init__(self, inputs: Inputs, leaves: set[str]) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.leaves = leaves
+        self.entered: list[str] = []
+        self.lost_checkpoints = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            super().is_leaf_module(m, module_qualified_name)
+            or module_qualified_name in self.leaves
+            or isinstance(m, fx.GraphModule)
+            or bool(m._forward_hooks or m._forward_pre_hooks)  # a trace would call them with proxies, once
+            or reads_training(type(m).forward)
+        )
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.entered.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.entered.pop()
+        return result
+
+    def keep_whole(self) -> None:
+        """The module that does what no graph holds becomes a leaf, if it is not the model itself."""
+        if self.entered:
+            raise CaptureError("activation checkpointing")
+        self.lost_checkpoints = True
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """fx leaves the module calls around a node out where marks of the person's own code are kept."""
+        node = super().create_node(*args, **kwargs)
+        if self.module_stack:
+            node.meta["nn_module_stack"] = copy.copy(self.module_stack)
+        return node
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Placeholders for the tensors of the example inputs; every other argument keeps its value.
+
+        fx has `concrete_args` for that, but renames the arguments that it specialises.
+        """
+        signature = inspect.signature(root_fn)
+        bound = signature.bind(self.root, *self.inputs.args, **self.inputs.kwargs)
+        for name, parameter in list(signature.parameters.items())[1:]:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                values = bound.arguments.get(name, ())
+                bound.arguments[name] = tuple(self._argument(f"{name}_{i}", v, None) for i, v in enumerate(values))
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                extra = bound.arguments.get(name, {})
+                bound.arguments[name] = {k: self._argument(k, v, None) for k, v in extra.items()}
+            elif name in bound.arguments:
+                bound.arguments[name] = self._argument(name, bound.arguments[name], parameter.default)
+            else:
+                bound.arguments[name] = self._argument(name, parameter.default, parameter.default)
+        return (lambda *_: root_fn(*bound.args, **bound.kwargs)), [self.root]
+
+    def _argument(self, name: str, value: Any, default: Any = inspect.Parameter.empty) -> Any:
+        has_tensors = any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+        has_default = default is not inspect.Parameter.empty
+        if not has_tensors:
+            try:
+                self.create_arg(value)
+            except NotImplementedError:
+                return value  # no such literal in a graph: the argument leaves the signature
+            default, has_default = value, True
+        proxy = self.create_proxy("placeholder", name, (default,) if has_default else (), {})
+        if has_tensors:
+            return proxy
+        self.create_proxy("call_function", ops.specialised, (name, proxy, value), {})
+        return value
+
+
+def reads_training(function: Callable[..., Any]) -> bool:
+    """Whether the code of `function`, or of a function inside it, names `training`."""
+
+    def names(code: CodeType) -> bool:
+        return "training" in code.co_names or any(names(c) for c in code.co_consts if isinstance(c, CodeType))
+
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and names(code)
+
+
+def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
+    """Trace a model into a module that shares all its state.
+
+    A module inside which tracing fails becomes a leaf, and the model is traced again.
+
+    Raises:
+        CaptureError: If the model's own forward cannot be traced.
+    """
+    if reads_training(type(model).forward) and not isinstance(model, fx.GraphModule):
+        raise CaptureError(
+            f"{_place(type(model).forward)}: forward of {type(model).__name__} reads self.training, which a trace "
+            "would fix for ever; move that part into a submodule, which is then kept whole"
+        )
+    leaves: set[str] = set()
+    while True:
+        tracer = LeafTracer(inputs, leaves)
+        try:
+            with preserved(model), on_checkpoint(tracer.keep_whole), fx.traceback.preserve_node_meta():
+                graph = tracer.trace(model)
+                graph._tracer_cls = None  # pickling traces the generated code again, with the plain tracer
+                net = adopt(model, graph)
+                net.__dict__["dni_lost_checkpoints"] = tracer.lost_checkpoints
+                return net
+        except Exception as error:
+            _retry(model, tracer, leaves, error)
+
+
+def _retry(model: nn.Module, tracer: LeafTracer, leaves: set[str], error: Exception) -> None:
+    """Make a leaf of the module that tracing failed inside of, or say why the model cannot be traced."""
+    culprit = tracer.entered[-1] if tracer.entered else ""
+    if culprit and culprit not in leaves and len(leaves) < _MAX_LEAVES:
+        leaves.add(culprit)
+        return
+    place, line = _failing_line(error)
+    reason = first_line(error)
+    raise CaptureError(
+        f"cannot trace {type(model).__name__}: {place}: {line!r}: {reason}. Move the part that depends on values, or "
+        "that plain Python has to run, into a submodule of its own: it is then kept whole"
+    ) from None
+
+
+def _failing_line(error: Exception) -> tuple[str, str]:
+    """The innermost line of the person's own code."""
+    skip = (str(Path(torch.__file__).parent), OURS)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skip)]
+    if not frames:
+        return "forward", type(error).__name__
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}", (frames[-1].line or "").strip()
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = inspect.unwrap(function).__code__
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}"

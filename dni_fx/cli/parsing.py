@@ -1,0 +1,64 @@
+"""What the texts of the command line mean."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dni_fx.errors import DniFxError
+
+if TYPE_CHECKING:
+    from dni_fx.capture import StateOption
+    from dni_fx.cuts import Cuts
+    from dni_fx.settings import Mix
+
+__all__ = ["default_folder", "parse_cuts", "parse_mix", "parse_state"]
+
+
+def parse_cuts(text: str) -> "Cuts":
+    """`--cuts`: a saved plan, a keyword, a number of segments, or names with commas."""
+    from dni_fx.plans import Plan
+
+    if text.endswith(".json") or Path(text, "plan.json").is_file():
+        return Plan.load(text)
+    if text in ("auto", "marked", "leaves") or text.startswith("every:"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_mix(text: str) -> "Mix":
+    """`--mix`: a share as in `0.5`, or `START:END:STEPS`.
+
+    Raises:
+        DniFxError: If it does not read so.
+    """
+    try:
+        parts = text.split(":")
+        if len(parts) == 3:
+            return float(parts[0]), float(parts[1]), int(parts[2])
+        return float(text)
+    except ValueError:
+        raise DniFxError(f"mix={text}: a number from 0 to 1, or START:END:STEPS") from None
+
+
+def parse_state(text: str | None) -> "StateOption | None":
+    """`--state`: `auto`, or `NAME=OUTPUT`, several with commas.
+
+    Raises:
+        DniFxError: If it does not read so.
+    """
+    if text is None or text == "auto":
+        return None if text is None else True
+    pairs = [part.split("=") for part in text.split(",")]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise DniFxError(f"--state {text!r}: auto, or NAME=OUTPUT, as in hidden=1 or hidden=last,cell=2")
+    return {name.strip(): int(key) if re.fullmatch(r"\s*-?\d+\s*", key) else key.strip() for name, key in pairs}
+
+
+def default_folder(target: str) -> Path:
+    """`NAME_dni` for a target `path/NAME.py:attr` or `package.NAME:attr`."""
+    path = target.split(":")[0]
+    name = Path(path).stem if path.endswith(".py") else path.rsplit(".", 1)[-1]
+    return Path(f"{name}_dni")

@@ -1,0 +1,199 @@
+"""The compiler: capture a model and decide its cuts, rewrite it, and give the plain model back."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from dni_fx import ops
+from dni_fx.capture import StateOption, by_segments, capture, find_state, longest_container, states_alone
+from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices
+from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
+from dni_fx.errors import DniFxError
+from dni_fx.graph import dataflow
+from dni_fx.model import Inputs, describe
+from dni_fx.passes.add_context import AddContext
+from dni_fx.passes.add_synthesizers import AddSynthesizers
+from dni_fx.passes.add_time_cuts import AddTimeCuts
+from dni_fx.passes.apply import run
+from dni_fx.passes.copy_written import CopyWritten
+from dni_fx.passes.cut_states_off import CutStatesOff
+from dni_fx.passes.decouple_cuts import DecoupleCuts
+from dni_fx.passes.mark_segments import MarkSegments
+from dni_fx.passes.observe_output import ObserveOutput
+from dni_fx.plans import Plan, Rewrite, StateTensor, crossing_name, time_name
+from dni_fx.runtime import (
+    DecoupledModule,
+    HookedModule,
+    SegmentOptimizer,
+    add_time_cuts,
+    average_segments,
+    build_dni,
+    hold_parameters,
+    plain,
+    replay_windows,
+    share_state,
+    time_activation,
+)
+from dni_fx.settings import DEFAULTS, Settings, check_settings, loss_function, with_defaults
+from dni_fx.synthesizers import Factory, resolve
+
+__all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
+
+_MOST_SOLVED = 2048  # features of a state, for which `least_squares` is made by itself
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a model is to be captured, and where cut; as in `transform`."""
+
+    cuts: Cuts = "auto"
+    synthesizer: str | Factory = "auto"
+    settings: Settings = field(default_factory=Settings)
+    limits: Limits = field(default_factory=Limits)
+    profile: bool = False
+    frontend: str = "auto"
+    verify: bool = True
+    state: StateOption | None = None
+
+
+def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tuple[DecoupledModule, Plan]:
+    """Capture, compare with eager, annotate, partition."""
+    cuts, frontend, profile = request.cuts, request.frontend, request.profile
+    if isinstance(cuts, Plan) and frontend == "auto":
+        frontend = cuts.frontend  # its nodes are those of that front end
+    in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
+    module, used, tried = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
+    tensors = _state(model, module, example, request)
+    among = longest_container(module) if isinstance(module, HookedModule) else frozenset()
+    prices, refused = synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=profile)
+    times = node_times(module, example) if profile else None
+    flow = dataflow(module.graph, times, states_alone(module, tensors))
+    always = resident(model, example, OPTIMIZER_STATES)
+    cost_model = CostModel(flow, prices, always, refused=refused, unit="s" if profile else "FLOPs")
+    if in_depth:
+        decision = decide(module.graph, cost_model, cuts, request.limits, among)
+    elif request.limits != Limits():
+        raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: say cuts=")
+    else:
+        why = cuts.why if isinstance(cuts, Plan) else "in time alone; say cuts= for some in depth, too"
+        decision = Decision((), why)
+    described = (describe(example), example.source)
+    plan = make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
+    if tensors and plan.cuts and isinstance(module, HookedModule):
+        raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
+    return module, replace(plan, states=by_segments(module, tensors, plan.cuts))
+
+
+def _state(model: nn.Module, module: DecoupledModule, example: Inputs, request: Request) -> tuple[StateTensor, ...]:
+    """The tensors that are to be cut off in time: as asked for, else as the plan says."""
+    if request.state is not None and request.state is not False:
+        return find_state(model, module, example, request.state)
+    saved = request.cuts.states if isinstance(request.cuts, Plan) else ()
+    if saved and fingerprint(module.graph) != request.cuts.fingerprint:  # type: ignore[union-attr]
+        raise DniFxError("the plan was made for another graph; make a new one: dni-fx plan TARGET")
+    return tuple(tensor for state in saved for tensor in state.tensors)
+
+
+def rewrite(
+    module: DecoupledModule, plan: Plan, synthesizer: str | Factory = "auto", settings: Settings = DEFAULTS
+) -> DecoupledModule:
+    """Put the synthesizers of `plan` into a captured, annotated module. Arguments and errors as for `transform`."""
+    check_settings(settings)
+    if plan.states:
+        _check_for_time(settings, plan)
+    names, factories = _synthesizers(plan, synthesizer, settings)
+    rewritten = plan.with_rewrite(Rewrite.of(settings, names))
+    if not plan.states and settings.training.for_time:
+        raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: say state=")
+    named = isinstance(synthesizer, str)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    dni = build_dni(rewritten, factories, with_defaults(settings, named=named), device=device)
+    add_time_cuts(dni, factories, with_defaults(settings, named=named, in_time=True), device=device)
+    hold_parameters(module, dni)
+    module.add_module("dni", dni)
+    dni.train(module.training)
+    unlocked = settings.unlock == "backward"
+    # The front end modules has no graph, and runs the ends of its cut in time around the model.
+    states = () if isinstance(module, HookedModule) else plan.states
+    if unlocked:
+        average_segments(module)
+    run(
+        module,
+        [
+            MarkSegments([cut.after for cut in plan.cuts]),
+            *([CutStatesOff([t.output for state in states for t in state.tensors])] if states else []),
+            *([AddContext()] if settings.size else []),
+            *([ObserveOutput()] if hasattr(dni, "outcome") else []),
+            AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
+            DecoupleCuts(ops.decouple if unlocked else ops.inject),
+            *([CopyWritten()] if unlocked else []),
+            *([AddTimeCuts(states)] if states else []),
+        ],
+    )
+    replay_windows(module)
+    return module
+
+
+def _check_for_time(settings: Settings, plan: Plan) -> None:
+    """Raise a DniFxError if the plan's cuts in time cannot be made so."""
+    if not plan.cuts and (settings.size or settings.training.warmup):
+        raise DniFxError("labels, context and warm-up are for cuts in depth: say cuts=")
+    if not plan.cuts and settings.training.scale == "rms":
+        raise DniFxError('scale="rms" is for cuts in depth: in time it would follow predictions, which targets hold')
+    apart = [state for state in plan.states if state.enters != (state.leaves,)]
+    if apart and settings.training.auxiliary and settings.unlock == "backward":
+        raise DniFxError(
+            f"auxiliary needs states that one segment takes and makes anew, but {apart[0].tensors[0].input} comes out "
+            'of another: cut elsewhere, or use unlock="none"'
+        )
+    several = [state for state in plan.states if len(state.enters) > 1]
+    if several and settings.unlock == "backward":
+        names = ", ".join(tensor.input for tensor in several[0].tensors)
+        raise DniFxError(
+            f"state {names} is used in segments {', '.join(map(str, several[0].enters))}, which go backward one by "
+            'one: cut elsewhere, or use unlock="none"'
+        )
+
+
+def _synthesizers(
+    plan: Plan, synthesizer: str | Factory, settings: Settings
+) -> tuple[dict[str, str], dict[str, Factory]]:
+    """Name and factory of the synthesizer at each crossing."""
+    loss = None if settings.loss is None else loss_function(settings.loss)
+    names, factories = {}, {}
+    for index, cut in enumerate(plan.cuts):
+        for tensor in cut.tensors:
+            crossing = crossing_name(index, tensor.node)
+            names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis, loss)
+    for index, state in enumerate(plan.states):
+        name, activation = time_name(index), time_activation(state)
+        # `benchmarks/results/time_cut.md`; its equations take time with the cube of the features, and all digits.
+        solves = activation.dtype.itemsize > 2 and activation.features <= _MOST_SOLVED
+        auto = "least_squares" if solves else "mlp"
+        own = auto if synthesizer == "auto" else synthesizer
+        names[name], factories[name] = resolve(own, activation.shape, 1)
+    return names, factories
+
+
+def restore(net: DecoupledModule) -> nn.Module:
+    """The plain model with the trained weights.
+
+    Returns:
+        The very model that was given to `transform`, which shares its parameters with `net`; for one that came from
+        `dni_fx.load` without a model, the graph with all that the rewrite added taken out again.
+
+    Raises:
+        DniFxError: If `net` was not made by dni-fx.
+    """
+    if not isinstance(net, DecoupledModule):
+        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    dni = getattr(net, "dni", None)
+    if dni is not None and isinstance(dni.optimizer, SegmentOptimizer):
+        dni.optimizer.remove()
+    original = net.__dict__.get("dni_original")
+    if isinstance(original, nn.Module):
+        share_state(net, original, without="dni")
+        original.training = net.training
+        return original
+    return plain(net)

@@ -1,0 +1,20 @@
+"""What a training step costs: time and bytes of nodes, segments and synthesizers.
+
+In: an annotated graph. Out: predictions for any cuts.
+"""
+
+from dni_fx.cost.memory import resident
+from dni_fx.cost.model import OBJECTIVES, OPTIMIZER_STATES, CostModel, Prediction, SegmentCost
+from dni_fx.cost.synthesizers import synthesizer_prices
+from dni_fx.cost.times import node_times
+
+__all__ = [
+    "OBJECTIVES",
+    "OPTIMIZER_STATES",
+    "CostModel",
+    "Prediction",
+    "SegmentCost",
+    "node_times",
+    "resident",
+    "synthesizer_prices",
+]

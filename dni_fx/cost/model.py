@@ -1,0 +1,161 @@
+"""What a cut model costs: time, memory and pipeline throughput of any choice of cuts, from numbers a node."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import numpy as np
+
+from dni_fx.cost.memory import Memory, Peak
+from dni_fx.partition import Loads, Position
+
+if TYPE_CHECKING:
+    from dni_fx.cost.synthesizers import Price
+
+__all__ = ["OBJECTIVES", "OPTIMIZER_STATES", "CostModel", "Prediction", "SegmentCost"]
+
+OBJECTIVES = ("memory", "throughput", "balanced")
+
+OPTIMIZER_STATES = 2  # numbers that an optimizer keeps a parameter: Adam's
+
+
+@dataclass(frozen=True)
+class CutCost:
+    """Of the synthesizers of one cut together."""
+
+    time: float  # of their predictions and their training
+    transfer: float  # time to hand the tensors over to another process
+    static: int  # bytes of their parameters and optimizer state
+    gradient: int  # bytes of the gradients of their parameters
+    kept: int  # bytes of their predictions, and of what autograd keeps, until their targets have come
+    arrival: int  # bytes that are made while they are trained, but for what is there anyway
+
+
+@dataclass(frozen=True)
+class SegmentCost:
+    """Of one segment."""
+
+    forward: float
+    backward: float
+    synthesizers: float  # the time of those at its upper end
+    transfer: float  # handing over what crosses its ends
+    peak: Peak
+
+    @property
+    def load(self) -> float:
+        """Time that a process with this segment alone needs for a step."""
+        return self.forward + self.backward + self.synthesizers + self.transfer
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one training step."""
+
+    segments: tuple[SegmentCost, ...]
+    resident: int  # bytes that are there all along: parameters, buffers, optimizer state, the batch
+    synthesizers: int  # the same of the synthesizers
+    optimizer: float  # bytes that are there while the optimizer steps: all gradients, and its temporaries
+
+    @property
+    def step(self) -> float:
+        """Time of a step on one device."""
+        return sum(s.forward + s.backward + s.synthesizers for s in self.segments)
+
+    @property
+    def slowest(self) -> float:
+        """Time of a step where every segment has a device of its own: that of the heaviest."""
+        return max(s.load for s in self.segments)
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the worst moment."""
+        return self.resident + self.synthesizers + max(self.optimizer, *(s.peak.bytes for s in self.segments))
+
+
+class CostModel:
+    """Costs of any cuts of one graph.
+
+    Args:
+        flow: As `costs.dataflow` gives it.
+        prices: Of the synthesizers, by node.
+        refused: Why there is no synthesizer for a node.
+        resident: Bytes of parameters, buffers, optimizer state and batch.
+        unit: Of all times: "FLOPs" or "s".
+    """
+
+    def __init__(
+        self,
+        flow: "nx.DiGraph[str]",
+        prices: "Mapping[str, Price]",
+        resident: int,
+        *,
+        refused: Mapping[str, str] | None = None,
+        unit: str = "FLOPs",
+    ) -> None:
+        self.flow = flow
+        self.memory = Memory(flow)
+        self.prices = prices
+        self.refused = refused or {}
+        self.resident = resident
+        self.unit = unit
+        self.forward = np.cumsum([0.0, *(flow.nodes[name]["forward"] for name in flow)])
+        self.backward = np.cumsum([0.0, *(flow.nodes[name]["backward"] for name in flow)])
+
+    @property
+    def count(self) -> int:
+        return len(self.forward) - 1
+
+    def refusal(self, position: Position) -> str:
+        """Why a tensor that crosses there can have no synthesizer; empty: each can."""
+        return next((self.refused[name] for name in position.crossing if name in self.refused), "")
+
+    def cut(self, position: Position) -> CutCost:
+        prices = {name: self.prices[name] for name in position.crossing if name in self.prices}
+        size = sum(p.parameter_bytes for p in prices.values())
+        return CutCost(
+            time=sum(p.time for p in prices.values()),
+            transfer=sum(p.transfer for p in prices.values()),
+            static=size * (1 + OPTIMIZER_STATES),
+            gradient=size,
+            kept=sum(p.kept + p.bytes for p in prices.values()),
+            arrival=max(2 * sum(p.bytes for p in prices.values()), size),  # target and error; or gradients
+        )
+
+    def loads(self, objective: str, candidates: Sequence[Position]) -> Loads:
+        """Of every segment between two candidates, for `chain`; bytes, or time."""
+        ends = [0, *(p.index + 1 for p in candidates), self.count]
+        cuts = [self.cut(p) for p in candidates]
+        if objective == "memory":
+            kept = np.array([0.0, *(c.kept for c in cuts), 0.0])
+            arrival = np.array([0.0, *(c.arrival for c in cuts), 0.0])
+            return self.memory.loads(ends, kept, arrival)
+        time = (self.forward + self.backward)[ends]
+        if objective == "balanced":
+            return lambda i: time[i + 1 :] - time[i]
+        synthesizers = np.array([0.0, *(c.time for c in cuts), 0.0])
+        transfer = np.array([0.0, *(c.transfer for c in cuts), 0.0])
+        return lambda i: time[i + 1 :] - time[i] + transfer[i] + (synthesizers + transfer)[i + 1 :]
+
+    def predict(self, cuts: Sequence[Position]) -> Prediction:
+        """Of a step of the model with these cuts, `unlock="backward"`; without any: of backprop."""
+        ends = [0, *(p.index + 1 for p in cuts), self.count]
+        nothing = CutCost(0.0, 0.0, 0, 0, 0, 0)
+        costs = [nothing, *map(self.cut, cuts), nothing]
+        gradients = [0, *itertools.accumulate(c.gradient for c in costs[:-2])]  # those of lower synthesizers are there
+        segments = tuple(
+            SegmentCost(
+                forward=float(self.forward[j] - self.forward[i]),
+                backward=float(self.backward[j] - self.backward[i]),
+                synthesizers=above.time,
+                transfer=below.transfer + above.transfer,
+                peak=self.memory.peak(i, j, below.kept + before, above.kept, below.arrival),
+            )
+            for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
+        )
+        largest = max(c.gradient for c in costs)
+        optimizer = (
+            self.memory.optimizer + sum(c.gradient for c in costs) + 2 * max(0, largest - self.flow.graph["largest"])
+        )
+        return Prediction(segments, self.resident, sum(c.static for c in costs), optimizer)

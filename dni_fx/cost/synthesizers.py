@@ -1,0 +1,123 @@
+"""What a synthesizer would cost at every tensor that may cross a cut: from building it and running it without data."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from dni_fx.cost.times import seconds
+from dni_fx.errors import DniFxError, first_line
+from dni_fx.graph import Saving, flop_counter, record_of
+from dni_fx.settings import Settings, loss_function
+from dni_fx.synthesizers import Activation, Factory, LossHead, resolve
+
+__all__ = ["Price", "synthesizer_prices"]
+
+FLOPS_PER_BYTE = 10.0  # as long as it takes to move a byte between processes: a few GB/s, beside tens of GFLOP/s
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of the synthesizer of one tensor."""
+
+    parameter_bytes: int
+    time: float  # a prediction, and the backward pass that trains on it: FLOPs, or measured seconds
+    bytes: int  # of the tensor, so of its prediction, its gradient and its target
+    transfer: float  # time to hand the tensor over to another process
+    kept: int  # bytes that autograd keeps from the prediction until its target comes, but the tensor
+
+
+def synthesizer_prices(
+    graph: fx.Graph, synthesizer: str | Factory, settings: Settings, *, measure: bool = False
+) -> tuple[dict[str, Price], dict[str, str]]:
+    """The price of a synthesizer for every node of an annotated graph that can have one, or why it can have none.
+
+    Args:
+        settings: What it is conditioned on, and with which loss.
+        measure: Seconds on real tensors in place of FLOPs.
+    """
+    known: dict[Activation, Price | str] = {}
+    prices: dict[str, Price] = {}
+    refused: dict[str, str] = {}
+    for node in graph.nodes:
+        record = record_of(node)
+        if not (record.carries_gradient and record.shape and record.dtype and record.dtype.is_floating_point):
+            continue
+        axis = record.axis % len(record.shape)
+        device = record.device if measure and record.device is not None else torch.device("meta")
+        activation = Activation(record.shape, record.dtype, device, axis)
+        if activation not in known:
+            known[activation] = _price(activation, synthesizer, settings)
+        price = known[activation]
+        if isinstance(price, Price):
+            prices[node.name] = price
+        else:
+            refused[node.name] = price
+    return prices, refused
+
+
+def _price(activation: Activation, synthesizer: str | Factory, settings: Settings) -> Price | str:
+    """Or why there is no such synthesizer for this activation. One that looks at values is run on zeros."""
+    reason = ""
+    loss = None if settings.loss is None else loss_function(settings.loss)
+    name, factory = resolve(synthesizer, activation.shape, activation.axis, loss)
+    for device in dict.fromkeys((activation.device, torch.device("cpu"))):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return _built(replace(activation, device=device), factory, settings, activation.device)
+        except DniFxError as error:
+            return str(error)
+        except Exception as error:
+            reason = first_line(error)
+    return f"synthesizer {name} does not run on a tensor of shape {list(activation.shape)}: {reason}"
+
+
+def _built(activation: Activation, factory: Factory, settings: Settings, asked: torch.device) -> Price:
+    """Build one and run it; measure it if it was not only asked for its FLOPs, on the device meta."""
+    with activation.device:
+        module = factory(activation, settings.size)
+        if not isinstance(module, nn.Module):
+            raise DniFxError(f"the synthesizer is a {type(module).__name__}, not an nn.Module")
+        module = module.to(activation.dtype)
+        h, context = example(activation, settings, module)
+    parameters = list(module.parameters())
+    counter = flop_counter()
+    saving = Saving([*parameters, h])
+    with counter, saving:
+        prediction = module(h, context)
+        if not isinstance(prediction, Tensor) or prediction.shape != h.shape:
+            gave = list(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
+            name = type(module).__name__
+            raise DniFxError(f"synthesizer {name} returned {gave} for an activation of shape {list(h.shape)}")
+        kept = sum(saving.take().values())
+        if prediction.requires_grad:
+            prediction.backward(torch.ones_like(prediction))
+    time, transfer = float(counter.get_total_flops()), FLOPS_PER_BYTE * h.nbytes
+    if asked.type != "meta":
+        time, transfer = seconds(lambda: _train(module, h, context)), seconds(h.clone)
+    return Price(
+        parameter_bytes=sum(p.nbytes for p in parameters),
+        time=time,
+        bytes=h.nbytes,
+        transfer=transfer,
+        kept=kept,
+    )
+
+
+def _train(module: nn.Module, h: Tensor, context: Tensor | None) -> None:
+    prediction = module(h, context)
+    if prediction.requires_grad:
+        prediction.backward(torch.ones_like(prediction))
+
+
+def example(activation: Activation, settings: Settings, module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """What a synthesizer is called with: zeros."""
+    shape = list(activation.shape)
+    h = torch.zeros(shape, dtype=activation.dtype)
+    if not settings.size:
+        return h, None
+    if isinstance(module, LossHead):
+        integers = settings.classes is not None
+        return h, torch.zeros(shape[0], dtype=torch.long) if integers else torch.zeros(shape[0], settings.size)
+    shape[activation.axis] = settings.size
+    return h, torch.zeros(shape)

@@ -1,0 +1,10 @@
+"""Where to cut: the places that were asked for, or the best ones there are.
+
+In: an annotated graph and its costs. Out: a `Plan`.
+"""
+
+from dni_fx.cuts.decide import Cuts, decide
+from dni_fx.cuts.plan import Decision, fingerprint, make_plan
+from dni_fx.cuts.search import Limits, check_limits
+
+__all__ = ["Cuts", "Decision", "Limits", "check_limits", "decide", "fingerprint", "make_plan"]

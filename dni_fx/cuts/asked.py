@@ -1,0 +1,135 @@
+"""Cuts that the person asks for: by name, by class, by layer, by mark, by a saved plan."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import networkx as nx
+from torch import fx
+
+from dni_fx.cuts.plan import Decision, fingerprint
+from dni_fx.errors import DniFxError
+from dni_fx.graph import mark_of, record_of
+from dni_fx.partition import Position, find_positions, snap
+from dni_fx.plans import Plan
+
+__all__ = [
+    "after_every",
+    "after_layers",
+    "last_nodes",
+    "positions_after",
+    "positions_of_marks",
+    "positions_of_plan",
+    "separated",
+]
+
+
+def last_nodes(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
+    """The last node of every module call: by qualified name and by a key of the call."""
+    last: dict[tuple[str, str], fx.Node] = {}
+    for node in graph.nodes:
+        for key in record_of(node).scope:
+            last[key.split("@")[0], key] = node
+    return last
+
+
+def positions_after(
+    flow: "nx.DiGraph[str]", everywhere: list[Position], calls: dict[tuple[str, str], fx.Node], name: str
+) -> list[Position]:
+    """After every call of the module of that name, else after the node of that name."""
+    ends = [node for (module, _), node in calls.items() if module == name]
+    if ends:
+        return [snap(flow, everywhere, node.name, name) for node in ends]
+    if name in flow:
+        return [snap(flow, everywhere, name, name)]
+    known = list(dict.fromkeys([module for module, _ in calls] + list(flow)))
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"; the nearest names are {', '.join(near)}" if near else f"; there are {', '.join(known[:8])}"
+    raise DniFxError(f"no module or node called {name!r} to cut after{hint}")
+
+
+def after_every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> Decision:
+    last: dict[str, fx.Node] = {}
+    classes: set[str] = set()
+    for node in graph.nodes:
+        record = record_of(node)
+        classes.update(record.classes)
+        last.update({key: node for key, cls in zip(record.scope, record.classes, strict=True) if cls == wanted})
+    if not last:
+        near = difflib.get_close_matches(wanted, sorted(classes), n=3) or sorted(classes)[:8]
+        raise DniFxError(f"the graph calls no module of class {wanted!r}; the nearest are {', '.join(near)}")
+    return _after_calls(flow, list(last.values()), wanted)
+
+
+def after_layers(graph: fx.Graph, flow: "nx.DiGraph[str]") -> Decision:
+    """After every call of a module without children that trains, but the last."""
+    owner: Any = graph.owning_module
+    names = {name for name, m in owner.named_modules() if not [*m.children()]}
+    trained = {name for name in names if any(p.requires_grad for p in owner.get_submodule(name).parameters())}
+    ends = [node for (name, _), node in last_nodes(graph).items() if name in trained]
+    if len(ends) < 2:
+        raise DniFxError("cuts='leaves': the graph calls fewer than two layers that train")
+    return _after_calls(flow, sorted(ends)[:-1], "a layer that trains, but the last")
+
+
+def _after_calls(flow: "nx.DiGraph[str]", ends: Sequence[fx.Node], what: str) -> Decision:
+    """After each of these nodes where that is a legal cut."""
+    everywhere = find_positions(flow)
+    order = {name: i for i, name in enumerate(flow)}
+    places = sorted({order[node.name] for node in ends})
+    legal = [everywhere[i] for i in places if i < len(everywhere) and not everywhere[i].obstacle]
+    if not legal:
+        reason = everywhere[places[0]].obstacle if places[0] < len(everywhere) else "nothing comes after it"
+        raise DniFxError(f"no call of {what} is a legal cut: {reason}")
+    skipped = len(ends) - len(legal)
+    note = f" ({skipped} of {len(ends)} calls are no legal cut)" if skipped else ""
+    return Decision(separated(flow, legal, drop=True), f"after every call of {what}{note}")
+
+
+def positions_of_marks(graph: fx.Graph, flow: "nx.DiGraph[str]") -> tuple[Position, ...]:
+    """After the last node of each `with dni_fx.cut_after():` block that ran."""
+    last = {mark: node for node in graph.nodes for mark in [mark_of(node)] if mark is not None}
+    if not last:
+        raise DniFxError(
+            "cuts='marked': the graph holds no mark. Say `with dni_fx.cut_after(): h = ...` in forward; a mark is not "
+            "seen inside a module that is kept whole, nor by the front end modules"
+        )
+    everywhere = find_positions(flow)
+    found = [snap(flow, everywhere, node.name, f"the mark at {node}") for node in last.values()]
+    chosen = {position.index: position for position in found}
+    return separated(flow, [chosen[i] for i in sorted(chosen)])
+
+
+def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = False) -> tuple[Position, ...]:
+    """Check that every segment uses a trainable parameter."""
+    names = list(flow)
+    kept: list[Position] = []
+    start = 0
+    for position in chosen:
+        if not any(flow.nodes[n]["parameters"] for n in names[start : position.index + 1]):
+            if drop:
+                continue
+            raise DniFxError(
+                f"the segment between the cuts after {kept[-1].after!r} and {position.after!r} uses no trainable "
+                "parameter: drop one of the two"
+            )
+        kept.append(position)
+        start = position.index + 1
+    if not any(flow.nodes[n]["parameters"] for n in names[start:]):
+        raise DniFxError(f"no trainable parameter is used after {kept[-1].after!r}: drop that cut")
+    return tuple(kept)
+
+
+def positions_of_plan(graph: fx.Graph, flow: "nx.DiGraph[str]", plan: Plan) -> tuple[Position, ...]:
+    if plan.fingerprint != fingerprint(graph):
+        missing = [cut.after for cut in plan.cuts if cut.after not in flow]
+        detail = f": no node {missing[0]!r}" if missing else ""
+        raise DniFxError(
+            f"the plan was made for another graph (of {plan.model}){detail}; make a new one: dni-fx plan TARGET"
+        )
+    everywhere = {p.after: p for p in find_positions(flow)}
+    chosen = [everywhere[cut.after] for cut in plan.cuts if cut.after in everywhere]
+    bad = [p for p in chosen if p.obstacle]
+    if bad or len(chosen) != len(plan.cuts) or not chosen:
+        raise DniFxError(f"the plan does not hold legal cuts{': ' + bad[0].obstacle if bad else ''}")
+    return separated(flow, sorted(chosen, key=lambda p: p.index))

@@ -1,0 +1,111 @@
+"""From `cuts=` to places in the graph: those that were asked for, or the best ones."""
+
+from collections.abc import Sequence, Set
+
+from torch import fx
+
+from dni_fx.cost import CostModel
+from dni_fx.cuts.asked import (
+    after_every,
+    after_layers,
+    last_nodes,
+    positions_after,
+    positions_of_marks,
+    positions_of_plan,
+    separated,
+)
+from dni_fx.cuts.plan import Decision, outlook_of
+from dni_fx.cuts.search import SHARE, Choice, Limits, best_cuts
+from dni_fx.errors import DniFxError
+from dni_fx.partition import MOST_CANDIDATES, find_candidates, find_positions
+from dni_fx.plans import Plan, Verdict, Weighed
+from dni_fx.units import bytes_text
+
+__all__ = ["Cuts", "decide"]
+
+Cuts = str | int | Sequence[str] | Plan
+
+
+def decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among: Set[str] = frozenset()) -> Decision:
+    """The cuts that were asked for.
+
+    Args:
+        model: What any cuts of the graph cost.
+        limits: For "auto" and a number of segments.
+        among: Where these look first.
+
+    Raises:
+        DniFxError: If `cuts` names what is not there, or what cannot be cut, or the limits cannot be kept.
+        NoLegalCutError: If the model has no legal cut at all, or none that keeps the memory budget.
+    """
+    decision = _decide(graph, model, cuts, limits, among)
+    refusals = [refusal for cut in decision.cuts if (refusal := model.refusal(cut))]
+    if refusals:
+        raise DniFxError(refusals[0])
+    return decision
+
+
+def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among: Set[str]) -> Decision:
+    flow = model.flow
+    if isinstance(cuts, int) and cuts < 2:  # True and False too
+        raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
+    if isinstance(cuts, int) or cuts == "auto":
+        return _automatic(model, cuts if isinstance(cuts, int) else None, limits, among)
+    if limits != Limits():
+        raise DniFxError("objective, memory budget and synthesizer share are for cuts='auto' or a number of segments")
+    if isinstance(cuts, Plan):
+        return Decision(
+            positions_of_plan(graph, flow, cuts), f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
+        )
+    if cuts == "marked":
+        return Decision(positions_of_marks(graph, flow), "where the model's code says dni_fx.cut_after()")
+    if isinstance(cuts, str) and cuts.startswith("every:"):
+        return after_every(graph, flow, cuts.removeprefix("every:"))
+    if cuts == "leaves":
+        return after_layers(graph, flow)
+    names = [cuts] if isinstance(cuts, str) else cuts
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise DniFxError(
+            f"cuts={cuts!r} is not 'auto', a number of segments, names of modules or nodes, 'every:Class', "
+            "'leaves', 'marked' or a Plan"
+        )
+    if not names:
+        raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
+    everywhere, calls = find_positions(flow), last_nodes(graph)
+    chosen = {p.index: p for name in names for p in positions_after(flow, everywhere, calls, name)}
+    return Decision(separated(flow, [chosen[i] for i in sorted(chosen)]), f"after {', '.join(names)}, as asked for")
+
+
+def _automatic(model: CostModel, segments: int | None, limits: Limits, among: Set[str]) -> Decision:
+    most = max(MOST_CANDIDATES, 4 * (segments or 0))
+    everywhere = find_candidates(model.flow, among, most)
+    candidates = [c for c in everywhere if not model.refusal(c.position)]
+    if not candidates:
+        raise DniFxError(model.refusal(everywhere[0].position))
+    if segments is not None and segments > len(candidates) + 1 and limits.budget is None:
+        raise DniFxError(f"cannot make {segments} segments: the model has legal cuts for {len(candidates) + 1} at most")
+    found, others, share = best_cuts(model, candidates, segments, limits)
+    verdict = Verdict(
+        objective=limits.objective,
+        places=len(candidates),
+        bound=found.bound,
+        share=share,
+        weighed=tuple(_weighed(model, choice) for choice in (found, *others)),
+    )
+    asked = "auto" if segments is None else f"{segments} segments asked for"
+    if limits.budget is not None:
+        asked += f", the fewest segments that fit into {bytes_text(limits.budget)}"
+    proof = "optimal"
+    if not verdict.optimal:
+        gap = f"{100 * (found.value / found.bound - 1):.2g} %" if found.bound > 0 else "an unknown share"
+        proof = f"within {gap} of the best there can be"
+    why = f"{asked}: {proof} for {limits.objective} and charges, among {len(candidates)} places"
+    if limits.share is None and found.share > SHARE:
+        why += f"; the synthesizers take {100 * found.share:.2g} % of backprop's step"
+    return Decision(found.cuts, why, verdict)
+
+
+def _weighed(model: CostModel, choice: Choice) -> Weighed:
+    names = tuple(p.after for p in choice.cuts)
+    count = sum(len(p.crossing) for p in choice.cuts)
+    return Weighed(names, count, choice.value, choice.charges, choice.share, outlook_of(model.predict(choice.cuts)))

@@ -1,0 +1,120 @@
+"""From decided cuts to the plan, and the fingerprint of a graph."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import fx
+
+from dni_fx.cost import CostModel, Prediction, SegmentCost
+from dni_fx.graph import record_of
+from dni_fx.partition import Position
+from dni_fx.plans import CrossingTensor, Cut, Forecast, Outlook, Plan, SegmentPlan, Verdict
+
+__all__ = ["Decision", "fingerprint", "make_plan", "outlook_of"]
+
+
+class Decision(NamedTuple):
+    """Where to cut."""
+
+    cuts: tuple[Position, ...]  # in the order of the graph
+    why: str
+    verdict: Verdict | None = None  # where it was up to us
+
+
+def outlook_of(prediction: Prediction) -> Outlook:
+    return Outlook(round(prediction.peak), prediction.step, prediction.slowest)
+
+
+def fingerprint(graph: fx.Graph) -> str:
+    """A digest of what the graph computes, without sizes: the same for any batch size."""
+    numbers: dict[fx.Node, str] = {}
+    lines = []
+
+    def argument(node: fx.Node) -> str:
+        return numbers[node]
+
+    for node in graph.nodes:
+        numbers[node] = f"%{len(numbers)}"
+        target = node.target if isinstance(node.target, str) else fx.node._get_qualified_name(node.target)
+        arguments = fx.node.map_arg((node.args, node.kwargs), argument)
+        lines.append(f"{node.op} {target} {arguments}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def make_plan(
+    name: str,
+    graph: fx.Graph,
+    model: CostModel,
+    decision: Decision,
+    inputs: tuple[str, ...],
+    inputs_from: str,
+    frontend: str = "fx",
+    tried: tuple[str, ...] = (),
+) -> Plan:
+    """The plan for these cuts of an annotated graph of the class called `name`."""
+    nodes = list(graph.nodes)
+    by_name = {node.name: node for node in nodes}
+    ends = [-1, *(p.index for p in decision.cuts), len(nodes) - 1]
+    first = _first_uses(graph)
+    predicted = model.predict(decision.cuts)
+    backprop, cut = outlook_of(model.predict([])), outlook_of(predicted)
+    return Plan(
+        model=name,
+        fingerprint=fingerprint(graph),
+        inputs=inputs,
+        inputs_from=inputs_from,
+        cuts=tuple(Cut(p.after, tuple(_tensor(by_name[n]) for n in p.crossing)) for p in decision.cuts),
+        segments=tuple(
+            _segment(nodes[i + 1 : j + 1], first, cost)
+            for i, j, cost in zip(ends[:-1], ends[1:], predicted.segments, strict=True)
+        ),
+        why=decision.why,
+        frontend=frontend,
+        tried=tried,
+        tied=_tied(nodes, ends),
+        forecast=Forecast(
+            model.unit, predicted.resident, predicted.synthesizers, round(predicted.optimizer), backprop, cut
+        ),
+        verdict=decision.verdict,
+    )
+
+
+def _tied(nodes: Sequence[fx.Node], ends: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Trainable parameters that several segments use, and which."""
+    users: dict[str, list[int]] = {}
+    for k, (i, j) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        for name in dict.fromkeys(p for node in nodes[i + 1 : j + 1] for p in record_of(node).parameters):
+            users.setdefault(name, []).append(k)
+    return {name: tuple(segments) for name, segments in users.items() if len(segments) > 1}
+
+
+def _first_uses(graph: fx.Graph) -> dict[fx.Node, int]:
+    """How many entries of trainable parameters each node is the first to use."""
+    owner: Any = graph.owning_module
+    sizes = {name: p.numel() for name, p in owner.named_parameters()}
+    return {node: sum(sizes.pop(p, 0) for p in record_of(node).parameters) for node in graph.nodes}
+
+
+def _tensor(node: fx.Node) -> CrossingTensor:
+    record = record_of(node)
+    assert record.shape is not None and record.dtype is not None
+    size = node.meta["val"].numel() * record.dtype.itemsize
+    return CrossingTensor(node.name, record.shape, str(record.dtype).removeprefix("torch."), size, record.axis)
+
+
+def _segment(nodes: Sequence[fx.Node], first_uses: dict[fx.Node, int], cost: SegmentCost) -> SegmentPlan:
+    records = [record_of(n) for n in nodes]
+    return SegmentPlan(
+        nodes=tuple(n.name for n in nodes),
+        parameters=sum(first_uses[n] for n in nodes),
+        flops=sum(r.flops for r in records),
+        activation_bytes=sum(size for r in records for size in r.saves.values()),
+        forward=cost.forward,
+        backward=cost.backward,
+        synthesizers=cost.synthesizers,
+        load=cost.load,
+        peak_bytes=round(cost.peak.bytes),
+        peak_at=cost.peak.node,
+        peak_backward=cost.peak.backward,
+    )

@@ -1,0 +1,244 @@
+"""How many cuts, and where: the least cost of all the plans that there are, proven, and what else was weighed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dni_fx.cost import OBJECTIVES, CostModel
+from dni_fx.errors import DniFxError, NoLegalCutError
+from dni_fx.partition import Candidate, Numbers, Position, chain
+from dni_fx.units import bytes_text
+
+__all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "best_cuts", "check_limits"]
+
+# A synthesizer has to make the heaviest segment lighter by this share of the whole net, at the top; the lower it
+# lies, the more. Few and late cuts train better (Jaderberg et al. 2017, Table 1: the error grows with every cut).
+CHARGE, CHARGE_BELOW = 0.05, 0.1
+
+MOST_CUTS = 15  # that are tried: more cost most of the whole net in charges
+
+_ROOM = 1.5  # where nothing is so cheap, as much of the least that there is
+
+_MULTIPLIERS = 12
+
+_TINY = 1e-9  # relative: sums of floats are not exact
+
+SHARE = 0.05  # of backprop's step that all the synthesizers may take together
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the person asks of a plan."""
+
+    objective: str = "memory"
+    share: float | None = None  # that the synthesizers may take; None: SHARE, or _ROOM times the least
+    budget: int | None = None  # bytes that a training step may take at its peak
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One plan that was weighed."""
+
+    cuts: tuple[Position, ...]
+    value: float  # what is minimised: load of the heaviest segment, static bytes of the synthesizers, their charges
+    charges: float  # of it
+    bound: float  # no plan with so many cuts that keeps the limits has less
+    share: float  # of backprop's step that its synthesizers take
+
+
+def check_limits(limits: Limits) -> None:
+    """Raise DniFxError for what nobody can keep."""
+    if limits.objective not in OBJECTIVES:
+        raise DniFxError(f"objective={limits.objective!r}: there are {', '.join(OBJECTIVES)}")
+    number = isinstance(limits.share, int | float) and not isinstance(limits.share, bool)
+    if limits.share is not None and not (number and 0 < limits.share < math.inf):
+        raise DniFxError(
+            f"a synthesizer share of {limits.share!r}: it is a number above 0, as in 0.05 for 5 % of a step"
+        )
+    if limits.budget is not None and limits.budget <= 0:
+        raise DniFxError(f"a memory budget of {limits.budget} bytes: it is more than none")
+
+
+def best_cuts(
+    model: CostModel, candidates: Sequence[Candidate], segments: int | None, limits: Limits
+) -> tuple[Choice, list[Choice], float]:
+    """The best plan, the runners-up, best first, and the share of a step that the synthesizers were allowed.
+
+    Args:
+        candidates: In the order of the graph.
+        segments: How many, as many as there are candidates for; None: as many as pay. With a memory budget: the most.
+
+    Raises:
+        DniFxError: If the limits cannot be kept, with the numbers.
+        NoLegalCutError: If no cuts bring the peak below the memory budget.
+    """
+    places = _places(model, candidates, limits)
+    most = min(len(candidates), MOST_CUTS if segments is None else segments - 1)
+    counts = range(1, most + 1) if segments is None or limits.budget is not None else [segments - 1]
+    least = float(np.sort(places.times)[: counts[0]].sum())
+    share = max(SHARE, _ROOM * least) if limits.share is None else limits.share
+    if least > share * (1 + _TINY):
+        raise DniFxError(
+            f"the synthesizers of {counts[0]} cut{'s' * (counts[0] > 1)} take {100 * least:.3g} % of a step at least, "
+            f"more than the {100 * share:.3g} % that they may"
+        )
+    if limits.budget is not None:
+        share = math.inf if limits.share is None else limits.share  # memory comes first
+        frugal = _places(model, candidates, replace(limits, objective="memory"))
+        found = _fewest(places, replace(frugal, charges=np.zeros_like(frugal.charges)), counts, share, limits.budget)
+        return found, [], found.share
+    weighed = _weigh(places, counts, share)
+    found = min(weighed, key=lambda choice: choice.value)
+    # Where the share binds, a plan with another number of cuts may be better than any that was found.
+    bounds = [choice.bound for choice in weighed]
+    if segments is None and len(candidates) > MOST_CUTS:  # more cuts have their charges at least, and some load
+        loads = model.loads(limits.objective, places.candidates)
+        least_load = min(float(loads(i).min()) for i in range(len(candidates) + 1))
+        bounds.append(least_load + float(np.sort(places.charges + places.static)[: MOST_CUTS + 1].sum()))
+    found = replace(found, bound=min(found.value, *bounds))
+    return found, _runners_up(places, found, weighed, counts, share), share
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The candidates, and arrays with one entry for each."""
+
+    model: CostModel
+    objective: str
+    candidates: tuple[Position, ...]
+    charges: Numbers
+    static: Numbers
+    times: Numbers  # of the synthesizers, as a share of backprop's step
+
+    def keep(self, wanted: NDArray[np.bool_]) -> "_Places":
+        kept = tuple(c for c, w in zip(self.candidates, wanted, strict=True) if w)
+        return replace(
+            self, candidates=kept, charges=self.charges[wanted], static=self.static[wanted], times=self.times[wanted]
+        )
+
+
+def _places(model: CostModel, candidates: Sequence[Candidate], limits: Limits) -> _Places:
+    whole = float(model.loads(limits.objective, [])(0)[0])
+    step = model.predict([]).step
+    costs = [model.cut(c.position) for c in candidates]
+    charges = [len(c.position.crossing) * (CHARGE + CHARGE_BELOW * (1 - c.depth)) * whole for c in candidates]
+    return _Places(
+        model,
+        limits.objective,
+        tuple(c.position for c in candidates),
+        np.array(charges),
+        np.array([float(c.static + c.gradient) if limits.objective == "memory" else 0.0 for c in costs]),
+        np.array([c.time / step if step else 0.0 for c in costs]),
+    )
+
+
+def _weigh(places: _Places, counts: Sequence[int], share: float) -> list[Choice]:
+    """The best plan for each number of cuts, but for those that cannot be the best of all."""
+    n = len(places.candidates) + 1
+    floors = chain.lightest(places.model.loads(places.objective, places.candidates), n, counts[-1])
+    prices = np.cumsum(np.sort(places.charges + places.static))
+    weighed: list[Choice] = []
+    for cuts in counts:
+        bound = floors[cuts].value + float(prices[cuts - 1])
+        if all(bound < choice.value for choice in weighed):
+            choice = _least(places, cuts, share)
+            weighed += [choice] if choice is not None else []
+    return weighed
+
+
+def _least(places: _Places, cuts: int, share: float) -> Choice | None:
+    """The best plan of exactly so many cuts whose synthesizers take no more than `share`; None: there is none.
+
+    Where the share binds, its Lagrange multiplier is searched: each one gives a bound, and plans that keep the share.
+    """
+    sorted_times = np.sort(places.times)
+    allowed = share * (1 + _TINY)
+    if len(sorted_times) < cuts or sorted_times[:cuts].sum() > allowed:
+        return None
+    places = places.keep(places.times <= allowed - float(sorted_times[: cuts - 1].sum()) + _TINY)
+    n = len(places.candidates) + 1
+    floor = chain.lightest(places.model.loads(places.objective, places.candidates), n, cuts)[cuts].value
+    found = _relaxed(places, cuts, floor, 0.0)
+    if found.share <= allowed:
+        return found
+    bound, low, high = found.value, 0.0, math.inf
+    found = _relaxed(places, cuts, floor, math.inf)
+    multiplier = found.value
+    for _ in range(_MULTIPLIERS):
+        choice = _relaxed(places, cuts, floor, multiplier)
+        bound = max(bound, choice.value + multiplier * (choice.share - allowed))
+        if choice.share <= allowed:
+            found, high = min(found, choice, key=lambda c: c.value), multiplier
+        else:
+            low = multiplier
+        multiplier = 4 * multiplier if math.isinf(high) else (low + high) / 2
+    return replace(found, bound=min(bound, found.value))
+
+
+def _relaxed(places: _Places, cuts: int, floor: float, multiplier: float) -> Choice:
+    """The best plan where time of synthesizers has a price; infinity: only that price counts."""
+    n = len(places.candidates) + 1
+    loads = places.model.loads(places.objective, places.candidates)
+    if math.isinf(multiplier):
+        split = chain.cheapest(loads, n, cuts, _with_ends(places.times))
+    else:
+        prices = places.charges + places.static + multiplier * places.times
+        split = chain.best(loads, n, cuts, _with_ends(prices), floor)
+    return _valued(places, [places.candidates[i - 1] for i in split.cuts])
+
+
+def _valued(places: _Places, cuts: Sequence[Position]) -> Choice:
+    """What these cuts cost."""
+    chosen = [places.candidates.index(cut) for cut in cuts]
+    charges = float(places.charges[chosen].sum())
+    loads = places.model.loads(places.objective, cuts)
+    heaviest = chain.heaviest(loads, len(chosen) + 1, range(1, len(chosen) + 1))
+    value = heaviest + charges + float(places.static[chosen].sum())
+    return Choice(tuple(cuts), value, charges, value, float(places.times[chosen].sum()))
+
+
+def _with_ends(prices: Numbers) -> Numbers:
+    """The beginning and the end cost nothing."""
+    return np.concatenate([[0.0], prices, [0.0]])
+
+
+def _runners_up(
+    places: _Places, found: Choice, weighed: Sequence[Choice], counts: Sequence[int], share: float
+) -> list[Choice]:
+    """The best with more and with fewer cuts, the second best with as many, and what a higher share would give."""
+    count = len(found.cuts)
+    others = [choice for choice in weighed if abs(len(choice.cuts) - count) == 1]
+    without = [places.keep(np.array([c != cut for c in places.candidates])) for cut in found.cuts]
+    second = [choice for choice in (_least(rest, count, share) for rest in without) if choice is not None]
+    others += sorted(second, key=lambda c: c.value)[:1]
+    dearer = [c for c in _weigh(places, counts, math.inf) if c.share > share * (1 + _TINY) and c.value < found.value]
+    others += sorted(dearer, key=lambda c: c.value)[:1]
+    return sorted(others, key=lambda c: c.value)
+
+
+def _fewest(places: _Places, frugal: _Places, counts: Sequence[int], share: float, budget: int) -> Choice:
+    """The plan with the fewest cuts that was found to fit: the best one, or else the one that takes least memory.
+
+    Args:
+        frugal: The same places, with nothing but memory counted.
+    """
+    model = places.model
+    least = math.inf
+    for cuts in counts:
+        best, smallest = _least(places, cuts, share), _least(frugal, cuts, share)
+        if best is None or smallest is None:
+            continue
+        peaks = [model.predict(choice.cuts).peak for choice in (best, smallest)]
+        if peaks[0] <= budget:
+            return best
+        if peaks[1] <= budget:
+            return replace(_valued(places, smallest.cuts), bound=best.bound)
+        least = min(least, *peaks)
+    raise NoLegalCutError(
+        f"no plan of up to {counts[-1] + 1} segments was found that fits into {bytes_text(budget)}: the least "
+        f"predicted peak is {bytes_text(least)}, {bytes_text(model.resident)} of it parameters, optimizer state, batch"
+        + (f"; synthesizers were held to {100 * share:.3g} % of a step" if math.isfinite(share) else "")
+    )

@@ -1,0 +1,66 @@
+"""Where the features of a tensor are: on axis 1 of maps, on the last axis of vectors and sequences."""
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dni_fx.graph.record import NodeMeta, record_of
+
+__all__ = ["feature_axis"]
+
+_MAPS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+
+_ROWS = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
+
+_MAP_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "batch_norm", "group_norm")
+
+_ROW_FUNCTIONS = ("linear", "layer_norm", "embedding", "scaled_dot_product_attention")
+
+_MOVES = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
+
+
+def feature_axis(node: fx.Node, fetch: Any, record: NodeMeta) -> int:
+    """1 for maps (N, C, ...), -1 for vectors and sequences: as the nearest layer upstream has it."""
+    if record.shape is None or len(record.shape) < 3:
+        return -1
+    if node.op == "call_module":
+        layer = fetch(node.target)
+        if isinstance(layer, _MAPS):
+            return 1
+        if isinstance(layer, _ROWS):
+            return -1
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name.split(".")[0]  # an ATen operator's name ends in that of its overload
+    if name in _MAP_FUNCTIONS:
+        return 1
+    if name in _ROW_FUNCTIONS:
+        return -1
+    for source in node.all_input_nodes:
+        above = record_of(source)
+        if source.op.startswith("call") and above.carries_gradient and above.shape is not None:
+            axis = _carried(node, name, above.shape, above.axis, record.shape)
+            if axis is not None:
+                return axis
+    return 1 if len(record.shape) in (4, 5) and name not in _MOVES else -1
+
+
+def _carried(node: fx.Node, name: str, above: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> int | None:
+    """Where the feature axis of an operand of shape `above` is in the result; None: it is lost."""
+    if name in _MOVES:
+        return _moved(node, name, axis % len(above), len(above))
+    if len(above) == len(shape):
+        return axis
+    if axis == 1 and len(above) > 2:  # flattened, or averaged over space
+        return 1 if above[:2] == shape[:2] else None
+    return axis if above[-1] == shape[-1] else None
+
+
+def _moved(node: fx.Node, name: str, axis: int, rank: int) -> int | None:
+    known_by_size = torch.empty(list(range(1, rank + 1)), device="meta")
+    try:
+        moved = getattr(known_by_size, name)(*node.args[1:], **node.kwargs)
+        place = list(moved.shape).index(axis + 1)
+    except (TypeError, RuntimeError, ValueError):  # where to is no literal of the graph
+        return None
+    return {0: None, rank - 1: -1}.get(place, place)

@@ -1,0 +1,28 @@
+"""Marks in the person's own code that say where to cut."""
+
+import itertools
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import fx
+from torch.fx import traceback
+
+__all__ = ["cut_after", "mark_of"]
+
+_KEY = "dni_fx_cut_after"
+
+_numbers = itertools.count()
+
+
+def cut_after() -> AbstractContextManager[Any]:
+    """Mark a place in forward: `with dni_fx.cut_after(): h = self.block(h)`, then `cuts="marked"`.
+
+    The cut falls after the last operation of the block. Outside of a capture it does nothing.
+    """
+    return traceback.annotate({_KEY: next(_numbers)})
+
+
+def mark_of(node: fx.Node) -> int | None:
+    """The number of the block that made a node; every time that a block runs has a number of its own."""
+    mark: int | None = (node.meta.get("custom") or {}).get(_KEY)
+    return mark

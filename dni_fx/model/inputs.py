@@ -1,0 +1,74 @@
+"""Example inputs: the arguments of one call of the model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = ["Inputs", "describe", "given", "tensors_in"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments for one call of the model, and where they come from."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    source: str = "given"
+
+    def map(self, function: Callable[[Tensor], Any]) -> "Inputs":
+        """The same arguments with `function` applied to each tensor, however nested."""
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, self.kwargs))
+        return Inputs(args, kwargs, self.source)
+
+    def with_rows(self, rows: int) -> "Inputs":
+        """Another batch size, for every tensor that has as many rows as the first; the last row is repeated."""
+        tensors = self.tensors()
+        if not tensors or not tensors[0].dim():
+            return self
+        now = tensors[0].shape[0]
+
+        def resized(tensor: Tensor) -> Tensor:
+            if not tensor.dim() or tensor.shape[0] != now:
+                return tensor
+            return torch.cat([tensor, *[tensor[-1:]] * (rows - now)])[:rows]
+
+        return self.map(resized)
+
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in a nested value, in order; dataclasses that pytree does not know are opened too."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_in([getattr(leaf, f.name) for f in fields(leaf)])
+    return found
+
+
+def given(example_inputs: Any, example_kwargs: Mapping[str, Any] | None, source: str = "given") -> Inputs:
+    """Inputs from what the person passes: a tensor or a tuple of positional arguments, and keywords."""
+    if example_inputs is None:
+        args: tuple[Any, ...] = ()
+    else:
+        args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    return Inputs(args, dict(example_kwargs or {}), source)
+
+
+def describe(inputs: Inputs) -> tuple[str, ...]:
+    """One line an argument: `ids 8x128 int64`."""
+
+    def leaf(value: Any) -> str:
+        if not isinstance(value, Tensor):
+            return repr(value)
+        return f"{'x'.join(map(str, value.shape)) or 'scalar'} {str(value.dtype).removeprefix('torch.')}"
+
+    named = [(str(i), v) for i, v in enumerate(inputs.args)] + list(inputs.kwargs.items())
+    return tuple(f"{name}: {', '.join(map(leaf, pytree.tree_leaves(value)))}" for name, value in named)

@@ -1,0 +1,130 @@
+"""The boundary of unlock="backward": the segment goes backward during the forward pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import handle_torch_function, has_torch_function
+
+from dni_fx.errors import BackwardOrderError, DniFxError
+from dni_fx.ops.gradients import batch_size, clipped
+from dni_fx.ops.inject import injected
+from dni_fx.ops.segment import TWICE, Accumulated, Segment, check_not_erased
+
+__all__ = ["boundary", "decouple", "writable"]
+
+ONE_BY_ONE = 'unlock="backward" goes backward at every cut: its segments are compiled one by one'
+
+
+class _Boundary(torch.autograd.Function):
+    """Hands a detached activation on; what comes back is the synthesizer's target."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, detached: Tensor, prediction: Tensor, accumulated: Sequence[Accumulated], segment: Segment
+    ) -> Tensor:
+        ctx.batch = batch_size(detached)
+        ctx.done = False
+        ctx.accumulated, ctx.segment, ctx.generation = accumulated, segment, segment.generation
+        ctx.save_for_backward(prediction)
+        return detached
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor | None, None, None]:
+        (prediction,) = ctx.saved_tensors
+        if ctx.done:
+            raise BackwardOrderError(TWICE)
+        ctx.done = True
+        if ctx.generation == ctx.segment.generation:
+            check_not_erased(ctx.accumulated)
+        target = clipped(target, ctx.segment.clip, ctx.batch)
+        error = (prediction - target.to(prediction.dtype)).mul_(ctx.batch)
+        return None, ctx.segment.keep_finite(error), None, None
+
+
+def decouple(
+    outputs: Sequence[Tensor],
+    detached: Sequence[Tensor],
+    predictions: Sequence[Tensor | None],
+    segment: Segment,
+) -> tuple[Tensor, ...]:
+    """Run a segment's backward pass now, from predicted gradients, and hand its outputs on, cut off.
+
+    The local backward starts from all crossing tensors at once, and frees the segment's graph. The target of
+    each prediction arrives when the part above runs its own backward pass.
+
+    Args:
+        outputs: All tensors that cross the cut, attached to the segment's graph.
+        detached: The same tensors, detached: what the synthesizers saw.
+        predictions: One for each, shaped like it; None (eval, no grad) hands `outputs` on unchanged.
+        segment: Holds the parameters whose gradients the local backward accumulates.
+
+    Raises:
+        BackwardOrderError: In a later backward pass, if the gradients were erased in between.
+    """
+    tensors = (*outputs, *detached, *predictions)
+    if has_torch_function(tensors):
+        traced: tuple[Tensor, ...] = handle_torch_function(decouple, tensors, outputs, detached, predictions, segment)
+        return traced
+    if any(prediction is None for prediction in predictions):
+        return tuple(outputs)
+    cut_off: tuple[Tensor, ...] = _decoupled(outputs, detached, predictions, segment)
+    return cut_off
+
+
+@torch.compiler.disable(reason=ONE_BY_ONE)  # type: ignore[untyped-decorator]
+def _decoupled(
+    outputs: Sequence[Tensor], detached: Sequence[Tensor], predictions: Sequence[Tensor | None], segment: Segment
+) -> tuple[Tensor, ...]:
+    _check_not_recomputed()
+    if segment.next_mix() == 1.0:  # the warm-up
+        following = injected(outputs, predictions, segment, 1.0)
+        if segment.__dict__["averaging"] is not None:
+            segment.__dict__["averaging"].at_the_end(segment.index, following)
+        return following
+    roots, gradients = [], []
+    for h, prediction in zip(outputs, predictions, strict=True):
+        if h.requires_grad and prediction is not None:
+            synthetic = segment.keep_finite(prediction.detach())
+            if synthetic is not None:
+                roots.append(h)
+                gradients.append(synthetic.to(h.dtype))
+    segment.run_backward(roots, gradients)
+    accumulated = segment.accumulated()
+    return tuple(boundary(h_in, p, segment, accumulated) for h_in, p in zip(detached, predictions, strict=True))
+
+
+def boundary(
+    detached: Tensor, prediction: Tensor | None, segment: Segment, accumulated: Sequence[Accumulated] = ()
+) -> Tensor:
+    """The tensor, handed on; the gradient that comes back to it is the target of `prediction`."""
+    apply: Any = _Boundary.apply
+    following: Tensor = apply(detached, prediction, accumulated, segment)
+    return following
+
+
+def _check_not_recomputed() -> None:
+    """A checkpoint around the net would run it again in the backward pass, local backward passes and all."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
+        raise DniFxError(
+            'unlock="backward" goes backward while the net runs; inside of torch.utils.checkpoint, it '
+            "would do so twice: checkpoint modules inside of the net, or rely on the cuts to save memory"
+        )
+
+
+def writable(h: Tensor, prediction: Tensor | None) -> Tensor:
+    """A copy of what `decouple` handed on, for a segment that writes to it; `h` itself where nothing was cut.
+
+    Autograd lets nobody write to the view that `decouple` gives, and the synthesizer's saved input must not change.
+    """
+    if has_torch_function((h, prediction)):
+        traced: Tensor = handle_torch_function(writable, (h, prediction), h, prediction)
+        return traced
+    return h if prediction is None else h.clone()
+
+
+torch.fx.node.has_side_effect(decouple)

@@ -1,0 +1,25 @@
+"""Split a graph of plain numbers into segments: no torch.
+
+In: a networkx DAG whose nodes hold costs. Out: places to cut.
+"""
+
+from dni_fx.partition import chain
+from dni_fx.partition.chain import Loads, Numbers, Split
+from dni_fx.partition.places import MOST_CANDIDATES, Candidate, Position, find_candidates, find_positions, snap
+from dni_fx.partition.split import Partition, loads, partition
+
+__all__ = [
+    "MOST_CANDIDATES",
+    "Candidate",
+    "Loads",
+    "Numbers",
+    "Partition",
+    "Position",
+    "Split",
+    "chain",
+    "find_candidates",
+    "find_positions",
+    "loads",
+    "partition",
+    "snap",
+]

@@ -1,0 +1,211 @@
+"""The loads of all segments between two windows of the lattice: sums and one matrix product, in blocks."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dni_fx.partition.downsets import Closures, Window, window
+from dni_fx.partition.workload import SLACK, Integers, Numbers, Objective, TooManyError, Workload
+
+__all__ = ["Lattice", "blocks"]
+
+BLOCK = 1 << 20  # loads that are computed at once
+
+
+def blocks(
+    work: Workload, objective: Objective, below: Window, above: Window, limit: float, spend: Callable[[int], None]
+) -> Iterator[tuple[slice, slice, Numbers]]:
+    """The loads of all segments between two windows, but for those that are heavier than the limit anyway.
+
+    Args:
+        spend: Told how many multiplications are to follow; raises where those are too many.
+
+    Returns:
+        Which of the lower down-sets, which of the upper ones, and a matrix.
+    """
+    down, up = _features(work, objective, below, above)
+    transfers = objective != "balanced"
+    from_below = below.crossing - below.weight if transfers else -below.weight
+    from_above = above.crossing + above.weight if transfers else above.weight
+    height = max(1, BLOCK // max(1, len(above.weight)))
+    for start in range(0, len(below.weight), height):
+        rows = slice(start, min(start + height, len(below.weight)))
+        heaviest = below.weight[rows.stop - 1] + limit
+        columns = slice(
+            int(np.searchsorted(above.weight, below.weight[start] - SLACK * work.total)),
+            int(np.searchsorted(above.weight, heaviest, side="right")),
+        )
+        if columns.start < columns.stop:
+            spend((rows.stop - rows.start) * (columns.stop - columns.start) * (down.shape[1] + 8))
+            load = from_below[rows, None] + from_above[None, columns]
+            if down.shape[1]:
+                load += down[rows] @ up[columns].T
+            yield rows, columns, load
+
+
+def _features(work: Workload, objective: Objective, below: Window, above: Window) -> tuple[Numbers, Numbers]:
+    """Matrices whose product is what is to be added to the load of each pair of down-sets.
+
+    Far too much, where the lower one is not part of the upper one. And for what is alive at the lower end: not
+    what is alive at the upper end too, for it does not leave; nor, if that is so, what has no user in between, for
+    it does not enter. It has none where both ends have as many users below.
+    """
+    _, i, j = np.intersect1d(below.undecided, above.undecided, assume_unique=True, return_indices=True)
+    far = 8.0 * (work.total + float(work.cost.sum()))
+    down, up = [below.member[:, i] * far], [1.0 - above.member[:, j]]
+    if objective != "balanced":
+        outputs, i, j = np.intersect1d(below.outputs, above.outputs, assume_unique=True, return_indices=True)
+        uses = work.uses[outputs]
+        alive = above.used[:, j] < uses
+        cost = -work.cost[outputs] * below.made[:, i]
+        down.append(cost)
+        up.append(alive.astype(float))
+        if objective == "throughput":
+            lower, upper = below.used[:, i], above.used[:, j]
+            for count in range(int(uses.max(initial=0))):
+                same = (lower == count).any(axis=0) & (upper == count).any(axis=0) & (uses > count)
+                down.append(cost[:, same] * (lower[:, same] == count))
+                up.append((upper[:, same] == count).astype(float))
+    both = np.concatenate(down, axis=1), np.concatenate(up, axis=1)
+    needed = both[0].any(axis=0) & both[1].any(axis=0)
+    return both[0][:, needed], both[1][:, needed]
+
+
+Join = Callable[[Numbers, Numbers, Numbers], Numbers]
+
+WORK = 20_000_000_000  # multiplications for one limit; three times as many in all
+
+COLUMN = 50  # multiplications that cost as much as one node or output of one down-set
+
+FAILURES = 3  # limits that leave too much to do, until the search is given up
+
+
+class Lattice:
+    """Splits of one workload into at most `segments` segments."""
+
+    def __init__(self, work: Workload, segments: int, objective: Objective, cap: int) -> None:
+        self._work = work
+        self._segments = segments
+        self._objective = objective
+        self._cap = cap
+        self._closures = Closures.of(work)
+        self.seen = 0  # down-sets, in the last windows
+        self._spent = 0  # multiplications
+        self._allowed = 0
+        self.too_high = math.inf  # the lowest limit that left too much to do
+
+    def lightest(self, floor: float, ceiling: float) -> tuple[Integers | None, float]:
+        """The split with the lightest heaviest segment.
+
+        Args:
+            floor: A proven bound.
+            ceiling: The heaviest load of some split: no limit above it is tried.
+
+        Returns:
+            The split, or None where there are too many down-sets; and the bound that is proven then.
+        """
+        growth, failures = 0.01, 0
+        while failures < FAILURES and self._spent < 3 * WORK:
+            limit = min(floor * (1 + growth), ceiling)
+            try:
+                label = self.within(limit)
+            except TooManyError:
+                self.too_high = min(self.too_high, limit)
+                failures += 1
+                growth /= 3
+                continue
+            if label is not None:
+                return label, floor
+            if limit == ceiling:  # rounding: the ceiling's own split was missed by less than that
+                ceiling *= 1 + 1e-9
+                failures += 1
+                continue
+            floor = limit
+            growth *= (2 if self.seen > 2000 else 6) if not failures else 1
+        return None, floor
+
+    def within(self, limit: float) -> Integers | None:
+        """The lightest split where no segment is heavier than the limit; None where there is none.
+
+        Of equally light ones, for "balanced", one that least crosses.
+
+        Raises:
+            TooManyError: If that is too much work.
+        """
+        self._allowed = min(self._spent + WORK, 3 * WORK)
+        windows = self._windows(limit)
+        found = self._search(windows, limit, limit, lambda score, load, _: np.maximum(score, load))
+        if found is None or self._objective != "balanced":
+            return found
+        load = float(self._work.loads(found, self._segments, self._objective).max())
+
+        def join(score: Numbers, loads: Numbers, crossing: Numbers) -> Numbers:
+            return np.where(loads <= load + SLACK * self._work.total, score + crossing, math.inf)
+
+        return self._search(windows, load, math.inf, join)
+
+    def _windows(self, limit: float) -> list[Window]:
+        """What may lie below the end of the 0th, 1st, ... segment.
+
+        What leaves a down-set leaves one of the segments below, and enters one above: that weighs as well.
+        """
+        work, count, total = self._work, self._segments, self._work.total
+        windows = []
+        self.seen = 0
+        for k in range(count + 1):
+            low, high = max(0.0, total - (count - k) * limit) if k else 0.0, min(total, k * limit)
+            found = window(work, self._closures, low, high, self._cap)
+            self._spend(COLUMN * (found.member.size + found.made.size))
+            if k == 0:  # without the weightless nodes
+                found = found.keep(np.flatnonzero(~found.member.any(axis=1)))
+            elif k == count:
+                found = found.keep(np.flatnonzero(found.member.all(axis=1)))
+            elif self._objective != "balanced":
+                slack = SLACK * total
+                fits = found.weight + found.crossing <= k * limit + slack
+                found = found.keep(fits & (total - found.weight + found.crossing <= (count - k) * limit + slack))
+            windows.append(found)
+            self.seen += len(found.weight)
+        return windows
+
+    def _spend(self, multiplications: int) -> None:
+        self._spent += multiplications
+        if self._spent > self._allowed:
+            raise TooManyError
+
+    def _search(self, windows: list[Window], limit: float, most: float, join: Join) -> Integers | None:
+        """The split with the least score, at most `most`, and no segment heavier than the limit."""
+        limit, most = limit + SLACK * self._work.total, most + SLACK * self._work.total
+        scores = np.zeros(1)
+        reached = [np.zeros(1, dtype=np.int64)]  # rows of each window
+        came: list[Integers] = [np.zeros(1, dtype=np.int64)]
+        below = windows[0]
+        for above in windows[1:]:
+            best = np.full(len(above.weight), math.inf)
+            source = np.zeros(len(above.weight), dtype=np.int64)
+            for rows, columns, load in blocks(self._work, self._objective, below, above, limit, self._spend):
+                joined = join(scores[rows, None], load, above.crossing[columns])
+                least = joined.argmin(axis=0)
+                value = joined[least, np.arange(joined.shape[1])]
+                better = value < best[columns]
+                best[columns][better] = value[better]
+                source[columns][better] = least[better] + rows.start
+            rows_left = np.flatnonzero((best <= most) & np.isfinite(best))
+            if not len(rows_left):
+                return None
+            reached.append(rows_left)
+            came.append(source[rows_left])
+            scores, below = best[rows_left], above.keep(rows_left)
+        return self._label(windows, reached, came)
+
+    def _label(self, windows: list[Window], reached: list[Integers], came: list[Integers]) -> Integers:
+        label = np.full(len(self._work.weight), len(windows) - 2, dtype=np.int64)
+        row = 0
+        for k in range(len(windows) - 1, 0, -1):
+            found = windows[k]
+            inside = found.inside.copy()
+            inside[found.undecided] = found.member[reached[k][row]] == 1
+            label[inside] = np.minimum(label[inside], k - 1)
+            row = int(came[k][row])
+        return label

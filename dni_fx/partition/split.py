@@ -1,0 +1,135 @@
+"""Split a directed acyclic graph into ordered segments, the heaviest of which is as light as can be.
+
+On a networkx graph of plain numbers, without torch.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+
+from dni_fx.errors import DniFxError
+from dni_fx.partition.contraction import Contraction
+from dni_fx.partition.instance import Instance, at_least_one, known_objective, limit
+from dni_fx.partition.solve import CAP, solve
+from dni_fx.partition.workload import Objective
+
+__all__ = ["Partition", "loads", "partition"]
+
+CLOSE = 1e-9  # relative: a bound that comes so near to a load meets it
+
+ROUNDING = 1e-12  # relative
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Segments in order: every edge leads from one to the same or a later one."""
+
+    segments: tuple[frozenset[Any], ...]
+    loads: tuple[float, ...]  # of each segment
+    load: float  # that of the heaviest
+    optimal: bool  # proven: no split into at most as many segments as were asked for has a lighter heaviest one
+    lower_bound: float  # proven: of the heaviest segment, in any such split
+
+
+def partition(
+    graph: "nx.DiGraph[Any]",
+    segments: int,
+    *,
+    objective: str = "throughput",
+    node_weight: str = "weight",
+    transfer_weight: str = "transfer",
+    together: Iterable[Iterable[Hashable]] = (),
+    budget: float | None = None,
+) -> Partition:
+    """Split a graph into at most `segments` convex segments, none empty; the heaviest is as light as can be.
+
+    The load of a segment is the sum of its nodes' weights, and
+
+    - "throughput": once each, the transfer of every output that leaves it (made in it, used in a later one), and of
+      every output that enters it (made in an earlier one, used in it).
+    - "memory": once each, the transfer of every output that is alive at either of its ends: that enters it, leaves it,
+      or passes over it from an earlier segment to a later one.
+    - "balanced": nothing else. Of equally heavy splits (up to rounding) that with the least total transfer: the sum,
+      over the cuts, of the transfers that cross them. Least where the method is exact; else an effort is made.
+
+    The method is exact where the lattice of down-sets is small near the places where cuts can be (Tarnawski et al.,
+    "Efficient Algorithms for Device Placement of DNN Graph Operators", NeurIPS 2020, section 5), and for chains.
+    Otherwise it takes the best split along several topological orders, refined by moves and minimum cuts; then
+    `lower_bound` says by how much it can be too heavy. "throughput" and "memory" break ties anyhow, but always in the
+    same way: the result depends on the graph and its order, and on nothing else.
+
+    Args:
+        graph: Its edges say which node uses the output of which. Attributes that a node lacks count as 0.
+        objective: What a load is.
+        node_weight: The node attribute: the node's own share of a load.
+        transfer_weight: The node attribute: what it costs to move the node's output, once.
+        together: Groups of nodes, each of which stays in one segment; so does what lies on paths between its members.
+        budget: The fewest segments are found (at most `segments`) with which no load is above this, up to rounding.
+            `optimal` and `lower_bound` then speak of that number of segments. That fewer do not do is proven where the
+            method is exact for them; otherwise no such split was found.
+
+    Raises:
+        DniFxError: If the graph is empty or has a cycle, a number is negative or not finite, an argument is none of
+            those that are possible, a name in `together` is no node, or no split within the budget was found.
+    """
+    count, kind, most = at_least_one(segments), known_objective(objective), limit(budget)
+    instance = Instance.of(graph, node_weight, transfer_weight)
+    contraction, unit = instance.contract(together, kind)
+    total = math.fsum(instance.weights)
+    count = min(count, len(contraction.workload.weight)) if total else 1
+    needed = 1 if total <= most else math.ceil(min(total / most * (1 - ROUNDING), count)) if most else count
+    for k in (count,) if budget is None else range(needed, count + 1):
+        label, bound = _split(contraction, k, kind)
+        parts = [frozenset(instance.nodes[i] for i in part) for part in contraction.segments(label, k) if part]
+        weights = {"node_weight": node_weight, "transfer_weight": transfer_weight}
+        each = loads(graph, parts, objective=kind, **weights)
+        load = max(each)
+        proven = bound is None or bound * unit >= load * (1 - CLOSE)
+        found = Partition(tuple(parts), each, load, proven, load if bound is None or proven else bound * unit)
+        if load <= most * (1 + ROUNDING):
+            return found
+    least = f"{load:g} is the least" if proven else f"{load:g} was found, {found.lower_bound:g} is a proven bound"
+    raise DniFxError(
+        f"no split into at most {count} segments is within the budget: the heaviest segment's load: {least} > {most:g}"
+    )
+
+
+def _split(contraction: Contraction, segments: int, objective: Objective) -> tuple[list[int], float | None]:
+    if segments == 1:
+        return [0] * len(contraction.workload.weight), None
+    solution = solve(contraction.workload, segments, objective, CAP)
+    return solution.label.tolist(), solution.lower_bound
+
+
+def loads(
+    graph: "nx.DiGraph[Any]",
+    segments: Sequence[AbstractSet[Any]],
+    *,
+    objective: str = "throughput",
+    node_weight: str = "weight",
+    transfer_weight: str = "transfer",
+) -> tuple[float, ...]:
+    """The load of each of the segments of a split, from any source, as `partition` defines it.
+
+    Raises:
+        DniFxError: If the segments do not hold each node once, or are not in order.
+    """
+    kind = known_objective(objective)
+    place = {node: i for i, segment in enumerate(segments) for node in segment}
+    if place.keys() != set(graph) or sum(map(len, segments)) != len(graph):
+        raise DniFxError("the segments do not hold each node of the graph once")
+    terms: list[list[float]] = [[] for _ in segments]
+    for node, home in ((node, place[node]) for node in graph):
+        terms[home].append(float(graph.nodes[node].get(node_weight, 0)))
+        others = {place[user] for user in graph.successors(node)} - {home}
+        if any(other < home for other in others):
+            raise DniFxError(f"the segments are not in order: {node!r} is used before the segment that it is in")
+        if others and kind != "balanced":
+            touched = {home, *others} if kind == "throughput" else range(home, max(others) + 1)
+            for segment in touched:
+                terms[segment].append(float(graph.nodes[node].get(transfer_weight, 0)))
+    return tuple(map(math.fsum, terms))

@@ -1,0 +1,47 @@
+"""Whether two sets of tensors are equal up to rounding."""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["close"]
+
+# Of a gradient's largest entry. Models that compute in float32 inside differ by more than float64 resolves.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.complex64: 2e-3}
+
+TOLERANCE |= {torch.float16: 5e-2, torch.bfloat16: 5e-2}
+
+
+def close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool = False) -> tuple[bool, str]:
+    """Whether two sets of tensors agree: the largest difference, as a share of the tensor's largest entry.
+
+    Args:
+        narrow: They were computed in 16 bits, whatever they are now.
+    """
+    got, expected = _numbers(got), _numbers(expected)
+    missing = sorted(n for n in got.keys() ^ expected.keys() if (got | expected)[n].any())
+    if missing:
+        return False, f"{missing[0]} is in one of them only"
+    largest = max((float(t.abs().max()) for t in expected.values() if t.numel()), default=0.0)
+    worst, where, dtypes = 0.0, "", {torch.bfloat16 if narrow else torch.float64}
+    for name in (name for name in expected if name in got):
+        one, other = got[name], expected[name]
+        if one.shape != other.shape:
+            return False, f"{name} has shape {list(one.shape)}, not {list(other.shape)}"
+        dtypes.add(other.dtype)
+        if not one.numel() or torch.equal(one, other):
+            continue
+        error = float((one - other).abs().max() / (other.abs().max() + 1e-3 * largest))
+        if not error < math.inf:
+            return False, f"{name} is not finite"
+        if error > worst:
+            worst, where = error, f" at {name}"
+    tolerance = max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
+    return worst <= tolerance, f"off by {worst:.1e}{where}" if worst else "exact"
+
+
+def _numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Integers and truth values as float64: they have no differences otherwise."""
+    inexact = {name: t.is_floating_point() or t.is_complex() for name, t in tensors.items()}
+    return {name: t if inexact[name] else t.double() for name, t in tensors.items()}

@@ -1,0 +1,112 @@
+"""`dni_fx.check`: run every check of a rewrite, and report which hold."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dni_fx.errors import DniFxError, first_line
+from dni_fx.model import Inputs, given, preserved
+from dni_fx.plans import Plan
+from dni_fx.proof.in_time import two_windows
+from dni_fx.proof.properties import CHECKS
+from dni_fx.proof.subject import Subject
+from dni_fx.runtime import DecoupledModule
+
+__all__ = ["Check", "Report", "check", "check_table"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property of a rewrite."""
+
+    name: str
+    passed: bool
+    figure: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All properties of a rewrite; true where every one holds."""
+
+    checks: tuple[Check, ...]
+
+    def __bool__(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"passed": bool(self), "checks": [asdict(check) for check in self.checks]}
+
+
+def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = None) -> Report:
+    """Check that a rewritten model is the same network, decoupled.
+
+    The net, its weights, gradients and buffers are left as they are.
+
+    Args:
+        net: What `dni_fx.transform` or `dni_fx.load` returned.
+        inputs: A tensor or a tuple of positional arguments, batch first, any size that the model takes.
+        kwargs: Keyword arguments of the same call.
+
+    Returns:
+        A report that is true if every check holds: outputs in eval mode and in train mode; gradients with true
+        synthetic gradients (in float64 where the model runs in it); isolation; unlock "none" against "backward";
+        keys of the state_dict; save and load; that steps move every parameter that backpropagation moves; and with a
+        cut in time, what goes from one window to the next, in two windows of these inputs.
+
+    Raises:
+        DniFxError: If `net` was not made by dni-fx, or does not run on the inputs.
+    """
+    if not isinstance(net, DecoupledModule) or not hasattr(net, "dni"):
+        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    example = inputs if isinstance(inputs, Inputs) else given(inputs, kwargs)
+    with preserved(net), torch.enable_grad():
+        try:
+            _detach_attributes(net)
+            state = Subject(copy.deepcopy(net), example)
+        except DniFxError:
+            raise
+        except Exception as error:
+            raise DniFxError(f"the model cannot be checked on these inputs: {first_line(error)}") from None
+        checks = CHECKS | _IN_TIME if net.dni.plan.states else CHECKS
+        return Report(tuple(Check(name, *_outcome(one, state)) for name, one in checks.items()))
+
+
+def _detach_attributes(net: nn.Module) -> None:
+    """Tensors of the last step that hang at modules, such as a state or a loss, cannot be copied with their graph."""
+    original = net.__dict__.get("dni_original")
+    for module in [*net.modules(), *([original] if original is not None else [])]:
+        for name, value in list(vars(module).items()):
+            tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+            if any(tensor.grad_fn is not None for tensor in tensors):  # put back with all the other attributes
+                detached = pytree.tree_map_only(Tensor, lambda t: t if t.grad_fn is None else t.detach(), value)
+                module.__dict__[name] = detached
+
+
+def _outcome(one: "Callable[[Subject], tuple[bool, str]]", state: "Subject") -> tuple[bool, str]:
+    try:
+        return one(state)
+    except Exception as error:
+        return False, f"{type(error).__name__}: {first_line(error)}"
+
+
+_IN_TIME: dict[str, Callable[[Subject], tuple[bool, str]]] = {
+    "in time: two windows train as one": two_windows,
+}
+
+
+def check_table(plan: Plan, report: "Report") -> RenderableType:
+    """What was checked, and whether it holds."""
+    table = Table(title=f"{plan.model}: {len(plan.cuts)} cuts, front end {plan.frontend}", title_justify="left")
+    for name in ("check", "result", "figure"):
+        table.add_column(name, overflow="fold")
+    for check in report.checks:
+        table.add_row(check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
+    return table

@@ -1,0 +1,9 @@
+"""What people read of a plan and of a rewrite.
+
+In: a plan, or a model and its rewritten form. Out: rich tables and diffs.
+"""
+
+from dni_fx.report.graph_diff import code_lines, diff, paint
+from dni_fx.report.plan import plan_table
+
+__all__ = ["code_lines", "diff", "paint", "plan_table"]

@@ -1,0 +1,69 @@
+"""Which segment owns which parameter."""
+
+from collections.abc import Iterator
+from operator import attrgetter
+
+from torch import fx, nn
+
+from dni_fx.plans import Plan, crossing_name, time_name
+from dni_fx.runtime.dni import Interfaces
+
+__all__ = ["hold_parameters", "owned_parameters"]
+
+
+def hold_parameters(net: fx.GraphModule, dni: Interfaces) -> None:
+    """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
+    for segment, used in zip(dni.segments, parameters_by_segment(net, dni.plan)[:-1], strict=True):
+        segment.hold(used)
+
+
+def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
+    """The parameters that the nodes of each segment use in `net`'s graph."""
+    by_name = {node.name: node for node in net.graph.nodes}
+    output = net.graph.output_node()  # a saved class does not know its name
+    called = {str(node.target) for node in net.graph.nodes if node.op == "call_module"}
+    found = []
+    for segment in plan.segments:
+        used: dict[int, nn.Parameter] = {}
+        for node in (by_name.get(name, output) for name in segment.nodes):
+            if node.op == "call_module":
+                used.update({id(p): p for p in _own_parameters(net, str(node.target), called)})
+            for source in node.all_input_nodes:
+                value = attrgetter(str(source.target))(net) if source.op == "get_attr" else None
+                if isinstance(value, nn.Parameter):
+                    used[id(value)] = value
+        found.append(list(used.values()))
+    return found
+
+
+def owned_parameters(net: fx.GraphModule, dni: Interfaces) -> list[tuple[list[nn.Parameter], list[nn.Parameter]]]:
+    """Parameters of every segment, and of the synthesizers whose targets come when it goes backward.
+
+    One that several segments use is in the last of them; one that no node is known to use, in the last of all.
+    """
+    owner: dict[nn.Parameter, int] = {}
+    for index, used in enumerate(parameters_by_segment(net, dni.plan)):
+        owner |= dict.fromkeys(used, index)
+    theirs = set(dni.parameters())
+    for parameter in net.parameters():  # what modules use that are no leaves is not in a record of calls
+        if parameter not in theirs:
+            owner.setdefault(parameter, len(dni.plan.cuts))
+    found: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = [([], []) for _ in dni.plan.segments]
+    for parameter, index in owner.items():
+        found[index][0].append(parameter)
+    for index, cut in enumerate(dni.plan.cuts):
+        for tensor in cut.tensors:
+            synthesizer = dni.crossings[crossing_name(index, tensor.node)]
+            found[index + 1][1].extend(p for p in synthesizer.parameters() if p not in owner)
+    for index, state in enumerate(dni.plan.states):  # their targets come when what they enter goes backward
+        found[state.enters[-1]][1].extend(dni.crossings[time_name(index)].parameters())
+    return found
+
+
+def _own_parameters(net: fx.GraphModule, name: str, called: set[str]) -> Iterator[nn.Parameter]:
+    """Of a module, without those of modules inside of it whose calls are nodes themselves."""
+    module = net.get_submodule(name)
+    yield from module.parameters(recurse=False)
+    for child in dict(module.named_children()):
+        if f"{name}.{child}" not in called:
+            yield from _own_parameters(net, f"{name}.{child}", called)

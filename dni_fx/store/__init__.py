@@ -1,0 +1,9 @@
+"""What is written to disk: a model folder, its source, the checkpoint of a run.
+
+In: a rewritten net. Out: files, and the net again.
+"""
+
+from dni_fx.store.checkpoint import load_checkpoint, save_checkpoint
+from dni_fx.store.folder import check_destination, load, save
+
+__all__ = ["check_destination", "load", "load_checkpoint", "save", "save_checkpoint"]

@@ -1,0 +1,216 @@
+"""Save a rewritten model to a folder and read it back; nothing in the folder is a pickle."""
+
+import ast
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dni_fx.errors import DniFxError, first_line
+from dni_fx.model import errors_of
+from dni_fx.plans import Plan
+from dni_fx.report import diff
+from dni_fx.runtime import (
+    DecoupledModule,
+    HookedModule,
+    adopt,
+    average_segments,
+    hold_parameters,
+    plain,
+    rename,
+    replay_windows,
+    retrace,
+    share_state,
+)
+from dni_fx.store.saved import import_beside, needs_model, saved_dni
+from dni_fx.store.source import SourceWriter
+
+__all__ = ["check_destination", "load", "save"]
+
+_FILES = ("model.py", "plan.json", "weights.safetensors", "graph.diff")
+
+
+def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> None:
+    """Write `model.py`, `plan.json`, `weights.safetensors` and `graph.diff` to a new folder.
+
+    Written aside and then renamed: a folder is there whole or not at all.
+
+    Args:
+        net: What `dni_fx.transform` or `dni_fx.load` returned.
+        force: Replace a folder that dni-fx wrote.
+
+    Raises:
+        DniFxError: If the folder exists, or cannot be written.
+    """
+    if not isinstance(net, DecoupledModule):
+        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    folder = Path(folder)
+    check_destination(folder, force=force)
+    writer = SourceWriter(net)
+    with _replacing(folder) as aside:
+        (aside / "model.py").write_text(writer.text(), encoding="utf-8")
+        for name, path in writer.files.items():
+            shutil.copyfile(path, aside / f"{name}.py")
+        (aside / "plan.json").write_text(net.dni.plan.to_json(), encoding="utf-8")
+        (aside / "graph.diff").write_text(diff(plain(net), net).to_text(), encoding="utf-8")
+        save_file(_apart(_tensors(net)), aside / "weights.safetensors")
+
+
+def check_destination(folder: Path, *, force: bool) -> None:
+    """Refuse a folder that `save` must not write to, before any work is done.
+
+    Raises:
+        DniFxError: If it exists and `force` is not given, or if it holds what dni-fx did not write.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise DniFxError(f"{folder} exists and is no folder: choose another output folder")
+    own = {*_FILES, "__pycache__", *(p.name for p in folder.glob("source*.py"))}
+    strange = sorted(p.name for p in folder.iterdir() if p.name not in own)
+    if strange:
+        raise DniFxError(f"{folder} holds what dni-fx did not write ({strange[0]}): choose another output folder")
+    if not force and any(folder.iterdir()):
+        raise DniFxError(f"{folder} exists: choose another output folder, or replace it with --force (force=True)")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside the final one, which takes its place at the end, or vanishes on any error."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise DniFxError(f"cannot write {folder} ({error.strerror or error}): choose another output folder") from None
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if folder.exists():
+            old = aside.with_name(aside.name + ".old")
+            folder.rename(old)
+            aside.rename(folder)
+            shutil.rmtree(old)
+        else:
+            aside.rename(folder)
+    except OSError as error:
+        raise DniFxError(f"cannot write {folder} ({error.strerror or error}): choose another output folder") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters, all buffers and tensor attributes by name, each once."""
+    found: dict[str, Tensor] = dict(net.named_parameters())
+    found |= dict(net.named_buffers())
+    for path, module in net.named_modules():
+        plain_ones = {k: v for k, v in vars(module).items() if isinstance(v, Tensor)}
+        found |= {f"{path}.{k}".lstrip("."): v for k, v in plain_ones.items()}
+    return found
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own: the file format takes no views into shared memory."""
+    taken: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        memory = tensor.untyped_storage()
+        whole = memory.nbytes() == tensor.numel() * tensor.element_size()
+        apart[name] = tensor if whole and memory.data_ptr() not in taken else tensor.clone()
+        taken.add(memory.data_ptr())
+    return apart
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
+    """Rebuild what `save` wrote. This imports the folder's `model.py`: load only folders that you trust.
+
+    Args:
+        model: Put the weights into this model of the original class, in the place of rebuilding its modules.
+
+    Raises:
+        DniFxError: If a file is missing or damaged, or does not fit.
+    """
+    folder = Path(folder)
+    missing = [name for name in _FILES[:3] if not (folder / name).is_file()]
+    if missing:
+        raise DniFxError(f"{folder} is no folder that dni-fx wrote: no {missing[0]} in it")
+    plan = Plan.load(folder)
+    cls = _saved_class(folder, plan)
+    if model is None and plan.frontend != "fx":
+        needs_model(str(folder / "model.py"))
+    stored = _read_tensors(folder / "weights.safetensors")
+    shell = cls.__new__(cls)
+    with errors_of(str(folder / "model.py")):
+        if model is None:
+            shell.__init__()
+        else:
+            nn.Module.__init__(shell)
+            share_state(model, shell, without="dni")
+            shell.__dict__.update({k: v for k, v in vars(model).items() if isinstance(v, Tensor)})
+            shell.add_module("dni", saved_dni(plan))
+            for name in getattr(cls, "dni_constants", ()):
+                shell.register_buffer(name, stored[name], persistent=False)
+        graph = retrace(shell, cls.forward)
+        rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
+        net = adopt(shell, graph, base=HookedModule if plan.frontend == "modules" else DecoupledModule)
+        hold_parameters(net, net.dni)
+        if plan.rewrite is not None and plan.rewrite.unlock == "backward":
+            average_segments(net)
+        net.__dict__["dni_original"] = model
+        net.dni_recall(vars(cls))
+    replay_windows(net)
+    _take_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
+    return net
+
+
+def _node_names(source: str, class_name: str) -> list[str]:
+    """Names of the graph's nodes in order: the variables of the generated `forward`, then the output."""
+    classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name]
+    forward = next(n for n in classes[0].body if isinstance(n, ast.FunctionDef) and n.name == "forward")
+    arguments = [a.arg for a in forward.args.args[1:]]
+    names = []
+    for statement in forward.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            name, value = statement.targets[0].id, statement.value
+            if isinstance(value, ast.Name) and value.id in arguments:  # `input_1 = input`: a placeholder renamed
+                arguments[arguments.index(value.id)] = name
+            else:
+                names.append(name)
+    return [*arguments, *names, "output"]
+
+
+def _saved_class(folder: Path, plan: Plan) -> Any:
+    module = import_beside(str(folder / "model.py"), "model.py")
+    cls = getattr(module, plan.model, None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise DniFxError(f"{folder / 'model.py'} defines no module {plan.model!r}, which plan.json names")
+    return cls
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DniFxError(f"cannot read {path}: {first_line(error)}") from None
+
+
+def _take_weights(net: nn.Module, stored: dict[str, Tensor], path: Path, *, keep_dtype: bool) -> None:
+    wanted = _tensors(net)
+    absent, strange = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    if absent or strange:
+        what = f"holds no {absent[0]!r}" if absent else f"holds {strange[0]!r}, which the model has not"
+        raise DniFxError(f"{path} {what}: it belongs to another model")
+    for name, tensor in wanted.items():
+        if tensor.shape != stored[name].shape:
+            raise DniFxError(
+                f"{path}: {name} has shape {list(stored[name].shape)}, the model wants {list(tensor.shape)}"
+            )
+    for name, tensor in wanted.items():  # all of them fit: only now is anything changed
+        tensor.data = stored[name].to(tensor if keep_dtype else tensor.device)

@@ -1,0 +1,305 @@
+"""Write a module as Python source: readable, importable, no pickle."""
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.graph_module import _format_import_block
+from torch.package.importer import sys_importer
+
+from dni_fx.errors import SourceError
+from dni_fx.report import code_lines
+from dni_fx.runtime import DecoupledModule
+
+__all__ = ["SourceWriter"]
+
+_OWN = set(nn.Module().__dict__)  # what every module has
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class SourceWriter:
+    """Turns a rewritten module into the source of a class that builds the same modules.
+
+    Attributes:
+        files: Source files of the person's own classes that the written code needs, by the name it gives them.
+    """
+
+    def __init__(self, net: DecoupledModule) -> None:
+        self.net = net
+        self.class_name = type(net).__name__
+        self.called = {str(n.target) for n in net.graph.nodes if n.op == "call_module"}
+        self.files: dict[str, str] = {}
+        self.aliases: list[str] = []  # what the graph itself uses of those files
+        self.seen: dict[int, str] = {}
+        self.imports: set[str] = {"import torch", "import dni_fx.store.saved", "import dni_fx.ops"}
+
+    def text(self) -> str:
+        """The module `model.py`.
+
+        Raises:
+            DniFxError: If part of the model has no source form.
+        """
+        if self.net.dni.plan.frontend != "fx":
+            return self._text_beside_a_model()
+        init = [f"        {line}" for line in self._own_train()]
+        init += [f"        {line}" for line in self._children(self.net, "")]
+        init.append("        self.dni = dni_fx.store.saved.read_dni(__file__)")
+        init += [f"        {line}" for line in self._ties()]
+        forward = [f"    {line}" for line in code_lines(self.net.graph)]
+        self.imports |= set(self._graph_imports("\n".join(forward)))
+        segments = self.net.dni.plan.segments
+        return "\n".join(
+            [
+                f'"""{self.class_name} in {len(segments)} segments, written by dni-fx.',
+                "",
+                "Importing it gives the class with fresh weights; `dni_fx.load(folder)` reads the trained ones.",
+                '"""',
+                "",
+                *sorted(self.imports),
+                "",
+                *self._beside(),
+                "",
+                f"class {self.class_name}(torch.nn.Module):",
+                "    def __init__(self):",
+                "        super().__init__()",
+                *init,
+                "",
+                *forward,
+                "",
+            ]
+        )
+
+    def _text_beside_a_model(self) -> str:
+        """A class that holds the graph alone: its modules are those of the model it was captured from."""
+        forward = [f"    {line}" for line in code_lines(self.net.graph)]
+        self.imports |= set(self._graph_imports("\n".join(forward)))
+        plan = self.net.dni.plan
+        return "\n".join(
+            [
+                f'"""{self.class_name} in {len(plan.segments)} segments, written by dni-fx.',
+                "",
+                f"Captured by the front end {plan.frontend}, so it needs the model that it was made from:",
+                "`dni_fx.load(folder, model=model)`.",
+                '"""',
+                "",
+                *sorted(self.imports),
+                "",
+                *self._beside(),
+                "",
+                f"class {self.class_name}(torch.nn.Module):",
+                *[f"    {name} = {value!r}" for name, value in self.net.dni_settings().items()],
+                "",
+                "    def __init__(self):",
+                "        dni_fx.store.saved.needs_model(__file__)",
+                "",
+                *forward,
+                "",
+            ]
+        )
+
+    # ------------------------------------------------------------------------------------- __init__
+    def _own_train(self) -> Iterator[str]:
+        """A train method that does more than set a flag is lost with the class that has it."""
+        for path, module in [("", self.net.__dict__.get("dni_original")), *self.net.named_modules()]:
+            whole = any(path == called or path.startswith(f"{called}.") for called in self.called)
+            inside = isinstance(module, nn.Module) and type(module).train is not nn.Module.train and not whole
+            if inside and module is not self.net and not path.startswith("dni"):
+                yield _missing(module, path or "the model", "its own train()")
+
+    def _children(self, module: nn.Module, path: str) -> Iterator[str]:
+        """Statements that give the module at `path` its parameters, buffers and children."""
+        owner = f"self.get_submodule({path!r})" if path else "self"
+        for name, parameter in module._parameters.items():
+            value = None if parameter is None else f"torch.nn.Parameter({_empty(parameter)}{_frozen(parameter)})"
+            yield f"{owner}.register_parameter({name!r}, {value})"
+        for name, buffer in module._buffers.items():
+            persistent = name not in module._non_persistent_buffers_set
+            value = None if buffer is None else _empty(buffer)
+            yield f"{owner}.register_buffer({name!r}, {value}, persistent={persistent})"
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):  # a plain attribute that the graph reads
+                yield f"{owner}.register_buffer({name!r}, {_empty(value)}, persistent=False)"
+        for name, child in module._modules.items():
+            if child is not None and not (name == "dni" and not path):
+                yield from self._child(child, owner, name, f"{path}.{name}".lstrip("."))
+
+    def _child(self, child: nn.Module, owner: str, name: str, path: str) -> Iterator[str]:
+        assign = f"{owner}.{name} = " if name.isidentifier() and owner == "self" else f"{owner}.add_module({name!r}, "
+        close = "" if assign.endswith("= ") else ")"
+        if id(child) in self.seen:
+            yield f"{assign}self.get_submodule({self.seen[id(child)]!r}){close}"
+            return
+        self.seen[id(child)] = path
+        if path in self.called and _hooks(child):
+            yield f"{assign}{_missing(child, path, 'its hooks')}{close}"
+            return
+        constructor = construction(child)
+        if constructor:
+            yield f"{assign}{constructor}{close}"
+            for parameter_name, parameter in child.named_parameters():
+                if not parameter.requires_grad:
+                    yield f"self.get_parameter({f'{path}.{parameter_name}'!r}).requires_grad_(False)"
+            return
+        yield f"{assign}{self._shell(child, path)}{close}"
+        yield from self._children(child, path)
+
+    def _shell(self, module: nn.Module, path: str) -> str:
+        """An expression for the module without its parameters and children."""
+        if type(module) in _CONTAINERS:
+            return f"torch.nn.{type(module).__name__}()"
+        if not any(path == called or path.startswith(f"{called}.") for called in self.called):
+            return "torch.nn.Module()"  # only holds what the graph calls
+        cls = self._class(type(module))
+        attributes = {k: v for k, v in vars(module).items() if k not in _OWN and not isinstance(v, Tensor)}
+        written = {k: _literal(v) for k, v in attributes.items()}
+        lost = [k for k, v in written.items() if v is None]
+        if cls is None or lost:
+            return _missing(module, path, f"its attribute {lost[0]!r}" if lost else "its class")
+        arguments = "".join(f", {k}={v}" for k, v in written.items())
+        return f"dni_fx.store.saved.rebuild({cls}{arguments})"
+
+    def _beside(self) -> list[str]:
+        copies = [f'{name} = dni_fx.store.saved.import_beside(__file__, "{name}.py")' for name in self.files]
+        return copies + self.aliases
+
+    def _class(self, cls: type) -> str | None:
+        if "<locals>" in cls.__qualname__:
+            return None
+        if cls.__module__ == "__main__":
+            return None  # importing a script would run it
+        if cls.__module__.startswith(("dni_fx_target_", "dni_fx_saved_")):
+            path = inspect.getsourcefile(cls)
+            if path is None:
+                return None
+            return f"{self._file(path)}.{cls.__qualname__}"
+        if _resolve(cls) is not cls:  # made on the fly, as torch's parametrizations are
+            return None
+        self.imports.add(f"import {cls.__module__}")
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+    def _file(self, path: str) -> str:
+        """The name under which a source file of the person's is copied beside the written one."""
+        name = next((n for n, p in self.files.items() if p == path), f"source{len(self.files) or ''}")
+        self.files[name] = path
+        return name
+
+    def _ties(self) -> Iterator[str]:
+        """Parameters that have two names."""
+        first: dict[int, str] = {}
+        for name, parameter in self.net.named_parameters(remove_duplicate=False):
+            module, _, attribute = name.rpartition(".")
+            if first.setdefault(id(parameter), name) != name and self.net.get_submodule(module) is not None:
+                yield f"self.get_submodule({module!r}).{attribute} = self.get_parameter({first[id(parameter)]!r})"
+
+    def _graph_imports(self, forward: str) -> Iterator[str]:
+        used = {node.id for node in ast.walk(ast.parse("class C:\n" + forward)) if isinstance(node, ast.Name)}
+        block = _format_import_block(self.net.graph.python_code("self").globals, sys_importer)
+        for line in block.splitlines():
+            name = line.rsplit(" ", 1)[-1]
+            if name.split(".")[0] not in used or name.startswith("dni_fx_ops"):
+                continue
+            home = line.split(" ")[1]
+            if home.startswith(("dni_fx_target_", "dni_fx_saved_")):  # made from a file, under a name of our own
+                path = getattr(sys.modules[home], "__file__", None)
+                assert path is not None
+                self.aliases.append(f"{name} = {self._file(path)}.{line.split(' ')[3]}")
+            elif home == "__main__":
+                raise SourceError(f"forward uses {line.split(' ')[3]} of the script itself: put it into a module")
+            else:
+                yield line
+
+
+def _missing(module: nn.Module, path: str, what: str) -> str:
+    return f"dni_fx.store.saved.missing({path!r}, {type(module).__name__!r}, {what!r})"
+
+
+def _hooks(module: nn.Module) -> bool:
+    """Whether the module, or one inside it, does more than its forward: spectral_norm and weight_norm work so."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+
+
+def _resolve(cls: type) -> object:
+    """What the name of a class stands for in its module."""
+    found: object = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def construction(module: nn.Module) -> str | None:
+    """A call that makes a layer of torch.nn with the same settings and shapes; None where there is no such call."""
+    cls = type(module)
+    if not cls.__module__.startswith("torch.nn.") or isinstance(module, _CONTAINERS) or cls is nn.Module:
+        return None
+    arguments = []
+    for name, parameter in _parameters_of(cls).items():
+        if name in ("device", "dtype", "mode") or not hasattr(module, name):
+            continue
+        value = getattr(module, name)
+        value = value is not None if name == "bias" and not isinstance(value, bool) else value
+        if parameter.default is inspect.Parameter.empty or value != parameter.default:
+            if _literal(value) is None:
+                return None
+            arguments.append(f"{name}={_literal(value)}")
+    call = f"torch.nn.{cls.__name__}({', '.join(arguments)})"
+    return call if getattr(nn, cls.__name__, None) is cls and _makes(call, module) else None
+
+
+def _parameters_of(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(cls).parameters)
+    if issubclass(cls, nn.RNNBase):  # LSTM(*args, **kwargs) hands on to its base
+        tanh = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")
+        parameters = {**inspect.signature(nn.RNNBase).parameters, "nonlinearity": tanh}
+    return parameters
+
+
+def _makes(call: str, module: nn.Module) -> bool:
+    """Whether the call really makes a module like this one."""
+    try:
+        with torch.device("meta"):
+            made: nn.Module = eval(call, {"torch": torch})
+    except Exception:
+        return False
+
+    def state(one: nn.Module) -> list[tuple[Any, ...]]:
+        return [
+            (
+                {k: v for k, v in vars(m).items() if k not in _OWN and not k.startswith("_flat_weight")},
+                {k: v if v is None else v.shape for k, v in m._parameters.items()},
+                {k: v if v is None else v.shape for k, v in m._buffers.items()},
+            )
+            for m in one.modules()
+        ]
+
+    return str(state(made)) == str(state(module))
+
+
+def _literal(value: Any) -> str | None:
+    """Source for a plain value; None where there is none."""
+    if isinstance(value, torch.dtype | torch.device):
+        return f"torch.{value!r}".replace("torch.torch.", "torch.").replace("torch.device", "torch.device", 1)
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if callable(value) and module in ("torch.nn.functional", "torch", "torch._C._nn", "torch._VariableFunctionsClass"):
+        for home in ("torch.nn.functional", "torch"):
+            if getattr(nn.functional if "." in home else torch, str(name).split(".")[-1], None) is value:
+                return f"{home}.{str(name).split('.')[-1]}"
+        return None
+    try:
+        text = repr(value)
+        return text if ast.literal_eval(text) == value else None
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _empty(tensor: Tensor) -> str:
+    dtype = "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
+    return f"torch.zeros({list(tensor.shape)}{dtype})"
+
+
+def _frozen(parameter: nn.Parameter) -> str:
+    return "" if parameter.requires_grad else ", requires_grad=False"

@@ -1,0 +1,96 @@
+"""What synthesizers are conditioned on, brought to the shape of an activation."""
+
+import torch
+from torch import Tensor, nn
+
+from dni_fx.errors import ContextError
+from dni_fx.synthesizers.base import adaptive_average
+
+__all__ = ["IGNORED", "check_labels", "expand_context"]
+
+IGNORED = -100  # the label that torch's losses leave out
+
+
+def check_labels(context: Tensor, classes: int | None, size: int) -> Tensor:
+    """The context as it was given (integers as int64), if a loss can compare with it.
+
+    Args:
+        context: With `classes`: integers; or rows of `size` floats.
+
+    Raises:
+        ContextError: If it does not fit.
+    """
+    if context.is_floating_point():
+        if context.dim() == 0 or context.shape[-1] != size:
+            raise ContextError(f"dni_context has shape {list(context.shape)}; expected {size} values a row")
+    elif classes is None:
+        raise ContextError(f"dni_context holds integers; expected {size} floats a row")
+    else:
+        context = context.long()
+        _check_range(context, classes)
+    return context
+
+
+def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: int | None, size: int) -> Tensor:
+    """Bring a context to the activation's shape, but for the feature axis.
+
+    Args:
+        context: With `classes`: integer labels (N,), (N, T) or (N, H, W), of which -100 stands for none, or one-hot
+            or soft labels with a last axis of `classes`. Else a float vector (N, size), or one for each position,
+            features last; or, with size 1, a number, such as the loss of the last step. A map of labels is
+            averaged to the activation's resolution.
+        activation: (N, ...); its axes other than `axis` are what the context is repeated over.
+        axis: The activation's feature axis.
+        classes: Number of labels.
+        size: Entries of the result's feature axis.
+
+    Raises:
+        ContextError: If the context does not fit.
+    """
+    if classes is not None and not context.is_floating_point():
+        context = _one_hot(context, classes)
+    axis = axis % activation.dim()
+    positions = [n for i, n in enumerate(activation.shape) if i != axis]
+    if context.dim() == 0 and size == 1:
+        return context.to(activation.dtype).expand(*positions, 1).movedim(-1, axis)
+    if context.dim() == 0 or context.shape[-1] != size:
+        wanted = f"integer labels, or {size} values a row" if classes is not None else f"{size} values a row"
+        raise ContextError(f"dni_context has shape {list(context.shape)}; expected {wanted}")
+    if axis == 1 and context.dim() == activation.dim() > 2 and len(context) == len(activation):
+        context = _at_resolution(context, positions[1:])
+    lead = list(context.shape[:-1])
+    if lead != positions[: len(lead)] or (positions and not lead):
+        raise ContextError(
+            f"dni_context is for {lead} positions, but the activation at the cut has {positions}: give integer "
+            "labels (N,), or a row of values a sample (N, values), in the order of the batch; one-hot labels are floats"
+        )
+    context = context.reshape(*lead, *[1] * (len(positions) - len(lead)), size).expand(*positions, size)
+    return context.movedim(-1, axis)
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    """(..., classes) of floats; all zero where a label is to be ignored."""
+    labels = labels.long()
+    _check_range(labels, classes)
+    known = labels != IGNORED
+    hot = nn.functional.one_hot(torch.where(known, labels, 0), classes)
+    return (hot * known.unsqueeze(-1)).float()
+
+
+def _at_resolution(context: Tensor, positions: list[int]) -> Tensor:
+    """A map (N, ..., size) averaged to other positions."""
+    if list(context.shape[1:-1]) == positions or not context.is_floating_point():
+        return context
+    return adaptive_average(context.movedim(-1, 1), positions).movedim(1, -1)
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    """Only where a look is free: on a GPU it would wait for the device, and a compiler cannot look."""
+    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+        known = labels[labels != IGNORED]
+        if known.numel() and (int(known.min()) < 0 or int(known.max()) >= classes):
+            wrong = int(known.min()) if int(known.min()) < 0 else int(known.max())
+            raise ContextError(
+                f"dni_context holds the label {wrong}; expected labels from 0 to {classes - 1}, or {IGNORED}, which is "
+                "left out"
+            )
