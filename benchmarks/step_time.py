@@ -20,8 +20,7 @@ from torch import nn
 
 import dni_fx
 from dni_fx.model.loading import load_target
-from dni_fx.runtime import dni as interfaces
-from dni_fx.runtime.crossing import MEASURE_EVERY
+from dni_fx.runtime import crossing
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mlp.py"
 
@@ -78,14 +77,14 @@ def steps(count: int) -> list[str]:
 
 def metrics(count: int) -> str:
     """What watching the synthesizers adds: steps that are looked at, in turn with steps that are not."""
-    every = MEASURE_EVERY
+    every = crossing.MEASURE_EVERY
     model, _ = load_target(str(EXAMPLE))
     step = stepper(dni_fx.transform(model, torch.rand(256, 1, 28, 28), cuts=4, classes=10), True)
     added = []
     for _ in range(count):
-        with mock.patch.object(interfaces, "MEASURE_EVERY", 1):
+        with mock.patch.object(crossing, "MEASURE_EVERY", 1):
             looked_at = step()
-        with mock.patch.object(interfaces, "MEASURE_EVERY", sys.maxsize):
+        with mock.patch.object(crossing, "MEASURE_EVERY", sys.maxsize):
             added.append(looked_at / step() - 1)
     low, middle, high = statistics.quantiles(added, n=4)
     return (

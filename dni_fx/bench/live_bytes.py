@@ -76,7 +76,7 @@ class LiveBytes(TorchDispatchMode):
     What a kernel allocates for itself and frees before it returns is not seen: no op returns it.
 
     Args:
-        parameters: Those whose `.grad` is to be told apart.
+        parameters: Those whose `.grad` is counted apart.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:

@@ -58,7 +58,7 @@ def measure(
 
     Args:
         model: In train mode; it is copied, and left as it is.
-        progress: Told the name of the way that comes next.
+        progress: Called with the name of the way that comes next.
 
     Raises:
         DniFxError: If the model cannot be trained at all.
