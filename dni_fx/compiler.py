@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dni_fx import ops
-from dni_fx.capture import StateOption, by_segments, capture, find_state, longest_container, states_alone
+from dni_fx.capture import StateOption, by_segments, capture, find_state, states_alone
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError
@@ -24,7 +24,6 @@ from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.plans import Plan, Rewrite, StateTensor, crossing_name, time_name
 from dni_fx.runtime import (
     DecoupledModule,
-    HookedModule,
     SegmentOptimizer,
     add_time_cuts,
     average_segments,
@@ -65,14 +64,13 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
     module, used, tried = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
     tensors = _state(model, module, example, request)
-    among = longest_container(module) if isinstance(module, HookedModule) else frozenset()
     prices, refused = synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=profile)
     times = node_times(module, example) if profile else None
     flow = dataflow(module.graph, times, states_alone(module, tensors))
     always = resident(model, example, OPTIMIZER_STATES)
     cost_model = CostModel(flow, prices, always, refused=refused, unit="s" if profile else "FLOPs")
     if in_depth:
-        decision = decide(module.graph, cost_model, cuts, request.limits, among)
+        decision = decide(module.graph, cost_model, cuts, request.limits, module.dni_preferred_ends())
     elif request.limits != Limits():
         raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: say cuts=")
     else:
@@ -80,7 +78,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         decision = Decision((), why)
     described = (describe(example), example.source)
     plan = make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
-    if tensors and plan.cuts and isinstance(module, HookedModule):
+    if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
     return module, replace(plan, states=by_segments(module, tensors, plan.cuts))
 
@@ -114,8 +112,7 @@ def rewrite(
     module.add_module("dni", dni)
     dni.train(module.training)
     unlocked = settings.unlock == "backward"
-    # The front end modules has no graph, and runs the ends of its cut in time around the model.
-    states = () if isinstance(module, HookedModule) else plan.states
+    states = plan.states if module.dni_runs_graph else ()  # else the module runs them before and after the model
     if unlocked:
         average_segments(module)
     run(
@@ -191,8 +188,8 @@ def restore(net: DecoupledModule) -> nn.Module:
     dni = getattr(net, "dni", None)
     if dni is not None and isinstance(dni.optimizer, SegmentOptimizer):
         dni.optimizer.remove()
-    original = net.__dict__.get("dni_original")
-    if isinstance(original, nn.Module):
+    original = net.dni_captured.original
+    if original is not None:
         share_state(net, original, without="dni")
         original.training = net.training
         return original

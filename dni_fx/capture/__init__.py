@@ -3,9 +3,9 @@
 In: a module and example inputs. Out: a `DecoupledModule` whose nodes have records, or a `CaptureError`.
 """
 
-from dni_fx.capture.annotate import annotate, positional
+from dni_fx.capture.annotate import annotate
 from dni_fx.capture.by_fx import capture_by_fx
-from dni_fx.capture.by_modules import capture_by_modules, longest_container
+from dni_fx.capture.by_modules import capture_by_modules
 from dni_fx.capture.frontends import capture, check_frontend
 from dni_fx.capture.time_states import StateOption, by_segments, find_state, states_alone
 
@@ -18,7 +18,5 @@ __all__ = [
     "capture_by_modules",
     "check_frontend",
     "find_state",
-    "longest_container",
-    "positional",
     "states_alone",
 ]

@@ -16,7 +16,7 @@ from dni_fx.graph import NodeMeta, Saving, feature_axis, flop_counter, record_of
 from dni_fx.model import Inputs, in_train_mode, preserved, tensors_in
 from dni_fx.runtime import DecoupledModule
 
-__all__ = ["annotate", "positional"]
+__all__ = ["annotate"]
 
 
 class _Annotator(fx.Interpreter):
@@ -153,22 +153,7 @@ def _run(module: DecoupledModule, inputs: Inputs, mode: AbstractContextManager[A
             state += [mode.from_tensor(t) for t in state]
         saving = Saving([*state, *inputs.tensors()])
         with mode, counter, saving:
-            _Annotator(module, counter, saving).run(*positional(module, inputs))
-
-
-def positional(module: DecoupledModule, inputs: Inputs) -> list[Any]:
-    """Values for the placeholders in order, as fx.Interpreter wants them."""
-    if "dni_calling" in module.__dict__:
-        forward = module.__dict__["dni_original"].forward
-        return list(module.__dict__["dni_calling"].flatten(forward, inputs.args, inputs.kwargs))
-    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    values = list(inputs.args)
-    for node in placeholders[len(values) :]:
-        if node.target in inputs.kwargs:
-            values.append(inputs.kwargs[str(node.target)])
-        else:
-            values.append(node.args[0] if node.args else None)
-    return values
+            _Annotator(module, counter, saving).run(*module.dni_values_for(inputs))
 
 
 def _materialised(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,14 +24,14 @@ from dni_fx.graph import module_calls
 from dni_fx.model import Inputs, by_name, canonical, in_train_mode, preserved
 from dni_fx.passes.drop_export_checks import DropExportChecks
 from dni_fx.passes.inline_regions import InlineRegions
-from dni_fx.runtime import Calling, DecoupledModule, Leaf, adopt
+from dni_fx.runtime import Calling, FlatCapture, FlatModule, Leaf, adopt
 
 __all__ = ["capture_by_export"]
 
 Free = Callable[[Tensor], dict[int, Any]]
 
 
-def capture_by_export(model: nn.Module, inputs: Inputs) -> DecoupledModule:
+def capture_by_export(model: nn.Module, inputs: Inputs) -> FlatModule:
     """Export a model into a flat graph of ATen operators that shares all its state.
 
     Sizes stay free where the model allows it.
@@ -57,10 +58,8 @@ def capture_by_export(model: nn.Module, inputs: Inputs) -> DecoupledModule:
     DropExportChecks()(module)
     graph.eliminate_dead_code(lambda node: node.op != "get_attr" or bool(node.users))
     graph.lint()
-    net = adopt(model, graph, holder=module)
-    net.dni_flatten(calling, modes)
-    net.__dict__["dni_lost_checkpoints"] = bool(checkpoints)
-    return net
+    captured = replace(FlatCapture.of(model, graph, calling, modes), lost_checkpoints=bool(checkpoints))
+    return adopt(model, graph, captured, FlatModule, holder=module)
 
 
 def _two_rows(inputs: Inputs) -> Inputs:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from dni_fx import ops
 from dni_fx.capture.checkpoints import on_checkpoint
 from dni_fx.errors import OURS, CaptureError, first_line
-from dni_fx.model import Inputs, preserved
+from dni_fx.model import Captured, Inputs, preserved
 from dni_fx.runtime import DecoupledModule, adopt
 
 __all__ = ["capture_by_fx"]
@@ -134,9 +134,7 @@ def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
             with preserved(model), on_checkpoint(tracer.keep_whole), fx.traceback.preserve_node_meta():
                 graph = tracer.trace(model)
                 graph._tracer_cls = None  # pickling traces the generated code again, with the plain tracer
-                net = adopt(model, graph)
-                net.__dict__["dni_lost_checkpoints"] = tracer.lost_checkpoints
-                return net
+                return adopt(model, graph, Captured(model, tracer.lost_checkpoints), DecoupledModule)
         except Exception as error:
             _retry(model, tracer, leaves, error)
 

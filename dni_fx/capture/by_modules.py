@@ -1,8 +1,8 @@
-"""The front end `modules`: no graph; cuts at the outputs of submodules, put in by forward hooks while training.
+"""The front end `modules`: no graph; forward hooks cut the outputs of submodules while training.
 
-It takes any model that runs: control flow over data, custom autograd functions, buffers written in forward. What it
-cannot see it must not guess: one real step is recorded, and a call is a legal cut only if autograd's own graph shows
-that nothing that carries gradient goes round its outputs.
+It takes any model that runs: control flow over data, custom autograd functions, buffers written in forward. It
+records one real step. A cut after a call is legal only if autograd's own graph shows that every value that carries
+gradient from below the call to above it is an output of the call.
 """
 
 import bisect
@@ -19,30 +19,30 @@ from torch.utils import _pytree as pytree
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.graph import NodeMeta, Saving, flop_counter, record_of, sequence_number
 from dni_fx.model import Inputs, in_train_mode, preserved, tensors_in
-from dni_fx.runtime import HookedModule, Output, adopt
+from dni_fx.runtime import HookedCapture, HookedModule, Output, adopt
 
-__all__ = ["capture_by_modules", "longest_container"]
+__all__ = ["capture_by_modules"]
 
 
 @dataclass
 class _Call:
-    """What one call of a submodule gave."""
+    """One call of a submodule, as it returned."""
 
     name: str
     number: int
     cls: str
     scope: tuple[tuple[str, str], ...]  # calls around it, outermost first, and their classes
     leaves: list[Any]
-    given: list[Any]  # what the leaves are copies of
-    keys: list[int | None]  # of the memory that those lie in
+    given: list[Any]  # the module's own output, of which `leaves` are copies
+    keys: list[int | None]  # the storage of each of `given`
     made_by: list[tuple[Any, int]]  # the autograd edge of each leaf
     versions: list[int]
     until: int  # autograd's sequence number when it returned
     flops: int
     saves: dict[int, int]
-    inside: bool  # of a checkpointed block
-    alive: list[int] = field(default_factory=list)  # leaves whose gradient something above wants
-    round: bool = False  # something else below is wanted above too
+    inside: bool  # the call lies in a checkpointed block
+    alive: list[int] = field(default_factory=list)  # leaves that get a gradient from above
+    bypassed: bool = False  # another value from below gets a gradient from above, too
 
 
 def capture_by_modules(model: nn.Module, inputs: Inputs) -> HookedModule:
@@ -60,62 +60,74 @@ def capture_by_modules(model: nn.Module, inputs: Inputs) -> HookedModule:
             raise CaptureError("the model calls no submodule, or gives nothing that carries gradient")
         used = _follow(roots, calls)
         written = any(v._version != n for c in calls for v, n in zip(_tensors(c.leaves), c.versions, strict=True))
-    net = _module(model, calls, used)
-    net.__dict__["dni_written"] = written
-    return net
+    return _module(model, calls, used, written=written)
 
 
 def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
-    calls: list[_Call] = []
-    counts: Counter[str] = Counter()
-    around: list[tuple[str, str]] = []
-    names = {module: name for name, module in model.named_modules() if name}
-    counter = flop_counter()
-    saving = Saving([*model.parameters(), *model.buffers(), *inputs.tensors()])
+class _Recorder:
+    """Records every call of a submodule, in the order in which the calls return."""
 
-    def enter(module: nn.Module, _args: Any) -> None:
-        name = names[module]
-        call = f"{name}@{counts[name]}" if counts[name] else name
-        counts[name] += 1
-        around.append((call, type(module).__name__))
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.calls: list[_Call] = []
+        self.counts: Counter[str] = Counter()
+        self.around: list[tuple[str, str]] = []  # the calls that run now, outermost first, and their classes
+        self.names = {module: name for name, module in model.named_modules() if name}
+        self.counter = flop_counter()
+        self.saving = Saving([*model.parameters(), *model.buffers(), *inputs.tensors()])
 
-    def leave(module: nn.Module, _args: Any, output: Any) -> Any:
-        call, cls = around[-1]
-        scope = tuple(around)
-        around.pop()
+    def pre_forward(self, module: nn.Module, _args: Any) -> None:
+        name = self.names[module]
+        call = f"{name}@{self.counts[name]}" if self.counts[name] else name
+        self.counts[name] += 1
+        self.around.append((call, type(module).__name__))
+
+    def post_forward(self, module: nn.Module, _args: Any, output: Any) -> Any:
+        scope = tuple(self.around)
+        call, cls = self.around.pop()
         if not torch.is_grad_enabled():
             return output
-        leaves, spec = pytree.tree_flatten(output)
-        # A copy, as a cut makes one: who uses what went into a module that returns it unchanged, goes round.
-        given = leaves
+        given, spec = pytree.tree_flatten(output)
+        # Copied, as a cut does it: if the module returns its input unchanged, users of that input bypass the output.
         leaves = [t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in given]
-        saving.take_for_one(_tensors(given), _tensors(leaves))
-        made_by = [_edge(t) for t in leaves]
-        versions = [t._version for t in _tensors(leaves)]
-        number = int(call.split("@")[1]) if "@" in call else 0
-        flops = counter.get_total_flops()
-        inside = not saving.is_on_top(torch._C._autograd._top_saved_tensors_default_hooks(True))
-        until = sequence_number()
-        keys = [saving.key(t) if isinstance(t, Tensor) else None for t in given]
-        record = (leaves, given, keys, made_by, versions, until, flops, saving.take(), inside)
-        calls.append(_Call(names[module], number, cls, scope, *record))
+        self.saving.take_for_one(_tensors(given), _tensors(leaves))
+        innermost = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        self.calls.append(
+            _Call(
+                name=self.names[module],
+                number=int(call.split("@")[1]) if "@" in call else 0,
+                cls=cls,
+                scope=scope,
+                leaves=leaves,
+                given=given,
+                keys=[self.saving.key(t) if isinstance(t, Tensor) else None for t in given],
+                made_by=[_edge(t) for t in leaves],
+                versions=[t._version for t in _tensors(leaves)],
+                until=sequence_number(),
+                flops=self.counter.get_total_flops(),
+                saves=self.saving.take(),
+                inside=not self.saving.is_on_top(innermost),
+            )
+        )
         return pytree.tree_unflatten(leaves, spec)
 
-    handles = [m.register_forward_pre_hook(enter) for m in names]
-    handles += [m.register_forward_hook(leave) for m in names]
+
+def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
+    """Run the model; return its calls and its result."""
+    recorder = _Recorder(model, inputs)
+    handles = [m.register_forward_pre_hook(recorder.pre_forward) for m in recorder.names]
+    handles += [m.register_forward_hook(recorder.post_forward) for m in recorder.names]
     try:
-        with counter, saving:
+        with recorder.counter, recorder.saving:
             output = model(*inputs.args, **inputs.kwargs)
     except Exception as error:
         raise CaptureError(f"the model does not run while its calls are recorded: {first_line(error)}") from None
     finally:
         for handle in handles:
             handle.remove()
-    return calls, output
+    return recorder.calls, output
 
 
 def _edge(leaf: Any) -> tuple[Any, int]:
@@ -125,10 +137,10 @@ def _edge(leaf: Any) -> tuple[Any, int]:
 
 
 def _follow(roots: list[tuple[Any, int]], calls: list[_Call]) -> list[set[int]]:
-    """Walk autograd's graph: mark what is alive after each call; return the parameters used up to each call and after.
+    """Walk autograd's graph, and fill in `alive` and `bypassed` of every call.
 
     Returns:
-        For every call, and for what follows the last, ids of the parameters used since the call before.
+        For every call, ids of the parameters used since the call before; last, of those used after all calls.
     """
     last_use: dict[tuple[Any, int], int] = {}
     used: list[set[int]] = [set() for _ in range(len(calls) + 1)]
@@ -154,7 +166,7 @@ def _follow(roots: list[tuple[Any, int]], calls: list[_Call]) -> list[set[int]]:
 
 
 def _mark_alive(calls: list[_Call], last_use: dict[tuple[Any, int], int]) -> None:
-    """Sweep over the calls with the set of values made below and wanted above."""
+    """Sweep over the calls with the set of values that are made below and get a gradient from above."""
     made = sorted(last_use, key=lambda edge: edge[0]._sequence_nr())
     alive: set[tuple[Any, int]] = set()
     place = 0
@@ -164,11 +176,11 @@ def _mark_alive(calls: list[_Call], last_use: dict[tuple[Any, int], int]) -> Non
             place += 1
         alive = {edge for edge in alive if last_use[edge] >= call.until}
         call.alive = [i for i, edge in enumerate(call.made_by) if edge in alive]
-        call.round = bool(alive - {call.made_by[i] for i in call.alive})
+        call.bypassed = bool(alive - {call.made_by[i] for i in call.alive})
 
 
-def _module(model: nn.Module, calls: list[_Call], used: list[set[int]]) -> HookedModule:
-    """The record as a graph: a chain of calls, of which each uses what the one before gave."""
+def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, written: bool) -> HookedModule:
+    """The record as a graph: a chain of calls, each of which takes the outputs of the one before."""
     graph = fx.Graph()
     names = {id(p): name for name, p in model.named_parameters()}
     start = graph.placeholder("inputs")
@@ -189,15 +201,14 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]]) -> Hooke
         else:
             last = tuple(_element(graph, node, call, i) for i in call.alive) or (node,)
             outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.alive, strict=False)}
-        if call.round or call.inside:
-            what = "it lies in a checkpointed block" if call.inside else "what carries gradient goes round it"
+        if call.bypassed or call.inside:
+            what = (
+                "it lies in a checkpointed block" if call.inside else "another value that carries gradient bypasses it"
+            )
             hint = ": let the block's own forward call checkpoint" if call.inside else ""
             record_of(last[-1]).obstacle = f"{what}, which the front end modules cannot cut{hint}"
     graph.output(last).meta["dni"] = NodeMeta(parameters=tuple(names[i] for i in used[-1] if i in names))
-    net = adopt(model, graph, base=HookedModule)
-    assert isinstance(net, HookedModule)
-    net.__dict__["dni_outputs"] = outputs
-    return net
+    return adopt(model, graph, HookedCapture(model, outputs=outputs, written=written), HookedModule)
 
 
 def _record_of(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[int]) -> NodeMeta:
@@ -231,13 +242,3 @@ def _describe(node: fx.Node, tensor: Tensor, key: int | None) -> None:
     record.storages = frozenset() if key is None else frozenset({key})
     record.axis = 1 if tensor.dim() in (4, 5) else -1
     node.meta["val"] = tensor.detach().to("meta")
-
-
-def longest_container(net: HookedModule) -> set[str]:
-    """Nodes that end a call of a child of the Sequential or ModuleList that has most children called."""
-    ends: dict[str, dict[str, str]] = {}
-    for name, output in net.__dict__["dni_outputs"].items():
-        parent, _, _ = output.module.rpartition(".")
-        if parent and isinstance(net.get_submodule(parent), nn.Sequential | nn.ModuleList):
-            ends.setdefault(parent, {})[f"{output.module}@{output.call}"] = name
-    return set(max(ends.values(), key=len).values()) if ends else set()

@@ -1,25 +1,21 @@
 """Which arguments of a recurrent model are its state, which of its outputs it becomes, and in which segments."""
 
-import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError
-from dni_fx.graph import given_by, record_of
-from dni_fx.model import Inputs, Path, by_name, by_path, canonical, in_train_mode, preserved, tensors_in
+from dni_fx.graph import given_by
+from dni_fx.model import Inputs, Path, by_name, by_path, canonical, tensors_in
 from dni_fx.plans import Cut, StateTensor, TimeCutPlan
-from dni_fx.runtime import Calling, DecoupledModule, HookedModule, placeholders
+from dni_fx.runtime import DecoupledModule, GivenTensor, Place
 
 __all__ = ["StateOption", "by_segments", "find_state", "states_alone"]
 
 StateOption = bool | Mapping[str, int | str]
-
-_Output = tuple[tuple[int, ...] | None, bool]  # its shape, if it is a tensor, and whether it carries gradient
 
 _NOTHING_ELSE = (
     "state: beside it the model gives nothing that carries gradient, and what is handed on is cut off, so a loss on it "
@@ -48,24 +44,24 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
         for size in (module.hidden_size, module.proj_size)
     }
     given = by_name(model.forward, *canonical(model.forward, inputs.args, inputs.kwargs))  # in the graph's order
-    results, outputs = _run(model, inputs) if isinstance(net, HookedModule) else (_results(net), _outputs(net))
+    results, outputs = net.dni_result(inputs)
     if asked is not True and not isinstance(asked, Mapping):
         raise DniFxError(f'state={asked!r}: True, or a dict such as {{"hidden": 1}}')
     if not asked:
         raise DniFxError("state={}: name an argument, and the output that it becomes")
-    everything = [shape for shape, _ in outputs if shape is not None]
+    everything = [output.shape for output in outputs if output.shape is not None]
     for argument in asked if isinstance(asked, Mapping) else list(given)[1:]:
         if everything == [tuple(leaf.shape) for leaf in tensors_in(given.get(argument))]:
             raise DniFxError(_NOTHING_ELSE)  # forward(x, state) -> state, as nn.GRUCell has it
     pairs = dict(asked) if isinstance(asked, Mapping) else _found_by_itself(given, results)
-    names = placeholders(net, given)
+    names = net.dni_state_places(given)
     tensors: list[StateTensor] = []
     for argument, key in pairs.items():
         key = _from_the_start(results, key)
         if argument not in given:
             raise DniFxError(f"state: the example has no argument {argument!r}; there are {', '.join(given)}")
         becomes = _becomes(argument, given[argument], key, _result(results, key), outputs)
-        if isinstance(net.__dict__.get("dni_calling"), Calling) and list(becomes) != list(by_path(given[argument])):
+        if net.dni_keeps_key_order and list(becomes) != list(by_path(given[argument])):
             raise DniFxError(
                 f"state: output {key!r} has its keys in another order than the example's {argument!r}, and a graph by "
                 "the front end export takes the example's alone: give the example in that of the output"
@@ -78,12 +74,12 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: St
     if len({tensor.dtype for tensor in tensors}) > 1:
         raise DniFxError("state: its tensors are of several dtypes")
     taken = {tensor.output for tensor in tensors}
-    if not any(carries_gradient for i, (_, carries_gradient) in enumerate(outputs) if i not in taken):
+    if not any(output.carries_gradient for i, output in enumerate(outputs) if i not in taken):
         raise DniFxError(_NOTHING_ELSE)
     return tuple(tensors)
 
 
-def _becomes(argument: str, value: Any, key: int | str, result: Any, outputs: Sequence[_Output]) -> dict[Path, int]:
+def _becomes(argument: str, value: Any, key: int | str, result: Any, outputs: Sequence[GivenTensor]) -> dict[Path, int]:
     """The place among the outputs of what each tensor of an argument becomes, in the order of the result."""
     before, after = by_path(value), by_path(result)
     tensors = list(before.values())
@@ -93,7 +89,7 @@ def _becomes(argument: str, value: Any, key: int | str, result: Any, outputs: Se
         holds = ["one tensor" if () in paths else f"tensors at {_text(paths)}" for paths in (before, after)]
         raise DniFxError(f"state: {argument!r} holds {holds[0]}, but output {key!r} {holds[1]}")
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    becomes = [outputs[after[path]][0] if isinstance(after[path], _Place) else None for path in before]
+    becomes = [outputs[after[path]].shape if isinstance(after[path], Place) else None for path in before]
     if shapes != becomes:
         raise DniFxError(f"state: {argument!r} has shapes {shapes}, but output {key!r} has {becomes}")
     if len({tensor.dtype for tensor in tensors}) > 1 or not tensors[0].dtype.is_floating_point:
@@ -107,7 +103,7 @@ def _text(paths: Iterable[Path]) -> str:
 
 def states_alone(net: DecoupledModule, tensors: Sequence[StateTensor]) -> set[str]:
     """Names of the nodes that the graph gives as its state, and as nothing else."""
-    if isinstance(net, HookedModule):
+    if not net.dni_runs_graph:
         return set()
     given = given_by(net.graph)
     places = {tensor.output for tensor in tensors}
@@ -117,7 +113,7 @@ def states_alone(net: DecoupledModule, tensors: Sequence[StateTensor]) -> set[st
 
 def by_segments(net: DecoupledModule, tensors: Sequence[StateTensor], cuts: Sequence[Cut]) -> tuple[TimeCutPlan, ...]:
     """The tensors that the same segments take and make are one state; without a graph, any may take them."""
-    if isinstance(net, HookedModule):
+    if not net.dni_runs_graph:
         return (TimeCutPlan(tuple(tensors), tuple(range(len(cuts) + 1)), len(cuts)),) if tensors else ()
     graph = net.graph
     segment, ends = 0, {cut.after for cut in cuts}
@@ -154,42 +150,6 @@ def _found_by_itself(given: Mapping[str, Any], results: Any) -> dict[str, int | 
         "state=True is for a forward (x, state) that returns (y, state), called so in the example; else name the "
         'argument and the output that it becomes, as in state={"hidden": 1}'
     )
-
-
-class _Place(int):
-    """Of a node among all that a graph gives; what else it gives may be a number, too."""
-
-
-def _results(net: DecoupledModule) -> Any:
-    """What the model gives, with the place of each node among all in its stead."""
-    count = itertools.count()
-    numbered: Any = fx.node.map_arg(net.graph.output_node().args[0], lambda node: _Place(next(count)))
-    calling: Calling | None = net.__dict__.get("dni_calling")
-    return numbered if calling is None else calling.unflatten(numbered)
-
-
-def _outputs(net: DecoupledModule) -> list[_Output]:
-    """What a graph gives, node by node."""
-    nodes = given_by(net.graph)
-    values = [node.meta["val"] for node in nodes]
-    shapes = [tuple(value.shape) if isinstance(value, Tensor) else None for value in values]
-    return list(zip(shapes, [record_of(node).carries_gradient for node in nodes], strict=True))
-
-
-def _run(model: nn.Module, inputs: Inputs) -> tuple[Any, list[_Output]]:
-    """The same of a model that has no graph, of the leaves of its result."""
-    with preserved(model), torch.enable_grad():
-        in_train_mode(model)
-        fresh = inputs.map(lambda t: t.detach().clone())
-        leaves, spec = pytree.tree_flatten(model(*fresh.args, **fresh.kwargs))
-    boxes = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor) and tensors_in(leaf)]
-    if boxes:
-        raise DniFxError(f"state: the model gives tensors in a {boxes[0]}: give them in a tuple or dict")
-    results = [_Place(i) if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
-    outputs: list[_Output] = [
-        (tuple(leaf.shape), leaf.requires_grad) if isinstance(leaf, Tensor) else (None, False) for leaf in leaves
-    ]
-    return pytree.tree_unflatten(results, spec), outputs
 
 
 def _from_the_start(results: Any, key: int | str) -> int | str:

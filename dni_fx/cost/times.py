@@ -2,25 +2,21 @@
 
 import bisect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from dni_fx.capture import positional
 from dni_fx.graph import sequence_number
 from dni_fx.model import Inputs, in_train_mode, preserved, tensors_in
-from dni_fx.runtime import DecoupledModule, HookedModule, call_original
+from dni_fx.runtime import DecoupledModule
 
 __all__ = ["node_times", "seconds"]
 
 _STEPS = 7  # of which the first is not counted
-
-Stamp = Callable[[str], None]
 
 
 def node_times(module: DecoupledModule, inputs: Inputs) -> dict[str, tuple[float, float]]:
@@ -55,7 +51,7 @@ def _step(module: DecoupledModule, inputs: Inputs, names: list[str]) -> list[lis
         owners.append(name)
         last = _now(device)
 
-    output = _run(module, inputs, stamp)
+    output = module.dni_run_stamped(inputs, stamp)
     roots = [t for t in tensors_in(output) if t.requires_grad]
     for node in _autograd_nodes(roots):
         owner = bisect.bisect_right(ends, node._sequence_nr())
@@ -97,40 +93,3 @@ def _autograd_nodes(roots: list[Tensor]) -> Iterator[Any]:
             if source is not None and source not in seen and not hasattr(source, "variable"):
                 seen.add(source)
                 stack.append(source)
-
-
-def _run(module: DecoupledModule, inputs: Inputs, stamp: Stamp) -> Any:
-    if not isinstance(module, HookedModule):
-        return _Stamping(module, stamp).run(*positional(module, inputs))
-    with _stamping(module, stamp):
-        return call_original(module, *inputs.args, **inputs.kwargs)
-
-
-class _Stamping(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, stamp: Stamp) -> None:
-        super().__init__(module)
-        self.stamp = stamp
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.stamp(n.name)
-        return value
-
-
-@contextmanager
-def _stamping(module: HookedModule, stamp: Stamp) -> Iterator[None]:
-    """The record of the front end modules has a node for every call, in the order in which they return."""
-    calls = iter([node.name for node in module.graph.nodes if node.op == "call_module"])
-
-    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-        name = next(calls, None) if torch.is_grad_enabled() else None
-        if name is not None:
-            stamp(name)
-
-    original: nn.Module = module.__dict__["dni_original"]
-    handles = [m.register_forward_hook(leave) for name, m in original.named_modules() if name]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dni_fx.model.captured import Captured
+
 __all__ = ["in_train_mode", "preserved", "seed"]
 
 
 def in_train_mode(model: nn.Module) -> None:
-    """Train mode as the person has it: what they have put into eval mode inside of a training model stays there."""
-    person_s = model.__dict__.get("dni_original", model)  # the one that a captured model was made from
-    if not model.training or (person_s is not None and type(person_s).train is not nn.Module.train):
+    """Put a model into train mode; modules that are in eval mode inside of a training model stay there."""
+    captured = _captured(model)
+    own = model if captured is None else captured.original
+    if not model.training or (own is not None and type(own).train is not nn.Module.train):
         model.train()
 
 
@@ -30,6 +33,12 @@ def seed(number: int) -> None:
     random.seed(number)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(number % 2**32)
+
+
+def _captured(model: nn.Module) -> Captured | None:
+    """What is known of the capture that `model` came from; None: it is the person's own."""
+    captured: Captured | None = getattr(model, "dni_captured", None)
+    return captured
 
 
 _NOT_THEIRS = ("torch", "builtins", "dni_fx")
@@ -44,8 +53,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     Values of parameters are not copied, for they are large: nothing here runs an optimizer. Those of embeddings that
     renormalise themselves in forward are.
     """
-    original = model.__dict__.get("dni_original")  # a rewritten model may run the one it was made from
-    modules = [*model.modules(), *([original] if original is not None else [])]
+    captured = _captured(model)
+    modules = list(model.modules())
+    if captured is not None and captured.original is not None:
+        modules.append(captured.original)  # its children are those of `model`
     attributes = [dict(m.__dict__) for m in modules]
     dicts = [{k: dict(v) for k, v in a.items() if type(v) in (dict, OrderedDict)} for a in attributes]
     lists = [(v, list(v)) for a in attributes for v in a.values() if type(v) is list]

@@ -9,7 +9,7 @@ import torch
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError, first_line
@@ -79,15 +79,15 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
         return Report(tuple(Check(name, *_outcome(one, state)) for name, one in checks.items()))
 
 
-def _detach_attributes(net: nn.Module) -> None:
+def _detach_attributes(net: DecoupledModule) -> None:
     """Tensors of the last step that hang at modules, such as a state or a loss, cannot be copied with their graph."""
-    original = net.__dict__.get("dni_original")
+    original = net.dni_captured.original
     for module in [*net.modules(), *([original] if original is not None else [])]:
         for name, value in list(vars(module).items()):
             tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
             if any(tensor.grad_fn is not None for tensor in tensors):  # put back with all the other attributes
                 detached = pytree.tree_map_only(Tensor, lambda t: t if t.grad_fn is None else t.detach(), value)
-                module.__dict__[name] = detached
+                vars(module)[name] = detached
 
 
 def _outcome(one: "Callable[[Subject], tuple[bool, str]]", state: "Subject") -> tuple[bool, str]:

@@ -18,7 +18,7 @@ from dni_fx.graph import record_of
 from dni_fx.model import Inputs
 from dni_fx.plans import crossing_name, time_name
 from dni_fx.proof.step import step
-from dni_fx.runtime import Crossing, DecoupledModule, HookedModule, add_time_cuts, plain
+from dni_fx.runtime import Crossing, DecoupledModule, add_time_cuts, plain
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Synthesizer
 
@@ -50,7 +50,7 @@ class Subject:
 
     def __init__(self, net: DecoupledModule, inputs: Inputs) -> None:
         self.net, self.inputs = net, inputs
-        original = net.__dict__.get("dni_original")
+        original = net.dni_captured.original
         self.keys = list((original if original is not None else plain(net)).state_dict())
         self.model = restore(net)
         assert net.dni.plan.rewrite is not None
@@ -108,7 +108,7 @@ def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
 
 def uncut(net: DecoupledModule, inputs: Inputs) -> DecoupledModule:
     """The captured graph, annotated."""
-    if isinstance(net, HookedModule):
+    if not net.dni_runs_graph:
         return capture_by_modules(restore(net), inputs)
     graph = plain(net)
     if any("dni" not in node.meta for node in graph.graph.nodes):  # it was loaded from a folder

@@ -1,20 +1,24 @@
-"""The calling convention of an exported graph: nested arguments to flat tensors, and back."""
+"""The module of the front end `export`: its graph takes flat tensors, and holds for train mode alone."""
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from types import CodeType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
-from dni_fx.errors import SourceError
-from dni_fx.model import by_name, by_path, canonical
+from dni_fx.errors import DniFxError, SourceError
+from dni_fx.model import Captured, Inputs, Path, by_name, by_path, canonical
+from dni_fx.runtime.module import DecoupledModule, call_original, has
+from dni_fx.runtime.outputs import Result, result_of_graph
 
-__all__ = ["Calling", "Leaf"]
+__all__ = ["Calling", "FlatCapture", "FlatModule", "Leaf"]
 
 
 @dataclass(frozen=True)
@@ -22,25 +26,25 @@ class Leaf:
     """One leaf of the arguments: a tensor with its sizes, or a value that the capture fixed."""
 
     name: str
-    sizes: tuple[int | str, ...] | None  # a number is fixed; equal letters are equal sizes; None: no tensor
+    sizes: tuple[int | str, ...] | None  # a number is fixed; equal letters are equal sizes; None: not a tensor
     value: Any = None
 
 
 @dataclass(frozen=True)
 class Calling:
-    """The calling convention of a captured model: what it takes and gives, flattened."""
+    """The calling convention of a captured model: its arguments and results, flattened."""
 
     arguments: pytree.TreeSpec
     leaves: tuple[Leaf, ...]
     result: pytree.TreeSpec
-    guards: tuple[str, ...] = ()  # conditions on the arguments `L[name]` that a branch of the model took for granted
+    guards: tuple[str, ...] = ()  # conditions on the arguments `L[name]` of the captured branch
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def flatten(self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors of a call, in the order of the graph's placeholders.
 
         Args:
-            forward: The model's own, whose signature says which argument is which.
+            forward: The model's own; its signature names the arguments.
 
         Raises:
             TypeError: If the call differs from the captured one in more than values and free sizes of tensors.
@@ -122,3 +126,111 @@ def _check(leaf: Leaf, value: Any, known: dict[str, int]) -> None:
             raise TypeError(
                 f"argument {leaf.name!r} has size {size} along axis {axis}, not {expected}, {why}; {advice}"
             )
+
+
+@dataclass(frozen=True)
+class FlatCapture(Captured):
+    """What a capture by torch.export knows, beside its graph.
+
+    Attributes:
+        calling: How nested arguments become the graph's flat tensors, and its flat results the model's.
+        modes: Whether a module was captured in train mode, by name; True for every module that has no entry.
+        watched: Name, module and mode at the capture, of every module: the graph holds for that mode alone.
+        autocast: The graph enters autocast blocks.
+    """
+
+    calling: Calling | None = None
+    modes: Mapping[str, bool] = field(default_factory=dict)
+    watched: tuple[tuple[str, nn.Module, bool], ...] = ()
+    autocast: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module, graph: fx.Graph, calling: Calling, modes: Mapping[str, bool]) -> "FlatCapture":
+        """What `model` was captured as; arguments as the attributes."""
+        watched = tuple((name, module, modes.get(name, True)) for name, module in model.named_modules() if name)
+        autocast = any(node.target is torch.amp.autocast_mode._enter_autocast for node in graph.nodes)
+        return cls(model, calling=calling, modes=dict(modes), watched=watched, autocast=autocast)
+
+
+class FlatModule(DecoupledModule):
+    """Takes and returns what the model does, and runs a flat graph in between; in eval mode the original runs."""
+
+    dni_captured: FlatCapture = FlatCapture()
+    dni_keeps_key_order = True
+
+    @property
+    def dni_calling(self) -> Calling:
+        """The calling convention of the graph."""
+        assert self.dni_captured.calling is not None
+        return self.dni_captured.calling
+
+    def recompile(self) -> PythonCode:
+        code = super().recompile()
+        cls: Any = type(self)
+        cls.dni_run_graph = cls.forward  # fx has just written it
+        cls.forward = _forward
+        return code
+
+    def dni_settings(self) -> dict[str, Any]:
+        read = sorted({str(n.target) for n in self.graph.nodes if n.op == "get_attr"})
+        constants = [name for name in read if not name.startswith("dni.") and not has(self.dni_original, name)]
+        for name in constants:
+            if not isinstance(getattr(self, name), Tensor):
+                raise SourceError(f"the graph holds {name}, which cannot be written as source: train it without saving")
+        modes = dict(self.dni_captured.modes)
+        return {"dni_calling": self.dni_calling.to_text(), "dni_modes": modes, "dni_constants": tuple(constants)}
+
+    def dni_recall(self, settings: Mapping[str, Any]) -> None:
+        calling = Calling.from_text(settings["dni_calling"])
+        self.dni_captured = FlatCapture.of(self.dni_original, self.graph, calling, settings["dni_modes"])
+
+    def dni_values_for(self, inputs: Inputs) -> list[Any]:
+        return list(self.dni_calling.flatten(self.dni_original.forward, inputs.args, inputs.kwargs))
+
+    def dni_state_places(self, given: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
+        placeholders = iter([node.name for node in self.graph.nodes if node.op == "placeholder"])
+        return {
+            name: [(next(placeholders), ()) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+            for name, value in given.items()
+        }
+
+    def dni_result(self, inputs: Inputs) -> Result:
+        structure, given = result_of_graph(self.graph)
+        return Result(self.dni_calling.unflatten(structure), given)
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands for `FlatModule.forward`, which fx writes for every graph anew."""
+    context = {"dni_context": kwargs.pop("dni_context")} if "dni_context" in kwargs else {}
+    if not self.training:
+        return call_original(self, *args, **kwargs)
+    captured: FlatCapture = self.dni_captured
+    for name, module, training in captured.watched:
+        if module.training != training:
+            mode = "train" if module.training else "eval"
+            raise DniFxError(
+                f"{name} is in {mode} mode, but was captured in the other, which the front end export fixes: let the "
+                'model\'s own train() set it, or use frontend="modules"'
+            )
+    tensors = self.dni_calling.flatten(self.dni_original.forward, args, kwargs)
+    with _autocast_restored() if captured.autocast else contextlib.nullcontext():
+        return self.dni_calling.unflatten(self.dni_run_graph(*tensors, **context))
+
+
+@contextlib.contextmanager
+def _autocast_restored() -> Iterator[None]:
+    """Put autocast back after an error: one node of a graph enters a block, another leaves it."""
+    devices = ("cpu", "cuda")
+    before = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    try:
+        yield
+    except BaseException:
+        now = torch.autocast_increment_nesting()
+        while now >= depth:
+            now = torch.autocast_decrement_nesting()
+        for device, (enabled, dtype) in zip(devices, before, strict=True):
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        raise

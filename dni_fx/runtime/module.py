@@ -1,22 +1,23 @@
 """What `transform` returns: a GraphModule with everything new under `net.dni`."""
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph import PythonCode
 
-from dni_fx.errors import DniFxError, SourceError
+from dni_fx.model import Captured, Inputs, Path, by_path
 from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.runtime.dni import Interfaces
-from dni_fx.runtime.flat import Calling
+from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
 
-__all__ = ["DecoupledModule", "adopt", "call_original", "plain", "share_state"]
+__all__ = ["DecoupledModule", "Stamp", "adopt", "call_original", "has", "plain", "share_state"]
+
+Module = TypeVar("Module", bound="DecoupledModule")
+
+Stamp = Callable[[str], None]  # is called with the name of each node once the node has run
 
 
 class DecoupledModule(fx.GraphModule):
@@ -24,56 +25,67 @@ class DecoupledModule(fx.GraphModule):
 
     fx.GraphModule keeps only what its graph refers to; this keeps unused parameters, the model's containers,
     non-persistent buffers and node names too.
+
+    The names of its methods begin with `dni_`, so that none of them hides a submodule of the model. Its subclasses
+    are `FlatModule`, by the front end export, and `HookedModule`, by the front end modules.
     """
 
     dni: Interfaces
+    dni_captured: Captured = Captured()
+    dni_runs_graph = True  # False: forward runs the original model, and the graph is a record of its calls
+    dni_keeps_key_order = False  # the keys of a dict among the arguments have to come in the example's order
+
+    @property
+    def dni_original(self) -> nn.Module:
+        """The model that was captured, where the module cannot do without it: it runs, or its signature is read."""
+        assert self.dni_captured.original is not None
+        return self.dni_captured.original
 
     def dni_settings(self) -> dict[str, Any]:
-        """What a saved class needs to be this one again, beside the graph: plain literals by attribute name.
+        """Plain literals by attribute name: what a saved class needs beside the graph.
 
         Raises:
-            SourceError: If the graph reads what has no text form.
+            SourceError: If the graph reads a value that has no text form.
         """
-        calling: Calling | None = self.__dict__.get("dni_calling")
-        if calling is None:
-            return {}
-        original = self.__dict__["dni_original"]
-        read = sorted({str(n.target) for n in self.graph.nodes if n.op == "get_attr"})
-        constants = [name for name in read if not name.startswith("dni.") and not _has(original, name)]
-        for name in constants:
-            if not isinstance(getattr(self, name), Tensor):
-                raise SourceError(f"the graph holds {name}, which cannot be written as source: train it without saving")
-        modes = self.__dict__["dni_modes"]
-        return {"dni_calling": calling.to_text(), "dni_modes": modes, "dni_constants": tuple(constants)}
+        return {}
 
     def dni_recall(self, settings: Mapping[str, Any]) -> None:
         """Take what `dni_settings` gave."""
-        if "dni_calling" in settings:
-            self.dni_flatten(Calling.from_text(settings["dni_calling"]), settings["dni_modes"])
 
-    def dni_flatten(self, calling: Calling, modes: Mapping[str, bool]) -> None:
-        """Say that the graph is flat, and how it is called.
+    def dni_values_for(self, inputs: Inputs) -> list[Any]:
+        """Values for the placeholders, in their order, as fx.Interpreter takes them."""
+        placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
+        values = list(inputs.args)
+        for node in placeholders[len(values) :]:
+            default = node.args[0] if node.args else None
+            values.append(inputs.kwargs.get(str(node.target), default))
+        return values
 
-        Args:
-            modes: Modules that were captured in eval mode, by name.
-        """
-        autocast = any(node.target is torch.amp.autocast_mode._enter_autocast for node in self.graph.nodes)
-        watched = [(name, module, modes.get(name, True)) for name, module in self.named_modules() if name]
-        self.__dict__.update(dni_calling=calling, dni_modes=dict(modes), dni_watched=watched, dni_autocast=autocast)
-        self.recompile()
+    def dni_state_places(self, given: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
+        """For each tensor of each argument: the name of its placeholder, and its path in the placeholder's value."""
+        by_target = {str(node.target): node.name for node in self.graph.nodes if node.op == "placeholder"}
+        return {n: [(by_target[n], path) for path in by_path(value)] for n, value in given.items() if n in by_target}
 
-    def recompile(self) -> PythonCode:
-        code = super().recompile()
-        if "dni_calling" in self.__dict__:
-            cls: Any = type(self)
-            cls.dni_flat = cls.forward
-            cls.forward = _call_flat
-        return code
+    def dni_result(self, inputs: Inputs) -> Result:
+        """What a call of the model on these inputs returns."""
+        return result_of_graph(self.graph)
+
+    def dni_uncut(self) -> nn.Module:
+        """A module that computes what the captured model does, on the same parameters, without any cut."""
+        return plain(self)
+
+    def dni_run_stamped(self, inputs: Inputs, stamp: Stamp) -> Any:
+        """Run the captured model, and call `stamp` after each node."""
+        return _Stamping(self, stamp).run(*self.dni_values_for(inputs))
+
+    def dni_preferred_ends(self) -> frozenset[str]:
+        """Names of the nodes after which automatic cuts go; empty: after any."""
+        return frozenset()
 
     def train(self, mode: bool = True) -> "DecoupledModule":
         """As the model's own `train`, which may keep some of its modules in eval mode."""
         super().train(mode)
-        original = self.__dict__.get("dni_original")
+        original = self.dni_captured.original
         if original is not None and type(original).train is not nn.Module.train:
             original.train(mode)
         return self
@@ -99,49 +111,20 @@ class DecoupledModule(fx.GraphModule):
         )
 
 
-def _call_flat(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stands for `forward` where the graph is flat: takes and gives what the original model does.
+class _Stamping(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, stamp: Stamp) -> None:
+        super().__init__(module)
+        self.stamp = stamp
 
-    The graph holds for train mode alone: in eval mode the original runs.
-    """
-    context = {"dni_context": kwargs.pop("dni_context")} if "dni_context" in kwargs else {}
-    if not self.training:
-        return call_original(self, *args, **kwargs)
-    for name, module, training in self.__dict__["dni_watched"]:
-        if module.training != training:
-            mode = "train" if module.training else "eval"
-            raise DniFxError(
-                f"{name} is in {mode} mode, but was captured in the other, which the front end export fixes: let the "
-                'model\'s own train() set it, or use frontend="modules"'
-            )
-    calling: Calling = self.__dict__["dni_calling"]
-    tensors = calling.flatten(self.__dict__["dni_original"].forward, args, kwargs)
-    with _autocast_restored() if self.__dict__["dni_autocast"] else contextlib.nullcontext():
-        return calling.unflatten(self.dni_flat(*tensors, **context))
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.stamp(n.name)
+        return value
 
 
-@contextlib.contextmanager
-def _autocast_restored() -> Iterator[None]:
-    """An error inside of an autocast block of a graph, which two nodes enter and leave, must not leave it open."""
-    devices = ("cpu", "cuda")
-    before = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
-    depth = torch.autocast_increment_nesting()
-    torch.autocast_decrement_nesting()
-    try:
-        yield
-    except BaseException:
-        now = torch.autocast_increment_nesting()
-        while now >= depth:
-            now = torch.autocast_decrement_nesting()
-        for device, (enabled, dtype) in zip(devices, before, strict=True):
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-        raise
-
-
-def call_original(net: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Run the model that `net` was made from, on what `net` holds."""
-    original: nn.Module = net.__dict__["dni_original"]
+def call_original(net: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
+    """Run the model that `net` was made from, on the parameters and buffers that `net` holds."""
+    original = net.dni_original
     share_state(net, original, without="dni")
     original.training = net.training
     result = original(*args, **kwargs)
@@ -170,17 +153,18 @@ def _unpickle(
 
 
 def adopt(
-    model: nn.Module, graph: fx.Graph, holder: nn.Module | None = None, base: type[DecoupledModule] = DecoupledModule
-) -> DecoupledModule:
+    model: nn.Module, graph: fx.Graph, captured: Captured, base: type[Module], holder: nn.Module | None = None
+) -> Module:
     """A module of class `base` that runs `graph` on the very submodules, parameters and buffers of `model`.
 
     Args:
-        holder: Where what the graph reads is found, if `model` has it not: constants that a capture made.
+        captured: Kept as the module's `dni_captured`; of the class that `base` declares.
+        holder: The module that has the constants which a capture made; None: `model`.
     """
     holder = model if holder is None else holder
     net = base(holder, graph, type(model).__name__)
     read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
-    constants = {name: attrgetter(name)(holder) for name in read if not _has(model, name)}
+    constants = {name: attrgetter(name)(holder) for name in read if not has(model, name)}
     constants |= {k: v for k, v in net._buffers.items() if k not in model._buffers}
     share_state(model, net)
     for name, value in constants.items():
@@ -193,11 +177,13 @@ def adopt(
             if node.op == "get_attr" and node.target == name:
                 node.target = flat
     net.training = model.training
-    net.__dict__["dni_original"] = model
+    net.dni_captured = captured
+    net.recompile()
     return net
 
 
-def _has(model: nn.Module, path: str) -> bool:
+def has(model: nn.Module, path: str) -> bool:
+    """Whether a model has an attribute at this path."""
     try:
         attrgetter(path)(model)
     except AttributeError:
@@ -214,9 +200,7 @@ def plain(net: DecoupledModule) -> DecoupledModule:
     result.graph = graph
     RemoveDni()(result)
     result.graph.lint()
-    kept = ("dni_calling", "dni_modes", "dni_watched", "dni_autocast", "dni_original", "dni_outputs", "dni_written")
-    result.__dict__.update({key: net.__dict__[key] for key in kept if key in net.__dict__})
-    result.__dict__.setdefault("dni_original", None)
+    result.dni_captured = net.dni_captured
     result.recompile()
     result.training = net.training
     return result

@@ -19,8 +19,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.model import Inputs, tensors_in
 from dni_fx.plans import time_name
 from dni_fx.runtime.averaging import is_averaged
-from dni_fx.runtime.hooked import HookedModule
-from dni_fx.runtime.module import DecoupledModule, plain, share_state
+from dni_fx.runtime.module import DecoupledModule, share_state
 from dni_fx.runtime.time_cut import Lesson, TimeCut
 from dni_fx.runtime.time_windows import next_window, places, state_in
 
@@ -55,7 +54,7 @@ class Replay:
     """
 
     def __init__(self, net: DecoupledModule, horizon: int, trace: float) -> None:
-        self.model: nn.Module = net.__dict__["dni_original"] if isinstance(net, HookedModule) else plain(net)
+        self.model: nn.Module = net.dni_uncut()
         self.horizon, self.trace = horizon, trace
         self.begun: Window | None = None  # the one that runs
         self.windows: list[Window] = []

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dni_fx.plans import Plan
 from dni_fx.report import diff
 from dni_fx.runtime import (
     DecoupledModule,
+    FlatModule,
     HookedModule,
     adopt,
     average_segments,
@@ -32,6 +34,8 @@ from dni_fx.store.saved import import_beside, needs_model, saved_dni
 from dni_fx.store.source import SourceWriter
 
 __all__ = ["check_destination", "load", "save"]
+
+_MODULES: dict[str, type[DecoupledModule]] = {"fx": DecoupledModule, "export": FlatModule, "modules": HookedModule}
 
 _FILES = ("model.py", "plan.json", "weights.safetensors", "graph.diff")
 
@@ -158,11 +162,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
                 shell.register_buffer(name, stored[name], persistent=False)
         graph = retrace(shell, cls.forward)
         rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
-        net = adopt(shell, graph, base=HookedModule if plan.frontend == "modules" else DecoupledModule)
+        base = _MODULES[plan.frontend]
+        net = adopt(shell, graph, replace(base.dni_captured, original=model), base)
         hold_parameters(net, net.dni)
         if plan.rewrite is not None and plan.rewrite.unlock == "backward":
             average_segments(net)
-        net.__dict__["dni_original"] = model
         net.dni_recall(vars(cls))
     replay_windows(net)
     _take_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)

@@ -105,7 +105,7 @@ class SourceWriter:
     # ------------------------------------------------------------------------------------- __init__
     def _own_train(self) -> Iterator[str]:
         """A train method that does more than set a flag is lost with the class that has it."""
-        for path, module in [("", self.net.__dict__.get("dni_original")), *self.net.named_modules()]:
+        for path, module in [("", self.net.dni_captured.original), *self.net.named_modules()]:
             whole = any(path == called or path.startswith(f"{called}.") for called in self.called)
             inside = isinstance(module, nn.Module) and type(module).train is not nn.Module.train and not whole
             if inside and module is not self.net and not path.startswith("dni"):
