@@ -1,7 +1,9 @@
-"""Annotate a graph with shapes, bytes, FLOPs and what carries gradient, under fake tensors where it can be."""
+"""Annotate a graph with shapes, bytes, FLOPs and flow of gradients, under fake tensors where the model allows it."""
 
 import contextlib
+import logging
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +20,15 @@ from dni_fx.runtime import DecoupledModule
 
 __all__ = ["annotate"]
 
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Workspace:
+    """Stands for the storage that autograd keeps for a node, and whose address no fake kernel gives."""
+
+    node: str
+
 
 class _Annotator(fx.Interpreter):
     """Runs the graph, and writes `node.meta["dni"]` and `node.meta["val"]`."""
@@ -26,10 +37,10 @@ class _Annotator(fx.Interpreter):
         super().__init__(module, garbage_collect_values=False)
         self.counter = counter
         self.saving = saving
-        self.seen: set[int] = set()  # storages that have been counted
+        self.counted: set[int] = set()  # storages whose bytes a node has in `owns`
         self.names = {id(p): name for name, p in module.named_parameters()}
         self.ranks = {name: p.dim() for name, p in module.named_parameters()}
-        self.storage_ids: dict[int, int] = {}
+        self.numbers: dict[int | _Workspace, int] = {}  # of storages, in order of appearance
         self.living: dict[int, list[fx.Node]] = {}  # the nodes whose values are in each storage
 
     def run_node(self, n: fx.Node) -> Any:
@@ -37,45 +48,52 @@ class _Annotator(fx.Interpreter):
         versions = [t._version for t in read]
         before = self.counter.get_total_flops()
         value = super().run_node(n)
-        tensors = tensors_in(value)
-        storages = frozenset(map(self._storage, tensors))
-        fresh = {self._storage(t): t.untyped_storage().nbytes() for t in tensors if self._storage(t) not in self.seen}
-        self.seen |= storages
-        unknown = self.saving.unknown
-        record = NodeMeta(
-            owns=fresh if n.op.startswith("call") else {},
-            saves={self._number(key): size for key, size in self.saving.take().items()},
-            flops=self.counter.get_total_flops() - before,
-            parameters=self._parameters(n),
-            carries_gradient=n.op not in ("placeholder", "get_attr") and any(t.requires_grad for t in tensors),
-            storages=storages,
-            mutates=frozenset(self._storage(t) for t, v in zip(read, versions, strict=True) if t._version != v),
-        )
-        if unknown:
-            record.saves[self._number(-1 - len(self.storage_ids))] = max(
-                0, self._workspace(n) - sum(record.saves.values())
-            )
-        if not record.flops and (fresh or record.mutates) and n.op.startswith("call"):
-            record.flops = sum(t.numel() for t in tensors)  # element-wise: one operation each
-        if record.carries_gradient or record.mutates:
-            record.backward_flops = self._backward_flops(n, record)
-        if isinstance(value, Tensor):
-            record.shape, record.dtype, record.device = tuple(value.shape), value.dtype, value.device
-        stack = n.meta.get("nn_module_stack", {})
-        record.scope = tuple(stack)
-        record.classes = tuple(getattr(cls, "__name__", str(cls)) for _, cls in stack.values())
-        record.axis = feature_axis(n, self.fetch_attr, record)
-        if n.target is torch.amp.autocast_mode._enter_autocast:
-            record.obstacle = "an autocast block is open there"
+        record = NodeMeta(flops=self.counter.get_total_flops() - before, parameters=self._parameters(n))
         n.meta["dni"], n.meta["val"] = record, value
-        for storage in storages:
-            self.living.setdefault(storage, []).append(n)
+        tensors = tensors_in(value)
+        record.carries_gradient = n.op not in ("placeholder", "get_attr") and any(t.requires_grad for t in tensors)
+        record.mutates = frozenset(self._storage(t) for t, v in zip(read, versions, strict=True) if t._version != v)
+        self._count_memory(n, record, tensors)
+        self._count_flops(n, record, tensors)
+        self._describe(n, record, value)
         if record.mutates and any(t.requires_grad for t in read):
             self._spread_gradient(n, record.mutates)
         return value
 
+    def _count_memory(self, node: fx.Node, record: NodeMeta, tensors: list[Tensor]) -> None:
+        """Bytes that the node makes and that autograd keeps for it, each storage at its first node."""
+        record.storages = frozenset(map(self._storage, tensors))
+        if node.op.startswith("call"):
+            sizes = {self._storage(t): t.untyped_storage().nbytes() for t in tensors}
+            record.owns = {storage: size for storage, size in sizes.items() if storage not in self.counted}
+        self.counted |= record.storages
+        for storage in record.storages:
+            self.living.setdefault(storage, []).append(node)
+        unknown = self.saving.unknown
+        record.saves = {self._number(key): size for key, size in self.saving.take().items()}
+        if unknown:
+            rest = self._bytes_saved(node) - sum(record.saves.values())
+            record.saves[self._number(_Workspace(node.name))] = max(0, rest)
+
+    def _count_flops(self, node: fx.Node, record: NodeMeta, tensors: list[Tensor]) -> None:
+        if not record.flops and (record.owns or record.mutates) and node.op.startswith("call"):
+            record.flops = sum(t.numel() for t in tensors)  # element-wise: one operation each
+        if record.carries_gradient or record.mutates:
+            record.backward_flops = self._backward_flops(node, record)
+
+    def _describe(self, node: fx.Node, record: NodeMeta, value: Any) -> None:
+        """Shape and feature axis of the value, and where in the model's modules the node is."""
+        if isinstance(value, Tensor):
+            record.shape, record.dtype, record.device = tuple(value.shape), value.dtype, value.device
+        stack = node.meta.get("nn_module_stack", {})
+        record.scope = tuple(stack)
+        record.classes = tuple(getattr(cls, "__name__", str(cls)) for _, cls in stack.values())
+        record.axis = feature_axis(node, self.fetch_attr, record)
+        if node.target is torch.amp.autocast_mode._enter_autocast:
+            record.obstacle = "an autocast block is open there"
+
     def _backward_flops(self, node: fx.Node, record: NodeMeta) -> int:
-        """As many as forward for each operand that gets a gradient; fused attention computes its matrix again too."""
+        """Forward's FLOPs once for each operand that gets a gradient; fused attention computes its matrix again."""
         operands = [self.env[i] for i in node.all_input_nodes if i.op != "get_attr"]
         carried = sum(any(t.requires_grad for t in tensors_in(value)) for value in operands)
         matrices = sum(self.ranks[name] > 1 for name in record.parameters)
@@ -84,8 +102,8 @@ class _Annotator(fx.Interpreter):
         wanted = 2 if matrices > 1 else carried + matrices
         return record.flops * min(2, max(1, wanted))
 
-    def _workspace(self, node: fx.Node) -> int:
-        """What autograd keeps for a node on real tensors: the fake kernels of recurrent layers do not know."""
+    def _bytes_saved(self, node: fx.Node) -> int:
+        """Run a node on real tensors, and count what autograd keeps: fake recurrent layers report no workspace."""
         with _disable_current_modes():
             args, kwargs = self.fetch_args_kwargs_from_env(node)
             real = pytree.tree_map_only(Tensor, _materialised, (args, kwargs))
@@ -97,7 +115,7 @@ class _Annotator(fx.Interpreter):
             return sum(saving.take().values())
 
     def _spread_gradient(self, writer: fx.Node, written: frozenset[int]) -> None:
-        """A write of what carries gradient makes every value in that memory carry it."""
+        """Mark every value in memory that `writer` has written a value with gradient to."""
         for node in {n: None for storage in written for n in self.living[storage]}:
             record = record_of(node)
             carries = any(t.requires_grad for t in tensors_in(node.meta["val"]) if not isinstance(t, nn.Parameter))
@@ -107,9 +125,9 @@ class _Annotator(fx.Interpreter):
     def _storage(self, tensor: Tensor) -> int:
         return self._number(storage_key(tensor))
 
-    def _number(self, key: int) -> int:
-        # In order of appearance. `env` keeps every value alive, so no address is used twice.
-        return self.storage_ids.setdefault(key, len(self.storage_ids))
+    def _number(self, key: "int | _Workspace") -> int:
+        # `env` keeps every value alive, so no address is used twice.
+        return self.numbers.setdefault(key, len(self.numbers))
 
     def _parameters(self, node: fx.Node) -> tuple[str, ...]:
         if node.op == "call_module":
@@ -132,8 +150,8 @@ def annotate(module: DecoupledModule, inputs: Inputs) -> None:
     try:
         _run(module, fake, mode)
         return
-    except Exception:
-        pass  # a module that is kept whole may look at values, which fake tensors have none of: run it for real
+    except Exception as error:  # whatever the person's code raises where it reads values, which fake tensors lack
+        _log.info("annotating %s on real tensors; fake tensors fail: %s", type(module).__name__, first_line(error))
     try:
         _run(module, inputs.map(lambda t: t.detach().clone()), contextlib.nullcontext())
     except Exception as error:
