@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dni_fx.bench.measure import measure
 from dni_fx.bench.table import bench_table, plot, to_dict
 from dni_fx.bench.ways import Options, segments
-from dni_fx.model.inputs import given
+from dni_fx.model.inputs import to_inputs
 
 RESULTS = Path(__file__).parent / "results"
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
@@ -203,7 +203,7 @@ def run(name: str, steps: int, device: str = "cpu") -> dict[str, Any]:
     with Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(name)
         ways = measure(
-            model, given(example, None), options, lambda way: progress.update(task, description=f"{name}: {way}")
+            model, to_inputs(example, None), options, lambda way: progress.update(task, description=f"{name}: {way}")
         )
         rows = list(ways)
     plot(rows, RESULTS / f"{'gpu' if device == 'cuda' else 'memory'}_{name}.png")

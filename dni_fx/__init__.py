@@ -40,8 +40,8 @@ __all__ = [
     "transform",
 ]
 
-# Imported when first used: `dni-fx --help` must not wait seconds for torch.
-_HOME = {
+# The module of each public name, imported at first use: `import dni_fx` alone must not take the seconds torch does.
+_MODULES = {
     "DNI": "pytorch_dni",
     "DniFxError": "errors",
     "Plan": "plans",
@@ -63,6 +63,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'dni_fx' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dni_fx.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"dni_fx.{_MODULES[name]}"), name)

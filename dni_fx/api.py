@@ -1,4 +1,4 @@
-"""`transform` and `plan`: their arguments, checked, and handed to the compiler."""
+"""`transform` and `plan`: check the arguments, and call the compiler."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from dni_fx.capture import StateOption
 from dni_fx.compiler import Request, capture_and_plan, rewrite
 from dni_fx.cuts import Cuts, Limits, check_limits
 from dni_fx.errors import DniFxError
-from dni_fx.model import Inputs, given, probe
+from dni_fx.model import Inputs, probe, to_inputs
 from dni_fx.plans import Plan
 from dni_fx.runtime import DecoupledModule, OptimizerFactory, SegmentOptimizer, attach_synthesizers, check_stepping
 from dni_fx.settings import DEFAULTS, Loss, Mix, Settings, Training, check_scaler, check_settings
@@ -48,58 +48,67 @@ def transform(
 ) -> DecoupledModule:
     """Cut a model into segments that train on synthetic gradients (Jaderberg et al. 2017).
 
-    The result shares the model's parameters and has its state_dict keys; what is new lives under `net.dni`.
+    The result shares the model's parameters, and has the same state_dict keys. The synthesizers are under `net.dni`.
 
     Args:
-        model: Any module that trains.
-        example_inputs: A tensor or a tuple of positional arguments, batch first; None: shapes are tried until one
-            fits.
-        example_kwargs: Keyword arguments of the example call.
-        cuts: "auto"; a number of segments; names of modules or nodes to cut after; "every:Block", after each call of
-            that class; "leaves", after each layer that trains, but the last; "marked", where the code says
-            `with dni_fx.cut_after():`; or a `Plan`.
-        synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)"; "auto"; or a
-            function `(activation, context_size)` that makes a module, such as a subclass of `dni_fx.Synthesizer`.
-        unlock: "backward": every segment runs its backward pass as soon as it has run forward, which frees its
-            activations; "none": one ordinary autograd graph, which torch.compile and DistributedDataParallel take.
-        mix: Share of the true gradient handed upstream, 0 to 1 (BP(lambda)), or `(start, end, steps)`, along a line;
-            needs `unlock="none"`.
-        classes: Condition the synthesizers on labels: call `net(x, dni_context=labels)` while training.
-        context_size: Condition them on any vector of so many entries a sample instead.
-        loss: The training loss, a function of (outputs, labels) that gives the mean over the rows, or its name in
-            `torch.nn.functional`: for the synthesizers that differentiate a loss.
-        training: How the synthesizers are trained.
-        optimizer: One that the person has already: the synthesizers' parameters are added to it. With step="segment":
-            a function that makes one from parameters, such as `torch.optim.Adam`.
-        step: "loop": the optimizer steps in the training loop; "segment": every segment has one of its own, which steps
-            as soon as the segment has gone backward, and frees its gradients (`net.dni.optimizer`, a
-            `SegmentOptimizer`, is all of them).
-        accumulate: With step="segment": step at every such pass only.
-        scaler: The GradScaler that scales the loss, for float16: predictions follow its scale.
-        compile: Let torch.compile have it: each segment by itself with unlock="backward" (with the front end
-            "modules", whose cuts are hooks, only parts of them), else one graph; of a model that is cut in time, what
-            is between its ends. Or what `torch.compile` is to be called with, as in `{"backend": "aot_eager"}`.
-        objective: What cuts that are chosen ("auto", or a number of segments) make least, with a charge for each
-            synthesizer, as predicted for `unlock="backward"` and Adam. "memory": the peak of a
-            training step; "throughput": the time of the slowest segment with its synthesizers, where each has a device
-            of its own; "balanced": the time of the heaviest segment alone.
-        memory_budget: The fewest segments found whose predicted peak, with parameters and Adam's state, fits: bytes, or
-            "2GiB". A number of segments is then the most.
-        synthesizer_share: Of the time of backprop's step, what all the synthesizers may take; None: 0.05, or half
-            as much again as the least that there is, where nothing is so cheap; no limit with a memory budget.
-        profile: Measure the times of the nodes on real tensors, in place of counting FLOPs.
-        frontend: What captures the model. "fx": symbolic tracing that keeps layers whole; "export": torch.export, with
-            the original running in eval mode; "modules": no graph, cuts at the outputs of submodules; "auto": the
-            first of these that proves to be the same network.
-        verify: Compare every capture with the eager model: outputs, gradients, buffers, eval mode, other batch sizes.
-            False saves that time and memory, and trusts the capture.
-        state: Cut a recurrent model in time, where its state goes from one call to the next: outputs, by place or key,
-            by the name of the argument that each becomes; True: for a forward `(x, state)` that returns `(y, state)`.
-            Then "auto" makes no cuts in depth, and a synthesizer that is "auto" is `least_squares` there, or `mlp` for
-            float16, bfloat16, or more than 2,048 features. See `dni_fx.runtime.time_cut`.
+        model: Any module that can be trained.
+        example_inputs: One tensor, or a tuple of positional arguments, with the batch as the first axis. None: the
+            model is run on shapes that fit its first layers, until one works.
+        example_kwargs: Keyword arguments of the example call. None: no keyword arguments.
+        cuts: "auto": the cuts are chosen by `objective` (with `state`: no cuts in depth). A number: so many segments,
+            chosen in the same way. A list of names: after these modules or nodes. "every:Block": after each call of the
+            class `Block`. "leaves": after each layer with parameters except the last. "marked": at the ends of
+            `with dni_fx.cut_after():` blocks in the model's code. A `Plan`: its cuts.
+        synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)". Or a function
+            `(activation, context_size)` that returns a module, such as a subclass of `dni_fx.Synthesizer`. "auto":
+            chosen by the shape of the activation and by whether there is a `loss`; at a cut in time `least_squares`, or
+            `mlp` for float16, bfloat16 or more than 2,048 features.
+        unlock: "backward": each segment runs its backward pass right after its forward pass, which frees its
+            activations. "none": the whole net is one ordinary autograd graph, which torch.compile and
+            DistributedDataParallel take.
+        mix: The share of the true gradient in the gradient that is sent upstream, 0 to 1 (BP(lambda)). A tuple
+            `(start, end, steps)` changes the share linearly. More than 0 needs `unlock="none"`.
+        classes: The number of classes, to condition the synthesizers on labels: call `net(x, dni_context=labels)` in
+            training. None: no labels.
+        context_size: The number of entries of a vector for each sample, to condition the synthesizers on that vector
+            instead of labels. None: no vector.
+        loss: The training loss, for synthesizers that differentiate it: a function `(outputs, labels)` that returns the
+            mean over the rows, or the name of such a function in `torch.nn.functional`. None: no such synthesizers.
+        training: How the synthesizers are trained; see `dni_fx.Training`.
+        optimizer: The optimizer of the model, to which the synthesizers' parameters are added. With step="segment": a
+            function that makes an optimizer from parameters, such as `torch.optim.Adam`. None: no optimizer is changed.
+        step: "loop": the training loop calls the optimizer's `step()`. "segment": each segment has its own optimizer,
+            which steps right after the segment's backward pass and frees the gradients. `net.dni.optimizer`, a
+            `SegmentOptimizer`, holds these optimizers.
+        accumulate: With step="segment": the number of backward passes for each step of a segment.
+        scaler: The `GradScaler` that scales the loss in float16 training; predictions are scaled alike. None: the loss
+            is not scaled.
+        compile: True: compile the net with `torch.compile`. With unlock="backward" each segment is compiled by itself
+            (with the front end "modules", whose cuts are hooks, only parts of segments); with unlock="none" the net is
+            one graph. Of a model that is cut in time, the part between the cuts is compiled. A dict has arguments for
+            `torch.compile`, as in `{"backend": "aot_eager"}`. False: the net is not compiled.
+        objective: What chosen cuts (`cuts="auto"` or a number) minimize, as predicted for `unlock="backward"` and Adam,
+            with a charge for each synthesizer. "memory": the peak memory of a training step. "throughput": the time of
+            the slowest segment and its synthesizers, if each segment has its own device.
+            "balanced": the time of the heaviest segment alone.
+        memory_budget: The largest predicted peak memory, with parameters and Adam's state: a number of bytes, or a text
+            such as "2GiB". The cuts are the fewest found that fit; a number as `cuts` is then the most segments. None:
+            no limit.
+        synthesizer_share: The largest share of the time of a step of backpropagation that all synthesizers together
+            may take. None: no limit with a memory budget; else 0.05, or 1.5 times the smallest possible share if that
+            is more.
+        profile: True: measure the times of the nodes on real tensors. False: count FLOPs.
+        frontend: How the model is captured. "fx": symbolic tracing that keeps layers whole. "export": torch.export; in
+            eval mode the original model runs. "modules": no graph; cuts are at the outputs of submodules. "auto": the
+            first of these whose capture is the same network.
+        verify: True: compare every capture with the eager model: outputs, gradients, buffers, eval mode and other batch
+            sizes. False: skip the comparison, which saves its time and memory.
+        state: Cut a recurrent model in time, between one call and the next. A dict: for each argument that is state, by
+            name, the position or key of the output that holds its next value. True: forward takes `(x, state)` and
+            returns `(y, state)`. None: no cut in time. See `dni_fx.runtime.time_cut`.
 
     Raises:
-        DniFxError: If an argument is wrong, with what to do.
+        DniFxError: If an argument is wrong; the message says what to do.
         CaptureError: If no front end captures the same network.
         NoLegalCutError: If there is no place to cut.
     """
@@ -109,19 +118,22 @@ def transform(
     if scaler is not None:
         check_scaler(scaler, training, step)
     if not isinstance(compile, bool | Mapping):
-        raise DniFxError(f"compile={compile!r}: True, or a dict of what torch.compile is to be called with")
+        raise DniFxError(f"compile={compile!r}: True, False, or a dict of arguments for torch.compile")
     if training.horizon > 1 and (scaler is not None or compile is not False):
-        raise DniFxError("a horizon runs windows once more, as they are: leave scaler and compile out")
+        raise DniFxError(
+            "a horizon runs windows a second time, without scaler and compile: leave scaler and compile out"
+        )
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state)
     module, found = capture_and_plan(model, example_inputs_of(model, example_inputs, example_kwargs), request)
     if mix and not found.cuts:
-        raise DniFxError("mix is for cuts in depth: say cuts=")
+        raise DniFxError("mix is for cuts in depth: give cuts=")
     net = rewrite(module, found, synthesizer, settings)
     if scaler is not None:
         net.dni.scale_with(scaler)
     if step == "segment":
-        SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate, scaler=scaler)  # type: ignore[arg-type]
+        assert callable(optimizer)  # `_check_step` raises an error otherwise
+        SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate, scaler=scaler)
     elif isinstance(optimizer, torch.optim.Optimizer):
         attach_synthesizers(optimizer, net.dni, training)
     if compile is not False:
@@ -136,10 +148,10 @@ def _check_step(step: str, optimizer: object, accumulate: int, training: Trainin
     if step != "loop":
         raise DniFxError(f"step={step!r}: there are 'loop' and 'segment'")
     if optimizer is None and (training.optimizer is not None or training.lr is not None):
-        raise DniFxError("training with lr or optimizer needs optimizer=, the one that trains the model")
+        raise DniFxError("training with lr or optimizer needs optimizer=, the optimizer of the model")
     if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer)):
         raise DniFxError(
-            f"optimizer={optimizer!r}: the one that trains the model; a function that makes one needs step='segment'"
+            f"optimizer={optimizer!r}: give the optimizer of the model; a function that makes one needs step='segment'"
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise DniFxError("LBFGS takes no further parameters: transform without optimizer=, and train net.parameters()")
@@ -165,7 +177,10 @@ def plan(
     verify: bool = True,
     state: StateOption | None = None,
 ) -> Plan:
-    """Decide where `transform` would cut, and build nothing. Arguments and errors are those of `transform`."""
+    """Decide where `transform` would cut, and build nothing.
+
+    The arguments and errors are the same as for `transform`.
+    """
     settings = Settings(classes=classes, context_size=context_size, loss=loss)
     check_settings(settings)
     limits = limits_of(objective, memory_budget, synthesizer_share)
@@ -174,7 +189,7 @@ def plan(
 
 
 def limits_of(objective: str, memory_budget: str | int | None, synthesizer_share: float | None) -> Limits:
-    """What `transform` takes, as the search for cuts wants it."""
+    """Check the arguments of `transform` that limit the search for cuts."""
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     limits = Limits(objective, synthesizer_share, budget)
     check_limits(limits)
@@ -182,6 +197,11 @@ def limits_of(objective: str, memory_budget: str | int | None, synthesizer_share
 
 
 def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs:
+    """The example inputs that the user gives, or else inputs found by trial.
+
+    Raises:
+        DniFxError: If the model is no module or has uninitialized parameters, or no inputs were found.
+    """
     if not isinstance(model, nn.Module):
         raise DniFxError(f"expected an nn.Module, not a {type(model).__name__}")
     lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
@@ -189,4 +209,4 @@ def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Map
         raise DniFxError(f"parameter {lazy[0]!r} has no shape yet: call the model once before rewriting it")
     if example_inputs is None and example_kwargs is None:
         return probe(model)
-    return given(example_inputs, example_kwargs)
+    return to_inputs(example_inputs, example_kwargs)

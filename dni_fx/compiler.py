@@ -1,4 +1,4 @@
-"""The compiler: capture a model and decide its cuts, rewrite it, and give the plain model back."""
+"""The compiler: capture a model and plan its cuts, rewrite the model by the plan, and restore the plain model."""
 
 from dataclasses import dataclass, field, replace
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dni_fx import ops
-from dni_fx.capture import StateOption, by_segments, capture, find_state, states_alone
+from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts, state_only_nodes
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError
@@ -44,7 +44,7 @@ _MOST_SOLVED = 2048  # features of a state, for which `least_squares` is made by
 
 @dataclass(frozen=True)
 class Request:
-    """How a model is to be captured, and where cut; as in `transform`."""
+    """How to capture a model and where to cut it. The attributes are arguments of `dni_fx.transform`."""
 
     cuts: Cuts = "auto"
     synthesizer: str | Factory = "auto"
@@ -57,53 +57,60 @@ class Request:
 
 
 def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tuple[DecoupledModule, Plan]:
-    """Capture, compare with eager, annotate, partition."""
+    """Capture and annotate a model, and plan its cuts."""
     cuts, frontend, profile = request.cuts, request.frontend, request.profile
     if isinstance(cuts, Plan) and frontend == "auto":
-        frontend = cuts.frontend  # its nodes are those of that front end
+        frontend = cuts.frontend  # the plan names nodes of this front end's graph
     in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
     module, used, tried = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
-    tensors = _state(model, module, example, request)
+    tensors = _state_tensors(model, module, example, request)
     prices, refused = synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=profile)
     times = node_times(module, example) if profile else None
-    flow = dataflow(module.graph, times, states_alone(module, tensors))
-    always = resident(model, example, OPTIMIZER_STATES)
-    cost_model = CostModel(flow, prices, always, refused=refused, unit="s" if profile else "FLOPs")
+    flow = dataflow(module.graph, times, state_only_nodes(module, tensors))
+    resident_bytes = resident(model, example, OPTIMIZER_STATES)
+    cost_model = CostModel(flow, prices, resident_bytes, refused=refused, unit="s" if profile else "FLOPs")
     if in_depth:
         decision = decide(module.graph, cost_model, cuts, request.limits, module.dni_preferred_ends())
     elif request.limits != Limits():
-        raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: say cuts=")
+        raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: give cuts=")
     else:
-        why = cuts.why if isinstance(cuts, Plan) else "in time alone; say cuts= for some in depth, too"
+        why = cuts.why if isinstance(cuts, Plan) else "in time alone; give cuts= for cuts in depth, too"
         decision = Decision((), why)
     described = (describe(example), example.source)
     plan = make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
-    return module, replace(plan, states=by_segments(module, tensors, plan.cuts))
+    return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
 
 
-def _state(model: nn.Module, module: DecoupledModule, example: Inputs, request: Request) -> tuple[StateTensor, ...]:
-    """The tensors that are to be cut off in time: as asked for, else as the plan says."""
+def _state_tensors(
+    model: nn.Module, module: DecoupledModule, example: Inputs, request: Request
+) -> tuple[StateTensor, ...]:
+    """The tensors to cut off in time, by the argument `state` or else by the plan in `cuts`."""
     if request.state is not None and request.state is not False:
         return find_state(model, module, example, request.state)
-    saved = request.cuts.states if isinstance(request.cuts, Plan) else ()
-    if saved and fingerprint(module.graph) != request.cuts.fingerprint:  # type: ignore[union-attr]
+    plan = request.cuts
+    if not isinstance(plan, Plan) or not plan.states:
+        return ()
+    if fingerprint(module.graph) != plan.fingerprint:
         raise DniFxError("the plan was made for another graph; make a new one: dni-fx plan TARGET")
-    return tuple(tensor for state in saved for tensor in state.tensors)
+    return tuple(tensor for state in plan.states for tensor in state.tensors)
 
 
 def rewrite(
     module: DecoupledModule, plan: Plan, synthesizer: str | Factory = "auto", settings: Settings = DEFAULTS
 ) -> DecoupledModule:
-    """Put the synthesizers of `plan` into a captured, annotated module. Arguments and errors as for `transform`."""
+    """Put the synthesizers of `plan` into a captured, annotated module.
+
+    The arguments and errors are the same as for `dni_fx.transform`.
+    """
     check_settings(settings)
     if plan.states:
-        _check_for_time(settings, plan)
+        _check_time_cuts(settings, plan)
     names, factories = _synthesizers(plan, synthesizer, settings)
     rewritten = plan.with_rewrite(Rewrite.of(settings, names))
     if not plan.states and settings.training.for_time:
-        raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: say state=")
+        raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: give state=")
     named = isinstance(synthesizer, str)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     dni = build_dni(rewritten, factories, with_defaults(settings, named=named), device=device)
@@ -112,7 +119,8 @@ def rewrite(
     module.add_module("dni", dni)
     dni.train(module.training)
     unlocked = settings.unlock == "backward"
-    states = plan.states if module.dni_runs_graph else ()  # else the module runs them before and after the model
+    # A module without a graph makes its cuts in time itself, before and after it calls the model.
+    states = plan.states if module.dni_runs_graph else ()
     if unlocked:
         average_segments(module)
     run(
@@ -132,17 +140,19 @@ def rewrite(
     return module
 
 
-def _check_for_time(settings: Settings, plan: Plan) -> None:
-    """Raise a DniFxError if the plan's cuts in time cannot be made so."""
+def _check_time_cuts(settings: Settings, plan: Plan) -> None:
+    """Raise a DniFxError if the settings do not allow the plan's cuts in time."""
     if not plan.cuts and (settings.size or settings.training.warmup):
-        raise DniFxError("labels, context and warm-up are for cuts in depth: say cuts=")
+        raise DniFxError("labels, context and warm-up are for cuts in depth: give cuts=")
     if not plan.cuts and settings.training.scale == "rms":
-        raise DniFxError('scale="rms" is for cuts in depth: in time it would follow predictions, which targets hold')
-    apart = [state for state in plan.states if state.enters != (state.leaves,)]
-    if apart and settings.training.auxiliary and settings.unlock == "backward":
         raise DniFxError(
-            f"auxiliary needs states that one segment takes and makes anew, but {apart[0].tensors[0].input} comes out "
-            'of another: cut elsewhere, or use unlock="none"'
+            'scale="rms" is for cuts in depth: in time, targets contain predictions, which would set the scale'
+        )
+    elsewhere = [state for state in plan.states if state.enters != (state.leaves,)]
+    if elsewhere and settings.training.auxiliary and settings.unlock == "backward":
+        raise DniFxError(
+            f"auxiliary needs a state that leaves the segment it enters, but {elsewhere[0].tensors[0].input} leaves "
+            'another: cut elsewhere, or use unlock="none"'
         )
     several = [state for state in plan.states if len(state.enters) > 1]
     if several and settings.unlock == "backward":
@@ -177,8 +187,8 @@ def restore(net: DecoupledModule) -> nn.Module:
     """The plain model with the trained weights.
 
     Returns:
-        The very model that was given to `transform`, which shares its parameters with `net`; for one that came from
-        `dni_fx.load` without a model, the graph with all that the rewrite added taken out again.
+        The model itself that was passed to `transform`, which shares its parameters with `net`. If `net` comes from
+        `dni_fx.load` without a model: a module with the graph as it was before the rewrite.
 
     Raises:
         DniFxError: If `net` was not made by dni-fx.

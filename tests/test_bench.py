@@ -15,7 +15,7 @@ from dni_fx.bench.measure import Row, measure
 from dni_fx.bench.table import check_plot, plot, spark
 from dni_fx.bench.ways import WARM_UP, Options, backprop, blocks, parse_segments, segments, ways
 from dni_fx.cli.commands import app
-from dni_fx.model.inputs import given
+from dni_fx.model.inputs import to_inputs
 
 WIDTH, ROWS = 64, 128
 X = torch.rand(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ OPTIONS = Options(cuts=segments(3), steps=2, synthesizer="linear")
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, Row]:
-    return {row.name: row for row in measure(deep(), given(X, None), OPTIONS)}
+    return {row.name: row for row in measure(deep(), to_inputs(X, None), OPTIONS)}
 
 
 def test_memory_is_in_the_order_that_it_should_be(rows: dict[str, Row]) -> None:
@@ -63,7 +63,7 @@ def test_memory_is_in_the_order_that_it_should_be(rows: dict[str, Row]) -> None:
 def test_the_other_ways_train_the_same_net(name: str) -> None:
     make = dict(ways(OPTIONS))[name]
     nets = [copy.deepcopy(deep()), copy.deepcopy(deep())]
-    trainees = [backprop(nets[0], given(X, None), OPTIONS), make(nets[1], given(X, None), OPTIONS)]
+    trainees = [backprop(nets[0], to_inputs(X, None), OPTIONS), make(nets[1], to_inputs(X, None), OPTIONS)]
     for trainee in trainees:
         for _ in range(3 - WARM_UP * (name == "compiler, half" and trainee is trainees[1])):
             trainee.step()
@@ -74,7 +74,7 @@ def test_the_other_ways_train_the_same_net(name: str) -> None:
 def test_the_model_is_left_as_it_is() -> None:
     model = deep()
     before = copy.deepcopy(model.state_dict())
-    list(measure(model, given(X, None), Options(cuts={}, steps=2, others=False)))
+    list(measure(model, to_inputs(X, None), Options(cuts={}, steps=2, others=False)))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -84,17 +84,17 @@ def test_what_cannot_be_measured_is_a_row_that_says_why() -> None:
     model.forward = lambda x: model["a"](x)  # type: ignore[method-assign]
     with pytest.raises(DniFxError, match="no repeated blocks"):
         blocks(model)
-    found = list(measure(deep(), given(X, None), Options(cuts={"nowhere": ["nothing"]}, steps=2, others=False)))
+    found = list(measure(deep(), to_inputs(X, None), Options(cuts={"nowhere": ["nothing"]}, steps=2, others=False)))
     assert [bool(row.failed) for row in found] == [False, True, True]
 
 
 def test_a_model_that_does_not_train_is_refused() -> None:
     with pytest.raises(DniFxError, match="cannot be trained"):
-        next(measure(deep(), given(torch.rand(3, 5), None), OPTIONS))
+        next(measure(deep(), to_inputs(torch.rand(3, 5), None), OPTIONS))
     with pytest.raises(DniFxError, match="no output carries gradient"):
-        next(measure(deep().requires_grad_(False), given(X, None), OPTIONS))
+        next(measure(deep().requires_grad_(False), to_inputs(X, None), OPTIONS))
     with pytest.raises(DniFxError, match="cannot be copied"):
-        next(measure(nn.utils.weight_norm(nn.Linear(WIDTH, 2)), given(X, None), OPTIONS))
+        next(measure(nn.utils.weight_norm(nn.Linear(WIDTH, 2)), to_inputs(X, None), OPTIONS))
 
 
 def test_blocks() -> None:

@@ -15,7 +15,7 @@ from dni_fx.cost.synthesizers import Price, _price
 from dni_fx.cost.times import node_times
 from dni_fx.graph.counters import Saving
 from dni_fx.graph.record import record_of
-from dni_fx.model.inputs import given
+from dni_fx.model.inputs import to_inputs
 from dni_fx.settings import Settings
 from dni_fx.synthesizers.base import Activation, Synthesizer
 from dni_fx.synthesizers.feedforward import Conv, Linear
@@ -56,13 +56,13 @@ def kept(model: nn.Module, *args: Any) -> int:
 def test_what_autograd_keeps_is_known(make: Any, shape: tuple[int, ...], frontend: str) -> None:
     """Masks, indices, statistics and workspaces too, under fake tensors that have none of them."""
     x = torch.rand(shape)
-    graph = capture(make(), given(x, None), frontend).module.graph
+    graph = capture(make(), to_inputs(x, None), frontend).module.graph
     assert sum(size for node in graph.nodes for size in record_of(node).saves.values()) == kept(make(), x)
 
 
 @pytest.mark.parametrize(("_name", "make", "args", "cuts"), CASES, ids=IDS)
 def test_every_case_is_known_to_a_twentieth(_name: str, make: Any, args: Any, cuts: Any) -> None:
-    module, _ = capture_and_plan(make(), given(args, None), Request(cuts))
+    module, _ = capture_and_plan(make(), to_inputs(args, None), Request(cuts))
     known = sum(size for node in module.graph.nodes for size in record_of(node).saves.values())
     assert known == pytest.approx(kept(make(), *args), rel=0.05)
 
@@ -79,7 +79,7 @@ def test_backward_flops() -> None:
             h = self.second(self.first(x))
             return nn.functional.scaled_dot_product_attention(h, h, h) + h
 
-    module = capture(Net(), given(torch.rand(2, 3, 4), None), "fx").module
+    module = capture(Net(), to_inputs(torch.rand(2, 3, 4), None), "fx").module
     records = {node.name: record_of(node) for node in module.graph.nodes}
     assert records["first"].backward_flops == records["first"].flops == 2 * 6 * 4 * 8
     assert records["second"].backward_flops == 2 * records["second"].flops == 4 * 6 * 8 * 8
@@ -88,7 +88,7 @@ def test_backward_flops() -> None:
 
 
 def test_recurrent_layers_have_flops() -> None:
-    module = capture(Lstm(), given(torch.rand(4, 5, 8), None), "fx").module
+    module = capture(Lstm(), to_inputs(torch.rand(4, 5, 8), None), "fx").module
     lstm = next(record_of(node) for node in module.graph.nodes if node.name == "lstm")
     assert lstm.flops == 2 * 4 * 5 * (4 * 16 * 8 + 4 * 16 * 16)
     assert lstm.backward_flops == 2 * lstm.flops
@@ -97,7 +97,7 @@ def test_recurrent_layers_have_flops() -> None:
 def test_resident_bytes() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
     model[0].bias.requires_grad_(False)
-    example = given(torch.rand(3, 4), None)
+    example = to_inputs(torch.rand(3, 4), None)
     trainable, frozen, buffers = 4 * 8 + 16, 8, 16
     assert resident(model, example, 2) == 4 * (3 * trainable + frozen + buffers + 12) + 8  # a step count
 
@@ -178,7 +178,7 @@ def test_measured_times(frontend: str) -> None:
     big, small = nn.Linear(512, 512), nn.Linear(512, 4)
     model = nn.Sequential(nn.Linear(8, 512), nn.BatchNorm1d(512), big, nn.ReLU(), small)
     state = {name: t.clone() for name, t in model.state_dict().items()}
-    example = given(torch.rand(512, 8), None)
+    example = to_inputs(torch.rand(512, 8), None)
     module = capture(model, example, frontend).module
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -15,7 +15,7 @@ from dni_fx.capture.frontends import capture
 from dni_fx.cost import memory
 from dni_fx.cost.memory import Memory
 from dni_fx.graph.flow import dataflow
-from dni_fx.model.inputs import given
+from dni_fx.model.inputs import to_inputs
 
 
 class Attention(nn.Module):
@@ -162,7 +162,7 @@ def test_the_optimizer_may_be_the_peak() -> None:
 def test_loads_and_peaks_agree(name: str) -> None:
     """The search and the report count the same."""
     make, shape = NETS[name]
-    module = capture(make(), given(torch.rand(shape), None)).module
+    module = capture(make(), to_inputs(torch.rand(shape), None)).module
     model = Memory(dataflow(module.graph))
     count = len(model.names)
     ends = [0, *range(2, count, 3), count]

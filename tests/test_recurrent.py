@@ -576,7 +576,7 @@ def test_the_keys_of_a_state_may_be_in_any_order(gives: str, example: str, given
 
 def test_where_the_order_of_keys_is_fixed_another_is_refused() -> None:
     example = X[:, :1], keyed("hc")
-    with pytest.raises(DniFxError, match="give the example in that of the output"):
+    with pytest.raises(DniFxError, match="give the example in the order of the output"):
         dni_fx.transform(Keyed("ch"), example, state=True, frontend="export")
     net = dni_fx.transform(Keyed("hc"), example, state=True, frontend="export").train()
     with pytest.raises(TypeError, match=r"in another order than in the example, \(x, state_h, state_c\)"):
@@ -702,7 +702,7 @@ class Boxing(Keyed):
 
 
 def test_tensors_that_cannot_be_handed_on_are_refused() -> None:
-    with pytest.raises(DniFxError, match="gives tensors in a Boxed: give them in a tuple or dict"):
+    with pytest.raises(DniFxError, match="returns tensors in a Boxed: return them in a tuple or dict"):
         dni_fx.transform(Boxing("hc"), (X[:, :1], keyed("hc")), state=True, frontend="modules")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 import dni_fx
 from dni_fx.compiler import Request, capture_and_plan
 from dni_fx.errors import CaptureError, DniFxError
-from dni_fx.model.inputs import given
+from dni_fx.model.inputs import to_inputs
 
 torch.manual_seed(0)  # unlucky weights let no gradient through, and a wrong one would not be seen
 X = torch.rand(4, 6)
@@ -29,7 +29,7 @@ class Base(nn.Module):
 
 
 def trace(model: nn.Module, *args: Any, cuts: Any = "auto", **kwargs: Any) -> Any:
-    return capture_and_plan(model, given(args, kwargs), Request(cuts, frontend="fx"))[0]
+    return capture_and_plan(model, to_inputs(args, kwargs), Request(cuts, frontend="fx"))[0]
 
 
 def calls(module: fx.GraphModule) -> list[str]:

@@ -1,4 +1,4 @@
-"""Annotate a graph with shapes, bytes, FLOPs and flow of gradients, under fake tensors where the model allows it."""
+"""Annotate the nodes of a graph with shapes, bytes, FLOPs and the flow of gradients; under fake tensors if possible."""
 
 import contextlib
 import logging
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Workspace:
-    """Stands for the storage that autograd keeps for a node, and whose address no fake kernel gives."""
+    """Stands for the memory that autograd saves for a node and that fake kernels do not report."""
 
     node: str
 
@@ -37,11 +37,11 @@ class _Annotator(fx.Interpreter):
         super().__init__(module, garbage_collect_values=False)
         self.counter = counter
         self.saving = saving
-        self.counted: set[int] = set()  # storages whose bytes a node has in `owns`
+        self.counted: set[int] = set()  # storages that are in the `owns` of a node
         self.names = {id(p): name for name, p in module.named_parameters()}
         self.ranks = {name: p.dim() for name, p in module.named_parameters()}
-        self.numbers: dict[int | _Workspace, int] = {}  # of storages, in order of appearance
-        self.living: dict[int, list[fx.Node]] = {}  # the nodes whose values are in each storage
+        self.numbers: dict[int | _Workspace, int] = {}  # a number for each storage, in order of appearance
+        self.nodes_in: dict[int, list[fx.Node]] = {}  # for each storage, the nodes whose values are in it
 
     def run_node(self, n: fx.Node) -> Any:
         read = tensors_in([self.env[i] for i in n.all_input_nodes if i in self.env])
@@ -61,14 +61,14 @@ class _Annotator(fx.Interpreter):
         return value
 
     def _count_memory(self, node: fx.Node, record: NodeMeta, tensors: list[Tensor]) -> None:
-        """Bytes that the node makes and that autograd keeps for it, each storage at its first node."""
+        """Count the bytes that the node allocates and that autograd saves for it; each storage at its first node."""
         record.storages = frozenset(map(self._storage, tensors))
         if node.op.startswith("call"):
             sizes = {self._storage(t): t.untyped_storage().nbytes() for t in tensors}
             record.owns = {storage: size for storage, size in sizes.items() if storage not in self.counted}
         self.counted |= record.storages
         for storage in record.storages:
-            self.living.setdefault(storage, []).append(node)
+            self.nodes_in.setdefault(storage, []).append(node)
         unknown = self.saving.unknown
         record.saves = {self._number(key): size for key, size in self.saving.take().items()}
         if unknown:
@@ -82,7 +82,7 @@ class _Annotator(fx.Interpreter):
             record.backward_flops = self._backward_flops(node, record)
 
     def _describe(self, node: fx.Node, record: NodeMeta, value: Any) -> None:
-        """Shape and feature axis of the value, and where in the model's modules the node is."""
+        """Record the shape and feature axis of the value, and the modules that the node belongs to."""
         if isinstance(value, Tensor):
             record.shape, record.dtype, record.device = tuple(value.shape), value.dtype, value.device
         stack = node.meta.get("nn_module_stack", {})
@@ -93,17 +93,20 @@ class _Annotator(fx.Interpreter):
             record.obstacle = "an autocast block is open there"
 
     def _backward_flops(self, node: fx.Node, record: NodeMeta) -> int:
-        """Forward's FLOPs once for each operand that gets a gradient; fused attention computes its matrix again."""
+        """FLOPs of the backward pass: those of forward for each operand that gets a gradient, twice at most.
+
+        Fused attention takes 2.5 times those of forward, since it computes its matrix again.
+        """
         operands = [self.env[i] for i in node.all_input_nodes if i.op != "get_attr"]
         carried = sum(any(t.requires_grad for t in tensors_in(value)) for value in operands)
         matrices = sum(self.ranks[name] > 1 for name in record.parameters)
         if "scaled_dot_product" in str(node.target):
             return record.flops * 5 // 2
-        wanted = 2 if matrices > 1 else carried + matrices
-        return record.flops * min(2, max(1, wanted))
+        gradients = 2 if matrices > 1 else carried + matrices
+        return record.flops * min(2, max(1, gradients))
 
     def _bytes_saved(self, node: fx.Node) -> int:
-        """Run a node on real tensors, and count what autograd keeps: fake recurrent layers report no workspace."""
+        """Run a node on real tensors, and return the bytes that autograd saves: fake kernels report no workspace."""
         with _disable_current_modes():
             args, kwargs = self.fetch_args_kwargs_from_env(node)
             real = pytree.tree_map_only(Tensor, _materialised, (args, kwargs))
@@ -115,8 +118,8 @@ class _Annotator(fx.Interpreter):
             return sum(saving.take().values())
 
     def _spread_gradient(self, writer: fx.Node, written: frozenset[int]) -> None:
-        """Mark every value in memory that `writer` has written a value with gradient to."""
-        for node in {n: None for storage in written for n in self.living[storage]}:
+        """Mark the nodes whose values are in the storages that `writer` wrote a value with gradient to."""
+        for node in {n: None for storage in written for n in self.nodes_in[storage]}:
             record = record_of(node)
             carries = any(t.requires_grad for t in tensors_in(node.meta["val"]) if not isinstance(t, nn.Parameter))
             if carries and not record.carries_gradient and node is not writer:
@@ -125,7 +128,7 @@ class _Annotator(fx.Interpreter):
     def _storage(self, tensor: Tensor) -> int:
         return self._number(storage_key(tensor))
 
-    def _number(self, key: "int | _Workspace") -> int:
+    def _number(self, key: int | _Workspace) -> int:
         # `env` keeps every value alive, so no address is used twice.
         return self.numbers.setdefault(key, len(self.numbers))
 
@@ -150,15 +153,15 @@ def annotate(module: DecoupledModule, inputs: Inputs) -> None:
     try:
         _run(module, fake, mode)
         return
-    except Exception as error:  # whatever the person's code raises where it reads values, which fake tensors lack
+    except Exception as error:  # user code may raise any error when it reads values, which fake tensors do not have
         _log.info("annotating %s on real tensors; fake tensors fail: %s", type(module).__name__, first_line(error))
     try:
         _run(module, inputs.map(lambda t: t.detach().clone()), contextlib.nullcontext())
-    except Exception as error:
+    except Exception as error:  # user code may raise any error
         raise CaptureError(
             f"the model does not run on {', '.join(str(list(t.shape)) for t in inputs.tensors())}: {first_line(error)}"
         ) from None
-    for node in module.graph.nodes:  # the sizes are enough
+    for node in module.graph.nodes:  # only sizes and dtypes are used later, so the values can be freed
         node.meta["val"] = pytree.tree_map_only(Tensor, lambda t: t.detach().to("meta"), node.meta["val"])
 
 
@@ -167,7 +170,7 @@ def _run(module: DecoupledModule, inputs: Inputs, mode: AbstractContextManager[A
         in_train_mode(module)
         counter = flop_counter()
         state = [*module.parameters(), *module.buffers()]
-        if isinstance(mode, FakeTensorMode):  # an operator may be given a parameter or its fake
+        if isinstance(mode, FakeTensorMode):  # an operator may take a parameter or its fake tensor
             state += [mode.from_tensor(t) for t in state]
         saving = Saving([*state, *inputs.tensors()])
         with mode, counter, saving:
@@ -175,7 +178,7 @@ def _run(module: DecoupledModule, inputs: Inputs, mode: AbstractContextManager[A
 
 
 def _materialised(tensor: Tensor) -> Tensor:
-    """Any tensor of the same shape; a parameter is itself."""
+    """Zeros in the shape of a fake tensor; any other tensor itself."""
     if not isinstance(tensor, FakeTensor):
         return tensor
     return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device).requires_grad_(tensor.requires_grad)

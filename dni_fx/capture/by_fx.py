@@ -1,4 +1,4 @@
-"""From a module to a graph: torch.fx symbolic tracing that keeps layers whole and never trusts itself."""
+"""The front end `fx`: torch.fx symbolic tracing that keeps layers whole."""
 
 import copy
 import inspect
@@ -16,17 +16,17 @@ from dni_fx import ops
 from dni_fx.capture.checkpoints import on_checkpoint
 from dni_fx.errors import OURS, CaptureError, first_line
 from dni_fx.model import Captured, Inputs, preserved
-from dni_fx.runtime import DecoupledModule, adopt
+from dni_fx.runtime import DecoupledModule, make_module
 
 __all__ = ["capture_by_fx"]
 
-_MAX_LEAVES = 200  # modules that tracing may fail inside of, before it is given up
+_MAX_LEAVES = 200  # modules that may become leaves because tracing failed inside them
 
 
 class LeafTracer(fx.Tracer):
-    """Leaves are torch.nn layers, modules that read `self.training` or have hooks, and modules named in `leaves`.
+    """Keeps as leaves: torch.nn layers, modules that read `self.training` or have hooks, and modules in `leaves`.
 
-    A module that reads `self.training` would be traced in one mode for ever (pytorch#68190).
+    A trace would fix the mode of a module that reads `self.training` (pytorch#68190).
     """
 
     def __init__(self, inputs: Inputs, leaves: set[str]) -> None:
@@ -41,7 +41,7 @@ class LeafTracer(fx.Tracer):
             super().is_leaf_module(m, module_qualified_name)
             or module_qualified_name in self.leaves
             or isinstance(m, fx.GraphModule)
-            or bool(m._forward_hooks or m._forward_pre_hooks)  # a trace would call them with proxies, once
+            or bool(m._forward_hooks or m._forward_pre_hooks)  # a trace would call the hooks with proxies
             or reads_training(type(m).forward)
         )
 
@@ -54,13 +54,16 @@ class LeafTracer(fx.Tracer):
         return result
 
     def keep_whole(self) -> None:
-        """The module that does what no graph holds becomes a leaf, if it is not the model itself."""
+        """Make the module that is being traced a leaf, since it calls activation checkpointing.
+
+        If it is the model itself, the graph loses the checkpointing.
+        """
         if self.entered:
             raise CaptureError("activation checkpointing")
         self.lost_checkpoints = True
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """fx leaves the module calls around a node out where marks of the person's own code are kept."""
+        """Write the module calls around the node, which fx leaves out under `preserve_node_meta`."""
         node = super().create_node(*args, **kwargs)
         if self.module_stack:
             node.meta["nn_module_stack"] = copy.copy(self.module_stack)
@@ -69,9 +72,9 @@ class LeafTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Placeholders for the tensors of the example inputs; every other argument keeps its value.
+        """Make placeholders for the tensors of the example inputs; every other argument keeps its value.
 
-        fx has `concrete_args` for that, but renames the arguments that it specialises.
+        `concrete_args` of fx would rename the arguments that it fixes.
         """
         signature = inspect.signature(root_fn)
         bound = signature.bind(self.root, *self.inputs.args, **self.inputs.kwargs)
@@ -95,7 +98,7 @@ class LeafTracer(fx.Tracer):
             try:
                 self.create_arg(value)
             except NotImplementedError:
-                return value  # no such literal in a graph: the argument leaves the signature
+                return value  # a graph cannot hold this value: the argument leaves the signature
             default, has_default = value, True
         proxy = self.create_proxy("placeholder", name, (default,) if has_default else (), {})
         if has_tensors:
@@ -105,7 +108,7 @@ class LeafTracer(fx.Tracer):
 
 
 def reads_training(function: Callable[..., Any]) -> bool:
-    """Whether the code of `function`, or of a function inside it, names `training`."""
+    """Whether the code of `function`, or of a function defined in it, uses the name `training`."""
 
     def names(code: CodeType) -> bool:
         return "training" in code.co_names or any(names(c) for c in code.co_consts if isinstance(c, CodeType))
@@ -115,9 +118,9 @@ def reads_training(function: Callable[..., Any]) -> bool:
 
 
 def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
-    """Trace a model into a module that shares all its state.
+    """Trace a model into a module on the model's own parameters and buffers.
 
-    A module inside which tracing fails becomes a leaf, and the model is traced again.
+    If tracing fails inside a submodule, the submodule becomes a leaf and the model is traced again.
 
     Raises:
         CaptureError: If the model's own forward cannot be traced.
@@ -133,17 +136,17 @@ def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
         try:
             with preserved(model), on_checkpoint(tracer.keep_whole), fx.traceback.preserve_node_meta():
                 graph = tracer.trace(model)
-                graph._tracer_cls = None  # pickling traces the generated code again, with the plain tracer
-                return adopt(model, graph, Captured(model, tracer.lost_checkpoints), DecoupledModule)
-        except Exception as error:
+                graph._tracer_cls = None  # so that pickling traces the generated code again with the default tracer
+                return make_module(model, graph, Captured(model, tracer.lost_checkpoints), DecoupledModule)
+        except Exception as error:  # user code may raise any error when it meets a proxy
             _retry(model, tracer, leaves, error)
 
 
 def _retry(model: nn.Module, tracer: LeafTracer, leaves: set[str], error: Exception) -> None:
-    """Make a leaf of the module that tracing failed inside of, or say why the model cannot be traced."""
-    culprit = tracer.entered[-1] if tracer.entered else ""
-    if culprit and culprit not in leaves and len(leaves) < _MAX_LEAVES:
-        leaves.add(culprit)
+    """Make the submodule in which tracing failed a leaf, or raise a CaptureError if that is not possible."""
+    failed = tracer.entered[-1] if tracer.entered else ""
+    if failed and failed not in leaves and len(leaves) < _MAX_LEAVES:
+        leaves.add(failed)
         return
     place, line = _failing_line(error)
     reason = first_line(error)
@@ -154,7 +157,7 @@ def _retry(model: nn.Module, tracer: LeafTracer, leaves: set[str], error: Except
 
 
 def _failing_line(error: Exception) -> tuple[str, str]:
-    """The innermost line of the person's own code."""
+    """The place and text of the innermost line of user code in the traceback."""
     skip = (str(Path(torch.__file__).parent), OURS)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skip)]
     if not frames:

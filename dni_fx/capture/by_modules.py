@@ -1,8 +1,8 @@
 """The front end `modules`: no graph; forward hooks cut the outputs of submodules while training.
 
-It takes any model that runs: control flow over data, custom autograd functions, buffers written in forward. It
-records one real step. A cut after a call is legal only if autograd's own graph shows that every value that carries
-gradient from below the call to above it is an output of the call.
+It takes any model that runs: control flow over data, custom autograd functions, buffers written in forward. It records
+the calls of one real step. A cut after a call is legal only if the call's outputs are the only values that carry
+gradient from below the call to above it; autograd's graph shows that.
 """
 
 import bisect
@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.graph import NodeMeta, Saving, flop_counter, record_of, sequence_number
 from dni_fx.model import Inputs, in_train_mode, preserved, tensors_in
-from dni_fx.runtime import HookedCapture, HookedModule, Output, adopt
+from dni_fx.runtime import HookedCapture, HookedModule, Output, make_module
 
 __all__ = ["capture_by_modules"]
+
+Edge = tuple[Node, int]  # an autograd node, and the index of one of its outputs
 
 
 @dataclass
@@ -31,35 +34,35 @@ class _Call:
     name: str
     number: int
     cls: str
-    scope: tuple[tuple[str, str], ...]  # calls around it, outermost first, and their classes
-    leaves: list[Any]
-    given: list[Any]  # the module's own output, of which `leaves` are copies
-    keys: list[int | None]  # the storage of each of `given`
-    made_by: list[tuple[Any, int]]  # the autograd edge of each leaf
-    versions: list[int]
-    until: int  # autograd's sequence number when it returned
-    flops: int
+    scope: tuple[tuple[str, str], ...]  # name and class of this call and the calls around it, outermost first
+    outputs: list[Any]  # the leaves of the output, as the module returned them
+    leaves: list[Any]  # copies of `outputs`, which the rest of the model uses
+    keys: list[int | None]  # the storage of each output
+    edges: list[Edge | None]  # the autograd edge of each leaf
+    versions: list[int]  # `_version` of each leaf that is a tensor
+    sequence_number: int  # autograd's, at the return
+    flops: int  # of the step, up to the return
     saves: dict[int, int]
-    inside: bool  # the call lies in a checkpointed block
-    alive: list[int] = field(default_factory=list)  # leaves that get a gradient from above
-    bypassed: bool = False  # another value from below gets a gradient from above, too
+    in_checkpoint: bool  # the call lies in a checkpointed block
+    carrying: list[int] = field(default_factory=list)  # indices of the leaves that get a gradient from above
+    bypassed: bool = False  # a value from below that is no leaf of the call gets a gradient from above
 
 
 def capture_by_modules(model: nn.Module, inputs: Inputs) -> HookedModule:
     """Record the calls of one training step.
 
     Raises:
-        CaptureError: If it does not run, has no submodule, or gives nothing that carries gradient.
+        CaptureError: If the model does not run, calls no submodule, or returns nothing that carries gradient.
     """
     with preserved(model), torch.enable_grad():
         in_train_mode(model)
         fresh = inputs.map(lambda t: t.detach().clone())
         calls, output = _record(model, fresh)
-        roots = [edge for edge in map(_edge, tensors_in(output)) if edge[0] is not None]
+        roots = [edge for edge in map(_edge, tensors_in(output)) if edge is not None]
         if not roots or not calls:
-            raise CaptureError("the model calls no submodule, or gives nothing that carries gradient")
+            raise CaptureError("the model calls no submodule, or returns nothing that carries gradient")
         used = _follow(roots, calls)
-        written = any(v._version != n for c in calls for v, n in zip(_tensors(c.leaves), c.versions, strict=True))
+        written = any(t._version != n for c in calls for t, n in zip(_tensors(c.leaves), c.versions, strict=True))
     return _module(model, calls, used, written=written)
 
 
@@ -73,7 +76,7 @@ class _Recorder:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.calls: list[_Call] = []
         self.counts: Counter[str] = Counter()
-        self.around: list[tuple[str, str]] = []  # the calls that run now, outermost first, and their classes
+        self.running: list[tuple[str, str]] = []  # name and class of the calls that run now, outermost first
         self.names = {module: name for name, module in model.named_modules() if name}
         self.counter = flop_counter()
         self.saving = Saving([*model.parameters(), *model.buffers(), *inputs.tensors()])
@@ -82,17 +85,17 @@ class _Recorder:
         name = self.names[module]
         call = f"{name}@{self.counts[name]}" if self.counts[name] else name
         self.counts[name] += 1
-        self.around.append((call, type(module).__name__))
+        self.running.append((call, type(module).__name__))
 
     def post_forward(self, module: nn.Module, _args: Any, output: Any) -> Any:
-        scope = tuple(self.around)
-        call, cls = self.around.pop()
+        scope = tuple(self.running)
+        call, cls = self.running.pop()
         if not torch.is_grad_enabled():
             return output
-        given, spec = pytree.tree_flatten(output)
-        # Copied, as a cut does it: if the module returns its input unchanged, users of that input bypass the output.
-        leaves = [t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in given]
-        self.saving.take_for_one(_tensors(given), _tensors(leaves))
+        outputs, spec = pytree.tree_flatten(output)
+        # If the module returns its input unchanged, users of the input bypass the output. A copy keeps them apart.
+        leaves = [t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in outputs]
+        self.saving.take_for_one(_tensors(outputs), _tensors(leaves))
         innermost = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self.calls.append(
             _Call(
@@ -100,15 +103,15 @@ class _Recorder:
                 number=int(call.split("@")[1]) if "@" in call else 0,
                 cls=cls,
                 scope=scope,
+                outputs=outputs,
                 leaves=leaves,
-                given=given,
-                keys=[self.saving.key(t) if isinstance(t, Tensor) else None for t in given],
-                made_by=[_edge(t) for t in leaves],
+                keys=[self.saving.key(t) if isinstance(t, Tensor) else None for t in outputs],
+                edges=[_edge(t) for t in leaves],
                 versions=[t._version for t in _tensors(leaves)],
-                until=sequence_number(),
+                sequence_number=sequence_number(),
                 flops=self.counter.get_total_flops(),
                 saves=self.saving.take(),
-                inside=not self.saving.is_on_top(innermost),
+                in_checkpoint=not self.saving.is_on_top(innermost),
             )
         )
         return pytree.tree_unflatten(leaves, spec)
@@ -122,7 +125,7 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
     try:
         with recorder.counter, recorder.saving:
             output = model(*inputs.args, **inputs.kwargs)
-    except Exception as error:
+    except Exception as error:  # user code may raise any error
         raise CaptureError(f"the model does not run while its calls are recorded: {first_line(error)}") from None
     finally:
         for handle in handles:
@@ -130,21 +133,22 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
     return recorder.calls, output
 
 
-def _edge(leaf: Any) -> tuple[Any, int]:
-    """The autograd node that made a tensor, and which of its outputs it is."""
+def _edge(leaf: Any) -> Edge | None:
+    """The autograd node that made a tensor, and the index of the tensor among the node's outputs."""
     node = leaf.grad_fn if isinstance(leaf, Tensor) else None
-    return (None, 0) if node is None else (node, leaf.output_nr)
+    return None if node is None else (node, leaf.output_nr)
 
 
-def _follow(roots: list[tuple[Any, int]], calls: list[_Call]) -> list[set[int]]:
-    """Walk autograd's graph, and fill in `alive` and `bypassed` of every call.
+def _follow(roots: list[Edge], calls: list[_Call]) -> list[set[int]]:
+    """Walk autograd's graph, and fill in `carrying` and `bypassed` of every call.
 
     Returns:
-        For every call, ids of the parameters used since the call before; last, of those used after all calls.
+        For every call, the ids of the parameters used since the previous call returned; at the end, the ids of the
+        parameters used after the last call.
     """
-    last_use: dict[tuple[Any, int], int] = {}
+    last_use: dict[Edge, int] = {}  # the sequence number of the last node that uses a value
     used: list[set[int]] = [set() for _ in range(len(calls) + 1)]
-    ends = [call.until for call in calls]
+    ends = [call.sequence_number for call in calls]
     last_use.update(dict.fromkeys(roots, ends[-1] + 1))
     stack = list(dict.fromkeys(node for node, _ in roots))
     seen = set(stack)
@@ -161,26 +165,26 @@ def _follow(roots: list[tuple[Any, int]], calls: list[_Call]) -> list[set[int]]:
             if source not in seen:
                 seen.add(source)
                 stack.append(source)
-    _mark_alive(calls, last_use)
+    _mark_carrying(calls, last_use)
     return used
 
 
-def _mark_alive(calls: list[_Call], last_use: dict[tuple[Any, int], int]) -> None:
-    """Sweep over the calls with the set of values that are made below and get a gradient from above."""
-    made = sorted(last_use, key=lambda edge: edge[0]._sequence_nr())
-    alive: set[tuple[Any, int]] = set()
-    place = 0
+def _mark_carrying(calls: list[_Call], last_use: dict[Edge, int]) -> None:
+    """Sweep over the calls with the set of values made below the call's end that get a gradient from above it."""
+    by_age = sorted(last_use, key=lambda edge: edge[0]._sequence_nr())
+    crossing: set[Edge] = set()
+    position = 0
     for call in calls:
-        while place < len(made) and made[place][0]._sequence_nr() < call.until:
-            alive.add(made[place])
-            place += 1
-        alive = {edge for edge in alive if last_use[edge] >= call.until}
-        call.alive = [i for i, edge in enumerate(call.made_by) if edge in alive]
-        call.bypassed = bool(alive - {call.made_by[i] for i in call.alive})
+        while position < len(by_age) and by_age[position][0]._sequence_nr() < call.sequence_number:
+            crossing.add(by_age[position])
+            position += 1
+        crossing = {edge for edge in crossing if last_use[edge] >= call.sequence_number}
+        call.carrying = [i for i, edge in enumerate(call.edges) if edge in crossing]
+        call.bypassed = bool(crossing - {call.edges[i] for i in call.carrying})
 
 
 def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, written: bool) -> HookedModule:
-    """The record as a graph: a chain of calls, each of which takes the outputs of the one before."""
+    """The record as a graph: a chain of calls, in which each call takes the outputs of the previous call."""
     graph = fx.Graph()
     names = {id(p): name for name, p in model.named_parameters()}
     start = graph.placeholder("inputs")
@@ -194,32 +198,37 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, writt
         parameters = tuple(names[i] for i in ids if i in names)
         node.meta["dni"] = _record_of(call, parameters, call.flops - flops, owned)
         flops = call.flops
-        if len(call.leaves) == 1 and call.alive:
+        if len(call.leaves) == 1 and call.carrying:
             last = (node,)
-            _describe(node, call.given[0], call.keys[0])
+            _describe(node, call.outputs[0], call.keys[0])
             outputs[node.name] = Output(call.name, call.number, 0)
         else:
-            last = tuple(_element(graph, node, call, i) for i in call.alive) or (node,)
-            outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.alive, strict=False)}
-        if call.bypassed or call.inside:
-            what = (
-                "it lies in a checkpointed block" if call.inside else "another value that carries gradient bypasses it"
+            last = tuple(_element(graph, node, call, i) for i in call.carrying) or (node,)
+            outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.carrying, strict=False)}
+        if call.in_checkpoint:
+            record_of(last[-1]).obstacle = (
+                "it lies in a checkpointed block, which the front end modules cannot cut: let the block's own forward "
+                "call checkpoint"
             )
-            hint = ": let the block's own forward call checkpoint" if call.inside else ""
-            record_of(last[-1]).obstacle = f"{what}, which the front end modules cannot cut{hint}"
+        elif call.bypassed:
+            record_of(
+                last[-1]
+            ).obstacle = "another value that carries gradient bypasses it, which the front end modules cannot cut"
     graph.output(last).meta["dni"] = NodeMeta(parameters=tuple(names[i] for i in used[-1] if i in names))
-    return adopt(model, graph, HookedCapture(model, outputs=outputs, written=written), HookedModule)
+    return make_module(model, graph, HookedCapture(model, outputs=outputs, written=written), HookedModule)
 
 
 def _record_of(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[int]) -> NodeMeta:
-    sizes = {key: t.untyped_storage().nbytes() for key, t in zip(call.keys, call.given, strict=True) if key is not None}
+    sizes = {
+        key: t.untyped_storage().nbytes() for key, t in zip(call.keys, call.outputs, strict=True) if key is not None
+    }
     owns = {key: size for key, size in sizes.items() if key not in owned}
     owned.update(owns)
-    elements = sum(t.numel() for t in _tensors(call.given))  # element-wise: one operation each
+    elements = sum(t.numel() for t in _tensors(call.outputs))  # element-wise: one operation each
     return NodeMeta(
         flops=flops or elements,
         parameters=parameters,
-        carries_gradient=bool(call.alive),
+        carries_gradient=bool(call.carrying),
         backward_flops=2 * flops or elements,
         owns=owns,
         saves=call.saves,
@@ -229,10 +238,10 @@ def _record_of(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[
 
 
 def _element(graph: fx.Graph, node: fx.Node, call: _Call, leaf: int) -> fx.Node:
-    """One tensor of a call that gives several values."""
+    """A node for one leaf of the output of a call."""
     element = graph.call_function(operator.getitem, (node, leaf))
     element.meta["dni"] = NodeMeta(carries_gradient=True, scope=record_of(node).scope, classes=record_of(node).classes)
-    _describe(element, call.given[leaf], call.keys[leaf])
+    _describe(element, call.outputs[leaf], call.keys[leaf])
     return element
 
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing in the person's model, which no graph can hold."""
+"""Find calls of activation checkpointing in the model, which a graph does not hold."""
 
 import contextlib
 import warnings
@@ -33,11 +33,11 @@ def on_checkpoint(callback: Callable[[], None]) -> Iterator[None]:
 
 
 def warn_of_lost_checkpoints(net: DecoupledModule) -> None:
-    """Warn if the model checkpoints activations, and its graph keeps them."""
+    """Warn if the model checkpoints activations, and the captured graph saves them."""
     if not net.dni_captured.lost_checkpoints:
         return
     warnings.warn(
-        f"{type(net).__name__}: activation checkpointing is not in the captured graph, which keeps what would be "
-        'computed again: cut there instead, let the block\'s own forward call checkpoint, or use frontend="modules"',
+        f"{type(net).__name__}: activation checkpointing is not in the captured graph, which saves the activations "
+        'of those blocks: cut there instead, let the block\'s own forward call checkpoint, or use frontend="modules"',
         stacklevel=5,
     )

@@ -1,4 +1,4 @@
-"""Which front end takes a model: fx, export or modules, the first whose capture is the same network."""
+"""Capture a model by a front end: the named one, or the first of fx, export, modules that gives the same network."""
 
 import inspect
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from dni_fx.capture.by_export import capture_by_export
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
 from dni_fx.capture.checkpoints import warn_of_lost_checkpoints
-from dni_fx.capture.verify import runs, verify
+from dni_fx.capture.verify import verify, why_no_graph
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, first_line
 from dni_fx.graph import dataflow
 from dni_fx.model import Inputs, preserved
@@ -29,7 +29,7 @@ FRONTENDS: dict[str, Callable[[nn.Module, Inputs], DecoupledModule]] = {
     "modules": capture_by_modules,
 }
 
-_MANY_LAYERS = 8  # from so many on, a module that is kept whole is worth another front end
+_MANY_LAYERS = 8  # the least layers in a module that fx keeps whole for which another front end is tried
 
 
 def check_frontend(frontend: str) -> None:
@@ -42,63 +42,68 @@ class Capture(NamedTuple):
 
     module: DecoupledModule
     frontend: str
-    tried: tuple[str, ...]  # the front ends that were ruled out, and why
+    tried: tuple[str, ...]  # the front ends that were rejected, each with the reason
 
 
 def capture(
     model: nn.Module, inputs: Inputs, frontend: str = "auto", *, compare: bool = True, in_depth: bool = True
 ) -> Capture:
-    """Capture and annotate a model by the front end of that name; "auto": by the first that proves right.
+    """Capture and annotate a model.
 
     Args:
-        compare: Run each capture beside the eager model.
-        in_depth: It is to be cut between its layers, and not in time alone.
+        frontend: The name of a front end, or "auto": the first whose capture is the same network.
+        compare: Compare each capture with the eager model.
+        in_depth: The model is to be cut between its layers, not in time alone.
 
     Raises:
         DniFxError: If the inputs do not fit.
-        CaptureError: If no front end takes the model, with what stood against each.
-        NoLegalCutError: If the front end modules is asked for, and no submodule ends at a place that can be cut.
+        CaptureError: If no front end captures the model; the message has the reason of each.
+        NoLegalCutError: If `frontend` is "modules", and no submodule ends at a place that can be cut.
     """
     check_frontend(frontend)
     _check_model(model, inputs)
-    chosen = _chosen(model, inputs, frontend, compare=compare, in_depth=in_depth)
-    warn_of_lost_checkpoints(chosen.module)
-    return chosen
+    reason = why_no_graph(model, inputs) if compare else ""
+    if reason and frontend in ("fx", "export"):
+        raise CaptureError(f"{reason}; the front end modules takes it")
+    if frontend == "auto":
+        found = _first_right(model, inputs, reason, compare=compare, in_depth=in_depth)
+    else:
+        found = Capture(_capture_by(frontend, model, inputs, compare=compare, in_depth=in_depth), frontend, ())
+    warn_of_lost_checkpoints(found.module)
+    return found
 
 
-def _chosen(model: nn.Module, inputs: Inputs, frontend: str, *, compare: bool, in_depth: bool) -> Capture:
-    """The capture by that front end, or by the first that proves right."""
-    never = runs(model, inputs) if compare else ""  # what stands against any graph
-    if never and frontend in ("fx", "export"):
-        raise CaptureError(f"{never}; the front end modules takes it")
-    if frontend != "auto":
-        return Capture(_captured(frontend, model, inputs, compare=compare, in_depth=in_depth), frontend, ())
-    tried: dict[str, str] = {}
-    second_best: Capture | None = None
+def _first_right(model: nn.Module, inputs: Inputs, no_graph_reason: str, *, compare: bool, in_depth: bool) -> Capture:
+    """The capture by the first front end that gives the same network with enough places to cut.
+
+    If no capture has enough places, the first that is the same network.
+    """
+    rejected: dict[str, str] = {}
+    fallback: Capture | None = None
     for name in FRONTENDS:
-        if name == "modules" and second_best is not None and not _uncuttable(second_best.module):
-            break  # a graph, though a coarse one, is worth more
-        if never and name != "modules":
-            tried[name] = never
+        if name == "modules" and fallback is not None and not _why_uncuttable(fallback.module):
+            break  # a graph with few places to cut is better than no graph
+        if no_graph_reason and name != "modules":
+            rejected[name] = no_graph_reason
             continue
         try:
-            net = _captured(name, model, inputs, compare=compare, in_depth=in_depth)
+            net = _capture_by(name, model, inputs, compare=compare, in_depth=in_depth)
         except (CaptureError, NoLegalCutError) as error:
-            tried[name] = str(error)
+            rejected[name] = str(error)
             continue
-        short = _uncuttable(net) or (_kept_whole(net) if name == "fx" else "")
-        if not (in_depth and short):
-            return Capture(net, name, _reasons(tried))
-        tried[name] = short
-        second_best = second_best or Capture(net, name, ())
-    if second_best is not None:
-        del tried[second_best.frontend]
-        return second_best._replace(tried=_reasons(tried))
-    raise CaptureError("no front end takes it. " + " / ".join(_reasons(tried)))
+        reason = _why_uncuttable(net) or (_why_too_coarse(net) if name == "fx" else "")
+        if not (in_depth and reason):
+            return Capture(net, name, _lines(rejected))
+        rejected[name] = reason
+        fallback = fallback or Capture(net, name, ())
+    if fallback is not None:
+        del rejected[fallback.frontend]
+        return fallback._replace(tried=_lines(rejected))
+    raise CaptureError("no front end takes it. " + " / ".join(_lines(rejected)))
 
 
-def _reasons(tried: dict[str, str]) -> tuple[str, ...]:
-    return tuple(f"{name}: {reason}" for name, reason in tried.items())
+def _lines(rejected: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name}: {reason}" for name, reason in rejected.items())
 
 
 def _check_model(model: nn.Module, inputs: Inputs) -> None:
@@ -117,38 +122,42 @@ def _check_model(model: nn.Module, inputs: Inputs) -> None:
         raise DniFxError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from None
 
 
-def _captured(name: str, model: nn.Module, inputs: Inputs, *, compare: bool, in_depth: bool) -> DecoupledModule:
+def _capture_by(name: str, model: nn.Module, inputs: Inputs, *, compare: bool, in_depth: bool) -> DecoupledModule:
     try:
         net = FRONTENDS[name](model, inputs)
     except DniFxError:
         raise
-    except Exception as error:
+    except Exception as error:  # torch.fx and torch.export raise errors of any type on code that they cannot capture
         raise CaptureError(f"{type(error).__name__}: {first_line(error)}") from error
-    if name != "modules":  # which runs the model itself, and has recorded all there is to know
-        if compare:
-            verify(model, net, inputs)
-        annotate(net, inputs)
-        results = [one(net) for one in (UnpackTuples(), UnbindUnpacked())]
-        if any(result is not None and result.modified for result in results):
-            annotate(net, inputs)
-            if compare:
-                verify(model, net, inputs)
-    elif in_depth and _uncuttable(net):
+    if name != "modules":
+        _annotate_and_verify(model, net, inputs, compare=compare)
+    elif in_depth and _why_uncuttable(net):  # "modules" runs the model itself, and has annotated its record
         raise NoLegalCutError(
-            "no submodule ends where its outputs are all that carries gradient on: give a part of forward, such as a "
-            "block with its skip connection, a module of its own"
+            "no submodule ends where its outputs are the only values that carry gradient on: give a part of forward, "
+            "such as a block with its skip connection, a module of its own"
         )
     return net
 
 
-def _uncuttable(net: DecoupledModule) -> str:
-    """Says so if there is no place to cut in the graph."""
+def _annotate_and_verify(model: nn.Module, net: DecoupledModule, inputs: Inputs, *, compare: bool) -> None:
+    if compare:
+        verify(model, net, inputs)
+    annotate(net, inputs)
+    results = [unpack(net) for unpack in (UnpackTuples(), UnbindUnpacked())]
+    if any(result is not None and result.modified for result in results):
+        annotate(net, inputs)
+        if compare:
+            verify(model, net, inputs)
+
+
+def _why_uncuttable(net: DecoupledModule) -> str:
+    """The reason why the graph cannot be cut; empty if it can."""
     legal = any(not position.obstacle for position in find_positions(dataflow(net.graph)))
     return "" if legal else "its graph has no legal cut"
 
 
-def _kept_whole(net: DecoupledModule) -> str:
-    """Says which module a trace could not see into, where that holds more than half of the layers."""
+def _why_too_coarse(net: DecoupledModule) -> str:
+    """The module that a trace kept whole, if it holds at least half of the model's layers; else empty."""
     total = _layers(net)
     for name in dict.fromkeys(str(node.target) for node in net.graph.nodes if node.op == "call_module"):
         inside = _layers(net.get_submodule(name))
@@ -158,5 +167,5 @@ def _kept_whole(net: DecoupledModule) -> str:
 
 
 def _layers(module: nn.Module) -> int:
-    """Modules with a weight matrix of their own."""
+    """The number of modules that have a weight matrix of their own."""
     return sum(any(p.dim() > 1 for p in m.parameters(recurse=False)) for m in module.modules())

@@ -1,4 +1,4 @@
-"""Which arguments of a recurrent model are its state, which of its outputs it becomes, and in which segments."""
+"""Find the state of a recurrent model: its arguments, the outputs that hold its next value, and its segments."""
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -11,108 +11,141 @@ from dni_fx.errors import DniFxError
 from dni_fx.graph import given_by
 from dni_fx.model import Inputs, Path, by_name, by_path, canonical, tensors_in
 from dni_fx.plans import Cut, StateTensor, TimeCutPlan
-from dni_fx.runtime import DecoupledModule, GivenTensor, Place
+from dni_fx.runtime import DecoupledModule, Place, ReturnedValue
 
-__all__ = ["StateOption", "by_segments", "find_state", "states_alone"]
+__all__ = ["StateOption", "find_state", "plan_time_cuts", "state_only_nodes"]
 
 StateOption = bool | Mapping[str, int | str]
 
-_NOTHING_ELSE = (
-    "state: beside it the model gives nothing that carries gradient, and what is handed on is cut off, so a loss on it "
-    "would train nothing: return it once more, as an output: y, state"
+_NOTHING_TO_TRAIN = (
+    "state: the model returns nothing else that carries gradient, and the state is cut off after each call, so a loss "
+    "on the state would train nothing: return it once more, as an output: y, state"
 )
 
 
-def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, asked: StateOption) -> tuple[StateTensor, ...]:
-    """The tensors of the state of a captured, annotated model, in the order in which it takes them.
+def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, option: StateOption) -> tuple[StateTensor, ...]:
+    """The tensors of the state of a captured, annotated model, in the order of its arguments.
 
     Args:
-        inputs: Those it was captured with.
-        asked: Outputs, by position or key, by the name of the argument that each is handed to in the next call; True:
-            forward takes two arguments, the second being the state, and gives two results in the same order.
+        inputs: The example inputs of the capture.
+        option: The argument `state` of `transform`: for each argument that is state, by name, the position or key of
+            the output that holds its next value. True: forward takes `(x, state)` and returns `(y, state)`.
 
     Raises:
-        DniFxError: If there is no such argument or output, or they are not alike.
+        DniFxError: If there is no such argument or output, or the two differ in structure or shape.
     """
-    both_ways = [name for name, m in model.named_modules() if isinstance(m, nn.RNNBase) and m.bidirectional]
-    if both_ways:
-        raise DniFxError(f"state: {both_ways[0] or 'the model'} is bidirectional, and has no state to hand on in time")
-    stacked = {
-        (module.num_layers, size)
-        for module in model.modules()
-        if isinstance(module, nn.RNNBase)
-        for size in (module.hidden_size, module.proj_size)
-    }
-    given = by_name(model.forward, *canonical(model.forward, inputs.args, inputs.kwargs))  # in the graph's order
-    results, outputs = net.dni_result(inputs)
-    if asked is not True and not isinstance(asked, Mapping):
-        raise DniFxError(f'state={asked!r}: True, or a dict such as {{"hidden": 1}}')
-    if not asked:
-        raise DniFxError("state={}: name an argument, and the output that it becomes")
-    everything = [output.shape for output in outputs if output.shape is not None]
-    for argument in asked if isinstance(asked, Mapping) else list(given)[1:]:
-        if everything == [tuple(leaf.shape) for leaf in tensors_in(given.get(argument))]:
-            raise DniFxError(_NOTHING_ELSE)  # forward(x, state) -> state, as nn.GRUCell has it
-    pairs = dict(asked) if isinstance(asked, Mapping) else _found_by_itself(given, results)
-    names = net.dni_state_places(given)
+    _check_direction(model)
+    arguments = by_name(model.forward, *canonical(model.forward, inputs.args, inputs.kwargs))  # in the graph's order
+    result, returned = net.dni_result(inputs)
+    _check_option(option, arguments, returned)
+    outputs = dict(option) if isinstance(option, Mapping) else _default_outputs(arguments, result)
+    placeholders = net.dni_state_places(arguments)
+    layers = _recurrent_layers(model)
     tensors: list[StateTensor] = []
-    for argument, key in pairs.items():
-        key = _from_the_start(results, key)
-        if argument not in given:
-            raise DniFxError(f"state: the example has no argument {argument!r}; there are {', '.join(given)}")
-        becomes = _becomes(argument, given[argument], key, _result(results, key), outputs)
-        if net.dni_keeps_key_order and list(becomes) != list(by_path(given[argument])):
+    for argument, key in outputs.items():
+        key = _from_front(key, result)
+        if argument not in arguments:
+            raise DniFxError(f"state: the example has no argument {argument!r}; there are {', '.join(arguments)}")
+        leaves = by_path(arguments[argument])
+        next_places = _next_places(argument, leaves, key, _output(result, key), returned)
+        if net.dni_keeps_key_order and list(next_places) != list(leaves):
             raise DniFxError(
                 f"state: output {key!r} has its keys in another order than the example's {argument!r}, and a graph by "
-                "the front end export takes the example's alone: give the example in that of the output"
+                "the front end export takes the order of the example alone: give the example in the order of the output"
             )
-        rows = _rows(given, pairs)
-        for (name, inside), (path, value) in zip(names[argument], by_path(given[argument]).items(), strict=True):
-            dtype = str(value.dtype).removeprefix("torch.")
-            axis = _batch_axis(value, rows, argument, stacked)
-            tensors.append(StateTensor(name, inside, (key, *path), becomes[path], tuple(value.shape), dtype, axis))
+        sizes = _possible_batch_sizes(arguments, outputs.keys())
+        for (placeholder, inside), (path, leaf) in zip(placeholders[argument], leaves.items(), strict=True):
+            dtype = str(leaf.dtype).removeprefix("torch.")
+            axis = _batch_axis(leaf, sizes, argument, layers)
+            shape, place = tuple(leaf.shape), next_places[path]
+            tensors.append(StateTensor(placeholder, inside, (key, *path), place, shape, dtype, axis))
     if len({tensor.dtype for tensor in tensors}) > 1:
         raise DniFxError("state: its tensors are of several dtypes")
-    taken = {tensor.output for tensor in tensors}
-    if not any(output.carries_gradient for i, output in enumerate(outputs) if i not in taken):
-        raise DniFxError(_NOTHING_ELSE)
+    _check_loss(tensors, returned)
     return tuple(tensors)
 
 
-def _becomes(argument: str, value: Any, key: int | str, result: Any, outputs: Sequence[GivenTensor]) -> dict[Path, int]:
-    """The place among the outputs of what each tensor of an argument becomes, in the order of the result."""
-    before, after = by_path(value), by_path(result)
-    tensors = list(before.values())
+def _check_direction(model: nn.Module) -> None:
+    bidirectional = [name for name, m in model.named_modules() if isinstance(m, nn.RNNBase) and m.bidirectional]
+    if bidirectional:
+        raise DniFxError(
+            f"state: {bidirectional[0] or 'the model'} is bidirectional, so it has no state that "
+            "goes from one call to the next"
+        )
+
+
+def _check_option(option: StateOption, arguments: Mapping[str, Any], returned: Sequence[ReturnedValue]) -> None:
+    if option is not True and not isinstance(option, Mapping):
+        raise DniFxError(f'state={option!r}: True, or a dict such as {{"hidden": 1}}')
+    if not option:
+        raise DniFxError("state={}: name an argument, and the output that it becomes")
+    shapes = [value.shape for value in returned if value.shape is not None]
+    for argument in option if isinstance(option, Mapping) else list(arguments)[1:]:
+        if shapes == [tuple(leaf.shape) for leaf in tensors_in(arguments.get(argument))]:
+            raise DniFxError(_NOTHING_TO_TRAIN)  # forward(x, state) -> state, as in nn.GRUCell
+
+
+def _check_loss(tensors: Sequence[StateTensor], returned: Sequence[ReturnedValue]) -> None:
+    """Raise a DniFxError if no output besides the state can carry a loss."""
+    state = {tensor.output for tensor in tensors}
+    if not any(value.carries_gradient for place, value in enumerate(returned) if place not in state):
+        raise DniFxError(_NOTHING_TO_TRAIN)
+
+
+def _recurrent_layers(model: nn.Module) -> set[tuple[int, int]]:
+    """Number of layers and features of each state of the model's own nn.LSTM, nn.GRU and nn.RNN."""
+    return {
+        (module.num_layers, features)
+        for module in model.modules()
+        if isinstance(module, nn.RNNBase)
+        for features in (module.hidden_size, module.proj_size)
+    }
+
+
+def _next_places(
+    argument: str, leaves: Mapping[Path, Any], key: int | str, output: Any, returned: Sequence[ReturnedValue]
+) -> dict[Path, int]:
+    """For each tensor of an argument, by path: the place of its next value among the returned tensors.
+
+    The paths are in the order of the output.
+    """
+    next_leaves = by_path(output)
+    tensors = list(leaves.values())
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise DniFxError(f"state: the example's {argument!r} holds no tensors alone: give zeros of its shape")
-    if before.keys() != after.keys():
-        holds = ["one tensor" if () in paths else f"tensors at {_text(paths)}" for paths in (before, after)]
+        raise DniFxError(f"state: the example's {argument!r} does not hold tensors alone: give zeros of its shape")
+    if leaves.keys() != next_leaves.keys():
+        holds = ["one tensor" if () in paths else f"tensors at {_text(paths)}" for paths in (leaves, next_leaves)]
         raise DniFxError(f"state: {argument!r} holds {holds[0]}, but output {key!r} {holds[1]}")
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    becomes = [outputs[after[path]].shape if isinstance(after[path], Place) else None for path in before]
-    if shapes != becomes:
-        raise DniFxError(f"state: {argument!r} has shapes {shapes}, but output {key!r} has {becomes}")
+    next_shapes = [returned[p].shape if isinstance(p := next_leaves[path], Place) else None for path in leaves]
+    if shapes != next_shapes:
+        raise DniFxError(f"state: {argument!r} has shapes {shapes}, but output {key!r} has {next_shapes}")
     if len({tensor.dtype for tensor in tensors}) > 1 or not tensors[0].dtype.is_floating_point:
         raise DniFxError(f"state: {argument!r} is not of one floating dtype: {[str(t.dtype) for t in tensors]}")
-    return {path: int(place) for path, place in after.items()}
+    return {path: int(place) for path, place in next_leaves.items()}
 
 
 def _text(paths: Iterable[Path]) -> str:
     return ", ".join(".".join(map(str, path)) for path in paths)
 
 
-def states_alone(net: DecoupledModule, tensors: Sequence[StateTensor]) -> set[str]:
-    """Names of the nodes that the graph gives as its state, and as nothing else."""
+def state_only_nodes(net: DecoupledModule, tensors: Sequence[StateTensor]) -> set[str]:
+    """Names of the nodes that the graph returns as state and as no other output."""
     if not net.dni_runs_graph:
         return set()
-    given = given_by(net.graph)
+    returned = given_by(net.graph)
     places = {tensor.output for tensor in tensors}
-    others = {node.name for i, node in enumerate(given) if i not in places}
-    return {given[i].name for i in places} - others
+    others = {node.name for place, node in enumerate(returned) if place not in places}
+    return {returned[place].name for place in places} - others
 
 
-def by_segments(net: DecoupledModule, tensors: Sequence[StateTensor], cuts: Sequence[Cut]) -> tuple[TimeCutPlan, ...]:
-    """The tensors that the same segments take and make are one state; without a graph, any may take them."""
+def plan_time_cuts(
+    net: DecoupledModule, tensors: Sequence[StateTensor], cuts: Sequence[Cut]
+) -> tuple[TimeCutPlan, ...]:
+    """Group the state's tensors into cuts in time: one for tensors that enter and leave the same segments.
+
+    A net that does not run its graph gets one cut in time, whose state may enter any segment.
+    """
     if not net.dni_runs_graph:
         return (TimeCutPlan(tuple(tensors), tuple(range(len(cuts) + 1)), len(cuts)),) if tensors else ()
     graph = net.graph
@@ -121,72 +154,80 @@ def by_segments(net: DecoupledModule, tensors: Sequence[StateTensor], cuts: Sequ
     for node in graph.nodes:
         segments[node] = segment
         segment += node.name in ends
-    given = given_by(graph)
+    returned = given_by(graph)
     by_name = {node.name: node for node in segments}
-    found: dict[tuple[tuple[int, ...], int], list[StateTensor]] = {}
+    groups: dict[tuple[tuple[int, ...], int], list[StateTensor]] = {}
     for tensor in tensors:
-        leaves = segments[given[tensor.output]]
+        leaves = segments[returned[tensor.output]]
         enters = {segments[user] for user in _users(by_name[tensor.input], tensor.path)}
-        found.setdefault((tuple(sorted(enters)) or (leaves,), leaves), []).append(tensor)
-    return tuple(TimeCutPlan(tuple(own), *where) for where, own in sorted(found.items()))
+        groups.setdefault((tuple(sorted(enters)) or (leaves,), leaves), []).append(tensor)
+    return tuple(TimeCutPlan(tuple(group), *key) for key, group in sorted(groups.items()))
 
 
 def _users(value: fx.Node, path: Path) -> list[fx.Node]:
-    """What uses the tensor there in a value, wherever it is taken out."""
+    """The nodes that use the tensor at `path` in a nested value, or the whole value."""
     found = []
     for user in value.users:
-        taken = path and user.target is operator.getitem and user.args[0] is value
-        if not taken:
+        takes_item = path and user.target is operator.getitem and user.args[0] is value
+        if not takes_item:
             found.append(user)
         elif user.args[1] == path[0]:
             found += _users(user, path[1:])
     return found
 
 
-def _found_by_itself(given: Mapping[str, Any], results: Any) -> dict[str, int | str]:
-    if len(given) == 2 and isinstance(results, tuple | list) and len(results) == 2:
-        return {list(given)[1]: 1}
+def _default_outputs(arguments: Mapping[str, Any], result: Any) -> dict[str, int | str]:
+    """The meaning of state=True: the second argument becomes the second output."""
+    if len(arguments) == 2 and isinstance(result, tuple | list) and len(result) == 2:
+        return {list(arguments)[1]: 1}
     raise DniFxError(
         "state=True is for a forward (x, state) that returns (y, state), called so in the example; else name the "
         'argument and the output that it becomes, as in state={"hidden": 1}'
     )
 
 
-def _from_the_start(results: Any, key: int | str) -> int | str:
-    last = isinstance(key, int) and key < 0 and isinstance(results, tuple | list)
-    return len(results) + key if last else key  # type: ignore[operator]
+def _from_front(key: int | str, result: Any) -> int | str:
+    """The index from the front, for a negative index into a tuple or list."""
+    if isinstance(key, int) and key < 0 and isinstance(result, tuple | list):
+        return len(result) + key
+    return key
 
 
-def _result(results: Any, key: int | str) -> Any:
+def _output(result: Any, key: int | str) -> Any:
     try:
-        return results[key]
+        return result[key]
     except (KeyError, IndexError, TypeError):
-        raise DniFxError(f"state: the model gives no output {key!r}") from None
+        raise DniFxError(f"state: the model returns no output {key!r}") from None
 
 
-def _rows(given: Mapping[str, Any], pairs: Mapping[str, Any]) -> tuple[int, ...]:
-    """Sizes that may be the batch's, of what is no state: (N, F), (N, T, F), (T, N, F), or tokens (N, T), (T, N)."""
-    for name, value in given.items():
+def _possible_batch_sizes(arguments: Mapping[str, Any], state: Set[str]) -> tuple[int, ...]:
+    """Sizes that may be the batch size, from the first tensor among the arguments that are not state.
+
+    Its shape may be (N, F), (N, T, F) or (T, N, F), or, for tokens, (N, T) or (T, N).
+    """
+    for name, value in arguments.items():
         tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.dim()]
-        if name not in pairs and tensors:
+        if name not in state and tensors:
             first = tensors[0]
             return tuple(first.shape[: 2 if first.dim() > 2 or not first.is_floating_point() else 1])
     raise DniFxError("state: the example has no other argument with rows")
 
 
-def _batch_axis(state: Tensor, rows: tuple[int, ...], name: str, stacked: Set[tuple[int, int]]) -> int:
-    """0 for (N, ...), 1 for (layers, N, F) as nn.LSTM has it.
+def _batch_axis(state: Tensor, sizes: tuple[int, ...], argument: str, layers: Set[tuple[int, int]]) -> int:
+    """The axis of the batch: 0 for (N, ...), 1 for (layers, N, F) as in nn.LSTM.
 
     Args:
-        stacked: Layers and features of the model's own nn.LSTM and the like.
+        sizes: The possible batch sizes.
+        layers: The result of `_recurrent_layers`.
     """
-    if state.dim() == 3 and (state.shape[0], state.shape[2]) in stacked and state.shape[1] in rows:
+    if state.dim() == 3 and (state.shape[0], state.shape[2]) in layers and state.shape[1] in sizes:
         return 1
-    axes = [axis for axis in range(1 if state.dim() < 3 else 2) if axis < state.dim() and state.shape[axis] in rows]
+    axes = [axis for axis in range(1 if state.dim() < 3 else 2) if axis < state.dim() and state.shape[axis] in sizes]
     if len(axes) == 1:
         return axes[0]
     how = "more than one axis" if axes else "no axis"
     raise DniFxError(
-        f"state: {how} of {name!r}, of shape {list(state.shape)}, is as long as the batch may be, {list(rows)}: give "
-        "an example whose batch size is like no other of its sizes, and the batch the first or second axis of all"
+        f"state: {how} of {argument!r}, of shape {list(state.shape)}, is as long as the batch may be, {list(sizes)}: "
+        "give an example whose batch size is like no other of its sizes, and make the batch the first or second axis "
+        "of every tensor"
     )

@@ -288,7 +288,7 @@ def _loaded(target: str, specs: list[str] | None, step: Step) -> "tuple[nn.Modul
 def _saved(folder: str, specs: list[str] | None) -> "tuple[DecoupledModule, Inputs]":
     """The net in a folder that `rewrite` wrote, and inputs for it."""
     from dni_fx import store
-    from dni_fx.model import like, parse_specs
+    from dni_fx.model import inputs_like, parse_specs
 
     try:
         net = store.load(folder)
@@ -296,7 +296,7 @@ def _saved(folder: str, specs: list[str] | None) -> "tuple[DecoupledModule, Inpu
         raise DniFxError(
             f"{folder} needs the model that it was made from: dni-fx check model.py --cuts {folder}"
         ) from None
-    return net, parse_specs(specs) if specs else like(net.dni.plan.inputs)
+    return net, parse_specs(specs) if specs else inputs_like(net.dni.plan.inputs)
 
 
 def _measuring(model: "nn.Module", example: "Inputs", options: "Options") -> "Iterator[Row]":

@@ -1,15 +1,15 @@
-"""The person's model: load it, call it, run it and leave it as it was.
+"""The user's model: load it, call it, run it without changing it.
 
-In: a target as text, or a module. Out: the module, its example inputs, calls of it.
+In: a target as text, or a module. Out: the module, its example inputs, the arguments of its calls.
 """
 
-from dni_fx.model.call import Path, by_name, by_path, canonical, replaced, with_arguments
+from dni_fx.model.call import Path, by_name, by_path, canonical, with_arguments, with_leaves
 from dni_fx.model.captured import Captured
-from dni_fx.model.inputs import Inputs, describe, given, tensors_in
+from dni_fx.model.inputs import Inputs, describe, tensors_in, to_inputs
 from dni_fx.model.loading import errors_of, load_target
 from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
-from dni_fx.model.specs import like, parse_specs
+from dni_fx.model.specs import inputs_like, parse_specs
 
 __all__ = [
     "Captured",
@@ -20,15 +20,15 @@ __all__ = [
     "canonical",
     "describe",
     "errors_of",
-    "given",
     "in_train_mode",
-    "like",
+    "inputs_like",
     "load_target",
     "parse_specs",
     "preserved",
     "probe",
-    "replaced",
     "seed",
     "tensors_in",
+    "to_inputs",
     "with_arguments",
+    "with_leaves",
 ]

@@ -1,4 +1,4 @@
-"""What a capture knows of a model, beside its graph."""
+"""The facts about a captured model that its graph does not hold."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ __all__ = ["Captured"]
 
 @dataclass(frozen=True)
 class Captured:
-    """What a capture knows of a model, beside its graph; each front end with more to know has a subclass.
+    """The facts about a captured model that its graph does not hold. Front ends that record more have a subclass.
 
-    A captured module holds it as `dni_captured`.
+    A captured module holds the facts as `dni_captured`.
 
     Attributes:
-        original: The model that was captured; None for a saved net that was loaded without it.
-        lost_checkpoints: The model's own forward calls activation checkpointing, which the graph does not hold.
+        original: The model that was captured; None for a saved net that was loaded without the model.
+        lost_checkpoints: The model's own forward calls activation checkpointing, and the graph does not.
     """
 
     original: nn.Module | None = None

@@ -8,33 +8,37 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Inputs", "describe", "given", "tensors_in"]
+__all__ = ["Inputs", "describe", "tensors_in", "to_inputs"]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments for one call of the model, and where they come from."""
+    """Arguments for one call of the model.
+
+    Attributes:
+        source: Where the arguments come from: "given", "probed", "--input" or the file of the model.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     source: str = "given"
 
     def map(self, function: Callable[[Tensor], Any]) -> "Inputs":
-        """The same arguments with `function` applied to each tensor, however nested."""
+        """A copy of the arguments with `function` applied to each tensor, at any depth of nesting."""
         args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, self.kwargs))
         return Inputs(args, kwargs, self.source)
 
     def with_rows(self, rows: int) -> "Inputs":
-        """Another batch size, for every tensor that has as many rows as the first; the last row is repeated."""
+        """A copy with batch size `rows`: tensors with as many rows as the first are cut, or their last row repeated."""
         tensors = self.tensors()
         if not tensors or not tensors[0].dim():
             return self
-        now = tensors[0].shape[0]
+        rows_now = tensors[0].shape[0]
 
         def resized(tensor: Tensor) -> Tensor:
-            if not tensor.dim() or tensor.shape[0] != now:
+            if not tensor.dim() or tensor.shape[0] != rows_now:
                 return tensor
-            return torch.cat([tensor, *[tensor[-1:]] * (rows - now)])[:rows]
+            return torch.cat([tensor, *[tensor[-1:]] * (rows - rows_now)])[:rows]
 
         return self.map(resized)
 
@@ -53,8 +57,8 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
-def given(example_inputs: Any, example_kwargs: Mapping[str, Any] | None, source: str = "given") -> Inputs:
-    """Inputs from what the person passes: a tensor or a tuple of positional arguments, and keywords."""
+def to_inputs(example_inputs: Any, example_kwargs: Mapping[str, Any] | None, source: str = "given") -> Inputs:
+    """Inputs from one argument or a tuple of positional arguments, and keyword arguments."""
     if example_inputs is None:
         args: tuple[Any, ...] = ()
     else:
@@ -63,7 +67,7 @@ def given(example_inputs: Any, example_kwargs: Mapping[str, Any] | None, source:
 
 
 def describe(inputs: Inputs) -> tuple[str, ...]:
-    """One line an argument: `ids 8x128 int64`."""
+    """One line for each argument, such as `ids: 8x128 int64`."""
 
     def leaf(value: Any) -> str:
         if not isinstance(value, Tensor):

@@ -7,6 +7,7 @@ import inspect
 import sys
 import sysconfig
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from dni_fx.errors import OURS, DniFxError, TargetError
-from dni_fx.model.inputs import Inputs, given
+from dni_fx.model.inputs import Inputs, to_inputs
 
 __all__ = ["errors_of", "load_target"]
 
@@ -26,14 +27,14 @@ _LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib"
 def load_target(target: str) -> tuple[nn.Module, Inputs | None]:
     """The model that `target` names, and the example inputs beside it.
 
-    Whatever the person's code prints goes to stderr: stdout belongs to the result.
+    Output that the user's code prints goes to stderr: stdout is for the result.
 
     Raises:
-        DniFxError: If there is no such file or attribute, or not one model in it.
-        TargetError: If the person's code raises.
+        DniFxError: If there is no such file or attribute, or the file does not define exactly one model.
+        TargetError: If the user's code raises an error.
     """
     where, _, attr = target.partition(":") if not target.endswith(".py") else (target, "", "")
-    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
+    with contextlib.redirect_stdout(sys.stderr):
         module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where, attr)
         with errors_of(target):  # a module or class may compute its attributes
             found = _lookup(module, attr, target) if attr else _discover(module, where)
@@ -53,7 +54,7 @@ def _import_file(path: Path) -> ModuleType:
     with errors_of(path.name):
         if "." in name:
             return importlib.import_module(name)
-        # A module of its own: the file may be named like an installed package.
+        # A unique module name: the file may have the name of an installed package.
         unique = f"dni_fx_target_{name}"
         spec = importlib.util.spec_from_file_location(unique, path)
         assert spec is not None and spec.loader is not None
@@ -85,26 +86,26 @@ def _import_module(name: str, attr: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def errors_of(name: str) -> Any:
-    """Turn what the person's code raises into one line that says where."""
+def errors_of(name: str) -> Iterator[None]:
+    """Turn an error in the user's code into a `TargetError` of one line with the place; `name` if there is no line."""
     try:
         yield
     except (DniFxError, KeyboardInterrupt):
         raise
     except SyntaxError as error:
         raise TargetError(f"{Path(error.filename or name).name}:{error.lineno}: {error.msg}") from None
-    except BaseException as error:  # SystemExit too: a script may exit at import
+    except BaseException as error:  # user code may raise any error; a script may exit at import, which is SystemExit
         place = _place(error) or name
         message = str(error).strip().split("\n")[0]
         raise TargetError(f"{place}: {type(error).__name__}{': ' if message else ''}{message}") from None
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of the person's own code; of a library's, where none of theirs was running."""
+    """The innermost line of the traceback that is in the user's code, or else in a library."""
     frames = list(traceback.extract_tb(error.__traceback__))
     frames = [f for f in frames if not f.filename.startswith(("<", OURS))]
-    own = [f for f in frames if not f.filename.startswith(_LIBRARIES)] or frames
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+    frames = [f for f in frames if not f.filename.startswith(_LIBRARIES)] or frames
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
 
 def _lookup(module: ModuleType, attr: str, target: str) -> Any:
@@ -127,14 +128,14 @@ def _discover(module: ModuleType, where: str) -> Any:
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.__name__
     ]
-    callable_classes = [c for c in classes if _needs_no_arguments(c)]
-    if len(callable_classes) == 1:
-        return callable_classes[0]
+    without_arguments = [c for c in classes if _needs_no_arguments(c)]
+    if len(without_arguments) == 1:
+        return without_arguments[0]
     instances = [k for k, v in vars(module).items() if isinstance(v, nn.Module)]
-    found = [c.__name__ for c in callable_classes or classes] + instances
+    found = [c.__name__ for c in without_arguments or classes] + instances
     if not found:
         raise DniFxError(f"{where} holds no model: define `model`, `build_model()` or one nn.Module class")
-    if not callable_classes and not instances:
+    if not without_arguments and not instances:
         raise DniFxError(
             f"{where}: {', '.join(found)} cannot be made without arguments: define `build_model()` in the file"
         )
@@ -176,4 +177,4 @@ def _example_inputs(module: ModuleType, target: str) -> Inputs | None:
         return None
     if values[1] is not None and not isinstance(values[1], dict):
         raise DniFxError(f"{target}: example_kwargs must be a dict, not a {type(values[1]).__name__}")
-    return given(values[0], values[1], "example_inputs in the file")
+    return to_inputs(values[0], values[1], "example_inputs in the file")

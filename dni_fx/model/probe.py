@@ -1,4 +1,4 @@
-"""Example inputs by trial: shapes that fit the first layers, run under fake tensors."""
+"""Find example inputs by trial: run shapes that fit the first layers under fake tensors."""
 
 import inspect
 import itertools
@@ -21,9 +21,9 @@ _SIDES = (32, 64, 224, 28, 128, 16)
 
 
 def probe(model: nn.Module) -> Inputs:
-    """Inputs of some shape that the model accepts, found by running it under fake tensors.
+    """Inputs of a shape that the model accepts, found by running the model under fake tensors.
 
-    Shapes that fit the first layers that have parameters are tried, for each argument that has no default.
+    For each argument without a default, the shapes tried are shapes that fit the first layers with parameters.
 
     Raises:
         DniFxError: If no shape fits.
@@ -96,7 +96,7 @@ def _runs(model: nn.Module, choice: Sequence[Candidate]) -> bool:
         try:
             model(*tensors)
         except (DataDependentOutputException, DynamicOutputShapeException):
-            return True  # values decide from here on, so the shapes fit
-        except Exception:
+            return True  # forward has come to a branch on values, so the shapes fit
+        except Exception:  # user code may raise any error on inputs of a wrong shape
             return False
     return True

@@ -10,7 +10,7 @@ from torch import Tensor
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model.inputs import Inputs
 
-__all__ = ["example_tensor", "like", "parse_specs"]
+__all__ = ["example_tensor", "inputs_like", "parse_specs"]
 
 _SPEC = re.compile(
     r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?(?::(?P<low>-?\d+)-(?P<high>-?\d+))?"
@@ -21,7 +21,7 @@ def parse_specs(specs: Sequence[str]) -> Inputs:
     """Inputs from `--input` texts: `[name=]SHAPE[:DTYPE[:LOW-HIGH]]`, HIGH not included.
 
     Raises:
-        DniFxError: If a text does not read so.
+        DniFxError: If a text does not have this form.
     """
     args: list[Tensor] = []
     kwargs: dict[str, Any] = {}
@@ -44,19 +44,21 @@ def parse_specs(specs: Sequence[str]) -> Inputs:
     return Inputs(tuple(args), kwargs, "--input")
 
 
-def like(described: Sequence[str]) -> Inputs:
-    """Inputs of the shapes that a plan tells of, as `describe` wrote them.
+def inputs_like(described: Sequence[str]) -> Inputs:
+    """Inputs of the shapes in a plan, which `describe` wrote.
 
     Raises:
-        DniFxError: If an argument is no tensor, and no tuple of some.
+        DniFxError: If an argument is neither a tensor nor a tuple of tensors.
     """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for line in described:
-        name, _, what = line.partition(": ")
-        specs = [text.replace(" ", ":") for text in what.split(", ")]
+        name, _, leaves = line.partition(": ")
+        specs = [leaf.replace(" ", ":") for leaf in leaves.split(", ")]
         if not all(_SPEC.fullmatch(spec) for spec in specs):
-            raise DniFxError(f"the plan's example inputs hold {line!r}, which are no tensors: give --input")
+            raise DniFxError(
+                f"the plan's example inputs hold {line!r}, neither a tensor nor a tuple of tensors: give --input"
+            )
         values = parse_specs(specs).args
         value = values[0] if len(values) == 1 else values
         if name.isdigit():
@@ -69,7 +71,9 @@ def like(described: Sequence[str]) -> Inputs:
 def _from_match(spec: str, match: re.Match[str]) -> Tensor:
     shape = [int(n) for n in match["shape"].split("x")]
     if 0 in shape:
-        raise DniFxError(f"--input {spec!r}: a tensor without entries tells nothing; give sizes of 1 or more")
+        raise DniFxError(
+            f"--input {spec!r}: a tensor without entries does not show what forward does; give sizes of 1 or more"
+        )
     dtype = getattr(torch, match["dtype"] or "float32", None)
     if not isinstance(dtype, torch.dtype):
         raise DniFxError(f"--input {spec!r}: {match['dtype']!r} is no torch dtype; try float32, int64 or bool")
@@ -91,7 +95,7 @@ def _holds(dtype: torch.dtype, low: int, high: int) -> bool:
 
 
 def example_tensor(shape: Sequence[int], dtype: torch.dtype, low: int, high: int) -> Tensor:
-    """Normal numbers for floats, uniform integers from `low` up to, not including, `high` for the rest."""
+    """Normal random numbers for a floating or complex dtype, else uniform integers from `low` to `high` - 1."""
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(list(shape), dtype=dtype)
     return torch.randint(low, high, list(shape)).to(dtype)

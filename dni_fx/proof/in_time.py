@@ -12,7 +12,7 @@ from dni_fx.plans import time_name
 from dni_fx.proof.compare import close
 from dni_fx.proof.step import SEED, call, forget, gradients_of, loss_of, own
 from dni_fx.proof.subject import Subject, synthesizers_of, uncut
-from dni_fx.runtime import DecoupledModule, next_window, places
+from dni_fx.runtime import DecoupledModule, next_window, state_positions
 
 __all__ = ["two_windows"]
 
@@ -60,7 +60,7 @@ def _both_uncut(state: Subject, goes_on: bool) -> tuple[dict[str, Tensor], dict[
         for number in (SEED, SEED + 1):
             seed(number)
             result = call(net, inputs)
-            outputs, own = tensors_in(result), places(state.tensors, result)
+            outputs, own = tensors_in(result), state_positions(state.tensors, result)
             heads, gradients = loss_of(outputs, set(own), number)
             roots += heads
             begin += gradients
@@ -111,7 +111,7 @@ def _both_cut(
             torch.autograd.backward(*loss_of(outputs, number=number))
             targets = {name: synthesizer.heard.target for name, synthesizer in synthesizers_of(net)}
             heard.append({name: target for name, target in targets.items() if target is not None})
-            inputs = next_window(net, tensors, inputs, [outputs[place] for place in places(tensors, result)])
+            inputs = next_window(net, tensors, inputs, [outputs[place] for place in state_positions(tensors, result)])
         gradients = own(gradients_of(net))
         net.zero_grad()
     return gradients, heard

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError, first_line
-from dni_fx.model import Inputs, given, preserved
+from dni_fx.model import Inputs, preserved, to_inputs
 from dni_fx.plans import Plan
 from dni_fx.proof.in_time import two_windows
 from dni_fx.proof.properties import CHECKS
@@ -66,7 +66,7 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
     """
     if not isinstance(net, DecoupledModule) or not hasattr(net, "dni"):
         raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
-    example = inputs if isinstance(inputs, Inputs) else given(inputs, kwargs)
+    example = inputs if isinstance(inputs, Inputs) else to_inputs(inputs, kwargs)
     with preserved(net), torch.enable_grad():
         try:
             _detach_attributes(net)

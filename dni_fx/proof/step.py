@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dni_fx import ops
 from dni_fx.model import Inputs, in_train_mode, preserved, seed, tensors_in
 from dni_fx.plans import StateTensor
-from dni_fx.runtime import DecoupledModule, Interfaces, TimeCut, places
+from dni_fx.runtime import DecoupledModule, Interfaces, TimeCut, state_positions
 
 __all__ = [
     "RATE",
@@ -83,7 +83,7 @@ def stepped(
     with Narrow() as narrow:  # type: ignore[no-untyped-call]
         result = call(net, inputs.map(torch.detach), **(context or {}))
     outputs = tensors_in(result)
-    torch.autograd.backward(*loss_of(outputs, set(places(state, result))))
+    torch.autograd.backward(*loss_of(outputs, set(state_positions(state, result))))
     gradients = gradients_of(net)
     net.zero_grad()
     buffers = {n: b.detach().clone() for n, b in net.named_buffers() if not n.startswith("dni.")}

@@ -9,14 +9,14 @@ from dni_fx.runtime.dni import Interfaces, build_dni
 from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
 from dni_fx.runtime.metrics import log_metrics
-from dni_fx.runtime.module import DecoupledModule, Stamp, adopt, plain, share_state
-from dni_fx.runtime.outputs import GivenTensor, Place
+from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, plain, share_state
+from dni_fx.runtime.outputs import Place, ReturnedValue
 from dni_fx.runtime.parameters import hold_parameters
 from dni_fx.runtime.retrace import rename, retrace
 from dni_fx.runtime.stepping import OptimizerFactory, SegmentOptimizer, attach_synthesizers, check_stepping
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_activation
 from dni_fx.runtime.time_horizon import replay_windows
-from dni_fx.runtime.time_windows import next_window, places
+from dni_fx.runtime.time_windows import next_window, state_positions
 
 __all__ = [
     "Calling",
@@ -24,7 +24,6 @@ __all__ = [
     "DecoupledModule",
     "FlatCapture",
     "FlatModule",
-    "GivenTensor",
     "HookedCapture",
     "HookedModule",
     "Interfaces",
@@ -32,23 +31,24 @@ __all__ = [
     "OptimizerFactory",
     "Output",
     "Place",
+    "ReturnedValue",
     "SegmentOptimizer",
     "Stamp",
     "TimeCut",
     "add_time_cuts",
-    "adopt",
     "attach_synthesizers",
     "average_segments",
     "build_dni",
     "check_stepping",
     "hold_parameters",
     "log_metrics",
+    "make_module",
     "next_window",
-    "places",
     "plain",
     "rename",
     "replay_windows",
     "retrace",
     "share_state",
+    "state_positions",
     "time_activation",
 ]

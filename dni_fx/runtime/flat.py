@@ -1,4 +1,4 @@
-"""The module of the front end `export`: its graph takes flat tensors, and holds for train mode alone."""
+"""The module of the front end `export`: its graph takes a flat list of tensors, and is for train mode alone."""
 
 import ast
 import contextlib
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError, SourceError
 from dni_fx.model import Captured, Inputs, Path, by_name, by_path, canonical
-from dni_fx.runtime.module import DecoupledModule, call_original, has
+from dni_fx.runtime.module import DecoupledModule, call_original, has_attribute
 from dni_fx.runtime.outputs import Result, result_of_graph
 
 __all__ = ["Calling", "FlatCapture", "FlatModule", "Leaf"]
@@ -26,7 +26,7 @@ class Leaf:
     """One leaf of the arguments: a tensor with its sizes, or a value that the capture fixed."""
 
     name: str
-    sizes: tuple[int | str, ...] | None  # a number is fixed; equal letters are equal sizes; None: not a tensor
+    sizes: tuple[int | str, ...] | None  # an int is fixed; equal strings are equal sizes; None: the leaf is no tensor
     value: Any = None
 
 
@@ -37,34 +37,36 @@ class Calling:
     arguments: pytree.TreeSpec
     leaves: tuple[Leaf, ...]
     result: pytree.TreeSpec
-    guards: tuple[str, ...] = ()  # conditions on the arguments `L[name]` of the captured branch
+    guards: tuple[str, ...] = ()  # conditions on the arguments `L[name]` under which the graph's branches are taken
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def flatten(self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """The tensors of a call, in the order of the graph's placeholders.
+        """The tensors among the arguments of a call, in the order of the graph's placeholders.
 
         Args:
-            forward: The model's own; its signature names the arguments.
+            forward: The forward of the original model; its signature names the arguments.
 
         Raises:
-            TypeError: If the call differs from the captured one in more than values and free sizes of tensors.
+            TypeError: If the call differs from the captured call in more than the values and free sizes of tensors.
         """
         values, spec = pytree.tree_flatten(canonical(forward, args, kwargs))
         if spec != self.arguments:
-            wanted = ", ".join(leaf.name for leaf in self.leaves)
-            before, now = (list(by_path(pytree.tree_unflatten([0] * s.num_leaves, s))) for s in (self.arguments, spec))
-            if before != now and set(before) == set(now):
+            names = ", ".join(leaf.name for leaf in self.leaves)
+            captured, called = (
+                list(by_path(pytree.tree_unflatten([0] * s.num_leaves, s))) for s in (self.arguments, spec)
+            )
+            if captured != called and set(captured) == set(called):
                 raise TypeError(
-                    f"the keys of a dict come in another order than in the example, ({wanted}), and what the graph "
-                    "gives may depend on it: give them in that order"
+                    f"the keys of a dict come in another order than in the example, ({names}), and the result of the "
+                    "graph may depend on the order: give them in that order"
                 )
             raise TypeError(
-                f"the graph was captured for the arguments ({wanted}), given in that form; rewrite the model with "
+                f"the graph was captured for the arguments ({names}), given in that form; rewrite the model with "
                 "example inputs like those of this call"
             )
-        known: dict[str, int] = {}
+        symbols: dict[str, int] = {}
         for leaf, value in zip(self.leaves, values, strict=True):
-            _check(leaf, value, known)
+            _check(leaf, value, symbols)
         if self.guards:
             named = by_name(forward, args, kwargs)
             for guard in self.guards:
@@ -79,13 +81,13 @@ class Calling:
         return pytree.tree_unflatten(list(results), self.result)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Calling":
-        return self  # nothing in it ever changes
+        return self  # immutable
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Calling.from_text, (self.to_text(),)
 
     def to_text(self) -> dict[str, Any]:
-        """Plain literals.
+        """The convention as plain literals.
 
         Raises:
             SourceError: If an argument or the result is of a kind that has no text form.
@@ -111,7 +113,12 @@ def _compiled(guard: str) -> CodeType:
     return compile(guard, "<guard>", "eval")
 
 
-def _check(leaf: Leaf, value: Any, known: dict[str, int]) -> None:
+def _check(leaf: Leaf, value: Any, symbols: dict[str, int]) -> None:
+    """Raise a TypeError if `value` is not like the captured leaf.
+
+    Args:
+        symbols: The sizes that the symbols of the call stand for; new ones are added.
+    """
     advice = "rewrite the model with an example like it"
     if leaf.sizes is None:
         if isinstance(value, Tensor) or value != leaf.value:
@@ -119,10 +126,10 @@ def _check(leaf: Leaf, value: Any, known: dict[str, int]) -> None:
         return
     if not isinstance(value, Tensor) or value.dim() != len(leaf.sizes):
         raise TypeError(f"argument {leaf.name!r} was a tensor of {len(leaf.sizes)} axes; {advice}")
-    for axis, (size, wanted) in enumerate(zip(value.shape, leaf.sizes, strict=True)):
-        expected = known.setdefault(wanted, size) if isinstance(wanted, str) else wanted
+    for axis, (size, captured) in enumerate(zip(value.shape, leaf.sizes, strict=True)):
+        expected = symbols.setdefault(captured, size) if isinstance(captured, str) else captured
         if size != expected:
-            why = "as another argument has it" if isinstance(wanted, str) else "which the capture had to fix"
+            why = "as another argument has it" if isinstance(captured, str) else "which the capture had to fix"
             raise TypeError(
                 f"argument {leaf.name!r} has size {size} along axis {axis}, not {expected}, {why}; {advice}"
             )
@@ -130,12 +137,12 @@ def _check(leaf: Leaf, value: Any, known: dict[str, int]) -> None:
 
 @dataclass(frozen=True)
 class FlatCapture(Captured):
-    """What a capture by torch.export knows, beside its graph.
+    """The facts about a model that was captured by torch.export, which the graph does not hold.
 
     Attributes:
-        calling: How nested arguments become the graph's flat tensors, and its flat results the model's.
-        modes: Whether a module was captured in train mode, by name; True for every module that has no entry.
-        watched: Name, module and mode at the capture, of every module: the graph holds for that mode alone.
+        calling: The calling convention: from the model's arguments to the graph's tensors, and back for the result.
+        modes: Whether a module was captured in train mode, by name; a module without an entry was.
+        watched: Name, module and captured mode of every submodule: the graph holds for these modes alone.
         autocast: The graph enters autocast blocks.
     """
 
@@ -146,17 +153,18 @@ class FlatCapture(Captured):
 
     @classmethod
     def of(cls, model: nn.Module, graph: fx.Graph, calling: Calling, modes: Mapping[str, bool]) -> "FlatCapture":
-        """What `model` was captured as; arguments as the attributes."""
+        """The facts about `model`; the other arguments are attributes of the class, or determine them."""
         watched = tuple((name, module, modes.get(name, True)) for name, module in model.named_modules() if name)
         autocast = any(node.target is torch.amp.autocast_mode._enter_autocast for node in graph.nodes)
         return cls(model, calling=calling, modes=dict(modes), watched=watched, autocast=autocast)
 
 
 class FlatModule(DecoupledModule):
-    """Takes and returns what the model does, and runs a flat graph in between; in eval mode the original runs."""
+    """Has the arguments and results of the model, and runs a flat graph. In eval mode it runs the original model."""
 
     dni_captured: FlatCapture = FlatCapture()
     dni_keeps_key_order = True
+    dni_run_graph: Callable[..., Any]  # forward as fx writes it, from the graph's tensors to its results
 
     @property
     def dni_calling(self) -> Calling:
@@ -167,44 +175,46 @@ class FlatModule(DecoupledModule):
     def recompile(self) -> PythonCode:
         code = super().recompile()
         cls: Any = type(self)
-        cls.dni_run_graph = cls.forward  # fx has just written it
+        cls.dni_run_graph = cls.forward
         cls.forward = _forward
         return code
 
     def dni_settings(self) -> dict[str, Any]:
         read = sorted({str(n.target) for n in self.graph.nodes if n.op == "get_attr"})
-        constants = [name for name in read if not name.startswith("dni.") and not has(self.dni_original, name)]
+        constants = [
+            name for name in read if not name.startswith("dni.") and not has_attribute(self.dni_original, name)
+        ]
         for name in constants:
             if not isinstance(getattr(self, name), Tensor):
                 raise SourceError(f"the graph holds {name}, which cannot be written as source: train it without saving")
         modes = dict(self.dni_captured.modes)
         return {"dni_calling": self.dni_calling.to_text(), "dni_modes": modes, "dni_constants": tuple(constants)}
 
-    def dni_recall(self, settings: Mapping[str, Any]) -> None:
+    def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
         calling = Calling.from_text(settings["dni_calling"])
         self.dni_captured = FlatCapture.of(self.dni_original, self.graph, calling, settings["dni_modes"])
 
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
         return list(self.dni_calling.flatten(self.dni_original.forward, inputs.args, inputs.kwargs))
 
-    def dni_state_places(self, given: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
+    def dni_state_places(self, arguments: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
         placeholders = iter([node.name for node in self.graph.nodes if node.op == "placeholder"])
         return {
             name: [(next(placeholders), ()) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-            for name, value in given.items()
+            for name, value in arguments.items()
         }
 
     def dni_result(self, inputs: Inputs) -> Result:
-        structure, given = result_of_graph(self.graph)
-        return Result(self.dni_calling.unflatten(structure), given)
+        structure, values = result_of_graph(self.graph)
+        return Result(self.dni_calling.unflatten(structure), values)
 
 
-def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stands for `FlatModule.forward`, which fx writes for every graph anew."""
+def _forward(self: FlatModule, *args: Any, **kwargs: Any) -> Any:
+    """`FlatModule.forward`. It is assigned in `recompile`, since fx writes a new forward for every graph."""
     context = {"dni_context": kwargs.pop("dni_context")} if "dni_context" in kwargs else {}
     if not self.training:
         return call_original(self, *args, **kwargs)
-    captured: FlatCapture = self.dni_captured
+    captured = self.dni_captured
     for name, module, training in captured.watched:
         if module.training != training:
             mode = "train" if module.training else "eval"
@@ -219,18 +229,18 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 @contextlib.contextmanager
 def _autocast_restored() -> Iterator[None]:
-    """Put autocast back after an error: one node of a graph enters a block, another leaves it."""
+    """Restore the state of autocast after an error between the two nodes that enter and leave an autocast block."""
     devices = ("cpu", "cuda")
-    before = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
+    states = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     try:
         yield
     except BaseException:
-        now = torch.autocast_increment_nesting()
-        while now >= depth:
-            now = torch.autocast_decrement_nesting()
-        for device, (enabled, dtype) in zip(devices, before, strict=True):
+        current = torch.autocast_increment_nesting()
+        while current >= depth:
+            current = torch.autocast_decrement_nesting()
+        for device, (enabled, dtype) in zip(devices, states, strict=True):
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)
         raise

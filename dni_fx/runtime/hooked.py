@@ -1,7 +1,7 @@
 """The module of the front end `modules`: the original runs, and forward hooks cut the outputs of its submodules."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,20 +21,20 @@ from dni_fx.model import (
     by_path,
     in_train_mode,
     preserved,
-    replaced,
     tensors_in,
     with_arguments,
+    with_leaves,
 )
 from dni_fx.plans import crossing_name, time_name
 from dni_fx.runtime.module import DecoupledModule, Stamp, call_original
-from dni_fx.runtime.outputs import GivenTensor, Place, Result
+from dni_fx.runtime.outputs import Place, Result, ReturnedValue
 
 __all__ = ["HookedCapture", "HookedModule", "Output"]
 
 
 @dataclass(frozen=True)
 class Output:
-    """The tensor that a node of the record is: a leaf of the output of one call of a submodule."""
+    """The tensor that a node of the record stands for: a leaf of the output of one call of a submodule."""
 
     module: str
     call: int
@@ -43,10 +43,10 @@ class Output:
 
 @dataclass(frozen=True)
 class HookedCapture(Captured):
-    """What a capture by forward hooks knows, beside its record.
+    """The facts about a model that was captured by forward hooks, which the record does not hold.
 
     Attributes:
-        outputs: The tensor that each node of the record is, by the node's name.
+        outputs: The tensor that each node of the record stands for, by the node's name.
         written: The model writes in place to an output of a submodule.
     """
 
@@ -55,9 +55,9 @@ class HookedCapture(Captured):
 
 
 class HookedModule(DecoupledModule):
-    """Runs the original model; while training, cuts the outputs of the submodules that the plan names.
+    """Runs the original model, and in training cuts the outputs of the submodules that the plan names.
 
-    Its graph is the record of one step: the calls in the order in which they returned, with the cuts between them.
+    The graph does not run. It is the record of one step: the calls of submodules in the order in which they returned.
     """
 
     dni_captured: HookedCapture = HookedCapture()
@@ -73,28 +73,26 @@ class HookedModule(DecoupledModule):
         outputs = {node: (o.module, o.call, o.leaf) for node, o in self.dni_captured.outputs.items()}
         return {"dni_outputs": outputs, "dni_written": self.dni_captured.written}
 
-    def dni_recall(self, settings: Mapping[str, Any]) -> None:
+    def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
         outputs = {node: Output(*o) for node, o in settings["dni_outputs"].items()}
         self.dni_captured = replace(self.dni_captured, outputs=outputs, written=settings["dni_written"])
 
-    def dni_state_places(self, given: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
-        return {name: [(name, path) for path in by_path(value)] for name, value in given.items()}
+    def dni_state_places(self, arguments: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
+        return {name: [(name, path) for path in by_path(value)] for name, value in arguments.items()}
 
     def dni_result(self, inputs: Inputs) -> Result:
-        """What the model returns: it runs once, in train mode."""
+        """The structure and the values of the result: the model runs once, in train mode."""
         with preserved(self.dni_original), torch.enable_grad():
             in_train_mode(self.dni_original)
             fresh = inputs.map(lambda t: t.detach().clone())
             leaves, spec = pytree.tree_flatten(self.dni_original(*fresh.args, **fresh.kwargs))
         boxes = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor) and tensors_in(leaf)]
         if boxes:
-            raise DniFxError(f"state: the model gives tensors in a {boxes[0]}: give them in a tuple or dict")
+            raise DniFxError(f"state: the model returns tensors in a {boxes[0]}: return them in a tuple or dict")
         structure = [Place(i) if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
-        given = [
-            GivenTensor(tuple(leaf.shape), leaf.requires_grad) if isinstance(leaf, Tensor) else GivenTensor(None, False)
-            for leaf in leaves
-        ]
-        return Result(pytree.tree_unflatten(structure, spec), given)
+        shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else None for leaf in leaves]
+        carries = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
+        return Result(pytree.tree_unflatten(structure, spec), list(map(ReturnedValue, shapes, carries)))
 
     def dni_uncut(self) -> nn.Module:
         return self.dni_original
@@ -104,7 +102,7 @@ class HookedModule(DecoupledModule):
             return call_original(self, *inputs.args, **inputs.kwargs)
 
     def dni_preferred_ends(self) -> frozenset[str]:
-        """Those that end a call of a child of the Sequential or ModuleList that has most children called."""
+        """The nodes that end calls of the children of one Sequential or ModuleList: the one with most such calls."""
         ends: dict[str, dict[str, str]] = {}
         for name, output in self.dni_captured.outputs.items():
             parent, _, _ = output.module.rpartition(".")
@@ -114,7 +112,7 @@ class HookedModule(DecoupledModule):
 
 
 def _forward(self: HookedModule, *args: Any, dni_context: Tensor | None = None, **kwargs: Any) -> Any:
-    """Stands for `HookedModule.forward`, which fx writes for every graph anew."""
+    """`HookedModule.forward`. It is assigned in `recompile`, since fx writes a new forward for every graph."""
     if not (self.training and torch.is_grad_enabled() and hasattr(self, "dni")):
         return call_original(self, *args, **kwargs)
     in_time = bool(self.dni.plan.states)
@@ -133,64 +131,64 @@ def _forward(self: HookedModule, *args: Any, dni_context: Tensor | None = None, 
 def _enter_window(
     net: HookedModule, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a window, with the state that its cut in time gives."""
+    """The arguments of a window, in which the results of `ops.enter` replace the state."""
     forward = net.dni_original.forward
-    given, tensors = by_name(forward, args, kwargs), net.dni.plan.states[0].tensors
-    inputs = dict.fromkeys(tensor.input for tensor in tensors)
-    flat = [
-        tensor
-        for name in inputs
-        for tensor in ops.leaves(given.get(name), [own.path for own in tensors if own.input == name])
+    arguments, state = by_name(forward, args, kwargs), net.dni.plan.states[0].tensors
+    names = dict.fromkeys(tensor.input for tensor in state)
+    values = [
+        value
+        for name in names
+        for value in ops.leaves(arguments.get(name), [tensor.path for tensor in state if tensor.input == name])
     ]
-    entered = dict(zip(tensors, ops.enter(flat, net.dni.get_submodule(time_name(0))), strict=True))
-    others = {
-        name: replaced(given[name], {own.path: new for own, new in entered.items() if own.input == name})
-        for name in inputs
+    entered = dict(zip(state, ops.enter(values, net.dni.get_submodule(time_name(0))), strict=True))
+    new_arguments = {
+        name: with_leaves(arguments[name], {tensor.path: v for tensor, v in entered.items() if tensor.input == name})
+        for name in names
     }
-    return with_arguments(forward, args, kwargs, others)
+    return with_arguments(forward, args, kwargs, new_arguments)
 
 
 @torch.compiler.disable(reason=ops.FROM_WINDOW_TO_WINDOW)  # type: ignore[untyped-decorator]
 def _leave_window(net: HookedModule, result: Any) -> Any:
-    """The result of a window with its state cut off; its other tensors carry the prediction for the state."""
+    """The result of a window with its state cut off; the other tensors carry the prediction for the state."""
     leaves = by_path(result)
-    paths = [tensor.result for tensor in net.dni.plan.states[0].tensors]
-    carrying = {
-        id(leaf): leaf
-        for path, leaf in leaves.items()
-        if path not in paths and isinstance(leaf, Tensor) and leaf.requires_grad
-    }
-    left = ops.leave(list(carrying.values()), [leaves[path] for path in paths], net.dni.get_submodule(time_name(0)))
-    following = dict(zip(carrying, left, strict=False))
-    others = {path: following[id(leaf)] for path, leaf in leaves.items() if path not in paths and id(leaf) in following}
-    return replaced(result, others | dict(zip(paths, left[len(carrying) :], strict=True)))
+    state_paths = [tensor.result for tensor in net.dni.plan.states[0].tensors]
+    others = {path: leaf for path, leaf in leaves.items() if path not in state_paths and isinstance(leaf, Tensor)}
+    outputs = {id(leaf): leaf for leaf in others.values() if leaf.requires_grad}  # a tensor may be at several paths
+    state = [leaves[path] for path in state_paths]
+    left = ops.leave(list(outputs.values()), state, net.dni.get_submodule(time_name(0)))
+    new_outputs = dict(zip(outputs, left, strict=False))
+    new_leaves = {path: new_outputs[id(leaf)] for path, leaf in others.items() if id(leaf) in new_outputs}
+    return with_leaves(result, new_leaves | dict(zip(state_paths, left[len(outputs) :], strict=True)))
 
 
 @contextmanager
 def _cutting(net: HookedModule, context: Tensor | None) -> Iterator[None]:
-    """Hold forward hooks on the cut submodules for one forward pass; none stays on the model."""
+    """Register forward hooks that cut the outputs of submodules, and remove the hooks at the end."""
     calls: Counter[str] = Counter()
-    busy = False  # checkpointed blocks run forward once more inside a backward pass
+    is_cutting = False  # a cut runs a backward pass, in which checkpointed blocks run forward again
 
-    def hook_of(name: str, cuts: dict[int, int]) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            nonlocal busy
-            if busy:
+    def post_forward_of(name: str, cuts: dict[int, int]) -> Callable[[nn.Module, Any, Any], Any]:
+        def post_forward(_module: nn.Module, _args: Any, output: Any) -> Any:
+            nonlocal is_cutting
+            if is_cutting:
                 return None
             call = calls[name]
             calls[name] += 1
             if call not in cuts or not torch.is_grad_enabled():
                 return None
-            busy = True
+            is_cutting = True
             try:
                 return _cut(net, cuts[call], output, context)
             finally:
-                busy = False
+                is_cutting = False
 
-        return hook
+        return post_forward
 
-    places = _places(net)
-    handles = [net.get_submodule(name).register_forward_hook(hook_of(name, cuts)) for name, cuts in places.items()]
+    handles = [
+        net.get_submodule(name).register_forward_hook(post_forward_of(name, cuts))
+        for name, cuts in _cut_calls(net).items()
+    ]
     try:
         yield
     finally:
@@ -198,21 +196,21 @@ def _cutting(net: HookedModule, context: Tensor | None) -> Iterator[None]:
             handle.remove()
 
 
-def _places(net: HookedModule) -> dict[str, dict[int, int]]:
-    """For each submodule that is cut: which of its calls ends which segment."""
-    places: dict[str, dict[int, int]] = {}
-    for cut, place in enumerate(net.dni.plan.cuts):
-        output = net.dni_captured.outputs[place.after]
-        places.setdefault(output.module, {})[output.call] = cut
-    return places
+def _cut_calls(net: HookedModule) -> dict[str, dict[int, int]]:
+    """For each submodule whose outputs are cut, by name: the index of the cut, by the number of the call."""
+    cuts: dict[str, dict[int, int]] = {}
+    for index, cut in enumerate(net.dni.plan.cuts):
+        output = net.dni_captured.outputs[cut.after]
+        cuts.setdefault(output.module, {})[output.call] = index
+    return cuts
 
 
 def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None) -> Any:
-    """The output of a call, with its crossing tensors cut off."""
+    """The output of a call, in which the crossing tensors are cut off."""
     leaves, spec = pytree.tree_flatten(output)
     names = [tensor.node for tensor in net.dni.plan.cuts[cut].tensors]
-    where = [net.dni_captured.outputs[name].leaf for name in names]
-    crossing = [leaves[i] for i in where]
+    indices = [net.dni_captured.outputs[name].leaf for name in names]
+    crossing = [leaves[i] for i in indices]
     detached = [h.detach() for h in crossing]
     arguments = () if context is None else (context,)
     synthesizers = [net.dni.get_submodule(crossing_name(cut, name)) for name in names]
@@ -221,19 +219,19 @@ def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None) -> An
     assert settings is not None
     segment = net.dni.segments[cut]
     if settings.unlock == "none":
-        following = list(ops.inject(crossing, detached, predictions, segment))
+        cut_off = list(ops.inject(crossing, detached, predictions, segment))
     else:
-        cut_off = ops.decouple(crossing, detached, predictions, segment)
-        # As in `passes.copy_written`: `decouple` returns views, and autograd allows no in-place write to those.
-        following = [h.clone() for h in cut_off] if net.dni_captured.written else list(cut_off)
-    for i, value in zip(where, following, strict=True):
+        cut_off = list(ops.decouple(crossing, detached, predictions, segment))
+        if net.dni_captured.written:  # `decouple` returns views, to which autograd allows no in-place write
+            cut_off = [h.clone() for h in cut_off]
+    for i, value in zip(indices, cut_off, strict=True):
         leaves[i] = value
     return pytree.tree_unflatten(leaves, spec)
 
 
 @contextmanager
 def _stamping(net: HookedModule, stamp: Stamp) -> Iterator[None]:
-    """Call `stamp` as each submodule returns: the record has a node for every call, in that order."""
+    """Call `stamp` after each call of a submodule: the record has one node for each call, in the same order."""
     calls = iter([node.name for node in net.graph.nodes if node.op == "call_module"])
 
     def post_forward(_module: nn.Module, _args: Any, _output: Any) -> None:

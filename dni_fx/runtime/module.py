@@ -1,4 +1,4 @@
-"""What `transform` returns: a GraphModule with everything new under `net.dni`."""
+"""`DecoupledModule`, which `transform` returns: a GraphModule with all that the rewrite added under `net.dni`."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -13,47 +13,47 @@ from dni_fx.runtime.dni import Interfaces
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
 
-__all__ = ["DecoupledModule", "Stamp", "adopt", "call_original", "has", "plain", "share_state"]
+__all__ = ["DecoupledModule", "Stamp", "call_original", "has_attribute", "make_module", "plain", "share_state"]
 
 Module = TypeVar("Module", bound="DecoupledModule")
 
-Stamp = Callable[[str], None]  # is called with the name of each node once the node has run
+Stamp = Callable[[str], None]  # called after each node has run, with the node's name
 
 
 class DecoupledModule(fx.GraphModule):
-    """A GraphModule that survives copying and pickling whole.
+    """A GraphModule of which copies and pickles are complete.
 
-    fx.GraphModule keeps only what its graph refers to; this keeps unused parameters, the model's containers,
-    non-persistent buffers and node names too.
+    A copy of an fx.GraphModule has only the attributes that the graph reads. A copy of this class also has unused
+    parameters, the model's containers, non-persistent buffers and the names of the nodes.
 
-    The names of its methods begin with `dni_`, so that none of them hides a submodule of the model. Its subclasses
-    are `FlatModule`, by the front end export, and `HookedModule`, by the front end modules.
+    The names of the methods begin with `dni_`, so that no method hides a submodule of the model. The front end export
+    makes the subclass `FlatModule`, the front end modules the subclass `HookedModule`.
     """
 
     dni: Interfaces
     dni_captured: Captured = Captured()
     dni_runs_graph = True  # False: forward runs the original model, and the graph is a record of its calls
-    dni_keeps_key_order = False  # the keys of a dict among the arguments have to come in the example's order
+    dni_keeps_key_order = False  # True: dicts among the arguments must have their keys in the order of the example
 
     @property
     def dni_original(self) -> nn.Module:
-        """The model that was captured, where the module cannot do without it: it runs, or its signature is read."""
+        """The model that was captured, for code that runs it or reads its signature; never None."""
         assert self.dni_captured.original is not None
         return self.dni_captured.original
 
     def dni_settings(self) -> dict[str, Any]:
-        """Plain literals by attribute name: what a saved class needs beside the graph.
+        """Plain literals, by attribute name, that a saved class needs besides the graph.
 
         Raises:
             SourceError: If the graph reads a value that has no text form.
         """
         return {}
 
-    def dni_recall(self, settings: Mapping[str, Any]) -> None:
-        """Take what `dni_settings` gave."""
+    def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Restore the facts of the capture from a result of `dni_settings`."""
 
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
-        """Values for the placeholders, in their order, as fx.Interpreter takes them."""
+        """The values of the placeholders, in order: the arguments of `fx.Interpreter.run`."""
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         values = list(inputs.args)
         for node in placeholders[len(values) :]:
@@ -61,17 +61,17 @@ class DecoupledModule(fx.GraphModule):
             values.append(inputs.kwargs.get(str(node.target), default))
         return values
 
-    def dni_state_places(self, given: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
+    def dni_state_places(self, arguments: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
         """For each tensor of each argument: the name of its placeholder, and its path in the placeholder's value."""
-        by_target = {str(node.target): node.name for node in self.graph.nodes if node.op == "placeholder"}
-        return {n: [(by_target[n], path) for path in by_path(value)] for n, value in given.items() if n in by_target}
+        names = {str(node.target): node.name for node in self.graph.nodes if node.op == "placeholder"}
+        return {n: [(names[n], path) for path in by_path(value)] for n, value in arguments.items() if n in names}
 
     def dni_result(self, inputs: Inputs) -> Result:
-        """What a call of the model on these inputs returns."""
+        """The structure and the values of the result of a call of the model on these inputs."""
         return result_of_graph(self.graph)
 
     def dni_uncut(self) -> nn.Module:
-        """A module that computes what the captured model does, on the same parameters, without any cut."""
+        """A module without cuts that computes the same as the captured model, on the same parameters."""
         return plain(self)
 
     def dni_run_stamped(self, inputs: Inputs, stamp: Stamp) -> Any:
@@ -79,11 +79,11 @@ class DecoupledModule(fx.GraphModule):
         return _Stamping(self, stamp).run(*self.dni_values_for(inputs))
 
     def dni_preferred_ends(self) -> frozenset[str]:
-        """Names of the nodes after which automatic cuts go; empty: after any."""
+        """Names of the nodes after which automatic cuts may go; empty: after any node."""
         return frozenset()
 
     def train(self, mode: bool = True) -> "DecoupledModule":
-        """As the model's own `train`, which may keep some of its modules in eval mode."""
+        """Set train or eval mode by the model's own `train`, if defined, which may keep modules in eval mode."""
         super().train(mode)
         original = self.dni_captured.original
         if original is not None and type(original).train is not nn.Module.train:
@@ -100,13 +100,13 @@ class DecoupledModule(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, (body, import_block) = super().__reduce__()
-        body.pop("_compiled_call_impl", None)  # a copy is compiled anew, where that is wanted
+        body.pop("_compiled_call_impl", None)  # a copy is not compiled
         return _unpickle, (
             _base(self),
             type(self).__name__,
             body,
             import_block,
-            # In the order of the code, which has all arguments first.
+            # Sorted as in the generated code, which has all placeholders first.
             [n.name for n in sorted(self.graph.nodes, key=lambda node: node.op != "placeholder")],
         )
 
@@ -123,17 +123,17 @@ class _Stamping(fx.Interpreter):
 
 
 def call_original(net: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
-    """Run the model that `net` was made from, on the parameters and buffers that `net` holds."""
+    """Run the model that `net` was made from, on the parameters and buffers of `net`."""
     original = net.dni_original
     share_state(net, original, without="dni")
     original.training = net.training
     result = original(*args, **kwargs)
-    net._buffers.update(original._buffers)  # forward may have put others in their place
+    net._buffers.update(original._buffers)  # forward may have assigned new tensors
     return result
 
 
 def _base(net: DecoupledModule) -> type[DecoupledModule]:
-    """The class as it was written; fx makes one of its own for every graph."""
+    """The class of dni_fx that `net` is an instance of; fx makes a subclass for every graph."""
     return next(cls for cls in type(net).__mro__ if cls.__module__.startswith("dni_fx."))
 
 
@@ -152,19 +152,19 @@ def _unpickle(
     return result
 
 
-def adopt(
+def make_module(
     model: nn.Module, graph: fx.Graph, captured: Captured, base: type[Module], holder: nn.Module | None = None
 ) -> Module:
-    """A module of class `base` that runs `graph` on the very submodules, parameters and buffers of `model`.
+    """A module of class `base` that runs `graph` on the submodules, parameters and buffers of `model` themselves.
 
     Args:
-        captured: Kept as the module's `dni_captured`; of the class that `base` declares.
-        holder: The module that has the constants which a capture made; None: `model`.
+        captured: The module's `dni_captured`, of the class that `base` declares for it.
+        holder: The module that has the constants of the graph as attributes; None: `model`.
     """
     holder = model if holder is None else holder
     net = base(holder, graph, type(model).__name__)
     read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
-    constants = {name: attrgetter(name)(holder) for name in read if not has(model, name)}
+    constants = {name: attrgetter(name)(holder) for name in read if not has_attribute(model, name)}
     constants |= {k: v for k, v in net._buffers.items() if k not in model._buffers}
     share_state(model, net)
     for name, value in constants.items():
@@ -182,8 +182,8 @@ def adopt(
     return net
 
 
-def has(model: nn.Module, path: str) -> bool:
-    """Whether a model has an attribute at this path."""
+def has_attribute(model: nn.Module, path: str) -> bool:
+    """Whether a model has an attribute at a dotted path."""
     try:
         attrgetter(path)(model)
     except AttributeError:
@@ -192,7 +192,7 @@ def has(model: nn.Module, path: str) -> bool:
 
 
 def plain(net: DecoupledModule) -> DecoupledModule:
-    """The graph that was captured, on the parameters of `net`, without all that the rewrite added."""
+    """A module with the captured graph, before the rewrite, on the parameters of `net`."""
     result: DecoupledModule = _base(net)(nn.Module(), fx.Graph(), type(net).__name__)
     share_state(net, result, without="dni")
     graph = fx.Graph()
@@ -207,15 +207,15 @@ def plain(net: DecoupledModule) -> DecoupledModule:
 
 
 def share_state(source: nn.Module, destination: nn.Module, *, without: str = "") -> None:
-    """Make `destination` hold the very parameters, buffers and children that `source` has, in their order.
+    """Give `destination` the parameters, buffers and children of `source` themselves, in the same order.
 
     Args:
-        without: A child that is left out.
+        without: The name of a child that is left out.
     """
     for kind in ("_parameters", "_buffers", "_modules"):
         held = getattr(destination, kind)
         wanted = {name: value for name, value in getattr(source, kind).items() if name != without}
-        # Most often nothing has changed: then nothing is touched, and threads may run the same model in eval mode.
+        # Write only if something has changed, so that several threads can run the same model in eval mode.
         if list(held) != list(wanted) or any(held[name] is not wanted[name] for name in wanted):
             held.clear()
             held.update(wanted)

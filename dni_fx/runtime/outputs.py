@@ -1,4 +1,4 @@
-"""What a captured model returns: the structure of its result, and what is known of each tensor in it."""
+"""The result of a captured model: its structure, and the shape of each returned value."""
 
 from typing import Any, NamedTuple
 
@@ -6,33 +6,33 @@ from torch import Tensor, fx
 
 from dni_fx.graph import given_by, record_of
 
-__all__ = ["GivenTensor", "Place", "Result", "result_of_graph"]
+__all__ = ["Place", "Result", "ReturnedValue", "result_of_graph"]
 
 
 class Place(int):
-    """The position of a tensor among all that a model returns. A class, since a result may hold plain numbers, too."""
+    """The index of a returned value, in the place of the value. Not a plain int, since a result may hold ints too."""
 
 
-class GivenTensor(NamedTuple):
+class ReturnedValue(NamedTuple):
     """A value that a model returns."""
 
-    shape: tuple[int, ...] | None  # None: it is no tensor
+    shape: tuple[int, ...] | None  # None: the value is no tensor
     carries_gradient: bool
 
 
 class Result(NamedTuple):
-    """What one call of a model returns."""
+    """The result of one call of a model."""
 
-    structure: Any  # the result, with a `Place` where each of `given` is
-    given: list[GivenTensor]
+    structure: Any  # the nested result, with a `Place` for each of `values`
+    values: list[ReturnedValue]
 
 
 def result_of_graph(graph: fx.Graph) -> Result:
-    """The result of an annotated graph, one `Place` for each node that it returns."""
+    """The result of an annotated graph: one value for each node that the graph returns."""
     nodes = given_by(graph)
-    count = iter(range(len(nodes)))
-    structure: Any = fx.node.map_arg(graph.output_node().args[0], lambda node: Place(next(count)))
+    indices = iter(range(len(nodes)))
+    structure: Any = fx.node.map_arg(graph.output_node().args[0], lambda node: Place(next(indices)))
     values = [node.meta["val"] for node in nodes]
     shapes = [tuple(value.shape) if isinstance(value, Tensor) else None for value in values]
     carries = [record_of(node).carries_gradient for node in nodes]
-    return Result(structure, list(map(GivenTensor, shapes, carries)))
+    return Result(structure, list(map(ReturnedValue, shapes, carries)))

@@ -1,4 +1,4 @@
-"""Trace generated code again: from the forward of a copied or unpickled module to its graph."""
+"""Trace generated code again, to get the graph of an unpickled or loaded module."""
 
 from collections.abc import Callable
 from types import FunctionType
@@ -11,25 +11,26 @@ __all__ = ["rename", "retrace"]
 
 
 class _Operators:
-    """Stands for `torch` while generated code is traced: each call under `torch.ops` and `torch.amp` becomes one node.
+    """Stands for `torch`, or for a plain function, while generated code is traced: each call becomes one node.
 
-    Those do not see proxies by themselves where they are inside of lists. For a function of the person's own that was
-    not traced into, too.
+    Of `torch`, this holds for `torch.ops` and `torch.amp`: their functions do not notice proxies inside lists.
     """
 
-    def __init__(self, tracer: fx.Tracer, home: Any) -> None:
-        self.tracer, self.home = tracer, home
+    def __init__(self, tracer: fx.Tracer, original: Any) -> None:
+        self.tracer, self.original = tracer, original
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.home, name)
-        return _Operators(self.tracer, found) if self.home is not torch or name in ("ops", "amp") else found
+        attribute = getattr(self.original, name)
+        if self.original is torch and name not in ("ops", "amp"):
+            return attribute
+        return _Operators(self.tracer, attribute)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.create_proxy("call_function", self.home, args, kwargs)
+        return self.tracer.create_proxy("call_function", self.original, args, kwargs)
 
 
 class _AllLeaves(fx.Tracer):
-    """Every module is a leaf, and every line that reads a parameter or buffer is one node."""
+    """Makes every module a leaf, and one node of every line that reads a parameter or buffer."""
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
@@ -45,17 +46,17 @@ class _AllLeaves(fx.Tracer):
 
 
 def _skeleton(module: nn.Module) -> nn.Module:
-    """The same tree of plain modules: the person's own may do more than call forward when they are called."""
-    bare = nn.Module()
-    bare._parameters, bare._buffers = dict(module._parameters), dict(module._buffers)
-    bare.__dict__.update({name: value for name, value in vars(module).items() if isinstance(value, Tensor)})
+    """The same tree of plain modules, since the `__call__` of the user's modules may do more than call forward."""
+    copy = nn.Module()
+    copy._parameters, copy._buffers = dict(module._parameters), dict(module._buffers)
+    copy.__dict__.update({name: value for name, value in vars(module).items() if isinstance(value, Tensor)})
     for name, child in module._modules.items():
-        bare._modules[name] = child if child is None else _skeleton(child)
-    return bare
+        copy._modules[name] = child if child is None else _skeleton(child)
+    return copy
 
 
 def retrace(module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
-    """The graph of generated code, for the modules and attributes of `module`."""
+    """The graph of generated code that reads the modules and attributes of `module`."""
     state = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     tracer = _AllLeaves({id(tensor): name for name, tensor in reversed(state)})
     code: Any = forward
@@ -70,8 +71,8 @@ def retrace(module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
 
 
 def rename(graph: fx.Graph, names: list[str]) -> None:
-    """Give a graph that was traced again from generated code the node names of the code."""
-    for node in graph.nodes:  # out of the way first: a name may be taken by a later node
+    """Name the nodes of a graph that `retrace` made as they are named in the generated code."""
+    for node in graph.nodes:  # first to unique names, since a later node may have the name
         node.name = f"dni_renaming_{node.name}"
     for node, name in zip(graph.nodes, names, strict=True):
         node.name = name

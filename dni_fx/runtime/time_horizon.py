@@ -21,7 +21,7 @@ from dni_fx.plans import time_name
 from dni_fx.runtime.averaging import is_averaged
 from dni_fx.runtime.module import DecoupledModule, share_state
 from dni_fx.runtime.time_cut import Lesson, TimeCut
-from dni_fx.runtime.time_windows import next_window, places, state_in
+from dni_fx.runtime.time_windows import next_window, state_in, state_positions
 
 __all__ = ["replay_windows"]
 
@@ -107,7 +107,7 @@ class Replay:
             again = next_window(net, tensors, window.inputs, values)
             result = self._call(net, again)
         outputs = tensors_in(result)
-        given = iter([outputs[place] for place in places(tensors, result)])
+        given = iter([outputs[place] for place in state_positions(tensors, result)])
         pairs = [(outputs[i], gradient) for i, gradient in window.gradients.items()]
         for cut, own, gradient in zip(_cuts(net), states, ahead, strict=True):
             handed_on = [next(given) for _ in own]
@@ -173,7 +173,7 @@ def _ended(net: Any, _args: tuple[Any, ...], output: Any) -> None:
         return
     window, net.dni.replay.begun = net.dni.replay.begun, None
     net.dni.replay.windows.append(window)
-    states = set(places([tensor for state in net.dni.plan.states for tensor in state.tensors], output))
+    states = set(state_positions([tensor for state in net.dni.plan.states for tensor in state.tensors], output))
     heard: set[int] = set()  # one tensor may be at two places
     for place, tensor in enumerate(tensors_in(output)):
         if place not in states and tensor.requires_grad and id(tensor) not in heard:

@@ -21,9 +21,9 @@ from dni_fx.runtime import (
     DecoupledModule,
     FlatModule,
     HookedModule,
-    adopt,
     average_segments,
     hold_parameters,
+    make_module,
     plain,
     rename,
     replay_windows,
@@ -163,11 +163,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         graph = retrace(shell, cls.forward)
         rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
         base = _MODULES[plan.frontend]
-        net = adopt(shell, graph, replace(base.dni_captured, original=model), base)
+        net = make_module(shell, graph, replace(base.dni_captured, original=model), base)
         hold_parameters(net, net.dni)
         if plan.rewrite is not None and plan.rewrite.unlock == "backward":
             average_segments(net)
-        net.dni_recall(vars(cls))
+        net.dni_apply_settings(vars(cls))
     replay_windows(net)
     _take_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
     return net
