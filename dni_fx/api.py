@@ -57,8 +57,8 @@ def transform(
         example_kwargs: Keyword arguments of the example call. None: no keyword arguments.
         cuts: "auto": the cuts are chosen by `objective` (with `state`: no cuts in depth). A number: so many segments,
             chosen in the same way. A list of names: after these modules or nodes. "every:Block": after each call of the
-            class `Block`. "leaves": after each layer with parameters except the last. "marked": at the ends of
-            `with dni_fx.cut_after():` blocks in the model's code. A `Plan`: its cuts.
+            class `Block`. "leaves": after each layer with trainable parameters except the last. "marked": after each
+            `with dni_fx.cut_after():` block in the model's code. A `Plan`: its cuts.
         synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)". Or a function
             `(activation, context_size)` that returns a module, such as a subclass of `dni_fx.Synthesizer`. "auto":
             chosen by the shape of the activation and by whether there is a `loss`; at a cut in time `least_squares`, or
@@ -67,7 +67,7 @@ def transform(
             activations. "none": the whole net is one ordinary autograd graph, which torch.compile and
             DistributedDataParallel take.
         mix: The share of the true gradient in the gradient that is sent upstream, 0 to 1 (BP(lambda)). A tuple
-            `(start, end, steps)` changes the share linearly. More than 0 needs `unlock="none"`.
+            `(start, end, steps)` changes the share linearly over so many steps. More than 0 needs `unlock="none"`.
         classes: The number of classes, to condition the synthesizers on labels: call `net(x, dni_context=labels)` in
             training. None: no labels.
         context_size: The number of entries of a vector for each sample, to condition the synthesizers on that vector
@@ -76,7 +76,8 @@ def transform(
             mean over the rows, or the name of such a function in `torch.nn.functional`. None: no such synthesizers.
         training: How the synthesizers are trained; see `dni_fx.Training`.
         optimizer: The optimizer of the model, to which the synthesizers' parameters are added. With step="segment": a
-            function that makes an optimizer from parameters, such as `torch.optim.Adam`. None: no optimizer is changed.
+            function that makes an optimizer from parameters, such as `torch.optim.Adam`. None: the training loop trains
+            `net.parameters()`, which include the synthesizers' parameters.
         step: "loop": the training loop calls the optimizer's `step()`. "segment": each segment has its own optimizer,
             which steps right after the segment's backward pass and frees the gradients. `net.dni.optimizer`, a
             `SegmentOptimizer`, holds these optimizers.

@@ -58,29 +58,50 @@ class Request:
 
 def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tuple[DecoupledModule, Plan]:
     """Capture and annotate a model, and plan its cuts."""
-    cuts, frontend, profile = request.cuts, request.frontend, request.profile
+    cuts, frontend = request.cuts, request.frontend
     if isinstance(cuts, Plan) and frontend == "auto":
         frontend = cuts.frontend  # the plan names nodes of this front end's graph
     in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
-    module, used, tried = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
+    captured = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
+    module, graph = captured.module, captured.module.graph
     tensors = _state_tensors(model, module, example, request)
-    prices, refused = synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=profile)
-    times = node_times(module, example) if profile else None
-    flow = dataflow(module.graph, times, state_only_nodes(module, tensors))
-    resident_bytes = resident(model, example, OPTIMIZER_STATES)
-    cost_model = CostModel(flow, prices, resident_bytes, refused=refused, unit="s" if profile else "FLOPs")
+    cost_model = _cost_model(model, module, example, request, state_only_nodes(module, tensors))
     if in_depth:
-        decision = decide(module.graph, cost_model, cuts, request.limits, module.dni_preferred_ends())
-    elif request.limits != Limits():
-        raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: give cuts=")
+        decision = decide(graph, cost_model, cuts, request.limits, module.dni_preferred_ends())
     else:
-        why = cuts.why if isinstance(cuts, Plan) else "in time alone; give cuts= for cuts in depth, too"
-        decision = Decision((), why)
-    described = (describe(example), example.source)
-    plan = make_plan(type(model).__name__, module.graph, cost_model, decision, *described, used, tried)
+        decision = _no_cuts_in_depth(request)
+    plan = make_plan(
+        type(model).__name__,
+        graph,
+        cost_model,
+        decision,
+        describe(example),
+        example.source,
+        captured.frontend,
+        captured.tried,
+    )
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
     return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
+
+
+def _cost_model(
+    model: nn.Module, module: DecoupledModule, example: Inputs, request: Request, state_nodes: set[str]
+) -> CostModel:
+    prices, refused = synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=request.profile)
+    times = node_times(module, example) if request.profile else None
+    flow = dataflow(module.graph, times, state_nodes)
+    resident_bytes = resident(model, example, OPTIMIZER_STATES)
+    return CostModel(flow, prices, resident_bytes, refused=refused, unit="s" if request.profile else "FLOPs")
+
+
+def _no_cuts_in_depth(request: Request) -> Decision:
+    """The decision for a model that is cut in time alone."""
+    if request.limits != Limits():
+        raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: give cuts=")
+    if isinstance(request.cuts, Plan):
+        return Decision((), request.cuts.why)
+    return Decision((), "in time alone; give cuts= for cuts in depth, too")
 
 
 def _state_tensors(

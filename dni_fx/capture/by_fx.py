@@ -92,6 +92,7 @@ class LeafTracer(fx.Tracer):
         return (lambda *_: root_fn(*bound.args, **bound.kwargs)), [self.root]
 
     def _argument(self, name: str, value: Any, default: Any = inspect.Parameter.empty) -> Any:
+        """A placeholder for an argument that holds tensors; else the value, which the graph checks at each call."""
         has_tensors = any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
         has_default = default is not inspect.Parameter.empty
         if not has_tensors:
