@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "Verdict",
     "Weighed",
     "crossing_name",
+    "crossings",
     "time_name",
 ]
 
@@ -269,10 +270,19 @@ _READ: dict[str, Callable[[dict[str, Any]], Any]] = {"forecast": _read_forecast,
 
 
 def crossing_name(cut: int, node: str) -> str:
-    """Name under `net.dni` of the synthesizer of one tensor at one cut."""
+    """The name under `net.dni` of the crossing of one tensor at one cut."""
     return f"cut{cut}_{node}"
 
 
 def time_name(index: int) -> str:
-    """Name under `net.dni` of the synthesizer of a state."""
+    """The name under `net.dni` of the crossing of a state, at a cut in time."""
     return f"time{index}"
+
+
+def crossings(plan: Plan) -> Iterator[tuple[str, CrossingTensor | TimeCutPlan]]:
+    """Every crossing of a plan by its name under `net.dni`: each needs one synthesizer."""
+    for index, cut in enumerate(plan.cuts):
+        for tensor in cut.tensors:
+            yield crossing_name(index, tensor.node), tensor
+    for index, state in enumerate(plan.states):
+        yield time_name(index), state

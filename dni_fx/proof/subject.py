@@ -21,7 +21,7 @@ from dni_fx.proof.scripted import Scripted, scripted_synthesizers
 from dni_fx.proof.step import step
 from dni_fx.runtime import Crossing, DecoupledModule, HookedModule, add_time_cuts, plain
 from dni_fx.settings import Settings
-from dni_fx.synthesizers import Activation
+from dni_fx.synthesizers import activation_of
 
 __all__ = ["Subject", "in_float64", "uncut"]
 
@@ -90,7 +90,7 @@ def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)
             device = net.dni.crossings[name].measured.device
-            activation = Activation(tensor.shape, getattr(torch, tensor.dtype), device, tensor.axis)
+            activation = activation_of(tensor, device)
             net.dni.add_module(name, Crossing(Scripted(activation).to(device), activation, Settings()))
         fresh = ops.Segment(mix)
         fresh.hold(segment.__dict__["held"])

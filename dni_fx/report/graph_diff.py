@@ -1,9 +1,8 @@
 """What a rewrite changed, line by line of the graph's code."""
 
 import difflib
-import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -51,9 +50,6 @@ class GraphDiff:
                 place = line.place
             out.append(f"{_SIGN[line.kind]} {line.text}")
         return "\n".join(out) + "\n"
-
-    def to_json(self) -> str:
-        return json.dumps([asdict(line) for line in self.lines], indent=2) + "\n"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield paint(self.to_text())

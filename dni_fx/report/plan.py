@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dni_fx.plans import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed, time_name
+from dni_fx.plans import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed, crossing_name, time_name
 from dni_fx.units import bytes_text, quantity
 
 __all__ = ["plan_table"]
@@ -150,5 +150,5 @@ def _cuts(plan: Plan) -> Table:
         for tensor in cut.tensors:
             cells = [str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype]
             cells.append(bytes_text(tensor.bytes))
-            table.add_row(*cells, *([made[f"cut{k}_{tensor.node}"]] if made else []))
+            table.add_row(*cells, *([made[crossing_name(k, tensor.node)]] if made else []))
     return table

@@ -11,10 +11,10 @@ from torch import nn
 
 from dni_fx.errors import DniFxError, SourceError
 from dni_fx.model import errors_of
-from dni_fx.plans import Plan, time_name
-from dni_fx.runtime import Interfaces, add_time_cuts, build_dni, time_activation
-from dni_fx.settings import loss_function, with_defaults
-from dni_fx.synthesizers import resolve
+from dni_fx.plans import Plan
+from dni_fx.runtime import Interfaces, add_time_cuts, build_dni
+from dni_fx.settings import with_defaults
+from dni_fx.synthesizers import factories
 
 __all__ = ["import_beside", "needs_model", "saved_dni"]
 
@@ -40,22 +40,13 @@ def read_dni(file: str) -> Interfaces:
 
 
 def saved_dni(plan: Plan) -> Interfaces:
+    """The submodule `dni` for a plan that names its synthesizers, with fresh weights."""
     if plan.rewrite is None:
         raise DniFxError("the plan does not say how the model was rewritten")
-    shapes = {f"cut{i}_{t.node}": t for i, cut in enumerate(plan.cuts) for t in cut.tensors}
-    states = {time_name(index): state for index, state in enumerate(plan.states)}
     settings = plan.rewrite.settings
-    loss = None if settings.loss is None else loss_function(settings.loss)
-    factories = {}
-    for crossing, name in plan.rewrite.synthesizers.items():
-        if crossing in states:
-            factories[crossing] = resolve(name, time_activation(states[crossing]).shape, 1)[1]
-            continue
-        if crossing not in shapes:
-            raise DniFxError(f"the plan has a synthesizer for {crossing!r}, which is no crossing of it")
-        factories[crossing] = resolve(name, shapes[crossing].shape, shapes[crossing].axis, loss)[1]
-    dni = build_dni(plan, factories, with_defaults(settings, named=True))
-    add_time_cuts(dni, factories, with_defaults(settings, named=True, in_time=True))
+    _, makers = factories(plan, plan.rewrite.synthesizers, settings.loss)
+    dni = build_dni(plan, makers, with_defaults(settings, named=True))
+    add_time_cuts(dni, makers, with_defaults(settings, named=True, in_time=True))
     return dni
 
 
