@@ -1,6 +1,6 @@
 """Exact live tensor bytes of a training step, op by op, on any device.
 
-`training_peak(step)` runs a step, and returns the peak, the op where the peak was, and the storages alive then.
+`training_peak(step)` runs a step, and returns the peak, the op at the peak, and the storages alive then.
 """
 
 import functools
@@ -107,7 +107,7 @@ class LiveBytes(TorchDispatchMode):
 
         self._hooks = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
         trained = [p for p in self._parameters if p.requires_grad]
-        # Two hooks, before and after accumulation: another hook may step and free the gradient in between.
+        # Mark a gradient before it is accumulated, too: another hook may free it right after.
         self._hooks += [p.register_hook(self._mark_gradient) for p in trained]
         self._hooks += [p.register_post_accumulate_grad_hook(lambda p: self._mark_gradient(p.grad)) for p in trained]
         super().__enter__()  # type: ignore[no-untyped-call]

@@ -207,9 +207,8 @@ def _cut(cuts: Cuts, step: str) -> Way:
             "cuts": cuts,
             "synthesizer": options.synthesizer,
             "classes": options.classes,
-            "synthesizer_share": 9.0
-            if isinstance(cuts, int)
-            else None,  # no limit: `bench` measures what synthesizers cost
+            # No real limit for a number of segments: the row shows what synthesizers cost.
+            "synthesizer_share": 9.0 if isinstance(cuts, int) else None,
             "verify": False,
         }
         if step == "segment":

@@ -1,4 +1,4 @@
-"""What the `model.py` of a saved folder calls."""
+"""The functions that the `model.py` of a saved folder calls."""
 
 import importlib.util
 import sys
@@ -20,7 +20,7 @@ __all__ = ["import_beside", "needs_model", "saved_dni"]
 
 
 def import_beside(file: str, name: str) -> ModuleType:
-    """The module in the file `name` in the folder of `file`, whatever else is installed under that name."""
+    """Import the file `name` in the folder of `file`, even if a module of this name is installed."""
     path = Path(file).resolve().with_name(name)
     unique = f"dni_fx_saved_{path.stem}_{abs(hash(str(path)))}"
     with errors_of(f"{path.parent.name}/{name}"):
@@ -42,7 +42,7 @@ def read_dni(file: str) -> Interfaces:
 def saved_dni(plan: Plan) -> Interfaces:
     """The submodule `dni` for a plan that names its synthesizers, with fresh weights."""
     if plan.rewrite is None:
-        raise DniFxError("the plan does not say how the model was rewritten")
+        raise DniFxError("the plan does not say how to rewrite the model: its entry rewrite is empty")
     settings = plan.rewrite.settings
     _, makers = factories(plan, plan.rewrite.synthesizers, settings.loss)
     dni = build_dni(plan, makers, with_defaults(settings, named=True))
@@ -51,15 +51,15 @@ def saved_dni(plan: Plan) -> Interfaces:
 
 
 def needs_model(file: str) -> None:
-    """Stands where a class holds a graph alone."""
+    """Raise the error of a class that holds a graph without modules."""
     raise SourceError(
-        f"{file} holds no modules of its own, since no symbolic trace of the model was possible: load with "
+        f"{file} holds no modules, since no symbolic trace of the model was possible: load it with "
         "dni_fx.load(folder, model=model)"
     )
 
 
 def rebuild(cls: type[nn.Module], **attributes: Any) -> nn.Module:
-    """A module of a class with these attributes, without calling its constructor; children are added after."""
+    """Make a module with these attributes, without a call of its constructor. The caller adds the children."""
     module = cls.__new__(cls)
     nn.Module.__init__(module)
     module.__dict__.update(attributes)
@@ -67,7 +67,7 @@ def rebuild(cls: type[nn.Module], **attributes: Any) -> nn.Module:
 
 
 def missing(path: str, cls: str, what: str) -> nn.Module:
-    """Stands where a module could not be written as source."""
+    """Raise the error of a module that could not be written as source."""
     raise SourceError(
         f"{path} is a {cls}, and {what} cannot be written without a pickle: load with dni_fx.load(folder, model=model)"
     )
