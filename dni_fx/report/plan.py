@@ -54,7 +54,7 @@ def _segments(plan: Plan) -> Table:
     """A row for each segment, with its predicted peak as a bar; the footer has the sums."""
     unit = plan.forecast.unit if plan.forecast is not None else "FLOPs"
     table = Table(
-        title=f"segments; time in {unit}, and the predicted peak of what the step makes",
+        title=f"segments; time in {unit}; peak: predicted memory that the step allocates",
         title_justify="left",
         show_footer=True,
     )
@@ -97,7 +97,7 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
         table.add_column(name, justify="right")
     rows: list[tuple[str, Callable[[Outlook], float], Callable[[float], str]]] = [
         ("peak training memory", lambda o: o.peak_bytes, bytes_text),
-        ("of it made by the step", made, bytes_text),
+        ("allocated by the step", made, bytes_text),
         ("step on one device", lambda o: o.step, time),
         ("step with a device a segment", lambda o: o.slowest, time),
     ]

@@ -37,7 +37,7 @@ def resolve(
             "auto" picks conv for maps, linear for vectors and sequences; where a loss is given, the guided head for
             maps and sequences (benchmarks/paper_feedforward.py and synthesizers_by_net.py say why). At a cut in time,
             `factories` chooses.
-        loss: What those with a loss of their own use.
+        loss: For the synthesizers that differentiate a loss.
 
     Raises:
         DniFxError: If there is none of that name, or it has no such option, or lacks the loss.
