@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx import ops
-from dni_fx.proof.subject import Told as Told
+from dni_fx.proof.scripted import Scripted as Scripted
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.module import DecoupledModule
 
@@ -40,7 +40,7 @@ def gradients(module: nn.Module, call: Call) -> dict[str, Tensor]:
 
 
 def tell_truth(net: DecoupledModule, call: Call, loss: Callable[[Any], Tensor] = loss_of) -> None:
-    """Give each `Told` synthesizer the gradient of its tensor that backpropagation through `net`'s original has.
+    """Give each `Scripted` synthesizer the gradient of its tensor that backpropagation through `net`'s original has.
 
     Found by running `net`'s own graph with boundaries that let the true gradient through.
     """
@@ -58,7 +58,7 @@ def tell_truth(net: DecoupledModule, call: Call, loss: Callable[[Any], Tensor] =
         if isinstance(crossing, Crossing):
             truth = seen[name].grad
             assert truth is not None
-            crossing.synthesizer.told = truth * ops.batch_size(truth)
+            crossing.synthesizer.prediction = truth * ops.batch_size(truth)
 
 
 def _recorder(names: list[str], seen: dict[str, Tensor]) -> Callable[..., tuple[Tensor, ...]]:

@@ -448,8 +448,8 @@ def _learns_nothing(self: Any, states: Any) -> Any:
 
 
 BROKEN: list[tuple[Any, str, Any, str]] = [
-    (ops, "carry", _no_gradient_comes, "told the true gradient"),
-    (ops, "boundary", _twice, "told the true gradient: off by"),
+    (ops, "carry", _no_gradient_comes, "with true gradients"),
+    (ops, "boundary", _twice, "with true gradients: off by"),
     (TimeCut, "enter", _learns_nothing, "time0 is in one of them only"),
 ]
 

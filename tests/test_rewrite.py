@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CASES, IDS
-from oracle import Told, gradients, loss_of, tell_truth
+from oracle import Scripted, gradients, loss_of, tell_truth
 from torch import nn
 
 import dni_fx
@@ -20,7 +20,7 @@ def _build(case: Any, unlock: str, **options: Any) -> tuple[nn.Module, Any, Call
     torch.manual_seed(0)
     model = make().double()
     inputs = tuple(t.double() if t.is_floating_point() else t for t in inputs)
-    options.setdefault("synthesizer", Told)
+    options.setdefault("synthesizer", Scripted)
     net = dni_fx.transform(model, inputs, cuts=cuts, unlock=unlock, **options)
     return model, net, lambda module: module(*inputs)
 

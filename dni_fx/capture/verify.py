@@ -18,7 +18,7 @@ from dni_fx.ops import batch_size
 
 __all__ = ["runs", "verify"]
 
-State = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 T = TypeVar("T")
 
@@ -120,13 +120,13 @@ def _attempt(where: str, run: Callable[[], T]) -> T:
         ) from None
 
 
-def _train_step(module: nn.Module, owner: nn.Module, inputs: Inputs) -> tuple[State, State, State]:
+def _train_step(module: nn.Module, owner: nn.Module, inputs: Inputs) -> tuple[Tensors, Tensors, Tensors]:
     parameters = {name: p for name, p in owner.named_parameters() if p.requires_grad}
     with preserved(module), torch.enable_grad():
         _seed(module, train=True)
         outputs = _call(module, inputs)
         heads = [o for o in outputs.values() if o.requires_grad]
-        gradients: State = {}
+        gradients: Tensors = {}
         if heads and parameters:
             for parameter in parameters.values():
                 parameter.grad = None
@@ -138,7 +138,7 @@ def _train_step(module: nn.Module, owner: nn.Module, inputs: Inputs) -> tuple[St
         return outputs | again, gradients, buffers
 
 
-def _outputs(module: nn.Module, inputs: Inputs, *, train: bool) -> State:
+def _outputs(module: nn.Module, inputs: Inputs, *, train: bool) -> Tensors:
     with preserved(module), torch.no_grad():
         _seed(module, train=train)
         return _call(module, inputs)
@@ -152,7 +152,7 @@ def _seed(module: nn.Module, *, train: bool) -> None:
     seed(_SEED)
 
 
-def _call(module: nn.Module, inputs: Inputs) -> State:
+def _call(module: nn.Module, inputs: Inputs) -> Tensors:
     fresh = inputs.map(lambda t: t.detach().clone())  # a model may write to its input
     with warnings.catch_warnings():  # theirs are for their own training
         warnings.simplefilter("ignore")
@@ -161,7 +161,7 @@ def _call(module: nn.Module, inputs: Inputs) -> State:
     return {f"{i} of {len(tensors)}": tensor for i, tensor in enumerate(tensors)}
 
 
-def _compare(what: str, eager: State, traced: State) -> None:
+def _compare(what: str, eager: Tensors, traced: Tensors) -> None:
     advice = (
         "The trace is not the same network: no_grad and autocast blocks, custom autograd functions, hooks and buffers "
         "written in forward do not survive it. Move that part into a submodule of its own, which is kept whole"
