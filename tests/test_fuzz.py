@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
-from random_models import (
+from random_nets import (
     Add,
     AddTo,
     Again,
@@ -30,7 +31,6 @@ from random_models import (
     programs,
     random_inputs,
 )
-from test_cli import run
 from torch import fx
 
 import dni_fx

@@ -6,7 +6,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from conftest import ResNet
+from nets import ResNet
 from torch import Tensor, nn
 
 import dni_fx

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_frontends import Stack, failures
+from nets import Stack
+from oracle import failures
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LongSkip, Recurrent, ResNet, Tied
+from nets import LongSkip, Recurrent, ResNet, Tied
 from oracle import loss_of
 from torch import nn
 

@@ -3,7 +3,7 @@
 import json
 
 import torch
-from conftest import LongSkip, ResNet
+from nets import LongSkip, ResNet
 from rich.console import Console
 
 import dni_fx

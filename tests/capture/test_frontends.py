@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from nets import Stack
+from oracle import failures
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
@@ -17,21 +19,6 @@ import dni_fx
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError
 
 X = torch.rand(4, 6)
-
-
-class Stack(nn.Module):
-    """Two layers below what a subclass does in `middle`, two above."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.d = (nn.Linear(6, 6) for _ in range(4))
-        self.act = nn.Tanh()
-
-    def forward(self, x: Tensor) -> Any:
-        return self.d(self.act(self.c(self.middle(self.act(self.b(self.act(self.a(x))))))))
-
-    def middle(self, h: Tensor) -> Tensor:
-        return h
 
 
 class DataBranch(Stack):
@@ -229,10 +216,6 @@ CASES: list[Case] = [
     ("half", lambda: Stack().bfloat16(), (X.bfloat16(),), {}, "fx"),
     ("a graph already", lambda: fx.symbolic_trace(Stack()), (X,), {}, "fx"),
 ]
-
-
-def failures(net: Any, args: Any, kwargs: Any) -> dict[str, str]:
-    return {check.name: check.figure for check in dni_fx.check(net, args, kwargs=kwargs).checks if not check.passed}
 
 
 @pytest.mark.filterwarnings("ignore:.*activation checkpointing")  # of Checkpointed

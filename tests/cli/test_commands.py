@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 
 import dni_fx
-from dni_fx.cli.commands import main
 from dni_fx.proof.properties import CHECKS
 
 NET = """
@@ -49,13 +49,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net.py").write_text(NET)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["dni-fx", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 def test_rewrite_shows_and_writes(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, IDS
+from nets import CASES, IDS
 from oracle import Told, gradients, loss_of, tell_truth
 from torch import nn
 

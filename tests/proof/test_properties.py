@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, IDS, LongSkip, ResNet
+from nets import CASES, IDS, LongSkip, ResNet
 from torch import Tensor, nn
 
 import dni_fx

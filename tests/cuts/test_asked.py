@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LongSkip, Recurrent, ResNet, Tied
+from nets import LongSkip, Recurrent, ResNet, Tied
 from torch import Tensor, nn
 
 import dni_fx

@@ -281,7 +281,7 @@ def test_what_the_lattice_gives_up_on_is_bounded() -> None:
 
 def published(name: str) -> "nx.DiGraph[int]":
     """A workload of Tarnawski et al. (NeurIPS 2020)."""
-    folders = [Path(__file__).parents[2] / "shared" / "data", Path(os.environ.get("DNI_FX_DATA", "data"))]
+    folders = [Path(__file__).parents[3] / "shared" / "data", Path(os.environ.get("DNI_FX_DATA", "data"))]
     files = [folder / "partition" / f"{name}_inference.json" for folder in folders]
     file = next((f for f in files if f.is_file()), None)
     if file is None:
@@ -443,7 +443,6 @@ def test_results_do_not_depend_on_hashes() -> None:
     """Names hash differently in each process."""
     code = """
 import random, sys, networkx as nx
-sys.path.insert(0, "tests")
 from dni_fx.partition import partition
 rng = random.Random(0)
 graph = nx.DiGraph()
@@ -454,7 +453,7 @@ for objective in ("throughput", "memory", "balanced"):
     print([sorted(s) for s in partition(graph, 4, objective=objective, together=[{"n3", "n5", "n9"}]).segments])
 print("torch" in sys.modules)
 """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     runs = [
         subprocess.run(
             [sys.executable, "-c", code],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LongSkip, ResNet
+from nets import LongSkip, ResNet
 from oracle import Told, loss_of, tell_truth
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +20,7 @@ import dni_fx.ops
 from dni_fx.errors import BackwardOrderError, ContextError, DniFxError
 from dni_fx.model.loading import load_target
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 torch.manual_seed(0)
 X = torch.rand(5, 6)
 
