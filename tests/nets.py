@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Stack(nn.Module):
@@ -108,7 +109,24 @@ class Recurrent(nn.Module):
         return {"logits": self.head(z), "state": h}
 
 
-def _mlp() -> nn.Module:
+def two_layers(width: int = 6) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(width, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def three_layers() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def perceptron(between: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """Four layers of 8 features, each with what `between` makes before its tanh, and a last one with 3; seeded."""
+    torch.manual_seed(0)
+    made = [(nn.Linear(8, 8), *([between()] if between else []), nn.Tanh()) for _ in range(4)]
+    return nn.Sequential(*[layer for layers in made for layer in layers], nn.Linear(8, 3))
+
+
+def mlp() -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 8),
         nn.BatchNorm1d(8),
@@ -121,7 +139,7 @@ def _mlp() -> nn.Module:
     )
 
 
-def _cnn() -> nn.Module:
+def cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1),
         nn.BatchNorm2d(4),
@@ -136,10 +154,11 @@ def _cnn() -> nn.Module:
 
 
 X = torch.rand(5, 6)
+
 CASES: list[tuple[str, Callable[[], nn.Module], tuple[torch.Tensor, ...], Any]] = [
-    ("mlp", _mlp, (X,), 3),
-    ("mlp-two", _mlp, (X,), "auto"),
-    ("cnn", _cnn, (torch.rand(5, 1, 8, 8),), "auto"),
+    ("mlp", mlp, (X,), 3),
+    ("mlp-two", mlp, (X,), "auto"),
+    ("cnn", cnn, (torch.rand(5, 1, 8, 8),), "auto"),
     ("resnet", ResNet, (X,), "every:Residual"),
     ("resnet-inside", ResNet, (X,), ["blocks.0.first", "blocks.1.second", "blocks.2"]),
     ("long-skip", LongSkip, (X,), ["tanh", "tanh_1", "tanh_2"]),
@@ -147,4 +166,95 @@ CASES: list[tuple[str, Callable[[], nn.Module], tuple[torch.Tensor, ...], Any]] 
     ("tied", Tied, (torch.randint(0, 10, (5, 7)), torch.rand(5, 7)), ["tanh", "mul"]),
     ("recurrent", Recurrent, (torch.rand(5, 4, 5),), ["lstm", "gru"]),
 ]
+
 IDS = [case[0] for case in CASES]
+
+
+class Keywords(Stack):
+    def forward(self, x: Tensor, *rest: Tensor, mask: Tensor | None = None, **extra: Tensor) -> dict[str, Any]:
+        h = self.act(self.b(self.act(self.a(x))))
+        for other in rest:
+            h = h + other
+        for name in sorted(extra):
+            h = h * extra[name]
+        if mask is not None:
+            h = h * mask
+        return {"out": self.d(self.act(self.c(h))), "hidden": h, "nothing": None, "three": 3}
+
+
+class Twice(Stack):
+    def middle(self, h: Tensor) -> Tensor:
+        return self.act(self.b(self.act(self.b(h))))
+
+
+class TiedWeights(Stack):
+    def __init__(self) -> None:
+        super().__init__()
+        self.d.weight = self.a.weight
+
+
+class Checkpointed(Stack):
+    def middle(self, h: Tensor) -> Tensor:
+        return checkpoint(lambda t: self.act(self.b(t)), h, use_reentrant=False)
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 6)) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+class Moody(Stack):
+    """Keeps one of its modules in eval mode, as people do with a pretrained batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.noise = nn.BatchNorm1d(6), nn.Dropout(0.5)
+
+    def train(self, mode: bool = True) -> "Moody":
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def middle(self, h: Tensor) -> Tensor:
+        return self.noise(self.norm(h))
+
+
+class Base(nn.Module):
+    """Three layers, for forwards that differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+
+    def above(self, h: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(h))))
+
+
+class Arguments(Base):
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, double: bool = False, mode: str = "plain", pair: Any = None
+    ) -> Tensor:
+        h = self.a(x)
+        if mask is not None:
+            h = h * mask
+        if double:
+            h = 2 * h
+        if mode == "shifted":
+            h = h + 1
+        if pair is not None:
+            h = h + pair[0] * pair[1]["scale"]
+        return self.above(h)
+
+
+class Dicts(Base):
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        h = self.a(batch["x"]) * batch["mask"]
+        return {"y": self.above(h), "more": (h, [h + 1])}

@@ -1,20 +1,16 @@
-"""`dni-fx bench`: every way to train trains the same net, and memory is what it should be."""
+"""Every way to train trains the same net, and takes the memory that it should."""
 
 import copy
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 from dni_fx import DniFxError
 from dni_fx.bench.measure import Row, measure
-from dni_fx.bench.table import check_plot, plot, spark
-from dni_fx.bench.ways import WARM_UP, Options, backprop, blocks, parse_segments, segments, ways
-from dni_fx.cli.commands import app
+from dni_fx.bench.table import check_plot, plot
+from dni_fx.bench.ways import WARM_UP, Options, backprop, blocks, segments, ways
 from dni_fx.model.inputs import given
 
 WIDTH, ROWS = 64, 128
@@ -97,66 +93,9 @@ def test_a_model_that_does_not_train_is_refused() -> None:
         next(measure(nn.utils.weight_norm(nn.Linear(WIDTH, 2)), given(X, None), OPTIONS))
 
 
-def test_blocks() -> None:
-    assert blocks(deep()) == [f"1.{i}" for i in range(9)]
-    plain = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-    assert blocks(plain) == ["0", "1", "2"]
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 3, enable_nested_tensor=False)
-    assert blocks(nn.Sequential(encoder)) == [f"0.layers.{i}" for i in range(3)]
-
-
-@pytest.mark.parametrize("text", ["", "1", "two", "2,,3", "-2"])
-def test_bad_numbers_of_segments(text: str) -> None:
-    with pytest.raises(DniFxError, match="numbers of segments"):
-        parse_segments(text)
-    assert parse_segments("2, auto") == {"2 segments": 2, "auto": "auto"}
-
-
-def test_a_spark_shows_the_most_of_each_part() -> None:
-    assert spark([0, 8, 4, 0] * 6, 8)[:2] == "█▄"
-    assert len(spark([1], 1)) == len(spark(range(100), 99))
-
-
 def test_a_picture(rows: dict[str, Row], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot(list(rows.values()), tmp_path / "memory.png")
     assert (tmp_path / "memory.png").stat().st_size > 1000
     with pytest.raises(DniFxError, match="cannot write a picture"):
         check_plot(tmp_path / "nowhere" / "memory.png")
-
-
-def test_the_command(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(
-        "import torch\nfrom torch import nn\n"
-        "model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(8, 8), nn.Tanh())])\n"
-        "example_inputs = torch.rand(16, 8)\n"
-    )
-    target = str(tmp_path / "net.py")
-    done = CliRunner().invoke(app, ["bench", target, "--segments", "2", "--steps", "2", "--json"])
-    assert done.exit_code == 0, done.output
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    assert [row["name"] for row in found][-2:] == ["2 segments", "2 segments, stepping"]
-    assert found[0]["peak_bytes"] > 0 and set(found[0]["time_ratio"]) == {"median", "low", "high"}
-    done = CliRunner().invoke(app, ["bench", target, "--segments", "2,auto", "--steps", "2"])
-    assert done.exit_code == 0 and "stepping" in done.stdout and "KiB that the step makes" in done.stdout
-    done = CliRunner().invoke(app, ["bench", target, "--classes", "1"])
-    assert isinstance(done.exception, DniFxError) and "classes must be 2 or more" in str(done.exception)
-
-
-def test_the_command_when_nothing_of_ours_runs_or_it_is_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "net.py").write_text(
-        "import torch\nmodel = torch.nn.Linear(8, 8)\nexample_inputs = torch.rand(16, 8)\n"
-    )
-    command = ["bench", str(tmp_path / "net.py"), "--segments", "2", "--steps", "2"]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 1 and "not measured: 2 segments" in done.stdout
-
-    def interrupted(*_: Any) -> Any:
-        yield Row("backprop", 1, 1)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("dni_fx.bench.measure", interrupted)
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 130 and "backprop" in done.stdout

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from nets import Stack
+from nets import Checkpointed, Keywords, Moody, Nested, Stack, TiedWeights, Twice
 from oracle import failures
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import checkpoint
 
 import dni_fx
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError
@@ -100,18 +99,6 @@ class Training(Stack):
         return self.d(self.act(self.c(nn.functional.dropout(h, 0.2, self.training))))
 
 
-class Keywords(Stack):
-    def forward(self, x: Tensor, *rest: Tensor, mask: Tensor | None = None, **extra: Tensor) -> dict[str, Any]:
-        h = self.act(self.b(self.act(self.a(x))))
-        for other in rest:
-            h = h + other
-        for name in sorted(extra):
-            h = h * extra[name]
-        if mask is not None:
-            h = h * mask
-        return {"out": self.d(self.act(self.c(h))), "hidden": h, "nothing": None, "three": 3}
-
-
 @dataclass
 class Output:
     logits: Tensor
@@ -125,22 +112,6 @@ class Dataclass(Stack):
     def forward(self, x: Tensor) -> Output:
         h = self.act(self.b(self.act(self.a(x))))
         return Output(self.d(self.act(self.c(h))), (h, x))
-
-
-class Twice(Stack):
-    def middle(self, h: Tensor) -> Tensor:
-        return self.act(self.b(self.act(self.b(h))))
-
-
-class TiedWeights(Stack):
-    def __init__(self) -> None:
-        super().__init__()
-        self.d.weight = self.a.weight
-
-
-class Checkpointed(Stack):
-    def middle(self, h: Tensor) -> Tensor:
-        return checkpoint(lambda t: self.act(self.b(t)), h, use_reentrant=False)
 
 
 class Complex(Stack):
@@ -164,19 +135,6 @@ class Attention(nn.Module):
         return self.head(self.attend(h, h, h, need_weights=False)[0])
 
 
-class Nested(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(
-            nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 6)) for _ in range(3)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for stage in self.stages:
-            x = stage(x)
-        return x
-
-
 class Recurrences(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -192,6 +150,7 @@ class Recurrences(nn.Module):
 Case = tuple[str, Callable[[], nn.Module], tuple[Any, ...], dict[str, Any], str]
 IDS_OF_WORDS = torch.randint(0, 20, (4, 7))
 STATE = (torch.rand(2, 4, 5), torch.rand(2, 4, 5))
+
 CASES: list[Case] = [
     ("plain", Stack, (X,), {}, "fx"),
     ("data branch", DataBranch, (X,), {}, "modules"),
@@ -242,31 +201,6 @@ def test_a_front_end_by_name_is_right_or_refuses(case: Case, frontend: str) -> N
     assert failures(net, args, kwargs) == {}
 
 
-@pytest.mark.parametrize("frontend", ["export", "modules"])
-def test_other_batch_sizes_and_the_same_result(frontend: str) -> None:
-    model = Keywords()
-    net = dni_fx.transform(model, (X, X), example_kwargs={"mask": X}, frontend=frontend)
-    for rows in (1, 3, 9):
-        x = torch.rand(rows, 6)
-        for got in (net(x, x, mask=x), net.eval()(x, x, mask=x)):
-            assert got.keys() == model(x, x).keys()
-            assert got["nothing"] is None and got["three"] == 3 and got["out"].shape == (rows, 6)
-        net.train()
-
-
-def test_a_call_unlike_the_captured_one_is_refused() -> None:
-    net = dni_fx.transform(Keywords(), (X,), example_kwargs={"mask": X}, frontend="export")
-    net(X, mask=X)
-    net(x=X, mask=X)
-    for args, kwargs in (((X,), {}), ((X, X), {"mask": X}), ((X,), {"mask": None})):
-        with pytest.raises(TypeError, match="rewrite the model"):
-            net(*args, **kwargs)
-    with pytest.raises(TypeError, match="size 3 along axis 0, not 4, as another argument has it"):
-        net(X, mask=X[:3])
-    with pytest.raises(TypeError, match="size 5 along axis 1, not 6"):
-        net(X[:, :5], mask=X[:, :5])
-
-
 @pytest.mark.parametrize("case", [c for c in CASES if c[4] != "fx"], ids=lambda c: c[0])
 @pytest.mark.parametrize("unlock", ["none", "backward"])
 def test_copies_pickles_and_folders(case: Case, unlock: str, tmp_path: Path) -> None:
@@ -306,7 +240,6 @@ def test_restore_gives_the_model_back() -> None:
         assert not any(m._forward_hooks for m in model.modules())
 
 
-# ---------------------------------------------------------------------------------------------- the choice
 class Hopeless(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -345,112 +278,6 @@ def test_without_verification_the_first_capture_is_taken() -> None:
     assert dni_fx.plan(NoGrad(), X).frontend == "export"
 
 
-def test_the_plan_says_what_is_tied() -> None:
-    plan = dni_fx.plan(TiedWeights(), X, cuts=["b"])
-    assert plan.tied == {"a.weight": (0, 1)}
-    assert dni_fx.Plan.from_json(plan.to_json()) == plan
-
-
-def test_modules_cut_the_longest_container() -> None:
-    net = dni_fx.transform(Nested(), X, frontend="modules", cuts=3)
-    assert [cut.after for cut in net.dni.plan.cuts] == ["stages_0", "stages_1"]
-
-
-def test_a_module_called_twice_has_a_synthesizer_an_edge() -> None:
-    net = dni_fx.transform(Twice(), X, frontend="modules", cuts=["b"])
-    assert len(net.dni.synthesizers) == 3
-    assert failures(net, X, None) == {}
-
-
-def test_what_goes_round_a_call_is_no_cut_for_modules() -> None:
-    class Skip(Stack):
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.a(x)
-            return self.d(self.c(self.b(h)) + h)
-
-    with pytest.raises(DniFxError, match="goes round it"):
-        dni_fx.transform(Skip(), X, frontend="modules", cuts=["b"])
-
-
-# -------------------------------------------------------------------------------------------------- marks
-class Marked(Stack):
-    def forward(self, x: Tensor) -> Tensor:
-        with dni_fx.cut_after():
-            h = self.act(self.a(x))
-        for _ in range(2):
-            with dni_fx.cut_after():
-                h = self.act(self.b(h))
-        return self.d(h)
-
-
-@pytest.mark.parametrize("frontend", ["fx", "export"])
-def test_marks_in_the_code(frontend: str) -> None:
-    net = dni_fx.transform(Marked(), X, cuts="marked", frontend=frontend)
-    names = [cut.after for cut in net.dni.plan.cuts]
-    assert names == (["act", "act_1", "act_2"] if frontend == "fx" else ["tanh", "tanh_1", "tanh_2"])
-    assert failures(net, X, None) == {}
-
-
-def test_no_mark_is_said() -> None:
-    for frontend in ("fx", "modules"):
-        with pytest.raises(DniFxError, match="holds no mark"):
-            dni_fx.transform(Stack(), X, cuts="marked", frontend=frontend)
-
-
-# ------------------------------------------------------------------------------- what a reviewer found: modules
-class PassedOn(Stack):
-    """A skip that went through nn.Identity, and one through an in-place activation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down, self.relu = nn.Identity(), nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.act(self.a(x))
-        h = h * 2 if h.sum() > 0 else h
-        identity = self.down(h)
-        h = self.c(self.act(self.b(h))) + identity
-        return self.d(self.relu(h)) + h
-
-
-class CountsWithoutGradient(Stack):
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.act(self.a(x))
-        with torch.no_grad():
-            target = self.b(h)
-        h = self.b(h) - target if h.sum() > -1e9 else h
-        return self.d(self.act(self.c(h)))
-
-
-class SecondOutput(Stack):
-    """Gives on the second output of an operation that no cut leads through."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.widen = nn.Linear(3, 6)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        u, v = self.act(self.a(x)).chunk(2, 1)
-        u = self.act(self.widen(u)) if x.sum() > -1e9 else u
-        return self.d(self.act(self.c(u))), v
-
-
-@pytest.mark.parametrize("unlock", ["none", "backward"])
-@pytest.mark.parametrize("make", [PassedOn, CountsWithoutGradient, SecondOutput])
-def test_modules_are_cut_where_it_is_legal(make: Callable[[], nn.Module], unlock: str) -> None:
-    net = dni_fx.transform(make(), X, frontend="modules", unlock=unlock)
-    for _ in range(3):
-        pytree.tree_leaves(net(X))[0].sum().backward()
-    assert all(crossing.steps == 3 for crossing in net.dni.crossings.values())
-    assert failures(net, X, None) == {}
-
-
-def test_a_checkpointed_block_is_not_cut_inside() -> None:
-    with pytest.raises(DniFxError, match="checkpointed block"):
-        dni_fx.transform(Checkpointed(), X, frontend="modules", cuts=["b"])
-
-
-# ------------------------------------------------------------------------------ what a reviewer found: export
 class OwnNames(nn.Module):
     """Children called like attributes of ours."""
 
@@ -460,22 +287,6 @@ class OwnNames(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.recall(torch.tanh(self.calling(torch.tanh(self.flat(torch.tanh(self.settings(x)))))))
-
-
-class Moody(Stack):
-    """Keeps one of its modules in eval mode, as people do with a pretrained batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.noise = nn.BatchNorm1d(6), nn.Dropout(0.5)
-
-    def train(self, mode: bool = True) -> "Moody":
-        super().train(mode)
-        self.norm.eval()
-        return self
-
-    def middle(self, h: Tensor) -> Tensor:
-        return self.noise(self.norm(h))
 
 
 class ByPlace(Stack):
@@ -500,32 +311,6 @@ def test_more_that_people_write(make: Callable[[], nn.Module], args: Any, fronte
     net = dni_fx.transform(make(), args, frontend=frontend)
     assert failures(net, args, None) == {}
     net.train()(*args).sum().backward()
-
-
-def test_a_mode_that_export_has_fixed_is_not_changed_in_silence() -> None:
-    net = dni_fx.transform(Moody(), X, frontend="export")
-    net.train()
-    assert not net.norm.training
-    net(X)
-    net.noise.eval()
-    with pytest.raises(DniFxError, match="noise is in eval mode"):
-        net(X)
-
-
-class Looks(Stack):
-    def forward(self, ids: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            h = nn.functional.embedding(ids, self.a.weight)
-            h = self.b(h)
-        return self.d(self.act(self.c(h.float())))
-
-
-def test_an_error_in_an_autocast_block_does_not_leave_it_open() -> None:
-    net = dni_fx.transform(Looks(), torch.randint(0, 6, (4, 3)), frontend="export")
-    with pytest.raises(IndexError):
-        net(torch.full((4, 3), 99))
-    assert not torch.is_autocast_enabled("cpu")
-    assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32
 
 
 class Inner(Stack):

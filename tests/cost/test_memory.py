@@ -13,7 +13,7 @@ import dni_fx
 from dni_fx.bench.live_bytes import training_peak
 from dni_fx.capture.frontends import capture
 from dni_fx.cost import memory
-from dni_fx.cost.memory import Memory
+from dni_fx.cost.memory import Memory, resident
 from dni_fx.graph.flow import dataflow
 from dni_fx.model.inputs import given
 
@@ -106,7 +106,6 @@ def test_cut_models_are_predicted(name: str, segments: int) -> None:
     assert abs(predicted / peak(net.train(), x) - 1) < 0.1
 
 
-# ------------------------------------------------------------------------------------- on graphs of numbers
 def flow_of(*nodes: dict[str, Any]) -> "nx.DiGraph[str]":
     """Nodes in a row; each makes one storage of its own."""
     flow: nx.DiGraph[str] = nx.DiGraph(largest=0)
@@ -177,3 +176,11 @@ def test_loads_and_peaks_agree(name: str) -> None:
 
 def test_torch_is_not_needed() -> None:
     assert "torch" not in vars(memory)
+
+
+def test_resident_bytes() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    model[0].bias.requires_grad_(False)
+    example = given(torch.rand(3, 4), None)
+    trainable, frozen, buffers = 4 * 8 + 16, 8, 16
+    assert resident(model, example, 2) == 4 * (3 * trainable + frozen + buffers + 12) + 8  # a step count

@@ -1,7 +1,6 @@
 """The partitioner against every split there is, and against published optima."""
 
 import importlib
-import itertools
 import json
 import math
 import os
@@ -15,66 +14,20 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+from random_graphs import OBJECTIVES, _workload, check, labels, random_graph
 
 from dni_fx.errors import DniFxError
-from dni_fx.partition.instance import Instance
-from dni_fx.partition.orders import orders, split_along_orders
-from dni_fx.partition.refinement import _least_cut, refine
+from dni_fx.partition.orders import split_along_orders
 from dni_fx.partition.solve import solve
 from dni_fx.partition.split import Partition, loads, partition
 
 MODULE = importlib.import_module("dni_fx.partition.split")
-OBJECTIVES = ("throughput", "memory", "balanced")
+
 PUBLISHED = {
     "bert24": {2: 47.4790, 4: 24.9169, 6: 17.7899},
     "resnet50": {2: 101.2814, 4: 50.9899, 6: 34.2229},
     "gnmt": {2: 93.1943, 4: 47.1607, 6: 32.9107},
 }
-
-
-def random_graph(seed: int) -> tuple["nx.DiGraph[str]", int, list[list[str]]]:
-    """A DAG with at most 12 nodes and few enough splits to look at all; how many segments; what stays together."""
-    rng = random.Random(seed)
-    while True:
-        n, count = rng.randint(1, 12), rng.randint(1, 5)
-        graph: nx.DiGraph[str] = nx.DiGraph()
-        names = [f"n{i}" for i in range(n)]
-        graph.add_nodes_from(rng.sample(names, n))  # most orders are not topological
-        density = rng.choice((0.1, 0.2, 0.3, 0.5, 0.9))
-        reach = rng.choice((1, 2, 3, n))
-        graph.add_edges_from(
-            (names[i], names[j]) for j in range(n) for i in range(max(0, j - reach), j) if rng.random() < density
-        )
-        zero = rng.choice((0.0, 0.3, 0.6))
-        for name in names:
-            whole = rng.random() < 0.8
-            for attribute, largest in (("weight", 9), ("transfer", rng.choice((2, 6, 20)))):
-                number = float(rng.randint(1, largest)) if whole else rng.random() * largest
-                if rng.random() >= zero:
-                    graph.nodes[name][attribute] = number
-        groups = [rng.sample(names, min(n, rng.randint(1, 3))) for _ in range(rng.choice((0, 0, 1, 2)))]
-        if len(labels(graph, count, groups, most=20_000)) < 20_000:
-            return graph, count, groups
-
-
-def labels(graph: "nx.DiGraph[str]", count: int, groups: list[list[str]], most: int = 1 << 30) -> np.ndarray:
-    """All splits into at most so many ordered convex segments, none empty: the segment of each node."""
-    rows = np.zeros((1, 0), dtype=int)
-    order = list(nx.topological_sort(graph))
-    for i, name in enumerate(order):
-        least = np.max([rows[:, order.index(p)] for p in graph.predecessors(name)] or [0 * rows.sum(axis=1)], axis=0)
-        new = [np.column_stack([rows[least <= k], np.full((least <= k).sum(), k)]) for k in range(count)]
-        rows = np.concatenate(new)
-        for group in groups:
-            here = [order.index(member) for member in group if member in order[: i + 1]]
-            rows = rows[(rows[:, here] == rows[:, here[:1]]).all(axis=1)]
-        if len(rows) >= most:
-            break
-    else:
-        used = [(rows == k).any(axis=1) for k in range(count)]
-        for k in range(1, count):
-            rows, used = rows[used[k - 1] | ~used[k]], [u[used[k - 1] | ~used[k]] for u in used]
-    return rows
 
 
 def scores(graph: "nx.DiGraph[str]", rows: np.ndarray, count: int, objective: str) -> tuple[np.ndarray, np.ndarray]:
@@ -98,21 +51,6 @@ def scores(graph: "nx.DiGraph[str]", rows: np.ndarray, count: int, objective: st
                 result[:, s] += transfer * ((leaves | enters | passes) & exists)
             total += transfer * ((made <= s) & (users > s).any(axis=1))
     return result, total
-
-
-def check(graph: "nx.DiGraph[Any]", found: Partition, count: int, objective: str, groups: Any = ()) -> None:
-    """What holds for every result."""
-    assert 1 <= len(found.segments) <= count
-    assert all(found.segments)
-    place = {node: i for i, segment in enumerate(found.segments) for node in segment}
-    assert place.keys() == set(graph)
-    assert sum(map(len, found.segments)) == len(graph)
-    assert all(place[a] <= place[b] for a, b in graph.edges)
-    assert all(len({place[member] for member in group}) <= 1 for group in groups)
-    assert found.loads == loads(graph, found.segments, objective=objective)
-    assert found.load == max(found.loads)
-    assert found.optimal == (found.lower_bound == found.load)
-    assert found.lower_bound <= found.load
 
 
 @pytest.mark.parametrize("block", range(20))
@@ -175,108 +113,6 @@ def test_the_graphs_have_everything() -> None:
             heaviest = [work.loads(label, segments, "throughput").max() for label in (best, along)]
             apart += heaviest[0] < heaviest[1] * (1 - 1e-9)
     assert apart > 40  # one order is not enough
-
-
-def _workload(graph: "nx.DiGraph[Any]", objective: Any = "throughput") -> Any:
-    return Instance.of(graph, "weight", "transfer").contract((), objective)[0].workload
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_bounded_method_is_valid_and_bounds_the_optimum(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    met = 0
-    for seed in range(400):
-        graph, count, groups = random_graph(seed)
-        best = partition(graph, count, objective=objective, together=groups)
-        with monkeypatch.context() as patch:
-            patch.setattr(MODULE, "CAP", 0)
-            found = partition(graph, count, objective=objective, together=groups)
-        check(graph, found, count, objective, groups)
-        assert found.lower_bound <= best.load * (1 + 1e-9)
-        assert best.load <= found.load * (1 + 1e-9)
-        met += found.load <= best.load * (1 + 1e-9)
-    assert 0.9 * 400 < met < 400
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_along_an_order_no_split_is_lighter(objective: Any) -> None:
-    for seed in range(250):
-        graph, count, _ = random_graph(seed)
-        work = _workload(graph, objective)
-        n = len(work.weight)
-        for order in orders(work) if work.total else ():
-            count = min(count, n)
-            found = split_along_orders(work, order, count, objective, work.total / count)
-            place = np.argsort(order)
-            cuts = itertools.combinations_with_replacement(range(1, n + 1), count - 1)
-            every = [np.searchsorted(ends, place, side="right") for ends in cuts]
-            heaviest = [_nonempty(work, label, objective).max() for label in every]
-            assert _nonempty(work, found, objective).max() == pytest.approx(min(heaviest), rel=1e-9), seed
-            if objective == "balanced":
-                equal = [label for label, load in zip(every, heaviest, strict=True) if load <= min(heaviest) + 1e-9]
-                assert work.crossing(found) == pytest.approx(min(map(work.crossing, equal)), abs=1e-9), seed
-
-
-def _nonempty(work: Any, label: np.ndarray, objective: Any) -> np.ndarray:
-    label = np.unique(label, return_inverse=True)[1]
-    return work.loads(label, int(label.max()) + 1, objective)
-
-
-def layered(nodes: int, width: int, seed: int) -> "nx.DiGraph[int]":
-    """Too many down-sets, and no place where it is narrow."""
-    rng = random.Random(seed)
-    graph: nx.DiGraph[int] = nx.DiGraph()
-    for i in range(nodes):
-        graph.add_node(i, weight=rng.random() * 10, transfer=rng.random() * 5)
-        first = (i // width - 1) * width
-        graph.add_edges_from((first + j, i) for j in range(width) if first >= 0 and rng.random() < 0.2)
-    return graph
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_refining_makes_no_split_heavier_and_some_lighter(objective: Any) -> None:
-    lighter = 0
-    for seed in range(6):
-        work = _workload(layered(150, 10, seed), objective)
-        for order in orders(work):
-            assert sorted(order) == list(range(150))
-            assert all(np.argsort(order)[a] < np.argsort(order)[b] for b in range(150) for a in work.before[b])
-            split = split_along_orders(work, order, 4, objective, 0.01)
-            refined = refine(work, split, 4, objective)
-            assert all(refined[a] <= refined[b] for b in range(150) for a in work.before[b])
-            before, after = (work.loads(label, 4, objective).max() for label in (split, refined))
-            assert after <= before
-            lighter += after < before
-    assert lighter > 3
-
-
-def test_the_cut_between_two_segments_is_least() -> None:
-    """Of all ways to put the nodes near it on its two sides."""
-    changed = 0
-    for seed in range(60):
-        work = _workload(layered(18, 3, seed))
-        label = (np.arange(18) >= 9).astype(np.int64)
-        near = range(5, 13)
-        room = work.weight[5:9].sum() + 1e-9, work.weight[9:13].sum() + 1e-9
-        loads = 100 - np.array([room[1], room[0], 0.0])  # the third takes no part
-        found = _least_cut(work, label, 0, loads)
-        sides = [label.copy() for _ in range(2 ** len(near))]
-        for i, side in enumerate(sides):
-            side[near] = [i >> bit & 1 for bit in range(len(near))]
-        legal = [s for s in sides if all(s[a] <= s[b] for b in range(18) for a in work.before[b])]
-        assert work.crossing(found) == pytest.approx(min(map(work.crossing, legal)))
-        assert set(np.flatnonzero(found != label)) <= set(near)
-        changed += work.crossing(found) < work.crossing(label)
-    assert changed > 20
-
-
-def test_what_the_lattice_gives_up_on_is_bounded() -> None:
-    graph = layered(300, 12, 0)
-    for objective in OBJECTIVES:
-        found = partition(graph, 4, objective=objective)
-        check(graph, found, 4, objective)
-        assert not found.optimal
-        assert found.load < found.lower_bound * 1.5
-        assert found == partition(graph, 4, objective=objective)
 
 
 def published(name: str) -> "nx.DiGraph[int]":

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from nets import perceptron
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -15,11 +16,6 @@ from dni_fx import Training
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at tensors
 X = torch.rand(16, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16) % 3
-
-
-def perceptron() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(8, 8), nn.Tanh())], nn.Linear(8, 3))
 
 
 def trained(steps: int = 4, **options: Any) -> nn.Module:

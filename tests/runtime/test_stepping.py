@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import nets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,7 @@ Y = torch.arange(16) % 3
 
 
 def perceptron() -> nn.Module:
-    torch.manual_seed(0)
-    hidden = [m for _ in range(4) for m in (nn.Linear(8, 8), nn.Dropout(0.1), nn.Tanh())]
-    return nn.Sequential(*hidden, nn.Linear(8, 3))
+    return nets.perceptron(lambda: nn.Dropout(0.1))
 
 
 class Tied(nn.Module):

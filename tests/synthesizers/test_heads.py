@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from nets import three_layers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -17,12 +18,6 @@ from dni_fx.synthesizers.registry import resolve
 CPU = torch.device("cpu")
 X, Y = torch.randn(12, 8), torch.arange(12) % 3
 KINDS = ["critic", "critic(fit='value')", "critic(fit='gradient')", "local_head", "guided_head"]
-
-
-def mlp() -> nn.Module:
-    torch.manual_seed(0)
-    layers = [nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)]
-    return nn.Sequential(*layers)
 
 
 def head(kind: str, shape: tuple[int, ...] = (12, 8), axis: int = 1, loss: Any = cross_entropy) -> LossHead:
@@ -93,7 +88,14 @@ def test_it_descends_the_weighted_sum(kind: str, own: float, gradient: float, va
 @pytest.mark.parametrize("unlock", ["none", "backward"])
 def test_each_critic_hears_the_losses_of_the_one_above(unlock: str, frontend: str) -> None:
     net = dni_fx.transform(
-        mlp(), X, cuts=3, classes=3, loss="cross_entropy", synthesizer="critic", unlock=unlock, frontend=frontend
+        three_layers(),
+        X,
+        cuts=3,
+        classes=3,
+        loss="cross_entropy",
+        synthesizer="critic",
+        unlock=unlock,
+        frontend=frontend,
     )
     lower, upper = net.dni.synthesizers.values()
     output = net(X, dni_context=Y)
@@ -110,7 +112,7 @@ def test_each_critic_hears_the_losses_of_the_one_above(unlock: str, frontend: st
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_forwards_of_different_batches_and_one_backward(kind: str, unlock: str) -> None:
     """With a look at eval outputs in between: what a head is fitted to belongs to its own forward pass."""
-    net = dni_fx.transform(mlp(), X, cuts=3, classes=3, loss="cross_entropy", synthesizer=kind, unlock=unlock)
+    net = dni_fx.transform(three_layers(), X, cuts=3, classes=3, loss="cross_entropy", synthesizer=kind, unlock=unlock)
     batches = [slice(0, 12), slice(3, 8)]
     found = []
     for joint in (True, False):
@@ -134,7 +136,7 @@ def test_two_forwards_of_different_batches_and_one_backward(kind: str, unlock: s
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_and_is_decoupled(kind: str) -> None:
-    net = dni_fx.transform(mlp(), X, cuts=3, classes=3, loss=cross_entropy, synthesizer=kind)
+    net = dni_fx.transform(three_layers(), X, cuts=3, classes=3, loss=cross_entropy, synthesizer=kind)
     optimizer = torch.optim.Adam(net.parameters(), 0.02)
     first = None
     for _ in range(80):
@@ -224,12 +226,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("options", "text"), WRONG)
 def test_wrong_options(options: dict[str, Any], text: str) -> None:
     with pytest.raises(DniFxError) as caught:
-        dni_fx.transform(mlp(), X, cuts=2, **options)
+        dni_fx.transform(three_layers(), X, cuts=2, **options)
     assert text in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_wrong_labels() -> None:
-    net = dni_fx.transform(mlp(), X, cuts=2, classes=3, loss="cross_entropy")
+    net = dni_fx.transform(three_layers(), X, cuts=2, classes=3, loss="cross_entropy")
     for wrong in (Y + 1, torch.rand(12, 2), Y[:5], nn.functional.one_hot(Y, 3), Y.tolist()):
         with pytest.raises(ContextError):
             net(X, dni_context=wrong)
@@ -237,7 +239,7 @@ def test_wrong_labels() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_of_any_integer_type(kind: str) -> None:
-    net = dni_fx.transform(mlp(), X, cuts=2, classes=3, loss="cross_entropy", synthesizer=kind)
+    net = dni_fx.transform(three_layers(), X, cuts=2, classes=3, loss="cross_entropy", synthesizer=kind)
     found = []
     for dtype in (torch.int64, torch.int32, torch.uint8):
         net.zero_grad()
@@ -248,12 +250,13 @@ def test_labels_of_any_integer_type(kind: str) -> None:
 
 
 def test_saved_with_its_loss(tmp_path: Any) -> None:
-    net = dni_fx.transform(mlp(), X, cuts=2, classes=3, loss=cross_entropy, synthesizer="guided_head(pull=0.25)")
+    head: Any = "guided_head(pull=0.25)"
+    net = dni_fx.transform(three_layers(), X, cuts=2, classes=3, loss=cross_entropy, synthesizer=head)
     dni_fx.save(net, tmp_path / "net")
     again = dni_fx.load(tmp_path / "net")
     (synthesizer,) = again.dni.synthesizers.values()
     assert isinstance(synthesizer, GuidedHead) and synthesizer.weights == (1.0, 0.25, 0.0)
-    own = dni_fx.transform(mlp(), X, cuts=2, classes=3, loss=lambda o, y: cross_entropy(o, y))
+    own = dni_fx.transform(three_layers(), X, cuts=2, classes=3, loss=lambda o, y: cross_entropy(o, y))
     dni_fx.save(own, tmp_path / "own")
     with pytest.raises(DniFxError, match="a function of your own"):
         dni_fx.load(tmp_path / "own")

@@ -1,21 +1,18 @@
-"""One contract for every synthesizer there is; contexts; what is chosen for which activation."""
-
-from collections.abc import Callable
-from typing import Any
+"""One contract for every synthesizer that has a name."""
 
 import pytest
 import torch
-from torch import Tensor, nn
+from made import CPU, make, wake
+from nets import two_layers
+from torch import Tensor
 
 import dni_fx
-from dni_fx.errors import ContextError, DniFxError
-from dni_fx.synthesizers import registry
-from dni_fx.synthesizers.base import Activation, Synthesizer
-from dni_fx.synthesizers.context import expand_context
-from dni_fx.synthesizers.registry import REGISTRY, register
+from dni_fx.errors import DniFxError
+from dni_fx.synthesizers.base import Activation
+from dni_fx.synthesizers.registry import REGISTRY
 
-CPU = torch.device("cpu")
 PLAIN = ["attention", "conv", "gru", "linear", "lstm", "mlp", "rnn"]  # with all options at their defaults
+
 SHAPES = [
     # shape, feature axis, name
     ((5, 7), 1, "vector"),
@@ -94,308 +91,82 @@ def test_conv_takes_any_size() -> None:
         assert synthesizer(torch.rand(size), None).shape == size
 
 
-# -------------------------------------------------------------------------------------------------- auto
-class ViT(nn.Module):
-    """Channels last after a convolution, then layer norm: (B, H, W, C)."""
+X = torch.randn(6, 8)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(3, 6, 2, stride=2)
-        self.norm = nn.LayerNorm(6)
-        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(self.patch(x).permute(0, 2, 3, 1))
-        return self.b(torch.relu(self.a(h)))
-
-
-class ThereAndBack(nn.Module):
-    """Channels last and first again; then one spatial axis is averaged over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(3, 6, 2, stride=2)
-        self.mix = nn.Linear(6, 5)
-        self.last = nn.Conv1d(5, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.relu(self.mix(torch.permute(self.patch(x), (0, 2, 3, 1))))
-        return self.last(torch.tanh(torch.movedim(h, -1, 1)).mean(2))
-
-
-class Grid(nn.Module):
-    """A sequence that is unrolled to a grid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 5), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        grid = torch.relu(self.a(x).view(x.shape[0], 3, 4, 5))
-        return self.b(grid.swapaxes(2, 3))
-
-
-class Tokens(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(3, 6, 2, stride=2)
-        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.patch(x).flatten(2).transpose(1, 2)
-        return self.b(torch.relu(self.a(h)))
-
-
-def _sound() -> nn.Module:
-    return nn.Sequential(nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Conv1d(6, 6, 3), nn.Flatten(), nn.Linear(6 * 6, 2))
-
-
-def _volume() -> nn.Module:
-    return nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8, 2))
-
-
-def _image() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 8), nn.ReLU(),
-        nn.Linear(8, 2),
-    )  # fmt: skip
-
-
-def _text() -> nn.Module:
-    return nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
-
-
-IMAGE = torch.rand(2, 3, 8, 8)
-AUTO: list[tuple[Callable[[], nn.Module], Tensor, str, str, int]] = [
-    # model, example, cut after, the synthesizer, the feature axis
-    (_sound, torch.rand(2, 3, 10), "0", "conv", 1),
-    (_sound, torch.rand(2, 3, 10), "1", "conv", 1),
-    (_sound, torch.rand(2, 3, 10), "3", "linear", -1),
-    (_image, IMAGE, "1", "conv", 1),
-    (_image, IMAGE, "3", "conv", 1),
-    (_image, IMAGE, "4", "linear", -1),
-    (_image, IMAGE, "6", "linear", -1),
-    (_volume, torch.rand(2, 1, 4, 4, 4), "2", "conv", 1),
-    (ViT, IMAGE, "patch", "conv", 1),
-    (ViT, IMAGE, "permute", "linear", -1),
-    (ViT, IMAGE, "norm", "linear", -1),
-    (ThereAndBack, IMAGE, "relu", "linear", -1),
-    (ThereAndBack, IMAGE, "movedim", "conv", 1),
-    (ThereAndBack, IMAGE, "tanh", "conv", 1),
-    (ThereAndBack, IMAGE, "mean", "conv", 1),
-    (Grid, torch.rand(2, 12, 6), "relu", "linear", -1),
-    (Grid, torch.rand(2, 12, 6), "swapaxes", "linear", 2),
-    (ViT, IMAGE, "relu", "linear", -1),
-    (Tokens, IMAGE, "patch", "conv", 1),
-    (Tokens, IMAGE, "flatten", "conv", 1),
-    (Tokens, IMAGE, "transpose", "linear", -1),
-    (Tokens, IMAGE, "relu", "linear", -1),
-    (_text, torch.randint(0, 9, (2, 5)), "0", "linear", -1),
-    (_text, torch.randint(0, 9, (2, 5)), "2", "linear", -1),
+OPTIONS: list[tuple[str, tuple[int, ...], int]] = [
+    ("mlp(hidden_layers=0)", (5, 7), 1),
+    ("mlp(hidden_layers=2, hidden_size=16, batch_norm=True)", (5, 7), 1),
+    ("mlp(hidden_layers=2, batch_norm=True)", (1, 7), 1),
+    ("mlp(hidden_layers=1, batch_norm=True)", (5, 4, 7), 2),
+    ("mlp(batch_norm=True)", (5, 7, 3, 4), 1),
+    ("mlp(nonlinearity='sigmoid')", (5, 7), 1),
+    ("mlp(nonlinearity='tanh')", (5, 7), 1),
+    ("mlp(nonlinearity='gelu')", (5, 7), 1),
+    ("conv(hidden_layers=2, channels=16, kernel_size=5, batch_norm=True)", (2, 4, 9, 6), 1),
+    ("conv(hidden_layers=1, batch_norm=True)", (1, 4, 1, 1), 1),
+    ("conv(kernel_size=1)", (2, 4, 9), 1),
+    ("conv(hidden_layers=1)", (2, 4, 3, 4, 5), 1),
+    ("lstm(layers=2, hidden_size=5, dropout=0.1)", (5, 7), 1),
+    ("gru(layers=2, hidden_size=5)", (5, 4, 7), 2),
+    ("rnn(carry=True)", (5, 4, 7), 2),
+    ("attention(heads=2, hidden_size=6)", (5, 4, 7), 2),
 ]
 
 
-@pytest.mark.parametrize("unlock", ["none", "backward"])
-@pytest.mark.parametrize(
-    ("make", "example", "cut", "name", "axis"), AUTO, ids=[f"{c[0].__name__}-{c[2]}-{c[3]}" for c in AUTO]
-)
-def test_auto(make: Any, example: Tensor, cut: str, name: str, axis: int, unlock: str) -> None:
-    net = dni_fx.transform(make(), example, cuts=[cut], classes=3, unlock=unlock)
-    plan = net.dni.plan
-    assert plan.rewrite is not None
-    assert set(plan.rewrite.synthesizers.values()) == {name}
-    shape = plan.cuts[0].tensors[0].shape
-    assert plan.cuts[0].tensors[0].axis % len(shape) == axis % len(shape)
-    net(example, dni_context=torch.tensor([0, 2])).sum().backward()
-    assert all(p.grad is not None for p in net.dni.parameters())
+@pytest.mark.parametrize(("text", "shape", "axis"), OPTIONS)
+@pytest.mark.parametrize("size", [0, 3])
+def test_options(text: str, shape: tuple[int, ...], axis: int, size: int) -> None:
+    synthesizer = make(text, shape, axis, size)
+    h = torch.randn(shape)
+    context = torch.rand([size if i == axis else n for i, n in enumerate(shape)]) if size else None
+    assert not synthesizer(h, context).any()
+    wake(synthesizer)
+    predicted = synthesizer(h, context)
+    assert predicted.shape == shape and predicted.isfinite().all() and predicted.any()
+    predicted.square().sum().backward()
+    assert all(p.grad is not None for p in synthesizer.parameters())
 
 
-# ------------------------------------------------------------------------------------------------ contexts
-H = torch.rand(4, 5, 6)  # four sequences of five vectors
-MAP = torch.rand(4, 6, 2, 3)
-
-EXPANDED: list[tuple[str, Tensor, Tensor, int, int | None, tuple[int, ...]]] = [
-    # context, activation, feature axis, classes, the shape that comes out
-    ("labels", torch.tensor([0, 1, 2, 1]), torch.rand(4, 6), 1, 3, (4, 3)),
-    ("labels-negative-axis", torch.tensor([0, 1, 2, 1]), torch.rand(4, 6), -1, 3, (4, 3)),
-    ("labels-int32", torch.tensor([0, 1, 2, 1], dtype=torch.int32), torch.rand(4, 6), 1, 3, (4, 3)),
-    ("labels-bool", torch.tensor([True, False, True, True]), torch.rand(4, 6), 1, 2, (4, 2)),
-    ("labels-uint8", torch.tensor([0, 156, 2, 1], dtype=torch.uint8), torch.rand(4, 6), 1, 200, (4, 200)),
-    ("one-hot", torch.eye(3)[[0, 1, 2, 1]], torch.rand(4, 6), 1, 3, (4, 3)),
-    ("soft", torch.full((4, 3), 1 / 3), torch.rand(4, 6), 1, 3, (4, 3)),
-    ("labels-of-sequences", torch.tensor([0, 1, 2, 1]), H, 2, 3, (4, 5, 3)),
-    ("labels-of-tokens", torch.randint(0, 3, (4, 5)), H, 2, 3, (4, 5, 3)),
-    ("soft-of-tokens", torch.rand(4, 5, 3), H, 2, 3, (4, 5, 3)),
-    ("labels-of-images", torch.tensor([0, 1, 2, 1]), MAP, 1, 3, (4, 3, 2, 3)),
-    ("labels-of-pixels", torch.randint(0, 3, (4, 2, 3)), MAP, 1, 3, (4, 3, 2, 3)),
-    ("vector", torch.rand(4, 7), H, 2, None, (4, 5, 7)),
-    ("vector-of-images", torch.rand(4, 7), MAP, 1, None, (4, 7, 2, 3)),
-    ("vectors-of-tokens", torch.rand(4, 5, 7), H, 2, None, (4, 5, 7)),
-    ("vector-of-integers", torch.ones(4, 7, dtype=torch.int64), H, 2, None, (4, 5, 7)),
+WRONG: list[tuple[str, tuple[int, ...], int, str]] = [
+    ("mlp(hidden_layers=-1)", (5, 7), 1, "hidden_layers=-1"),
+    ("mlp(hidden_size=1.5)", (5, 7), 1, "hidden_size=1.5"),
+    ("mlp(nonlinearity='swish')", (5, 7), 1, "relu, sigmoid, tanh, gelu"),
+    ("mlp(depth=2)", (5, 7), 1, "no option 'depth'; there are hidden_layers"),
+    ("linear(bias=True)", (5, 7), 1, "no option 'bias'; there are none"),
+    ("conv(kernel_size=4)", (2, 4, 9), 1, "an odd one"),
+    ("conv(channels=0)", (2, 4, 9), 1, "channels=0"),
+    ("lstm(layers=0)", (5, 7), 1, "layers=0"),
+    ("lstm(dropout=1.0)", (5, 7), 1, "dropout=1.0"),
+    ("lstm", (5, 7, 3, 4), 1, "vectors (N, F) and sequences (N, T, F)"),
+    ("gru", (5, 7, 9), 1, "with its features on axis 1"),
+    ("attention", (5, 7), 1, "sequences (N, T, F)"),
+    ("attention(heads=3)", (5, 4, 8), 2, "does not divide"),
+    ("least_squares(ridge=0)", (5, 7), 1, "ridge=0; a positive number"),
+    ("least_squares(memory=1)", (5, 7), 1, "memory=1; a whole number, 2 or more"),
+    ("least_squares(every=0)", (5, 7), 1, "every=0"),
+    ("mlp(2)", (5, 7), 1, "name(option=value, ...)"),
+    ("mlp(hidden_size=a)", (5, 7), 1, "name(option=value, ...)"),
+    ("mlp(", (5, 7), 1, "name(option=value, ...)"),
 ]
 
 
-@pytest.mark.parametrize("case", EXPANDED, ids=[c[0] for c in EXPANDED])
-def test_expand_context(case: Any) -> None:
-    _, context, activation, axis, classes, shape = case
-    size = classes or 7
-    found = expand_context(context, activation, axis, classes=classes, size=size)
-    assert found.shape == shape
-    last = found.movedim(axis, -1).reshape(4, -1, size)
-    for sample in range(4):
-        given = context[sample]
-        if classes and not context.is_floating_point():
-            given = nn.functional.one_hot(given.long(), classes)
-        given = given.reshape(-1, size)
-        for position in range(last.shape[1]):
-            expected = given[position if len(given) > 1 else 0]
-            torch.testing.assert_close(last[sample, position], expected, check_dtype=False)
-
-
-WRONG: list[tuple[str, Tensor, Tensor, int, int | None, str]] = [
-    ("too-few", torch.tensor([0, 1, 2]), torch.rand(4, 6), 1, 3, "in the order of the batch"),
-    ("too-many", torch.zeros(5, dtype=torch.long), torch.rand(4, 6), 1, 3, "in the order of the batch"),
-    ("one-label-for-all", torch.tensor(1), torch.rand(4, 6), 1, 3, "dni_context"),
-    ("scalar", torch.tensor(1.0), torch.rand(4, 6), 1, 3, "expected integer labels, or 3 values a row"),
-    ("float-labels", torch.rand(4), torch.rand(4, 6), 1, 3, "expected integer labels"),
-    ("wrong-classes", torch.rand(4, 2), torch.rand(4, 6), 1, 3, "[4, 2]"),
-    ("wrong-size", torch.rand(4, 6), torch.rand(4, 6), 1, None, "expected 7 values a row"),
-    ("labels-without-classes", torch.tensor([0, 1, 2, 1]), torch.rand(4, 6), 1, None, "7 values a row"),
-    ("more-axes", torch.randint(0, 3, (4, 5)), torch.rand(4, 6), 1, 3, "positions"),
-    ("wrong-length", torch.randint(0, 3, (4, 6)), H, 2, 3, "positions"),
-    ("batch-second", torch.randint(0, 3, (5, 4)), H, 2, 3, "positions"),
-    ("label-too-large", torch.tensor([0, 1, 3, 1]), torch.rand(4, 6), 1, 3, "labels from 0 to 2"),
-    ("label-negative", torch.tensor([0, 1, -1, 1]), torch.rand(4, 6), 1, 3, "labels from 0 to 2"),
-    ("one-vector-for-all", torch.rand(7), torch.rand(4, 6), 1, None, "in the order of the batch"),
-    ("one-column", torch.tensor([[0], [1], [2], [1]]), torch.rand(4, 6), 1, 3, "positions"),
-]
-
-
-@pytest.mark.parametrize("case", WRONG, ids=[c[0] for c in WRONG])
-def test_contexts_that_do_not_fit(case: Any) -> None:
-    _, context, activation, axis, classes, text = case
-    with pytest.raises(ContextError) as caught:
-        expand_context(context, activation, axis, classes=classes, size=classes or 7)
-    assert text in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
-X = torch.rand(4, 6)
-
-
-@pytest.mark.parametrize("settings", [{"classes": 3}, {"context_size": 3}])
-def test_a_missing_context_says_what_to_pass(settings: dict[str, int]) -> None:
-    net = dni_fx.transform(mlp(), X, cuts=2, **settings)  # type: ignore[arg-type]
-    with pytest.raises(ContextError, match=r"call net\(\.\.\., dni_context=\.\.\.\)"):
-        net(X)
-    net.eval()
-    net(X)
-    net.train()
-    with torch.no_grad():
-        net(X)
-    net(X, dni_context=torch.rand(4, 3)).sum().backward()
-
-
-SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"classes": 1}, "2 or more"),
-    ({"classes": 0}, "2 or more"),
-    ({"context_size": 0}, "1 or more"),
-    ({"classes": 3, "context_size": 3}, "exclude each other"),
-    ({"mix": 0.5}, "needs unlock='none'"),
-    ({"mix": 1.5, "unlock": "none"}, "between 0 and 1"),
-    ({"mix": float("nan"), "unlock": "none"}, "between 0 and 1"),
-    ({"unlock": "forwards"}, "unlock='forwards'"),
-    ({"synthesizer": "convv"}, "no synthesizer named 'convv'; there are auto, "),
-    ({"synthesizer": "conv"}, "a conv synthesizer needs a map (N, C, ...)"),
-    ({"synthesizer": lambda a, c: None}, "is a NoneType, not an nn.Module"),
-]
-
-
-@pytest.mark.parametrize(("settings", "text"), SETTINGS)
-def test_bad_settings(settings: dict[str, Any], text: str) -> None:
-    model = mlp()
+@pytest.mark.parametrize(("text", "shape", "axis", "message"), WRONG)
+def test_wrong_options(text: str, shape: tuple[int, ...], axis: int, message: str) -> None:
     with pytest.raises(DniFxError) as caught:
-        dni_fx.transform(model, X, cuts=2, **settings)
-    assert text in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not hasattr(model, "dni")
+        make(text, shape, axis)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------------- own
-class Scale(Synthesizer):
-    """A person's own: one factor a feature, and the context's mean."""
-
-    def __init__(self, activation: Activation, context_size: int = 0) -> None:
-        super().__init__(activation, context_size)
-        self.factor = nn.Parameter(torch.zeros(self.features))
-        self.joined = nn.Linear(self.features + context_size, self.features)
-
-    def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-        joined: Tensor = self.joined(self.with_context(activation, context))
-        return self.factor * activation + 0 * joined
+RECURRENT = ["lstm", "gru", "rnn"]
 
 
-def plain(activation: Activation, context_size: int) -> nn.Module:
-    """No subclass: any module that takes (activation, context)."""
-
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(activation.features, activation.features)
-
-        def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-            return self.layer(h)
-
-    return Plain()
-
-
-@pytest.mark.parametrize(("own", "name"), [(Scale, "Scale"), (plain, "plain")])
+@pytest.mark.parametrize("text", [*RECURRENT, "mlp(hidden_layers=2, batch_norm=True)", "attention", "least_squares"])
 @pytest.mark.parametrize("unlock", ["none", "backward"])
-@pytest.mark.parametrize("settings", [{}, {"classes": 3}])
-def test_own_synthesizers(own: Any, name: str, unlock: str, settings: Any) -> None:
-    net = dni_fx.transform(mlp(), X, cuts=2, synthesizer=own, unlock=unlock, **settings)
-    context = {"dni_context": torch.tensor([0, 1, 2, 0])} if settings else {}
-    net(X, **context).sum().backward()
-    assert all(p.grad is not None for p in net.dni.parameters())
-    assert net.dni.plan.rewrite is not None
-    assert list(net.dni.plan.rewrite.synthesizers.values()) == [name]
-
-
-def test_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "REGISTRY", REGISTRY.copy())
-    register("scale")(Scale)
-    net = dni_fx.transform(mlp(), X, cuts=2, synthesizer="scale")
-    assert [type(s) for s in net.dni.synthesizers.values()] == [Scale]
-    assert "scale" not in REGISTRY
-
-
-@pytest.mark.parametrize("shape", [(4, 1), (4, 9), (1, 8), (8,), (4, 8, 1)])
-def test_an_output_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
-    class Wrong(Synthesizer):
-        def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-            return torch.zeros(shape)
-
-    with pytest.raises(DniFxError) as caught:
-        dni_fx.transform(mlp(), X, cuts=2, synthesizer=Wrong)
-    assert f"synthesizer Wrong returned {list(shape)} for an activation of shape [4, 8]" in str(caught.value)
-
-
-def test_an_output_that_goes_wrong_later_is_refused() -> None:
-    """For other sizes than those of the example."""
-
-    class Fixed(Synthesizer):
-        def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-            return torch.zeros(4, 8)
-
-    net = dni_fx.transform(mlp(), X, cuts=2, synthesizer=Fixed, verify=False)
-    with pytest.raises(DniFxError, match="synthesizer Fixed returned shape"):
-        net(X[:2])
-
-
-def test_the_base_class_says_what_to_define() -> None:
-    with pytest.raises(DniFxError, match=r"Synthesizer must define forward\(activation, context\)"):
-        dni_fx.transform(mlp(), X, cuts=2, synthesizer=Synthesizer)
+def test_in_a_net(text: str, unlock: str) -> None:
+    x = torch.randn(6, 5, 8) if text == "attention" else X
+    net = dni_fx.transform(two_layers(8), x, cuts=["1"], synthesizer=text, unlock=unlock)
+    for _ in range(3):
+        net(x).square().mean().backward()
+    report = dni_fx.check(net, x)
+    assert report, report
+    net.dni.reset()

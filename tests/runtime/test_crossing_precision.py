@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import nets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,7 @@ Y = torch.arange(16) % 3
 
 
 def perceptron() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(8, 8), nn.LayerNorm(8), nn.Tanh())], nn.Linear(8, 3))
+    return nets.perceptron(lambda: nn.LayerNorm(8))
 
 
 class Tied(nn.Module):
