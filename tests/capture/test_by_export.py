@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from nets import Keywords, Moody, Stack
-from torch import Tensor, nn
+from nets import Keywords, Moody
 
 import dni_fx
 from dni_fx.errors import DniFxError
@@ -44,19 +43,3 @@ def test_a_mode_that_export_has_fixed_is_not_changed_in_silence() -> None:
     net.noise.eval()
     with pytest.raises(DniFxError, match="noise is in eval mode"):
         net(X)
-
-
-class Looks(Stack):
-    def forward(self, ids: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            h = nn.functional.embedding(ids, self.a.weight)
-            h = self.b(h)
-        return self.d(self.act(self.c(h.float())))
-
-
-def test_an_error_in_an_autocast_block_does_not_leave_it_open() -> None:
-    net = dni_fx.transform(Looks(), torch.randint(0, 6, (4, 3)), frontend="export")
-    with pytest.raises(IndexError):
-        net(torch.full((4, 3), 99))
-    assert not torch.is_autocast_enabled("cpu")
-    assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32

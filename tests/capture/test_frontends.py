@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import Checkpointed, Keywords, Moody, Nested, Stack, TiedWeights, Twice
+from nets import Checkpointed, Keywords, Nested, Stack, TiedWeights, Twice
 from oracle import failures
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -276,61 +276,3 @@ def test_without_verification_the_first_capture_is_taken() -> None:
     assert dni_fx.transform(NoGrad(), X, verify=False).dni.plan.frontend == "fx"
     assert dni_fx.plan(NoGrad(), X, verify=False).frontend == "fx"
     assert dni_fx.plan(NoGrad(), X).frontend == "export"
-
-
-class OwnNames(nn.Module):
-    """Children called like attributes of ours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.settings, self.flat, self.calling, self.recall = (nn.Linear(6, 6) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.recall(torch.tanh(self.calling(torch.tanh(self.flat(torch.tanh(self.settings(x)))))))
-
-
-class ByPlace(Stack):
-    def forward(self, x: Tensor, scale: float = 1.0, *rest: Tensor) -> Tensor:
-        h = self.act(self.b(self.act(self.a(x * scale)))) + sum(rest)
-        return self.d(self.act(self.c(h)))
-
-
-class ByPlaceAlone(Stack):
-    def forward(self, x: Tensor, mask: Tensor | None = None, y: Tensor | None = None, /) -> Tensor:
-        h = self.act(self.b(self.act(self.a(x))))
-        return self.d(self.act(self.c(h if y is None else h + y)))
-
-
-@pytest.mark.parametrize("frontend", ["fx", "export", "modules"])
-@pytest.mark.parametrize(
-    ("make", "args"),
-    [(OwnNames, (X,)), (Moody, (X,)), (ByPlace, (X, 1.0, X)), (ByPlaceAlone, (X, None, X))],
-    ids=["own names", "moody", "by place", "by place alone"],
-)
-def test_more_that_people_write(make: Callable[[], nn.Module], args: Any, frontend: str) -> None:
-    net = dni_fx.transform(make(), args, frontend=frontend)
-    assert failures(net, args, None) == {}
-    net.train()(*args).sum().backward()
-
-
-class Inner(Stack):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (2.0 if self.training else 1.0)
-
-
-def test_a_graph_without_a_place_to_cut_is_left_to_the_next() -> None:
-    net = dni_fx.transform(nn.Sequential(Inner()), X)
-    assert net.dni.plan.frontend == "export"
-    assert net.dni.plan.tried == ("fx: its graph has no legal cut",)
-
-
-class Counts(Stack):
-    calls = 0
-
-    def middle(self, h: Tensor) -> Tensor:
-        self.calls += 1
-        return h * min(1.0, self.calls / 10)
-
-
-def test_what_changes_from_call_to_call_is_not_captured() -> None:
-    assert dni_fx.transform(Counts(), X).dni.plan.frontend == "modules"
