@@ -18,7 +18,7 @@ def make(text: str, shape: tuple[int, ...], axis: int = -1, size: int = 0) -> An
 
 
 def wake(synthesizer: nn.Module) -> None:
-    """Untrained it says zero, whatever it knows."""
+    """Move all parameters: an untrained synthesizer predicts zero, whatever its input."""
     with torch.no_grad():
         for parameter in synthesizer.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

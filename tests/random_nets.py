@@ -27,7 +27,7 @@ _WIDEST, _LARGEST = 6, 30.0  # features of a value that is made; entries of a va
 # ------------------------------------------------------------------------------------------- instructions
 @dataclass(frozen=True, repr=False)
 class Op:
-    """An instruction; its numbers that say `a`, `b`, `mask` and `of` are those of earlier values."""
+    """An instruction; its fields `a`, `b`, `mask` and `of` are numbers of earlier values."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, astuple(self)))})"
@@ -462,7 +462,7 @@ class _Builder:
         self.untouchable = {_storage(value) for value in self.values}
         self.kept: list[Tensor] = []  # so that no address of a storage comes twice
         self.wrote = False
-        self.read_only: set[int] = set()  # values that autograd lets nobody write to
+        self.read_only: set[int] = set()  # values that autograd does not allow to write to
 
     def append(self, op: Op) -> None:
         number = len(self.values)

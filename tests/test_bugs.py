@@ -235,7 +235,7 @@ def test_keywords_are_exported() -> None:
 
 
 def test_what_cannot_be_cut_is_said() -> None:
-    """The error came from inside of torch, and did not say what to do."""
+    """The error came from inside of torch, without a hint what to do."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2))
     with pytest.raises(CaptureError, match="ScriptModule"):
         dni_fx.transform(torch.jit.script(model), X)  # type: ignore[no-untyped-call]

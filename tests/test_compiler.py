@@ -136,7 +136,7 @@ def test_state_dict_keys_are_kept_both_ways(case: Any) -> None:
 @pytest.mark.parametrize("unlock", ["none", "backward"])
 @pytest.mark.parametrize("case", [c for c in CASES if c[0] != "written-above"], ids=lambda c: c[0])
 def test_dead_code_elimination_keeps_the_synthesizers(case: Any, unlock: str) -> None:
-    # torch.fx's elimination drops the person's own in-place calls whose result is unused: not for written-above
+    # torch.fx's elimination drops in-place calls of the model whose result is unused: not for written-above
     _, net, call = _build(case, unlock, synthesizer="linear")
     expected = gradients(net, call)
     net.graph.eliminate_dead_code()

@@ -22,7 +22,7 @@ def loss_of(net: nn.Module) -> Tensor:
 @pytest.mark.parametrize("steps_too", [False, True])
 @pytest.mark.parametrize("given", [False, True])
 def test_the_loop_of_its_readme(given: bool, steps_too: bool) -> None:
-    """With the person's own step, or without; with `optim`, or with another optimizer that is not told."""
+    """With a step in the loop, or without; with `optim`, or with an optimizer that is not given."""
     network = three_layers()
     before = copy.deepcopy(network.state_dict())
     opt = torch.optim.Adam(network.parameters(), lr=0.01)
@@ -62,7 +62,7 @@ def test_whichever_output_the_loss_is_of() -> None:
 
 
 def test_a_step_of_its_own_is_one_step() -> None:
-    """The gradients are used up: the person's step after it does nothing."""
+    """The gradients are used up: a step in the loop after it does nothing."""
     results = []
     for steps_too in (False, True):
         network = three_layers()
@@ -78,7 +78,7 @@ def test_a_step_of_its_own_is_one_step() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_lambda_is_the_share_of_the_true_gradient(share: float) -> None:
-    """An untrained synthesizer says zero: each cut lets so much of the true gradient through."""
+    """An untrained synthesizer predicts zero: each cut passes this share of the true gradient."""
     network, model = three_layers(), three_layers()
     moved = {}
     for net in (dni_fx.DNI(network, optim=torch.optim.SGD(network.parameters(), 1.0), λ=share), model):
@@ -125,7 +125,7 @@ def test_the_last_layer_is_the_one_called_last() -> None:
 
 
 def test_layers_that_are_wrapped_one_by_one() -> None:
-    """Its README's second example: each layer steps by itself, the rest by the person's optimizer."""
+    """Its README's second example: each layer steps by itself, the rest by the optimizer of the loop."""
 
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Activation checkpointing in the person's own model goes on saving memory, in every segment."""
+"""Activation checkpointing in a model still saves memory in every segment after the rewrite."""
 
 import pytest
 import torch

@@ -72,7 +72,7 @@ def peak(net: nn.Module, x: Tensor) -> int:
     """Bytes that forward and backward make, at most."""
 
     def step() -> None:
-        (net(x) * 2).sum().backward()  # one gradient of the output, held by nobody
+        (net(x) * 2).sum().backward()  # one gradient of the output, which nothing holds
 
     for _ in range(2):
         step()

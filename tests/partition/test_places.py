@@ -202,7 +202,7 @@ def test_no_legal_cut() -> None:
 
 
 def test_memory_that_is_written_above() -> None:
-    """Two names of one memory may cross only where nobody writes to it any more."""
+    """Two names of one memory may cross only after the last write to it."""
 
     def flow_with(mutates: frozenset[int]) -> Flow:
         flow: Flow = nx.DiGraph()

@@ -12,7 +12,7 @@ X = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
 
 
 class Parts(nn.Module):
-    """Makes three parts on the first axis, and mixes them as `mix` says."""
+    """Three parts on the first axis, combined by `mix`."""
 
     def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

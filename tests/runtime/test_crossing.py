@@ -21,7 +21,7 @@ def test_a_warm_up_uses_the_true_gradients(unlock: str) -> None:
                 torch.testing.assert_close(found[name], gradient)
         else:
             below = found.get("0.weight", torch.zeros(()))
-            assert not below.any()  # an untrained synthesizer says zero
+            assert not below.any()  # an untrained synthesizer predicts zero
         assert any(g.any() for n, g in found.items() if n.startswith("dni."))  # it learns all along
 
 
@@ -59,7 +59,7 @@ def test_scale(unlock: str, scale: float) -> None:
     torch.testing.assert_close(found, (0.5 - scale * target_of(net)) / 16)
     model: Any = three_layers()
     h = model[:2](X)
-    h.backward(torch.full_like(h, 0.5 / scale / 16))  # and half as much as it says goes upstream
+    h.backward(torch.full_like(h, 0.5 / scale / 16))  # prediction / scale, for the mean over 16 rows
     torch.testing.assert_close(net.get_parameter("0.weight").grad, model[0].weight.grad)
 
 

@@ -1,4 +1,4 @@
-"""step="segment": it trains the very same net, frees gradients early, and is an optimizer to all who ask."""
+"""step="segment": the same training, gradients that are freed early, and the interface of an optimizer."""
 
 import copy
 import pickle

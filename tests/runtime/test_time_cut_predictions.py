@@ -51,7 +51,7 @@ def test_the_fixed_point_is_the_analytic_one(synthesizer: str) -> None:
 
 
 def test_the_auxiliary_task_reaches_the_window_before() -> None:
-    """Half the squared error of what the state says of the next synthetic gradient, as a share of the mean squares."""
+    """Half the squared error of the next synthetic gradient, predicted from the state, as a share of the mean squares."""
     heard = {}
     for weight in (0.0, 3.0):
         net, state = cut(Cell, synthesizer=Constant, training=Training(auxiliary=weight)), Cell.begin()
@@ -93,7 +93,7 @@ def test_predictions_are_what_the_synthesizer_says_at_its_scale(scale: float | N
 
 
 class Twice(dni_fx.Synthesizer):
-    """Says twice the state; hears what comes back."""
+    """Predicts twice the state; keeps its errors."""
 
     def __init__(self, activation: Activation, context_size: int = 0) -> None:
         super().__init__(activation, context_size)
@@ -180,5 +180,7 @@ def test_least_squares_learns_whole_targets_and_says_deviations() -> None:
         y, state = net(torch.randn(8, 1, dtype=DOUBLE), state)
         y.mean().backward()
     weight, bias = net.dni.synthesizers["time0"].weight.flatten().tolist()
-    assert abs(weight) < 1e-6 and abs(bias - 0.5) < 1e-6  # of the next window's loss; from there on nothing is said
+    assert (
+        abs(weight) < 1e-6 and abs(bias - 0.5) < 1e-6
+    )  # the next window's loss alone: the predictions after it are zero
     assert net.dni.time0.predicted(state).abs().max() < 1e-6

@@ -33,7 +33,7 @@ from dni_fx import DniFxError, Training
 
 
 def heard_over(make: Any, horizon: int, trace: float = 1.0, **options: Any) -> dict[str, list[Tensor]]:
-    """Targets of a sequence, first to last, for synthesizers that say nothing; the next sequence has begun after it."""
+    """Targets of a sequence, first to last, where predictions are zero; then one window of the next sequence."""
     training = Training(horizon=horizon, trace=trace)
     net, state = cut(make, synthesizer=Exact, training=training, **options), make.begin()
     for k in range(WINDOWS):

@@ -1,4 +1,4 @@
-"""Synthesizers that a person writes: what is taken, and what is refused."""
+"""Synthesizers that users write: which are taken, and which are refused."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ X = torch.rand(4, 6)
 
 
 class Scale(Synthesizer):
-    """A person's own: one factor a feature, and the context's mean."""
+    """One factor a feature, and a layer on the context."""
 
     def __init__(self, activation: Activation, context_size: int = 0) -> None:
         super().__init__(activation, context_size)

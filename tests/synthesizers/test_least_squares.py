@@ -17,7 +17,7 @@ X = torch.randn(6, 8)
 
 
 def fitted(shape: tuple[int, ...], unit: float, known: int | None = None, steps: int = 10) -> tuple[Any, Tensor]:
-    """Least squares told `unit` times a linear rule, of the first `known` rows; and the rule."""
+    """Least squares fitted to `unit` times a linear rule, with targets for the first `known` rows; and the rule."""
     synthesizer = make("least_squares(ridge=1e-6)", shape)
     rule = torch.randn(shape[-1], shape[-1])
     for _ in range(steps):
@@ -26,7 +26,7 @@ def fitted(shape: tuple[int, ...], unit: float, known: int | None = None, steps:
         error = said.detach() - unit * (h @ rule + 1)
         if known is not None:
             error[known:] = 0
-        said.backward(error / shape[0])  # as a `Crossing` hears it: of the mean
+        said.backward(error / shape[0])  # as at a `Crossing`: the gradient of the mean
     return synthesizer, rule
 
 
