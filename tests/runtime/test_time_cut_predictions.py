@@ -51,7 +51,7 @@ def test_the_fixed_point_is_the_analytic_one(synthesizer: str) -> None:
 
 
 def test_the_auxiliary_task_reaches_the_window_before() -> None:
-    """Half the squared error of the next synthetic gradient, predicted from the state, as a share of the mean squares."""
+    """Half the squared error of the predicted next synthetic gradient, as a share of the mean squares."""
     heard = {}
     for weight in (0.0, 3.0):
         net, state = cut(Cell, synthesizer=Constant, training=Training(auxiliary=weight)), Cell.begin()
@@ -180,7 +180,5 @@ def test_least_squares_learns_whole_targets_and_says_deviations() -> None:
         y, state = net(torch.randn(8, 1, dtype=DOUBLE), state)
         y.mean().backward()
     weight, bias = net.dni.synthesizers["time0"].weight.flatten().tolist()
-    assert (
-        abs(weight) < 1e-6 and abs(bias - 0.5) < 1e-6
-    )  # the next window's loss alone: the predictions after it are zero
+    assert abs(weight) < 1e-6 and abs(bias - 0.5) < 1e-6  # the next window alone: later predictions are 0
     assert net.dni.time0.predicted(state).abs().max() < 1e-6
