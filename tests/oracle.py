@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import dni_fx
 from dni_fx import ops
 from dni_fx.proof.scripted import Scripted as Scripted
 from dni_fx.runtime.crossing import Crossing
@@ -19,6 +20,11 @@ def loss_of(output: Any) -> Tensor:
     """A loss that depends on every tensor of the output, averaged over the batch."""
     leaves = [t for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
     return sum(((t - 0.3) ** 2).mean() for t in leaves)  # type: ignore[return-value]
+
+
+def failures(net: Any, args: Any, kwargs: Any) -> dict[str, str]:
+    """The checks that a rewritten net does not pass, and what they found."""
+    return {check.name: check.figure for check in dni_fx.check(net, args, kwargs=kwargs).checks if not check.passed}
 
 
 def gradients(module: nn.Module, call: Call) -> dict[str, Tensor]:

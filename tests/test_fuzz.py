@@ -6,54 +6,34 @@
 import random
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
+from cut_anywhere import plan_at
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
-from random_models import (
-    Add,
-    AddTo,
-    Again,
-    Conv,
-    Drop,
-    Linear,
-    Norm,
-    PlusTo,
+from random_nets import (
     Program,
     RandomNet,
-    ReluTo,
-    Scale,
     programs,
     random_inputs,
 )
-from test_cli import run
-from torch import fx
 
 import dni_fx
 from dni_fx.capture.frontends import capture
 from dni_fx.compiler import rewrite
-from dni_fx.cost.model import CostModel
 from dni_fx.cuts.asked import separated
-from dni_fx.cuts.plan import Decision, make_plan
 from dni_fx.errors import CaptureError, NoLegalCutError
 from dni_fx.graph.flow import dataflow
 from dni_fx.model.inputs import Inputs
-from dni_fx.partition.places import Position, find_positions
-from dni_fx.plans import Plan
+from dni_fx.partition.places import find_positions
 from dni_fx.settings import Settings
 
 MODELS = {"auto": 900, "modules": 1000, "export": 100}
 PARTS = 4
-
-
-def plan_at(graph: fx.Graph, places: Sequence[Position], frontend: str) -> Plan:
-    """A plan for these places, whatever they cost."""
-    model = CostModel(dataflow(graph), {}, 0)
-    return make_plan("RandomNet", graph, model, Decision(tuple(places), "fuzz"), (), "fuzz", frontend)
 
 
 def check_cut_anywhere(program: Program, frontend: str, seed: int) -> None:
@@ -107,30 +87,6 @@ def test_a_few_random_models(frontend: str) -> None:
 @pytest.mark.parametrize("frontend", ["auto", "modules", "export"])
 def test_random_models(frontend: str, part: int, request: pytest.FixtureRequest) -> None:
     _fuzz(frontend, 1 / PARTS, request.config.getoption("--fuzz"), part)
-
-
-FOUND = [  # what fuzzing has found: each was wrong once
-    Program((Linear(0, 4, 4), Add(0, 0), AddTo(3, 2), Linear(2, 4, 4), Add(3, 5), Linear(6, 4, 2)), (7,), "tensor"),
-    Program((Linear(0, 4, 4), Norm(2, 4, 2), Again(3, 3), Linear(4, 4, 2)), (5,), "tensor"),
-    Program((Linear(0, 4, 4), Norm(2, 4, 2), PlusTo(3, 3), Again(3, 3)), (4,), "tuple"),
-    Program((Conv(1, 3, 3), Drop(2), Scale(0, 4, 2), ReluTo(3)), (2,), "dict"),
-]
-
-
-@pytest.mark.parametrize("frontend", ["auto", "export"])
-@pytest.mark.parametrize("program", FOUND, ids=range(len(FOUND)))
-def test_what_was_found_before(program: Program, frontend: str) -> None:
-    """At every legal place."""
-    net = RandomNet(program)
-    inputs = random_inputs(net)
-    module, used, _ = capture(net, Inputs(inputs), frontend)
-    for place in find_positions(dataflow(module.graph)):
-        if not place.obstacle:
-            plan = plan_at(module.graph, [place], used)
-            for unlock in ("none", "backward"):
-                rewritten = dni_fx.transform(net, inputs, cuts=plan, frontend=frontend, unlock=unlock)
-                report = dni_fx.check(rewritten, inputs)
-                assert report, (place.after, unlock, report)
 
 
 # ------------------------------------------------------------------------------------------- the command line
