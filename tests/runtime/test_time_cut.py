@@ -70,7 +70,7 @@ def test_with_none_it_is_truncated(make: Any, frontend: str) -> None:
 def test_each_segment_has_its_own_state_and_all_of_it_is_exact(
     frontend: str, unlock: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told the true gradients at the cut in depth too, windows train as backpropagation does, end to end."""
+    """With true gradients at the cut in depth, too, windows train as backpropagation does, end to end."""
     between: list[Tensor] = []
 
     class Watched(Stack):
