@@ -21,7 +21,7 @@ from dni_fx.passes.cut_states_off import CutStatesOff
 from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
-from dni_fx.plans import Plan, Rewrite, StateTensor, crossing_name, time_name
+from dni_fx.plans import Plan, Rewrite, StateTensor, crossings
 from dni_fx.runtime import (
     DecoupledModule,
     SegmentOptimizer,
@@ -32,14 +32,11 @@ from dni_fx.runtime import (
     plain,
     replay_windows,
     share_state,
-    time_activation,
 )
-from dni_fx.settings import DEFAULTS, Settings, check_settings, loss_function, with_defaults
-from dni_fx.synthesizers import Factory, resolve
+from dni_fx.settings import DEFAULTS, Settings, check_settings, with_defaults
+from dni_fx.synthesizers import Factory, factories
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
-
-_MOST_SOLVED = 2048  # features of a state, for which `least_squares` is made by itself
 
 
 @dataclass(frozen=True)
@@ -128,14 +125,14 @@ def rewrite(
     check_settings(settings)
     if plan.states:
         _check_time_cuts(settings, plan)
-    names, factories = _synthesizers(plan, synthesizer, settings)
+    names, makers = factories(plan, {name: synthesizer for name, _ in crossings(plan)}, settings.loss)
     rewritten = plan.with_rewrite(Rewrite.of(settings, names))
     if not plan.states and settings.training.for_time:
         raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: give state=")
     named = isinstance(synthesizer, str)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    dni = build_dni(rewritten, factories, with_defaults(settings, named=named), device=device)
-    add_time_cuts(dni, factories, with_defaults(settings, named=named, in_time=True), device=device)
+    dni = build_dni(rewritten, makers, with_defaults(settings, named=named), device=device)
+    add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True), device=device)
     hold_parameters(module, dni)
     module.add_module("dni", dni)
     dni.train(module.training)
@@ -182,26 +179,6 @@ def _check_time_cuts(settings: Settings, plan: Plan) -> None:
             f"state {names} is used in segments {', '.join(map(str, several[0].enters))}, which go backward one by "
             'one: cut elsewhere, or use unlock="none"'
         )
-
-
-def _synthesizers(
-    plan: Plan, synthesizer: str | Factory, settings: Settings
-) -> tuple[dict[str, str], dict[str, Factory]]:
-    """Name and factory of the synthesizer at each crossing."""
-    loss = None if settings.loss is None else loss_function(settings.loss)
-    names, factories = {}, {}
-    for index, cut in enumerate(plan.cuts):
-        for tensor in cut.tensors:
-            crossing = crossing_name(index, tensor.node)
-            names[crossing], factories[crossing] = resolve(synthesizer, tensor.shape, tensor.axis, loss)
-    for index, state in enumerate(plan.states):
-        name, activation = time_name(index), time_activation(state)
-        # `benchmarks/results/time_cut.md`; its equations take time with the cube of the features, and all digits.
-        solves = activation.dtype.itemsize > 2 and activation.features <= _MOST_SOLVED
-        auto = "least_squares" if solves else "mlp"
-        own = auto if synthesizer == "auto" else synthesizer
-        names[name], factories[name] = resolve(own, activation.shape, 1)
-    return names, factories
 
 
 def restore(net: DecoupledModule) -> nn.Module:

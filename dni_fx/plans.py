@@ -1,8 +1,8 @@
-"""The plan: where a model is cut and why; plain data that can be saved, read and applied again."""
+"""The plan: where to cut a model, why, and how. Plain data: people can save, read and apply a plan again."""
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "Verdict",
     "Weighed",
     "crossing_name",
+    "crossings",
     "time_name",
 ]
 
@@ -33,7 +34,7 @@ SCHEMA = 1
 class CrossingTensor:
     """A tensor that crosses a cut."""
 
-    node: str  # the node of the graph that makes it
+    node: str  # the node of the graph that computes the tensor
     shape: tuple[int, ...]
     dtype: str
     bytes: int
@@ -50,12 +51,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class StateTensor:
-    """A tensor that is handed on from one call of a recurrent model to the next."""
+    """A tensor that goes from one call of a recurrent model to the next."""
 
-    input: str  # the placeholder of the graph, or without one the argument, that takes it,
-    path: tuple[int | str, ...]  # and where in it, if that takes a tuple or dict of tensors
-    result: tuple[int | str, ...]  # where in what the model gives the next one is
-    output: int  # its place among the nodes that the graph gives
+    input: str  # the placeholder that takes the tensor; without a graph, the argument
+    path: tuple[int | str, ...]  # the place in this input, if the input is a tuple or dict of tensors
+    result: tuple[int | str, ...]  # the place of the next state in the result of the model
+    output: int  # the place of the next state among the output nodes of the graph
     shape: tuple[int, ...]
     dtype: str
     axis: int  # the batch axis
@@ -68,11 +69,11 @@ class StateTensor:
 
 @dataclass(frozen=True)
 class TimeCutPlan:
-    """A cut in time: what of a recurrent model's state the same segments take and make, for one synthesizer."""
+    """A cut in time: the tensors of the state that the same segments use and compute. They share a synthesizer."""
 
     tensors: tuple[StateTensor, ...]
-    enters: tuple[int, ...] = (0,)  # segments that use it
-    leaves: int = 0  # the one that makes it anew
+    enters: tuple[int, ...] = (0,)  # segments that use the state
+    leaves: int = 0  # the segment that computes the next state
 
 
 @dataclass(frozen=True)
@@ -82,120 +83,129 @@ class SegmentPlan:
     nodes: tuple[str, ...]
     parameters: int  # entries of the trainable parameters first used here
     flops: int  # forward
-    activation_bytes: int  # that autograd keeps in it for its backward pass
-    # Predicted, times in the unit of the plan's forecast:
+    activation_bytes: int  # that autograd keeps for the backward pass of the segment
+    # Predictions; times in the unit of the plan's forecast:
     forward: float = 0.0
     backward: float = 0.0
-    synthesizers: float = 0.0  # time of those at its upper end
-    load: float = 0.0  # time that a device with this segment alone needs for a step
-    peak_bytes: int = 0  # the most that is alive while it runs, of what the step makes
-    peak_at: str = ""  # the node where
-    peak_backward: bool = True  # on the way back
+    synthesizers: float = 0.0  # time of the synthesizers at its upper end
+    load: float = 0.0  # time of a step on a device that has only this segment
+    peak_bytes: int = 0  # the most bytes alive while the segment runs, of those that the step allocates
+    peak_at: str = ""  # the node at the peak
+    peak_backward: bool = True  # the peak is in the backward pass
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a training step is predicted to take."""
+    """The predicted memory and time of a training step."""
 
     peak_bytes: int  # with parameters, optimizer state and batch
     step: float  # time on one device
-    slowest: float  # time where every segment has a device of its own, and none waits for another
+    slowest: float  # time if every segment has a device of its own, and no segment waits for another
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the cost model says of the plan, beside backprop; for `unlock="backward"`, and Adam."""
+    """The predictions for a plan and for backprop, with `unlock="backward"` and Adam."""
 
     unit: str  # of times: "FLOPs" or "s"
-    resident_bytes: int  # parameters, buffers, optimizer state and the batch: there all along
+    resident_bytes: int  # parameters, buffers, optimizer state and the batch: older than the step
     synthesizer_bytes: int  # parameters of the synthesizers and their optimizer state
-    optimizer_bytes: int  # made by the step, and there while the optimizer steps: all gradients, and temporaries
+    optimizer_bytes: int  # allocated by the step, and alive while the optimizer steps: all gradients, and temporaries
     backprop: Outlook
     cut: Outlook
 
 
 @dataclass(frozen=True)
 class Weighed:
-    """A plan that might have been."""
+    """A candidate in the search for cuts."""
 
-    after: tuple[str, ...]
+    after: tuple[str, ...]  # the last node below each cut
     synthesizers: int
     value: float
     charges: float
-    share: float  # of backprop's step that its synthesizers take
+    share: float  # the time of its synthesizers, as a share of backprop's step
     outlook: Outlook
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why an automatic plan won: its value is the least there is, or no more than `value - bound` above it.
+    """Why an automatic plan won: its value is at most `value - bound` above the least possible value.
 
     The value is the load of the heaviest segment (bytes for the objective memory, else time), the static bytes of the
     synthesizers (memory only), and a charge for each synthesizer.
     """
 
     objective: str
-    places: int  # that were chosen among
+    places: int  # number of legal places for a cut
     bound: float
-    share: float  # of backprop's step that the synthesizers might take
-    weighed: tuple[Weighed, ...]  # this plan, and the runners-up, best first
+    share: float  # the limit for the time of all synthesizers, as a share of backprop's step
+    weighed: tuple[Weighed, ...]  # this plan and the runners-up, best first
 
     @property
     def optimal(self) -> bool:
+        """Whether no plan has a lower value."""
         return self.bound >= self.weighed[0].value * (1 - 1e-9)
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """How the cuts are rewritten."""
+    """How to rewrite the cuts."""
 
     unlock: str
     mix: Mix
     classes: int | None
     context_size: int | None
-    synthesizers: dict[str, str]  # by crossing, as in `net.code`
-    loss: str | None = None  # a name in torch.nn.functional; empty: a function of the person's own
+    synthesizers: dict[str, str]  # names by crossing, as in `net.code`
+    loss: str | None = None  # a name in torch.nn.functional; empty: any other function
     training: Training = field(default_factory=Training)  # without its optimizer
 
     @classmethod
     def of(cls, settings: Settings, synthesizers: dict[str, str]) -> "Rewrite":
+        """Make the plain data of settings, and of the names of synthesizers."""
         training = replace(settings.training, optimizer=None)
         context = settings.classes, settings.context_size
         return cls(settings.unlock, settings.mix, *context, synthesizers, loss_name(settings.loss), training)
 
     @property
     def settings(self) -> Settings:
-        """Raises: DniFxError, if the loss is one that has no name."""
+        """The settings again.
+
+        Raises:
+            DniFxError: If the loss has no name.
+        """
         if self.loss == "":
-            raise DniFxError("the loss that the synthesizers use is a function of your own, which a plan cannot name")
+            raise DniFxError("the loss of the synthesizers is a function of your own, which a plan cannot name")
         return Settings(self.unlock, self.mix, self.classes, self.context_size, self.loss, self.training)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision: cuts, segments, their costs, why; and, once a model is rewritten, how."""
+    """The decision: cuts, segments, their costs, the reason; and for a rewritten model, how it was rewritten."""
 
     model: str  # class name
-    fingerprint: str  # of the traced graph, whatever its batch size
+    fingerprint: str  # of the captured graph, the same for every batch size
     inputs: tuple[str, ...]  # the example inputs: name, shape, dtype
-    inputs_from: str
+    inputs_from: str  # their source
     cuts: tuple[Cut, ...]
     segments: tuple[SegmentPlan, ...]
     why: str
     frontend: str = "fx"
-    tried: tuple[str, ...] = ()  # front ends that were ruled out before, and why
-    tied: dict[str, tuple[int, ...]] = field(default_factory=dict)  # parameters that several segments use: which
+    tried: tuple[str, ...] = ()  # front ends that could not capture the model, and why
+    tied: dict[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # numbers of the segments, for each parameter in several
     rewrite: Rewrite | None = None
     forecast: Forecast | None = None
-    verdict: Verdict | None = None  # None: the person said where to cut
+    verdict: Verdict | None = None  # None: the person chose the cuts
     states: tuple[TimeCutPlan, ...] = ()  # cuts in time
 
     def to_json(self) -> str:
+        """The plan as JSON text."""
         return json.dumps({"schema": SCHEMA} | asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "plan") -> "Plan":
-        """Read what `to_json` wrote.
+        """Read a text that `to_json` wrote.
 
         Raises:
             DniFxError: If the text is not a plan.
@@ -241,6 +251,7 @@ class Plan:
         return plan
 
     def with_rewrite(self, rewrite: Rewrite) -> "Plan":
+        """The same plan with another `rewrite`."""
         return replace(self, rewrite=rewrite)
 
 
@@ -269,10 +280,19 @@ _READ: dict[str, Callable[[dict[str, Any]], Any]] = {"forecast": _read_forecast,
 
 
 def crossing_name(cut: int, node: str) -> str:
-    """Name under `net.dni` of the synthesizer of one tensor at one cut."""
+    """The name under `net.dni` of the crossing of one tensor at one cut."""
     return f"cut{cut}_{node}"
 
 
 def time_name(index: int) -> str:
-    """Name under `net.dni` of the synthesizer of a state."""
+    """The name under `net.dni` of the crossing of a state, at a cut in time."""
     return f"time{index}"
+
+
+def crossings(plan: Plan) -> Iterator[tuple[str, CrossingTensor | TimeCutPlan]]:
+    """Every crossing of a plan by its name under `net.dni`: each needs one synthesizer."""
+    for index, cut in enumerate(plan.cuts):
+        for tensor in cut.tensors:
+            yield crossing_name(index, tensor.node), tensor
+    for index, state in enumerate(plan.states):
+        yield time_name(index), state

@@ -1,4 +1,4 @@
-"""The front door of pytorch-dni: `net = dni_fx.DNI(net, optim=opt)`, with its arguments, in its training loop."""
+"""The interface of pytorch-dni: `net = dni_fx.DNI(net, optim=opt)` takes its arguments and fits its training loop."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -30,26 +30,26 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class DNI(nn.Module):
-    """A network whose layers train on a mix of synthetic and true gradients, and step by themselves.
+    """A network whose layers train on a mix of synthetic and true gradients, and which steps by itself.
 
-    It takes what pytorch-dni's class of this name takes. At the first training call the network is rewritten by
-    `dni_fx.transform(unlock="none")`. When a backward pass is over, the synthesizers and the network step, and the
-    gradients are used up: a step of the person's own after it changes nothing.
+    The class takes the arguments of pytorch-dni's class of this name. The first training call rewrites the network, as
+    `dni_fx.transform(unlock="none")` does. After each backward pass the synthesizers and the network step, and the
+    gradients are erased: another `optim.step()` in the training loop changes nothing.
 
     Args:
         network: Any module.
-        dni_network: What makes the synthesizers: a class of pytorch-dni's interface (`input_size`, `hidden_size`,
+        dni_network: The class of the synthesizers: one with pytorch-dni's interface (`input_size`, `hidden_size`,
             `output_size`; `forward(input, hidden) -> (output, hidden)`), a `dni_fx.Synthesizer`, or a name in
             `dni_fx.synthesizers.REGISTRY`. None: two hidden ReLU layers of 4 * hidden_size.
         dni_params: Further arguments of `dni_network`.
-        optim: The optimizer that steps the network; None: one like that of the synthesizers.
+        optim: The optimizer of the network; None: an optimizer like that of the synthesizers.
         grad_optim: The optimizer of the synthesizers: adam, adamax, rmsprop, sgd, adagrad or adadelta.
-        grad_lr: Their learning rate.
+        grad_lr: The learning rate of the synthesizers.
         hidden_size: Hidden units of a synthesizer; None: 10.
-        λ: Share of the true gradient, 0 (synthetic alone) to 1 (backprop); `lam` is the same.
-        recursive: Cut after every layer that trains; else at the output of the network alone.
-        skip_last_layer: Leave the last layer to the true gradient.
-        format_fn: Not needed, and ignored with a warning: the tensors that cross a cut are found by themselves.
+        λ: Share of the true gradient, 0 (only the synthetic one) to 1 (backprop); `lam` is the same.
+        recursive: Cut after every layer that trains; False: only at the output of the network.
+        skip_last_layer: Train the last layer on the true gradient.
+        format_fn: Not needed, and ignored with a warning: dni-fx finds the tensors that cross a cut.
         gpu_id: Move the network to this CUDA device; -1: leave it where it is.
 
     Raises:
@@ -90,10 +90,10 @@ class DNI(nn.Module):
         own = [p for p in network.parameters() if p.requires_grad]
         self.optim = optim if optim is not None or not own else self._optimizer(own)
         self.grad_optim: torch.optim.Optimizer | None = None
-        self.__dict__["net"] = self.network  # and later what it is rewritten to
+        self.__dict__["net"] = self.network  # later the rewritten network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network gives."""
+        """Call the network."""
         if not (self.training and torch.is_grad_enabled()):
             return self.network(*args, **kwargs)
         if self.grad_optim is None:
@@ -107,7 +107,7 @@ class DNI(nn.Module):
         return output
 
     def build(self, *args: Any, **kwargs: Any) -> None:
-        """Make the synthesizers, for inputs such as these; the first training call does it otherwise."""
+        """Make the synthesizers, for inputs like these. Without this, the first training call makes them."""
         if self.recursive:
             net = rewrite(*self._captured(args, kwargs), self.synthesizer, self.settings)
             self.__dict__["net"] = net  # the parameters are those of `network`
@@ -126,6 +126,7 @@ class DNI(nn.Module):
         return capture_and_plan(self.network, example, request)
 
     def _cut_output(self, *args: Any, **kwargs: Any) -> None:
+        """Make the synthesizer at the output of the network."""
         with torch.no_grad():
             output = tensors_in(self.network(*args, **kwargs))[0]
         axis = 1 if output.dim() in (4, 5) else output.dim() - 1
@@ -135,14 +136,14 @@ class DNI(nn.Module):
         self.segment = ops.Segment(self.settings.mix).to(output.device)
 
     def _cut(self, output: Any) -> Any:
-        """The output, whose gradient on the way back is mixed with a synthetic one."""
+        """The output; the backward pass mixes its gradient with a synthetic one."""
         if not isinstance(output, Tensor):
             raise DniFxError("the output of the network is not one tensor: use recursive=True and skip_last_layer=True")
         detached = output.detach()
         return ops.inject((output,), (detached,), (self.last(detached),), self.segment)[0]
 
     def _step_at_the_end(self, _gradient: Tensor) -> None:
-        """Of the backward pass that has begun."""
+        """Step when the current backward pass ends."""
         engine: Any = Variable._execution_engine
         engine.queue_callback(self._step)
 
@@ -154,6 +155,7 @@ class DNI(nn.Module):
 
 
 def _synthesizer(network: Any, options: dict[str, Any], hidden_size: int) -> str | Factory:
+    """The name or factory for a `dni_network` and its arguments."""
     if network is None:
         network, options = "mlp", {"hidden_layers": 2, "hidden_size": 4 * hidden_size} | options
     if isinstance(network, str):

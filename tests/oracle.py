@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import dni_fx
 from dni_fx import ops
-from dni_fx.proof.subject import Told as Told
+from dni_fx.proof.scripted import Scripted as Scripted
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.module import DecoupledModule
 
@@ -19,6 +20,11 @@ def loss_of(output: Any) -> Tensor:
     """A loss that depends on every tensor of the output, averaged over the batch."""
     leaves = [t for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
     return sum(((t - 0.3) ** 2).mean() for t in leaves)  # type: ignore[return-value]
+
+
+def failures(net: Any, args: Any, kwargs: Any) -> dict[str, str]:
+    """The checks that a rewritten net does not pass, and what they found."""
+    return {check.name: check.figure for check in dni_fx.check(net, args, kwargs=kwargs).checks if not check.passed}
 
 
 def gradients(module: nn.Module, call: Call) -> dict[str, Tensor]:
@@ -40,7 +46,7 @@ def gradients(module: nn.Module, call: Call) -> dict[str, Tensor]:
 
 
 def tell_truth(net: DecoupledModule, call: Call, loss: Callable[[Any], Tensor] = loss_of) -> None:
-    """Give each `Told` synthesizer the gradient of its tensor that backpropagation through `net`'s original has.
+    """Give each `Scripted` synthesizer the gradient of its tensor that backpropagation through `net`'s original has.
 
     Found by running `net`'s own graph with boundaries that let the true gradient through.
     """
@@ -58,7 +64,7 @@ def tell_truth(net: DecoupledModule, call: Call, loss: Callable[[Any], Tensor] =
         if isinstance(crossing, Crossing):
             truth = seen[name].grad
             assert truth is not None
-            crossing.synthesizer.told = truth * ops.batch_size(truth)
+            crossing.synthesizer.prediction = truth * ops.batch_size(truth)
 
 
 def _recorder(names: list[str], seen: dict[str, Tensor]) -> Callable[..., tuple[Tensor, ...]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Told, gradients, tell_truth
+from oracle import Scripted, gradients, tell_truth
 
 import dni_fx
 from dni_fx.model.loading import load_target
@@ -38,7 +38,7 @@ def test_oracle(name: str, cuts: str) -> None:
     places: Any = "auto" if cuts == "auto" else CUTS[name]
     expected = gradients(model, lambda m: m(*inputs))
     for unlock in ("none", "backward"):
-        net = dni_fx.transform(model, inputs, cuts=places, unlock=unlock, synthesizer=Told)
+        net = dni_fx.transform(model, inputs, cuts=places, unlock=unlock, synthesizer=Scripted)
         tell_truth(net, lambda m: m(*inputs))
         _close(gradients(net, lambda m: m(*inputs)), expected)
     mixed = dni_fx.transform(model, inputs, cuts=places, unlock="none", mix=1.0)

@@ -134,3 +134,25 @@ def test_files_are_short(name: str) -> None:
                 if lines > 50:
                     long_files[f"{path.name}:{node.name}"] = lines
     assert not long_files
+
+
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+IN_PACKAGES = [path for path in TESTS if path.parent.name != "tests"]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in TESTS if p.parent.name != "tests"], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_a_test_file_is_named_as_a_file(path: Path) -> None:
+    """The tests of `dni_fx/cost/times.py` are in `tests/cost/test_times.py`, or a longer name."""
+    name = path.stem.removeprefix("test_")
+    assert any(name == file.stem or name.startswith(f"{file.stem}_") for file in files_of(path.parent.name))
+
+
+def test_no_test_file_imports_another() -> None:
+    """What several test files use is in a file beside `tests/nets.py`."""
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [m for m in modules if m and m.split(".")[-1].startswith(("test_", "conftest"))], path

@@ -1,5 +1,6 @@
 """What is installed: the packages of the tree, and nothing else; and how little an import costs."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -50,6 +51,13 @@ def test_the_version_is_that_of_the_project() -> None:
 def test_what_is_public_is_there() -> None:
     import dni_fx
 
+    tree = ast.parse((ROOT / "dni_fx" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    for_types = {
+        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert for_types == {name: f"dni_fx.{home}" for name, home in dni_fx._HOME.items()}
+    assert dni_fx.__all__ == sorted(dni_fx._HOME)
     for name in dni_fx.__all__:
         assert getattr(dni_fx, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'transfrom'"):

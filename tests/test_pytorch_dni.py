@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from nets import three_layers
 from torch import Tensor, nn
 
 import dni_fx
@@ -14,11 +15,6 @@ from dni_fx.synthesizers.base import Activation, Synthesizer
 X, Y = torch.randn(16, 8), torch.randint(3, (16,))
 
 
-def mlp() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
 def loss_of(net: nn.Module) -> Tensor:
     return nn.functional.cross_entropy(net(X), Y)
 
@@ -26,8 +22,8 @@ def loss_of(net: nn.Module) -> Tensor:
 @pytest.mark.parametrize("steps_too", [False, True])
 @pytest.mark.parametrize("given", [False, True])
 def test_the_loop_of_its_readme(given: bool, steps_too: bool) -> None:
-    """With the person's own step, or without; with `optim`, or with another optimizer that is not told."""
-    network = mlp()
+    """With a step in the loop, or without; with `optim`, or with an optimizer that is not given."""
+    network = three_layers()
     before = copy.deepcopy(network.state_dict())
     opt = torch.optim.Adam(network.parameters(), lr=0.01)
     net = dni_fx.DNI(network, optim=opt if given else None, grad_optim="adam", grad_lr=0.01)
@@ -66,10 +62,10 @@ def test_whichever_output_the_loss_is_of() -> None:
 
 
 def test_a_step_of_its_own_is_one_step() -> None:
-    """The gradients are used up: the person's step after it does nothing."""
+    """The gradients are used up: a step in the loop after it does nothing."""
     results = []
     for steps_too in (False, True):
-        network = mlp()
+        network = three_layers()
         opt = torch.optim.SGD(network.parameters(), lr=0.1)
         torch.manual_seed(1)
         net = dni_fx.DNI(network, optim=opt)
@@ -82,8 +78,8 @@ def test_a_step_of_its_own_is_one_step() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_lambda_is_the_share_of_the_true_gradient(share: float) -> None:
-    """An untrained synthesizer says zero: each cut lets so much of the true gradient through."""
-    network, model = mlp(), mlp()
+    """An untrained synthesizer predicts zero: each cut passes this share of the true gradient."""
+    network, model = three_layers(), three_layers()
     moved = {}
     for net in (dni_fx.DNI(network, optim=torch.optim.SGD(network.parameters(), 1.0), λ=share), model):
         before = {name: p.detach().clone() for name, p in (network if net is not model else model).named_parameters()}
@@ -96,12 +92,12 @@ def test_lambda_is_the_share_of_the_true_gradient(share: float) -> None:
         ours, true = (grads[name] for grads in moved.values())
         assert true is not None
         torch.testing.assert_close(ours, share**power * true)
-    assert dni_fx.DNI(mlp(), lam=0.25).settings.mix == 0.25
+    assert dni_fx.DNI(three_layers(), lam=0.25).settings.mix == 0.25
 
 
 def test_where_it_cuts() -> None:
     def cuts(**options: Any) -> tuple[int, bool]:
-        net = dni_fx.DNI(mlp(), **options)
+        net = dni_fx.DNI(three_layers(), **options)
         loss_of(net).backward()
         return len(net.dni.plan.cuts) if hasattr(net, "dni") else 0, hasattr(net, "last")
 
@@ -129,7 +125,7 @@ def test_the_last_layer_is_the_one_called_last() -> None:
 
 
 def test_layers_that_are_wrapped_one_by_one() -> None:
-    """Its README's second example: each layer steps by itself, the rest by the person's optimizer."""
+    """Its README's second example: each layer steps by itself, the rest by the optimizer of the loop."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -186,24 +182,24 @@ NETWORKS = [
 
 @pytest.mark.parametrize(("network", "params", "name"), NETWORKS)
 def test_kinds_of_synthesizers(network: Any, params: dict[str, Any], name: str) -> None:
-    net = dni_fx.DNI(mlp(), dni_network=network, dni_params=params)
+    net = dni_fx.DNI(three_layers(), dni_network=network, dni_params=params)
     loss_of(net).backward()
     assert {type(s).__name__ for s in net.dni.synthesizers.values()} == {name}
 
 
 def test_a_synthesizer_of_the_older_interface() -> None:
-    net = dni_fx.DNI(mlp(), dni_network=Mine, dni_params={"extra": 3}, hidden_size=7)
+    net = dni_fx.DNI(three_layers(), dni_network=Mine, dni_params={"extra": 3}, hidden_size=7)
     loss_of(net).backward()
     found = [m for m in net.dni.modules() if isinstance(m, Mine)]
     assert [(m.extra, m.net[0].out_features) for m in found] == [(3, 7), (3, 7)]
 
 
 def test_in_eval_mode_it_is_the_network() -> None:
-    network = mlp()
+    network = three_layers()
     net = dni_fx.DNI(network)
     loss_of(net).backward()
     assert torch.equal(net.eval()(X), network.eval()(X))
-    again = dni_fx.DNI(mlp())
+    again = dni_fx.DNI(three_layers())
     again.build(X)
     again.load_state_dict(net.state_dict())
     assert torch.equal(again.eval()(X), net(X))
@@ -220,10 +216,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("options", "text"), WRONG)
 def test_wrong_arguments(options: dict[str, Any], text: str) -> None:
     with pytest.raises(DniFxError) as caught:
-        dni_fx.DNI(**({"network": mlp()} | options))
+        dni_fx.DNI(**({"network": three_layers()} | options))
     assert text in str(caught.value)
 
 
 def test_a_format_function_is_not_needed() -> None:
     with pytest.warns(UserWarning, match="format_fn"):
-        dni_fx.DNI(mlp(), format_fn=lambda o: o)
+        dni_fx.DNI(three_layers(), format_fn=lambda o: o)

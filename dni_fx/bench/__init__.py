@@ -1,4 +1,4 @@
-"""Measure ways to train: memory and time of one step.
+"""Measure memory and time of a training step, for several ways to train.
 
 In: a model and its inputs. Out: a row of numbers for each way.
 """

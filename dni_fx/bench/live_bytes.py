@@ -1,6 +1,6 @@
 """Exact live tensor bytes of a training step, op by op, on any device.
 
-`training_peak(step)` runs a step and says how much was alive at worst, where, and what it was.
+`training_peak(step)` runs a step, and returns the peak, the op at the peak, and the storages alive then.
 """
 
 import functools
@@ -29,23 +29,23 @@ class Block:
     op: str
     phase: str
     shape: tuple[int, ...]
-    made: int  # in `trace`
-    gradient: int = -1  # in `LiveBytes.gradients`, if it is some parameter's
+    made: int  # index in `trace`
+    gradient: int = -1  # index in `LiveBytes.gradients`, if the storage holds the gradient of a parameter
     reference: weakref.ref[torch.UntypedStorage] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was alive just after an op, its inputs included."""
+    """The bytes alive just after an op, its inputs included."""
 
     op: str
-    phase: str  # "forward", "backward" (of a local backward pass too), "optimizer"
+    phase: str  # "forward", "backward" (also in a local backward pass), "optimizer"
     live: int
 
 
 @dataclass
 class Gradient:
-    """From where to where in the trace a parameter's gradient was alive."""
+    """The gradient of a parameter: the indices in the trace between which it was alive."""
 
     nbytes: int
     made: int
@@ -53,7 +53,7 @@ class Gradient:
 
 
 def storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
-    """The storages below a tensor: of a subclass and of a sparse tensor, those of its parts."""
+    """The storages below a tensor; a wrapper subclass or a sparse tensor has one for each part."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
             yield from storages(getattr(tensor, name))
@@ -65,18 +65,18 @@ def storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that ops allocate while it is on, from the op that returns them until they are freed.
+    """Count the storages that ops allocate, from the op that returns a storage until the storage is freed.
 
-    A storage is known by the identity of its Python object. PyTorch keeps that object for as long as the storage
-    lives, even while only C++ (autograd's saved tensors) holds it, and a weak reference's callback runs when it dies,
-    before the address can be used again. A view or an in-place op returns a storage that is known; one that resizes it
-    changes its size. A storage that is first seen as an argument is older than the step (parameters, batch, optimizer
-    state): it is not in `live` but in `outside`.
+    The key of a storage is the identity of its Python object. PyTorch keeps that object while the storage lives, even
+    if only C++ (autograd's saved tensors) holds the storage. The callback of a weak reference runs when the storage
+    dies, before its address can be used again. A view or an in-place op returns a storage that is counted already; an
+    op that resizes the storage changes its size. A storage that first appears as an argument is older than the step
+    (parameters, batch, optimizer state): its bytes count in `outside`, not in `live`.
 
-    What a kernel allocates for itself and frees before it returns is not seen: no op returns it.
+    Memory that a kernel allocates and frees before it returns is not counted: no op returns it.
 
     Args:
-        parameters: Those whose `.grad` is counted apart.
+        parameters: Parameters whose gradients are counted apart.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
@@ -85,17 +85,17 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self.peak_op = ""
         self.peak_phase = ""
-        self.peak_index = -1  # in `trace`
+        self.peak_index = -1  # index in `trace`
         self.gradients: list[Gradient] = []
         self.peak_blocks: list[Block] = []
-        self.outside = 0  # bytes that are older than the step, of what the step touched
-        self.forward_end = 0  # alive when the last backward pass began, its first gradient (of the loss) included
+        self.outside = 0  # bytes of the storages that the step uses and that are older than the step
+        self.forward_end = 0  # bytes alive when the last backward pass began, with its first gradient (of the loss)
         self.trace: list[Point] = []
-        self.blocks: dict[int, Block] = {}  # by id of the storage; a block goes when its storage does
+        self.blocks: dict[int, Block] = {}  # by id of the storage, while the storage lives
         self._old: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._parameters = tuple(parameters)
-        self._optimizers = 0  # steps that are running
-        self._task = -1
+        self._optimizers = 0  # optimizer steps that are running
+        self._task = -1  # the last backward pass
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -107,9 +107,9 @@ class LiveBytes(TorchDispatchMode):
 
         self._hooks = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
         trained = [p for p in self._parameters if p.requires_grad]
-        # Before it is added, too: another hook may use it up right after.
-        self._hooks += [p.register_hook(self._mark) for p in trained]
-        self._hooks += [p.register_post_accumulate_grad_hook(lambda p: self._mark(p.grad)) for p in trained]
+        # Mark a gradient before it is accumulated, too: another hook may free it right after.
+        self._hooks += [p.register_hook(self._mark_gradient) for p in trained]
+        self._hooks += [p.register_post_accumulate_grad_hook(lambda p: self._mark_gradient(p.grad)) for p in trained]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -124,12 +124,12 @@ class LiveBytes(TorchDispatchMode):
         phase = "backward" if task != -1 else "optimizer" if self._optimizers else "forward"
         if task > self._task:
             self._task, self.forward_end = task, self.live
-        # torch.tensor() fills a tensor where no mode sees it, and this is its first op.
+        # torch.tensor() allocates outside of all modes; lift_fresh is the first op on the new tensor.
         if func is not torch.ops.aten.lift_fresh.default:
             for tensor in tree_leaves((args, kwargs)):
                 if isinstance(tensor, Tensor):
                     for storage in storages(tensor):
-                        self._meet(storage)
+                        self._add_old(storage)
         result = func(*args, **kwargs)
         name = str(func)
         written = (args, kwargs) if func._schema.is_mutable else ()
@@ -144,7 +144,7 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def activations(self) -> list[int]:
-        """What was alive after each op of the trace, gradients of parameters not counted, however young."""
+        """The bytes alive after each op of the trace, without gradients of parameters."""
         change = [0] * (len(self.trace) + 1)
         for gradient in self.gradients:
             change[gradient.made] += gradient.nbytes
@@ -152,13 +152,15 @@ class LiveBytes(TorchDispatchMode):
                 change[gradient.freed] -= gradient.nbytes
         return [point.live - held for point, held in zip(self.trace, itertools.accumulate(change), strict=False)]
 
-    def _meet(self, storage: torch.UntypedStorage) -> None:
+    def _add_old(self, storage: torch.UntypedStorage) -> None:
+        """Add an argument to the storages that are older than the step, unless the step made it."""
         key = id(storage)
         if key not in self.blocks and key not in self._old:
             self._old[key] = weakref.ref(storage, lambda _: self._old.pop(key, None))
             self.outside += storage.nbytes()
 
     def _count(self, storage: torch.UntypedStorage, op: str, phase: str, shape: tuple[int, ...]) -> None:
+        """Count a storage that an op returned, or its change of size."""
         key = id(storage)
         if key in self._old:
             return
@@ -169,8 +171,8 @@ class LiveBytes(TorchDispatchMode):
         self.live += storage.nbytes() - block.nbytes
         block.nbytes = storage.nbytes()
 
-    def _mark(self, gradient: Tensor | None) -> None:
-        """Of a parameter; None: it has been used up."""
+    def _mark_gradient(self, gradient: Tensor | None) -> None:
+        """Remember that a storage holds the gradient of a parameter; None: another hook freed the gradient."""
         for storage in storages(gradient) if gradient is not None else ():
             block = self.blocks.get(id(storage))
             if block is not None and block.gradient < 0:
@@ -189,9 +191,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 def training_peak(step: Callable[[], object], parameters: Iterable[nn.Parameter] = ()) -> LiveBytes:
-    """Run a step and measure it. Take a step before, so that the optimizer's state is there, and erase the gradients.
+    """Run a step and count its live bytes. Before, run another step, which makes the optimizer's state, and zero_grad.
 
-    Python's garbage collector is off meanwhile, so that the numbers repeat: what is in a reference cycle stays.
+    Python's garbage collector is off meanwhile, so that the numbers repeat: tensors in a reference cycle stay alive.
     """
     measured = LiveBytes(parameters)
     was_on = gc.isenabled()
@@ -207,11 +209,11 @@ def training_peak(step: Callable[[], object], parameters: Iterable[nn.Parameter]
 
 
 def allocator_trace(step: Callable[[], object]) -> list[int]:
-    """Bytes alive after each allocation of a step, as torch's CPU allocator tells the profiler.
+    """The bytes alive after each allocation of a step, from the events of torch's CPU allocator.
 
-    What kernels allocate for themselves counts too, and compiled code can be measured.
+    Temporaries of kernels count, too, and the step may run compiled code.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines about itself to stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes log lines to stderr otherwise
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()

@@ -1,4 +1,4 @@
-"""Measure the memory and the time of a training step, each way in turn with backprop."""
+"""Measure memory and time of a training step; steps of each way alternate with steps of backprop."""
 
 import copy
 import math
@@ -31,15 +31,16 @@ NOT_MEASURED = Ratio(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one way to train.
+    """The numbers of one way to train.
 
     Attributes:
-        activations: The most bytes alive at once that the step made, gradients of parameters not counted.
-        peak: The same, all counted; parameters, optimizer state and the batch are older than the step.
+        activations: The most bytes alive at once that the step allocated, without gradients of parameters.
+        peak: The most bytes alive at once that the step allocated. Parameters, optimizer state and the batch are
+            older than the step.
         milliseconds: Median time of a step.
-        ratio: Of its time to that of backprop's step just before.
+        ratio: The time of a step, divided by the time of a step of backprop just before or after.
         trace: Bytes alive after each operation.
-        failed: Why nothing was measured.
+        failed: The reason why there are no numbers.
     """
 
     name: str
@@ -54,14 +55,14 @@ class Row:
 def measure(
     model: nn.Module, inputs: Inputs, options: Options, progress: Callable[[str], None] = lambda name: None
 ) -> Iterator[Row]:
-    """Measure each way to train a model, one after the other; each in turn with backprop, which is the first row.
+    """Measure each way to train a model; backprop is the first row.
 
     Args:
-        model: In train mode; it is copied, and left as it is.
-        progress: Called with the name of the way that comes next.
+        model: In train mode; `measure` trains copies.
+        progress: Is called with the name of each row before its measurement.
 
     Raises:
-        DniFxError: If the model cannot be trained at all.
+        DniFxError: If the model cannot be copied, or not be trained with backprop.
     """
     progress("backprop")
     try:
@@ -84,32 +85,32 @@ def measure(
 def _measured(name: str, backprop: Trainee, trainee: Trainee) -> Row:
     trainee.net.zero_grad()
     activations, peak, trace = _gpu_memory(trainee) if trainee.on_gpu else _memory(trainee)
-    pairs = [_in_turn(backprop, trainee, first=bool(turn % 2)) for turn in range(trainee.options.steps)]
-    tenths = statistics.quantiles([own / other for other, own in pairs], n=10, method="inclusive")
+    pairs = [_time_both(backprop, trainee, trainee_first=bool(turn % 2)) for turn in range(trainee.options.steps)]
+    tenths = statistics.quantiles([own / reference for reference, own in pairs], n=10, method="inclusive")
     milliseconds = 1e3 * statistics.median(own for _, own in pairs)
     return Row(name, activations, peak, milliseconds, Ratio(tenths[4], tenths[0], tenths[8]), trace)
 
 
-def _in_turn(backprop: Trainee, trainee: Trainee, *, first: bool) -> tuple[float, float]:
-    """Seconds of both; who comes second has the caches warm."""
-    if first:
+def _time_both(backprop: Trainee, trainee: Trainee, *, trainee_first: bool) -> tuple[float, float]:
+    """Seconds of a step of both. The second one finds warm caches, so the order alternates."""
+    if trainee_first:
         own = trainee.seconds()
         return backprop.seconds(), own
     return backprop.seconds(), trainee.seconds()
 
 
 def _memory(trainee: Trainee) -> tuple[int, int, tuple[int, ...]]:
-    """The most that was alive without gradients of parameters; with them; and what was alive after each operation."""
+    """The most bytes alive without gradients of parameters; with them; and the bytes alive after each operation."""
     if not isinstance(trainee.net, torch._dynamo.OptimizedModule):
         memory = training_peak(trainee.step, trainee.net.parameters())
         return max(memory.activations), memory.peak, tuple(point.live for point in memory.trace)
-    whole = allocator_trace(trainee.step)  # nothing compiled runs below a dispatch mode
-    # Where gradients are there already, they are older than the step.
+    whole = allocator_trace(trainee.step)  # a dispatch mode does not see compiled code
+    # Without zero_grad, gradients are older than the step and do not count.
     return max(allocator_trace(lambda: trainee.step(zero_grad=False))), max(whole), tuple(whole)
 
 
 def _gpu_memory(trainee: Trainee) -> tuple[int, int, tuple[int, ...]]:
-    """The same, as the allocator of the GPU has it."""
+    """The same three numbers; the peaks are those of the GPU's allocator."""
     peaks = []
     for zero_grad in (True, False):
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""What `bench` measured, as a table and as a picture."""
+"""The rows of `bench`, as a table and as a picture."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -41,32 +41,33 @@ def bench_table(rows: Sequence[Row]) -> RenderableType:
             )
     failed = [Text(f"not measured: {row.name}: {row.failed}", "dim") for row in rows if row.failed]
     legend = (
-        f"{unit} that the step makes, at worst; time beside backprop's, median and 10th to 90th percentile; backprop's "
-        f"step takes {rows[0].milliseconds:.1f} ms"
+        f"memory: the most {unit} that the step makes; time: as a multiple of backprop's, median and 10th to 90th "
+        f"percentile; a step of backprop takes {rows[0].milliseconds:.1f} ms"
     )
     return Group(table, Text(legend, "dim"), *failed)
 
 
 def _beside(bytes_: int, first: int, unit: int) -> str:
+    """An amount of memory, and its difference from the first row's."""
     return f"{bytes_ / unit:.1f} {100 * (bytes_ / first - 1):+.0f} %"
 
 
 def spark(trace: Sequence[int], top: int) -> str:
-    """A trace in a few characters: the most in each part of the step, `top` being a full one."""
+    """Draw a trace in a few characters: the most in each part of the step; `top` is a full block."""
     parts = [trace[len(trace) * i // _WIDTH : len(trace) * (i + 1) // _WIDTH] for i in range(_WIDTH)]
     return "".join(_SPARKS[round(max(part, default=0) / max(top, 1) * (len(_SPARKS) - 1))] for part in parts)
 
 
 def check_plot(path: Path) -> None:
-    """Raise a DniFxError if a picture cannot be written there: before the long run, not after it."""
+    """Raise a DniFxError if `plot` cannot write a picture there: call it before the long run."""
     if importlib.util.find_spec("matplotlib") is None:
         raise DniFxError("a picture needs matplotlib: pip install dni-fx[plots]")
     if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir() or path.is_dir():
-        raise DniFxError(f"cannot write a picture to {path}: a .png, .svg or .pdf in a folder that is there")
+        raise DniFxError(f"cannot write a picture to {path}: a .png, .svg or .pdf in a folder that exists")
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bytes alive over the step, a line for each way to train."""
+    """Draw the bytes alive over the step, a line for each way to train."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5))
@@ -84,7 +85,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def to_dict(row: Row) -> dict[str, Any]:
-    """Without the trace."""
+    """The row as plain data, without its trace."""
     if row.failed:
         return {"name": row.name, "failed": row.failed}
     return {

@@ -1,4 +1,4 @@
-"""The ways to train that are measured: backprop, checkpointing and the like, and this tool."""
+"""The ways to train that `bench` compares: backprop, checkpointing, other savers of memory, and dni-fx."""
 
 import math
 import time
@@ -23,16 +23,16 @@ WARM_UP = 2  # steps before the first measured one: optimizer state, caches, com
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared, and how.
+    """Which ways to train to compare, and how.
 
     Args:
-        cuts: As in `dni_fx.transform`, by the name of their row. A second row is with step="segment": "stepping".
-        steps: Timed steps of each.
+        cuts: As in `dni_fx.transform`, by the name of their row. A second row, "stepping", uses step="segment".
+        steps: Number of timed steps for each row.
         synthesizer: As in `dni_fx.transform`.
-        classes: Condition the synthesizers on so many labels.
-        loss: Of the outputs; None: the mean square of each.
-        optimizer: Makes an optimizer from parameters.
-        others: Compare with checkpointing and the like, too.
+        classes: Condition the synthesizers on labels of so many classes.
+        loss: A function of the model's output; None: the sum of the mean squares of all outputs.
+        optimizer: A function that makes an optimizer from parameters.
+        others: Compare with checkpointing and other savers of memory, too.
     """
 
     cuts: Mapping[str, Cuts] = field(default_factory=lambda: segments(2, 4, 8, "auto"))
@@ -50,14 +50,15 @@ class Options:
 
 @dataclass
 class Trainee:
-    """A net that is trained in one of the ways."""
+    """A net, and how to train it."""
 
     net: nn.Module
-    optimizer: torch.optim.Optimizer | None  # None: it steps by itself
+    optimizer: torch.optim.Optimizer | None  # None: the net steps in its backward pass
     inputs: Inputs
     options: Options
 
     def step(self, *, zero_grad: bool = True) -> None:
+        """Run one training step."""
         if self.optimizer is not None and zero_grad:
             self.optimizer.zero_grad()
         output = self.net(*self.inputs.args, **self.inputs.kwargs)
@@ -69,10 +70,11 @@ class Trainee:
 
     @property
     def on_gpu(self) -> bool:
+        """Whether a parameter is on a CUDA device."""
         return any(p.is_cuda for p in self.net.parameters())
 
     def seconds(self) -> float:
-        """Of one step."""
+        """The time of one step."""
         if not self.on_gpu:
             start = time.perf_counter()
             self.step()
@@ -86,7 +88,7 @@ class Trainee:
 
 
 def mean_square(output: Any) -> Tensor:
-    """A loss for any output."""
+    """A loss for any output: the sum of the mean squares of its tensors."""
     squares = [t.square().mean() for t in tensors_in(output) if t.requires_grad]
     if not squares:
         raise DniFxError("no output carries gradient")
@@ -94,6 +96,7 @@ def mean_square(output: Any) -> Tensor:
 
 
 def prepared(trainee: Trainee) -> Trainee:
+    """Put the net into train mode, and run steps that are not measured."""
     trainee.net.train()
     for _ in range(WARM_UP):
         trainee.step()
@@ -104,7 +107,7 @@ Way = Callable[[nn.Module, Inputs, Options], Trainee]
 
 
 def ways(options: Options) -> Iterator[tuple[str, Way]]:
-    """All but backprop, by name."""
+    """All ways but backprop, by name."""
     if options.others:
         yield "checkpointed blocks", _checkpointed
         yield "checkpointed √n", _checkpointed_by_root
@@ -116,17 +119,19 @@ def ways(options: Options) -> Iterator[tuple[str, Way]]:
 
 
 def backprop(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
+    """Train the model as it is."""
     return Trainee(model, options.optimizer(model.parameters()), inputs, options)
 
 
 def _checkpointed(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
+    """Recompute every block in the backward pass."""
     for name in blocks(model):
         _recompute(model.get_submodule(name))
     return backprop(model, inputs, options)
 
 
 def _checkpointed_by_root(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
-    """Runs of about √n blocks are recomputed at a time (Chen et al. 2016, Sect. 4)."""
+    """Recompute runs of about √n blocks in the backward pass (Chen et al. 2016, Sect. 4)."""
     names = blocks(model)
     parents = dict.fromkeys(name.rpartition(".")[0] for name in names)
     length = round(math.sqrt(len(names)))
@@ -148,12 +153,12 @@ def _recompute(module: nn.Module) -> None:
 
 
 def _budgeted(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
-    """The partitioner of torch.compile, told to keep half of what it would keep."""
+    """Let torch.compile keep half of the activations that it would keep by itself."""
     from torch._functorch import config
 
     torch._dynamo.reset()
     on_gpu = any(p.is_cuda for p in model.parameters())
-    # The kernels of eager mode, as in all other rows, where there may be no compiler.
+    # Without a GPU there may be no C++ compiler: this backend runs the kernels of eager mode, as all other rows do.
     compiled: Any = torch.compile(model, backend="inductor" if on_gpu else "aot_eager_decomp_partition")
     trainee = backprop(compiled, inputs, options)
     with config.patch(activation_memory_budget=0.5):
@@ -161,7 +166,7 @@ def _budgeted(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
 
 
 def _optimizer_in_backward(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
-    """Every parameter has an optimizer of its own, which steps when its gradient is there."""
+    """Give every parameter an optimizer of its own, which steps as soon as the gradient is computed."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_stepping(options.optimizer([parameter])))
@@ -177,10 +182,10 @@ def _stepping(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
 
 
 def parse_segments(text: str) -> dict[str, Cuts]:
-    """What the command line means: `2,4,auto`.
+    """Parse `--segments`, as in `2,4,auto`.
 
     Raises:
-        DniFxError: If it does not read so.
+        DniFxError: If the text is not such a list.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part == "auto" or (part.isdecimal() and int(part) > 1) for part in parts):
@@ -189,18 +194,21 @@ def parse_segments(text: str) -> dict[str, Cuts]:
 
 
 def segments(*counts: int | str) -> dict[str, Cuts]:
-    """Cuts into so many segments, or "auto"."""
+    """The cuts for each number of segments, or for "auto", by the name of their row."""
     return {"auto" if count == "auto" else f"{count} segments": count for count in counts}
 
 
 def _cut(cuts: Cuts, step: str) -> Way:
+    """Train what `dni_fx.transform` makes of the model."""
+
     def make(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
         shared: dict[str, Any] = {
             "example_kwargs": inputs.kwargs,
             "cuts": cuts,
             "synthesizer": options.synthesizer,
             "classes": options.classes,
-            "synthesizer_share": 9.0 if isinstance(cuts, int) else None,  # what it costs is what is measured
+            # No real limit for a number of segments: the row shows what synthesizers cost.
+            "synthesizer_share": 9.0 if isinstance(cuts, int) else None,
             "verify": False,
         }
         if step == "segment":
@@ -219,11 +227,13 @@ def _cut(cuts: Cuts, step: str) -> Way:
 
 
 def blocks(model: nn.Module) -> list[str]:
-    """Names of the modules that a person would checkpoint: of the class that holds most parameters, where there are
-    several of it; else the children of the longest Sequential.
+    """Names of the modules that a person would checkpoint.
+
+    These are the instances of one class, if a class has several: of such classes, the one with most parameters. Else
+    they are the children of the longest Sequential.
 
     Raises:
-        DniFxError: If there are neither.
+        DniFxError: If no class has several instances, and there is no Sequential.
     """
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     by_class: dict[type[nn.Module], list[str]] = {}

@@ -1,4 +1,4 @@
-"""The command line: stdout is the result, stderr the progress.
+"""The command line: results go to stdout, progress and errors to stderr.
 
 In: arguments. Out: text or JSON, files, and an exit code.
 """

@@ -1,9 +1,8 @@
-"""The commands, and the border where every error becomes one line and an exit code."""
+"""The commands, and `main`, which turns every error into one line and an exit code."""
 
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
 from importlib.metadata import version as installed_version
 from json import dumps
 from pathlib import Path
@@ -23,7 +22,7 @@ from dni_fx.cli.options import (
     with_options,
 )
 from dni_fx.cli.parsing import default_folder
-from dni_fx.cli.progress import Step, err, escape, out, progress
+from dni_fx.cli.progress import ShowStage, err, escape, out, progress
 from dni_fx.errors import DniFxError, SourceError
 
 if TYPE_CHECKING:
@@ -44,28 +43,28 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Cut PyTorch models into segments that train on synthetic gradients.\n\n"
-    "Exit codes: 0 fine, 1 a finding (no legal cut, a check failed), 2 wrong usage or bad input, 3 the model could not "
-    "be loaded or captured, 70 a bug of dni-fx.",
+    "Exit codes: 0 success; 1 no legal cut, a failed check, or no measurement; 2 wrong usage or bad input; 3 the model "
+    "cannot be loaded or captured; 70 a bug in dni-fx.",
 )
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the plan as JSON on stdout, and nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print only the plan, as JSON.")]
 
 
 def main() -> None:
-    """Entry point: every error becomes one line on stderr and an exit code."""
+    """Run a command; turn an error into one line on stderr and an exit code."""
     try:
         app()
     except DniFxError as error:
         err.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
     except SystemExit as end:
-        if end.code == 130:  # what typer makes of Ctrl-C, without a word
+        if end.code == 130:  # typer's exit on Ctrl-C, which prints nothing
             err.print("interrupted")
         raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    except Exception:
-        err.print(traceback.format_exc(), markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:
+        err.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
         err.print("[bold red]error:[/] this is a bug of dni-fx; please report the lines above")
         sys.exit(70)
 
@@ -94,28 +93,31 @@ def rewrite(
     target: Target,
     options: RewriteOptions,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write. Default: NAME_dni here.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="The folder to write. Default: NAME_dni, for NAME.py.", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the folder, if dni-fx wrote it.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the folder if it exists and dni-fx wrote it.")
+    ] = False,
     json: JsonOption = False,
-    no_diff: Annotated[bool, typer.Option("--no-diff", help="Leave the graph diff out.")] = False,
+    no_diff: Annotated[bool, typer.Option("--no-diff", help="Do not show the graph diff.")] = False,
 ) -> None:
-    """Rewrite a model, show what changed, and write it to a folder.
+    """Rewrite a model, show the plan and the changes, and write the result to a folder.
 
-    The folder holds model.py (generated source), plan.json, weights.safetensors and graph.diff; read it with
-    dni_fx.load(folder).
+    The folder holds model.py (generated source), plan.json, weights.safetensors and graph.diff. In Python,
+    dni_fx.load(folder) reads it.
     """
     folder = output or default_folder(target)
-    with progress() as step:
-        step("starting")
+    with progress() as show:
+        show("starting")
         from dni_fx import compiler, store
 
         store.check_destination(folder, force=force)
         request = options.request()
-        module, plan, _ = _captured(target, options.input, request, step)
-        step("rewriting")
+        module, plan, _ = _capture(target, options.input, request, show)
+        show("rewriting")
         net = compiler.rewrite(module, plan, request.synthesizer, request.settings)
-        step(f"writing {folder}")
+        show(f"writing {folder}")
         store.save(net, folder, force=force)
     if json:
         typer.echo(net.dni.plan.to_json(), nl=False)
@@ -135,10 +137,10 @@ def rewrite(
 @app.command(epilog="Example:  [cyan]dni-fx plan net.py --cuts 3 --json > plan.json[/]")
 @with_options(PlanOptions)
 def plan(target: Target, options: PlanOptions, json: JsonOption = False) -> None:
-    """Decide where to cut, and write nothing."""
-    with progress() as step:
-        step("starting")
-        _, decided, _ = _captured(target, options.input, options.request(), step)
+    """Decide where to cut a model, predict memory and time, and write nothing."""
+    with progress() as show:
+        show("starting")
+        _, decided, _ = _capture(target, options.input, options.request(), show)
     if json:
         typer.echo(decided.to_json(), nl=False)
     else:
@@ -148,23 +150,29 @@ def plan(target: Target, options: PlanOptions, json: JsonOption = False) -> None
 @app.command(epilog="Example:  [cyan]dni-fx check net.py:Net --input 32x3x64x64 --cuts every:Block[/]")
 @with_options(RewriteOptions)
 def check(
-    target: Annotated[str, typer.Argument(help="As for rewrite, or a folder that it wrote.", show_default=False)],
+    target: Annotated[
+        str, typer.Argument(help="As for `dni-fx rewrite`, or a folder that it wrote.", show_default=False)
+    ],
     options: RewriteOptions,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout, and nothing else.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print only the report, as JSON.")] = False,
 ) -> None:
-    """Prove that the rewrite of a model is the same network, decoupled; exit code 1 if it is not."""
-    with progress() as step:
-        step("starting")
+    """Prove that the rewrite of a model is the same network, decoupled.
+
+    Compares outputs, gradients, buffers, keys of the state_dict, and the saved and loaded net. If a check fails, the
+    exit code is 1.
+    """
+    with progress() as show:
+        show("starting")
         from dni_fx import compiler, proof
 
         if Path(target, "plan.json").is_file():
-            step(f"reading {target}")
-            net, example = _saved(target, options.input)
+            show(f"reading {target}")
+            net, example = _load_saved(target, options.input)
         else:
             request = options.request()
-            module, plan, example = _captured(target, options.input, request, step)
+            module, plan, example = _capture(target, options.input, request, show)
             net = compiler.rewrite(module, plan, request.synthesizer, request.settings)
-        step("checking")
+        show("checking")
         with contextlib.redirect_stdout(sys.stderr):
             report = proof.check(net, example)
     if json:
@@ -180,51 +188,40 @@ def bench(
     target: Target,
     input: InputOption = None,
     segments: Annotated[
-        str, typer.Option(help="Numbers of segments to cut into, and auto: as in 2,4,8,auto.")
+        str, typer.Option(help="Numbers of segments to measure, with commas; with auto, dni-fx chooses the cuts.")
     ] = "2,4,8,auto",
-    steps: Annotated[int, typer.Option(help="Timed steps of each, in turn with backprop's.")] = 10,
+    steps: Annotated[
+        int, typer.Option(help="Timed steps for each row; each alternates with a timed step of backprop.")
+    ] = 10,
     synthesizer: SynthesizerOption = "auto",
     classes: ClassesOption = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Write a picture of the memory over the step, as PNG.", show_default=False)
+        Path | None,
+        typer.Option(help="Write a picture of the memory over the step: a .png, .svg or .pdf.", show_default=False),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON on stdout, and nothing else.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print only the numbers, as JSON.")] = False,
 ) -> None:
-    """Measure memory and time of a training step: backprop, checkpointing and the like, and this tool.
+    """Measure memory and time of a training step: dni-fx beside backprop, checkpointing and others.
 
-    Memory is what the step itself makes: parameters, optimizer state and the batch are not in it; "activations" leave
-    gradients of parameters out, too. The loss is the mean square of the outputs, the optimizer Adam; "stepping" is
-    step="segment", "compiler, half" the partitioner of torch.compile with activation_memory_budget=0.5, whose gradients
-    all come at once and are counted in both.
+    Memory is what the step allocates: no parameters, optimizer state or batch. The column "activations" leaves out the
+    gradients of parameters, too. The loss is the mean square of the outputs; the optimizer is Adam. The rows with
+    "stepping" use step="segment". The row "compiler, half" uses torch.compile with activation_memory_budget=0.5; it
+    makes all gradients at once, so both columns count them.
     """
-    with progress() as step:
-        step("starting")
+    with progress() as show:
+        show("starting")
         from dni_fx import bench as measuring
-        from dni_fx.settings import Settings, check_settings
-        from dni_fx.synthesizers import resolve
 
-        options = measuring.Options(
-            cuts=measuring.parse_segments(segments), steps=steps, synthesizer=synthesizer, classes=classes
-        )
-        resolve(synthesizer, (), -1, None)
-        check_settings(Settings(classes=classes))
+        options = _bench_options(segments, steps, synthesizer, classes)
         if plot is not None:
             measuring.check_plot(plot)
-        model, example = _loaded(target, input, step)
-    rows = []
-    interrupted = False
-    try:
-        for row in _measuring(model, example, options):
-            rows.append(row)
-    except KeyboardInterrupt:
-        interrupted = True
-    if not rows:
-        raise typer.Exit(130)
-    if json:
+        model, example = _load_target(target, input, show)
+    rows, interrupted = _measure(model, example, options)
+    if rows and json:
         typer.echo(dumps([measuring.to_dict(row) for row in rows], indent=2))
-    else:
+    elif rows:
         out.print(measuring.bench_table(rows))
-    if plot is not None:
+    if rows and plot is not None:
         measuring.plot(rows, plot)
         err.print(f"wrote {plot}", highlight=False)
     if interrupted:
@@ -234,15 +231,48 @@ def bench(
         raise typer.Exit(1)
 
 
+def _bench_options(segments: str, steps: int, synthesizer: str, classes: int | None) -> "Options":
+    """The checked options of `bench`."""
+    from dni_fx.bench import Options, parse_segments
+    from dni_fx.settings import Settings, check_settings
+    from dni_fx.synthesizers import resolve
+
+    options = Options(parse_segments(segments), steps, synthesizer, classes)
+    resolve(synthesizer, (), -1, None)
+    check_settings(Settings(classes=classes))
+    return options
+
+
+def _measure(model: "nn.Module", example: "Inputs", options: "Options") -> "tuple[list[Row], bool]":
+    """Measure every way to train, behind a progress bar; on Ctrl-C, return the rows so far, and True."""
+    from dni_fx import bench as measuring
+
+    rows: list[Row] = []
+    ways = ["backprop", *(name for name, _ in measuring.ways(options))]
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=len(ways))
+
+        def show(name: str) -> None:
+            bar.update(task, description=name, completed=ways.index(name))
+
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                for row in measuring.measure(model, example, options, show):
+                    rows.append(row)
+        except KeyboardInterrupt:
+            return rows, True
+    return rows, False
+
+
 @app.command()
 def diff(folder: Annotated[Path, typer.Argument(help="A folder that `dni-fx rewrite` wrote.")]) -> None:
-    """Show again what a rewrite changed."""
+    """Show again the changes of a rewrite."""
     from dni_fx.report import paint
 
     try:
         text = (folder / "graph.diff").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise DniFxError(f"{folder} is no folder that dni-fx wrote: no graph.diff in it") from None
+        raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no graph.diff") from None
     out.print(paint(text), soft_wrap=True)
 
 
@@ -251,42 +281,47 @@ def synthesizers() -> None:
     """List the synthesizers that can be chosen by name."""
     from dni_fx.synthesizers import REGISTRY
 
-    table = Table("name", "what it is")
-    table.add_row("auto", "linear for vectors; maps and sequences: guided_head with a loss, else conv and linear")
+    table = Table("name", "description")
+    table.add_row(
+        "auto",
+        "maps: conv; vectors and sequences: linear; maps and sequences with a loss: guided_head; a cut in time: "
+        "least_squares, or mlp",
+    )
     for name, factory in sorted(REGISTRY.items()):
         table.add_row(name, (factory.__doc__ or "").strip().split("\n")[0])
     out.print(table)
 
 
-def _captured(
-    target: str, specs: list[str] | None, request: "Request", step: Step
+def _capture(
+    target: str, specs: list[str] | None, request: "Request", show: ShowStage
 ) -> "tuple[DecoupledModule, Plan, Inputs]":
+    """Load and capture the target, and decide where to cut it."""
     from dni_fx.compiler import capture_and_plan
 
-    model, example = _loaded(target, specs, step)
+    model, example = _load_target(target, specs, show)
     with contextlib.redirect_stdout(sys.stderr):
-        step("capturing, and comparing the capture with the model" if request.verify else "capturing")
+        show("capturing, and comparing the capture with the model" if request.verify else "capturing")
         return *capture_and_plan(model, example, request), example
 
 
-def _loaded(target: str, specs: list[str] | None, step: Step) -> "tuple[nn.Module, Inputs]":
-    """The model and its example inputs."""
+def _load_target(target: str, specs: list[str] | None, show: ShowStage) -> "tuple[nn.Module, Inputs]":
+    """Load the model and its example inputs, or find inputs that fit."""
     from dni_fx.api import example_inputs_of
     from dni_fx.model import describe, load_target, parse_specs
 
     given = parse_specs(specs) if specs else None
-    with contextlib.redirect_stdout(sys.stderr):  # what the person's code prints
-        step(f"loading {target}")
+    with contextlib.redirect_stdout(sys.stderr):  # the person's code may print
+        show(f"loading {target}")
         model, beside = load_target(target)
-        step("looking for example inputs")
+        show("looking for example inputs")
         example = given or beside or example_inputs_of(model, None, None)
         if not given and beside is None:
-            err.print(f"no example inputs given: {'; '.join(describe(example))} fits", highlight=False)
+            err.print(f"no example inputs given; these fit: {'; '.join(describe(example))}", highlight=False)
         return model, example
 
 
-def _saved(folder: str, specs: list[str] | None) -> "tuple[DecoupledModule, Inputs]":
-    """The net in a folder that `rewrite` wrote, and inputs for it."""
+def _load_saved(folder: str, specs: list[str] | None) -> "tuple[DecoupledModule, Inputs]":
+    """Load the net in a folder that `rewrite` wrote, and make inputs for it."""
     from dni_fx import store
     from dni_fx.model import inputs_like, parse_specs
 
@@ -297,21 +332,6 @@ def _saved(folder: str, specs: list[str] | None) -> "tuple[DecoupledModule, Inpu
             f"{folder} needs the model that it was made from: dni-fx check model.py --cuts {folder}"
         ) from None
     return net, parse_specs(specs) if specs else inputs_like(net.dni.plan.inputs)
-
-
-def _measuring(model: "nn.Module", example: "Inputs", options: "Options") -> "Iterator[Row]":
-    """Measure, with a bar that shows how far it is."""
-    from dni_fx import bench as measuring
-
-    ways = ["backprop", *(name for name, _ in measuring.ways(options))]
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task("", total=len(ways))
-
-        def show(name: str) -> None:
-            bar.update(task, description=name, completed=ways.index(name))
-
-        with contextlib.redirect_stdout(sys.stderr):
-            yield from measuring.measure(model, example, options, show)
 
 
 def _show_plan(decided: "Plan") -> None:

@@ -1,4 +1,7 @@
-"""The options that several commands share: declared once, as fields of a dataclass."""
+"""The options that several commands share: declared once, as fields of a dataclass.
+
+Rich renders help texts: `\\[` is a bracket, and `:end:` would be an emoji.
+"""
 
 import functools
 import inspect
@@ -27,8 +30,8 @@ __all__ = [
 Target = Annotated[
     str,
     typer.Argument(
-        help="path/to/model.py, path/to/model.py:attr or package.module:attr; attr is a module, or a class or function "
-        "without arguments that makes one. The file is imported, which runs it.",
+        help="The model: path/to/model.py, path/to/model.py:NAME or package.module:NAME. NAME is a module, or a class "
+        "or function without arguments that makes one. dni-fx imports the file, which runs its code.",
         show_default=False,
     ),
 ]
@@ -36,26 +39,35 @@ InputOption = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
-        help="Example input, one for each argument: [name=]SHAPE[:DTYPE[:LOW-HIGH]], batch first, as in 64x784 or "
-        "ids=8x128:int64:0-1000 (HIGH not included). Else `example_inputs` in the file, else shapes are tried.",
+        help="An example input; repeat it for each argument of the model. \\[NAME=]SHAPE[:DTYPE[:LOW-HIGH]], batch "
+        "size first, as in 64x784 or ids=8x128:int64:0-1000 (without 1000). Default: `example_inputs` in the file; "
+        "without them, dni-fx tries shapes until one fits.",
         show_default=False,
     ),
 ]
-SynthesizerOption = Annotated[str, typer.Option(help="auto, or a name that `dni-fx synthesizers` lists.")]
+SynthesizerOption = Annotated[
+    str,
+    typer.Option(
+        help="What predicts gradients: auto, or a name that `dni-fx synthesizers` lists, with options as in "
+        "mlp(hidden_layers=2)."
+    ),
+]
 ClassesOption = Annotated[
-    int | None, typer.Option(help="Condition the synthesizers on so many labels.", show_default=False)
+    int | None,
+    typer.Option(help="Number of classes. Synthesizers then see the labels, too.", show_default=False),
 ]
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """How a model is captured, and where it is cut."""
+    """How to capture a model, and where to cut it."""
 
     cuts: Annotated[
         str,
         typer.Option(
-            help="auto, a number of segments, names to cut after (layer2,add_7), every:Block, leaves (every layer "
-            "that trains), marked (where the code says dni_fx.cut_after()), or a plan.json to repeat.",
+            help="Where to cut. auto; a number of segments; names to cut after, as in layer2,add_7; every:Block, "
+            "after each call of that class; leaves, after every layer that trains, but the last; marked, where the "
+            "code has `with dni_fx.cut_after():`; or a plan.json, whose cuts are made again.",
         ),
     ] = "auto"
     input: InputOption = None
@@ -64,49 +76,62 @@ class PlanOptions:
     loss: Annotated[
         str | None,
         typer.Option(
-            help="The training loss in torch.nn.functional, as cross_entropy; needs --classes.", show_default=False
+            help="The training loss, for synthesizers that differentiate it: a name in torch.nn.functional, such as "
+            "cross_entropy. Needs --classes.",
+            show_default=False,
         ),
     ] = None
     objective: Annotated[
         str,
         typer.Option(
-            help="What chosen cuts make least, with a charge for each synthesizer. memory: the peak of a training "
-            "step; throughput: the time of the slowest segment with its synthesizers, each on a device of its own; "
-            "balanced: the time of the heaviest one alone."
+            help="What to minimise where dni-fx chooses the cuts; each synthesizer adds a charge. memory: the peak "
+            "memory of a training step. throughput: the time of the slowest segment with its synthesizers, if each "
+            "segment has a device of its own."
         ),
     ] = "memory"
     memory_budget: Annotated[
         str | None,
-        typer.Option(help="The fewest segments found whose predicted peak fits, as in 2GiB.", show_default=False),
+        typer.Option(
+            help="Choose the fewest segments whose predicted peak memory fits into this, as in 2GiB.",
+            show_default=False,
+        ),
     ] = None
     synthesizer_share: Annotated[
         float | None,
         typer.Option(
-            help="What the synthesizers may take of the time of backprop's step. Default: 0.05, or 1.5 of the least.",
+            help="The largest time of all synthesizers together, as a share of the time of backprop's step. Default: "
+            "0.05; if no cuts are so cheap, 1.5 times the cheapest; no limit with --memory-budget.",
             show_default=False,
         ),
     ] = None
-    profile: Annotated[bool, typer.Option("--profile", help="Measure times on real tensors; else count FLOPs.")] = False
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure the time of each operation. Default: count its FLOPs.")
+    ] = False
     frontend: Annotated[
         str,
         typer.Option(
-            help="What captures the model: fx, export, modules, or auto: the first that proves to be the same network."
+            help="How to capture the model: fx, export, modules, or auto: the first of these whose capture proves to "
+            "be the same network."
         ),
     ] = "auto"
     no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not compare the capture with the eager model: for models too big.")
+        bool,
+        typer.Option(
+            "--no-verify", help="Do not compare the capture with the model. Saves time and memory for large models."
+        ),
     ] = False
     state: Annotated[
         str | None,
         typer.Option(
-            help="Cut a recurrent model in time: auto for forward(x, state) -> (y, state), or NAME=OUTPUT, the "
-            "argument that is its state, and the place or key of the output that it becomes.",
+            help="Cut a recurrent model in time, where its state goes from one call to the next. auto: for "
+            "forward(x, state) -> (y, state). NAME=OUTPUT: the argument that takes the state, and the place or key of "
+            "the output that is the next state, as in hidden=1; several with commas.",
             show_default=False,
         ),
     ] = None
 
     def settings(self) -> "Settings":
-        """How the cuts are rewritten.
+        """The settings for `compiler.rewrite`.
 
         Raises:
             DniFxError: If an option is wrong.
@@ -118,7 +143,7 @@ class PlanOptions:
         return settings
 
     def request(self) -> "Request":
-        """The options, checked, as the compiler takes them.
+        """The checked options, for the compiler.
 
         Raises:
             DniFxError: If an option is wrong.
@@ -146,11 +171,21 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class RewriteOptions(PlanOptions):
-    """The same, and how the cuts are rewritten."""
+    """How to capture a model, where to cut it, and how to rewrite the cuts."""
 
-    unlock: Annotated[str, typer.Option(help="Which locks are removed: backward or none.")] = "backward"
+    unlock: Annotated[
+        str,
+        typer.Option(
+            help="Which lock to remove. backward: each segment runs its backward pass right after its forward pass, "
+            "which frees its activations. none: one ordinary backward pass."
+        ),
+    ] = "backward"
     mix: Annotated[
-        str, typer.Option(help="Share of the true gradient, BP(lambda), or START:END:STEPS; needs --unlock none.")
+        str,
+        typer.Option(
+            help="Share of the true gradient in what goes upstream, 0 to 1, or a schedule, as in 1:0:1000: from 1 to "
+            "0 in 1000 steps. Needs --unlock none."
+        ),
     ] = "0"
 
     def settings(self) -> "Settings":
@@ -162,7 +197,7 @@ class RewriteOptions(PlanOptions):
 
 
 def with_options(options: type[PlanOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command that takes `options=` the fields of this dataclass as options: Typer reads the signature."""
+    """Replace the parameter `options` of a command by one parameter for each field: Typer reads the signature."""
     hints = get_type_hints(options, include_extras=True)
     names = [field.name for field in fields(options)]
     shared = [

@@ -1,4 +1,4 @@
-"""What the texts of the command line mean."""
+"""Parse the texts of command-line options."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["default_folder", "parse_cuts", "parse_mix", "parse_state"]
 
 
 def parse_cuts(text: str) -> "Cuts":
-    """`--cuts`: a saved plan, a keyword, a number of segments, or names with commas."""
+    """Parse `--cuts`: a saved plan, a keyword, a number of segments, or names with commas."""
     from dni_fx.plans import Plan
 
     if text.endswith(".json") or Path(text, "plan.json").is_file():
@@ -29,10 +29,10 @@ def parse_cuts(text: str) -> "Cuts":
 
 
 def parse_mix(text: str) -> "Mix":
-    """`--mix`: a share as in `0.5`, or `START:END:STEPS`.
+    """Parse `--mix`: a share as in `0.5`, or `START:END:STEPS`.
 
     Raises:
-        DniFxError: If it does not read so.
+        DniFxError: If the text is neither.
     """
     try:
         parts = text.split(":")
@@ -44,10 +44,10 @@ def parse_mix(text: str) -> "Mix":
 
 
 def parse_state(text: str | None) -> "StateOption | None":
-    """`--state`: `auto`, or `NAME=OUTPUT`, several with commas.
+    """Parse `--state`: `auto`, or `NAME=OUTPUT`, several with commas.
 
     Raises:
-        DniFxError: If it does not read so.
+        DniFxError: If the text is neither.
     """
     if text is None or text == "auto":
         return None if text is None else True
@@ -58,7 +58,7 @@ def parse_state(text: str | None) -> "StateOption | None":
 
 
 def default_folder(target: str) -> Path:
-    """`NAME_dni` for a target `path/NAME.py:attr` or `package.NAME:attr`."""
+    """The output folder `NAME_dni` of a target `path/NAME.py:attr` or `package.NAME:attr`."""
     path = target.split(":")[0]
     name = Path(path).stem if path.endswith(".py") else path.rsplit(".", 1)[-1]
     return Path(f"{name}_dni")

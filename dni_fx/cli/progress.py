@@ -5,24 +5,24 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-__all__ = ["Step", "err", "escape", "out", "progress"]
+__all__ = ["ShowStage", "err", "escape", "out", "progress"]
 
 out = Console(soft_wrap=False)
 err = Console(stderr=True)
 
-Step = Callable[[str], None]  # shows what goes on now
+ShowStage = Callable[[str], None]  # shows the name of the stage that begins
 
 
 @contextmanager
-def progress() -> Iterator[Step]:
-    """A status line on stderr; no line where that is no terminal."""
+def progress() -> Iterator[ShowStage]:
+    """Show a status line on stderr, if stderr is a terminal."""
     if not err.is_terminal:
-        yield lambda what: None
+        yield lambda stage: None
         return
     with err.status("starting") as status:
         yield status.update
 
 
 def escape(text: str) -> str:
-    """The text with its brackets safe from rich markup."""
+    """Escape brackets, which rich would read as markup."""
     return text.replace("[", r"\[")

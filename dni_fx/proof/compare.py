@@ -1,4 +1,4 @@
-"""Whether two sets of tensors are equal up to rounding."""
+"""Compare two sets of tensors: are they equal up to rounding?"""
 
 import math
 
@@ -7,17 +7,25 @@ from torch import Tensor
 
 __all__ = ["close"]
 
-# Of a gradient's largest entry. Models that compute in float32 inside differ by more than float64 resolves.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.complex64: 2e-3}
-
-TOLERANCE |= {torch.float16: 5e-2, torch.bfloat16: 5e-2}
+# As a share of the largest entry. Models that compute in float32 inside differ by more than float64 resolves.
+TOLERANCE = {
+    torch.float64: 1e-6,
+    torch.float32: 2e-3,
+    torch.complex64: 2e-3,
+    torch.float16: 5e-2,
+    torch.bfloat16: 5e-2,
+}
 
 
 def close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool = False) -> tuple[bool, str]:
-    """Whether two sets of tensors agree: the largest difference, as a share of the tensor's largest entry.
+    """Compare two sets of tensors by name.
 
     Args:
-        narrow: They were computed in 16 bits, whatever they are now.
+        narrow: Some value was computed in 16 bits, whatever the dtype of the tensors.
+
+    Returns:
+        Whether the sets agree; and the largest difference, as a share of the tensor's largest entry, or the first
+        tensor that cannot be compared.
     """
     got, expected = _numbers(got), _numbers(expected)
     missing = sorted(n for n in got.keys() ^ expected.keys() if (got | expected)[n].any())
@@ -42,6 +50,6 @@ def close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool =
 
 
 def _numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Integers and truth values as float64: they have no differences otherwise."""
+    """Turn integers and truth values into float64: truth values cannot be subtracted."""
     inexact = {name: t.is_floating_point() or t.is_complex() for name, t in tensors.items()}
     return {name: t if inexact[name] else t.double() for name, t in tensors.items()}

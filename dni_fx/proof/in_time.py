@@ -1,7 +1,5 @@
 """The check of a cut in time: what goes from one window to the next."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -10,108 +8,128 @@ from dni_fx.errors import first_line
 from dni_fx.model import Inputs, in_train_mode, preserved, seed, tensors_in
 from dni_fx.plans import time_name
 from dni_fx.proof.compare import close
-from dni_fx.proof.step import SEED, call, forget, gradients_of, loss_of, own
-from dni_fx.proof.subject import Subject, synthesizers_of, uncut
-from dni_fx.runtime import DecoupledModule, next_window, state_positions
+from dni_fx.proof.scripted import scripted_synthesizers
+from dni_fx.proof.step import SEED, call, forget_windows, gradients_of, output_gradients, without_dni
+from dni_fx.proof.subject import Subject, uncut
+from dni_fx.runtime import DecoupledModule, TimeCut, next_window, state_positions
 
 __all__ = ["two_windows"]
 
+Gradients = dict[str, Tensor]
 
-def two_windows(state: Subject) -> tuple[bool, str]:
-    """Told the gradient that the second window sends back, two train as one; told nothing, as truncated ones."""
+
+def two_windows(subject: Subject) -> tuple[bool, str]:
+    """Compare two windows of the cut net with backpropagation.
+
+    With true gradients in time, the windows must train as backpropagation through both at once does; with zero ones,
+    as truncated backpropagation does. The target from the second window must be the gradient that its backward pass
+    sends back.
+    """
     figures = []
-    for goes_on in (True, False):
+    for connected in (True, False):
         try:
-            wanted, sent_back = _both_uncut(state, goes_on)
+            expected, sent_back = _both_uncut(subject, connected)
         except _NotAtOnce as error:
             return True, f"not compared: backpropagation through both at once raises {error}"
-        said = sent_back if goes_on else {}
-        through, heard = _both_cut(state.told("none", mix=1.0), state.precise, (said, {}))
-        truth = [{name: target for name, target in one.items() if name not in sent_back} for one in heard]
-        ours, heard = _both_cut(state.told(state.unlock), state.precise, (truth[0] | said, truth[1]))
-        target = {name: target for name, target in heard[1].items() if name in sent_back}
-        pairs = ((through, wanted), (ours, wanted), (target, sent_back))
-        for got, expected in pairs:
-            passed, figure = close(got, expected, narrow=state.backprop.narrow)
+        in_time = sent_back if connected else {}
+        through, targets = _both_cut(subject.scripted("none", mix=1.0), subject.precise, (in_time, {}))
+        in_depth = [{name: t for name, t in window.items() if name not in sent_back} for window in targets]
+        predictions = (in_depth[0] | in_time, in_depth[1])
+        ours, targets = _both_cut(subject.scripted(subject.unlock), subject.precise, predictions)
+        target = {name: t for name, t in targets[1].items() if name in sent_back}
+        for got, wanted in ((through, expected), (ours, expected), (target, sent_back)):
+            passed, figure = close(got, wanted, narrow=subject.backprop.narrow)
             if not passed:
-                return False, f"told {'the true gradient' if goes_on else 'nothing'}: {figure}"
+                return False, f"with {'true' if connected else 'zero'} gradients: {figure}"
             figures.append(figure)
     off = next((figure for figure in figures if figure != "exact"), "exact")
-    return True, f"{str(state.dtype).removeprefix('torch.')}: {off}"
+    return True, f"{str(subject.dtype).removeprefix('torch.')}: {off}"
 
 
 class _NotAtOnce(Exception):
-    """What the model keeps for its backward pass is written to in the next call."""
+    """The second window writes in place to tensors that the first one keeps for its backward pass."""
 
 
-def _both_uncut(state: Subject, goes_on: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gradients of two windows' losses, and those of the second's with respect to its states, each as (N, F).
+def _both_uncut(subject: Subject, connected: bool) -> tuple[Gradients, Gradients]:
+    """Run two windows without cuts, and one backward pass through both.
 
     Args:
-        goes_on: Into the first window, through the state that it hands on.
+        connected: The gradient of the second window reaches the first one, through the state.
+
+    Returns:
+        Gradients of the parameters; and the gradients of the second window's states, each as (N, F).
     """
-    net, inputs = uncut(state.exact, state.precise), state.precise
-    roots: list[Tensor] = []
-    begin: list[Tensor] = []
-    handed: list[Tensor] = []
+    net, inputs = uncut(subject.exact, subject.precise), subject.precise
+    outputs: list[Tensor] = []
+    gradients: list[Tensor] = []
+    states: list[Tensor] = []  # between the windows
     with preserved(net):
         in_train_mode(net)
         net.zero_grad()
         for number in (SEED, SEED + 1):
             seed(number)
             result = call(net, inputs)
-            outputs, own = tensors_in(result), state_positions(state.tensors, result)
-            heads, gradients = loss_of(outputs, set(own), number)
-            roots += heads
-            begin += gradients
-            if handed:
+            tensors, state_places = tensors_in(result), state_positions(subject.tensors, result)
+            trained, their_gradients = output_gradients(tensors, set(state_places), number)
+            outputs += trained
+            gradients += their_gradients
+            if states:
                 break
-            for tensor in (outputs[place] for place in own):
-                following = tensor.clone() if goes_on and tensor.requires_grad else tensor.detach().requires_grad_()
-                following.retain_grad()
-                handed.append(following)
-            inputs = next_window(net, state.tensors, inputs, handed)
+            for tensor in (tensors[place] for place in state_places):
+                state = tensor.clone() if connected and tensor.requires_grad else tensor.detach().requires_grad_()
+                state.retain_grad()
+                states.append(state)
+            inputs = next_window(net, subject.tensors, inputs, states)
         try:
-            torch.autograd.backward(roots, begin)
+            torch.autograd.backward(outputs, gradients)
         except RuntimeError as error:
             if "inplace" not in str(error):
                 raise
             raise _NotAtOnce(first_line(error)) from None
-        wanted = gradients_of(net)
+        expected = gradients_of(net)
         net.zero_grad()
-    gradients = iter([torch.zeros_like(h) if h.grad is None else h.grad for h in handed])
-    sent_back = {}
-    for index, one in enumerate(state.exact.dni.plan.states):
-        time: Any = state.exact.dni.crossings[time_name(index)]
-        sent_back[time_name(index)] = time.rows_of([next(gradients) for _ in one.tensors])
-    return wanted, sent_back
+    return expected, _rows_by_cut(subject, states)
+
+
+def _rows_by_cut(subject: Subject, states: list[Tensor]) -> Gradients:
+    """The gradients of the states, as one tensor (N, F) for each cut in time."""
+    gradients = iter([torch.zeros_like(state) if state.grad is None else state.grad for state in states])
+    rows = {}
+    for index, state in enumerate(subject.exact.dni.plan.states):
+        cut = subject.exact.dni.crossings[time_name(index)]
+        assert isinstance(cut, TimeCut)
+        rows[time_name(index)] = cut.rows_of([next(gradients) for _ in state.tensors])
+    return rows
 
 
 def _both_cut(
-    net: DecoupledModule, inputs: Inputs, said: tuple[dict[str, Tensor], dict[str, Tensor]]
-) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Gradients of two windows' losses, each with a backward pass of its own, and what synthesizers heard in each.
+    net: DecoupledModule, inputs: Inputs, synthetic: tuple[Gradients, Gradients]
+) -> tuple[Gradients, list[Gradients]]:
+    """Run two windows with cuts, each with a backward pass of its own.
 
     Args:
-        said: The gradients that they say, in each.
+        synthetic: The synthetic gradients in each window, by crossing.
+
+    Returns:
+        Gradients of the parameters; and the targets of the synthesizers in each window, by crossing.
     """
     tensors = [tensor for state in net.dni.plan.states for tensor in state.tensors]
-    heard: list[dict[str, Tensor]] = []
+    synthesizers = scripted_synthesizers(net)
+    targets: list[Gradients] = []
     with preserved(net):
         in_train_mode(net)
         net.zero_grad()
-        forget(net)
-        for number, truth in zip((SEED, SEED + 1), said, strict=True):
-            for name, synthesizer in synthesizers_of(net):
-                synthesizer.told = truth[name] * ops.batch_size(truth[name]) if name in truth else None
-                synthesizer.heard.target = None
+        forget_windows(net)
+        for number, window in zip((SEED, SEED + 1), synthetic, strict=True):
+            for name, synthesizer in synthesizers.items():
+                synthesizer.prediction = window[name] * ops.batch_size(window[name]) if name in window else None
+                synthesizer.target = None
             seed(number)
             result = call(net, inputs)
             outputs = tensors_in(result)
-            torch.autograd.backward(*loss_of(outputs, number=number))
-            targets = {name: synthesizer.heard.target for name, synthesizer in synthesizers_of(net)}
-            heard.append({name: target for name, target in targets.items() if target is not None})
+            torch.autograd.backward(*output_gradients(outputs, number=number))
+            targets.append({n: one.target for n, one in synthesizers.items() if one.target is not None})
             inputs = next_window(net, tensors, inputs, [outputs[place] for place in state_positions(tensors, result)])
-        gradients = own(gradients_of(net))
+        gradients = without_dni(gradients_of(net))
         net.zero_grad()
-    return gradients, heard
+    return gradients, targets

@@ -1,4 +1,4 @@
-"""`dni_fx.check`: run every check of a rewrite, and report which hold."""
+"""`dni_fx.check`: run every check of a rewrite, and report which properties hold."""
 
 import copy
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All properties of a rewrite; true where every one holds."""
+    """All properties of a rewrite; true if every one holds."""
 
     checks: tuple[Check, ...]
 
@@ -59,7 +59,7 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
         A report that is true if every check holds: outputs in eval mode and in train mode; gradients with true
         synthetic gradients (in float64 where the model runs in it); isolation; unlock "none" against "backward";
         keys of the state_dict; save and load; that steps move every parameter that backpropagation moves; and with a
-        cut in time, what goes from one window to the next, in two windows of these inputs.
+        cut in time, two windows of these inputs against backpropagation through both.
 
     Raises:
         DniFxError: If `net` was not made by dni-fx, or does not run on the inputs.
@@ -70,29 +70,30 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
     with preserved(net), torch.enable_grad():
         try:
             _detach_attributes(net)
-            state = Subject(copy.deepcopy(net), example)
+            subject = Subject(copy.deepcopy(net), example)
         except DniFxError:
             raise
         except Exception as error:
             raise DniFxError(f"the model cannot be checked on these inputs: {first_line(error)}") from None
         checks = CHECKS | _IN_TIME if net.dni.plan.states else CHECKS
-        return Report(tuple(Check(name, *_outcome(one, state)) for name, one in checks.items()))
+        return Report(tuple(Check(name, *_outcome(run, subject)) for name, run in checks.items()))
 
 
 def _detach_attributes(net: DecoupledModule) -> None:
-    """Tensors of the last step that hang at modules, such as a state or a loss, cannot be copied with their graph."""
+    """Detach tensors that are attributes of modules, such as the last state or loss: their graph cannot be copied."""
     original = net.dni_captured.original
     for module in [*net.modules(), *([original] if original is not None else [])]:
         for name, value in list(vars(module).items()):
             tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-            if any(tensor.grad_fn is not None for tensor in tensors):  # put back with all the other attributes
+            if any(tensor.grad_fn is not None for tensor in tensors):  # `preserved` puts them back
                 detached = pytree.tree_map_only(Tensor, lambda t: t if t.grad_fn is None else t.detach(), value)
                 vars(module)[name] = detached
 
 
-def _outcome(one: "Callable[[Subject], tuple[bool, str]]", state: "Subject") -> tuple[bool, str]:
+def _outcome(run: Callable[[Subject], tuple[bool, str]], subject: Subject) -> tuple[bool, str]:
+    """Run a check; an error is a failure of the check, with the error as its figure."""
     try:
-        return one(state)
+        return run(subject)
     except Exception as error:
         return False, f"{type(error).__name__}: {first_line(error)}"
 
@@ -102,8 +103,8 @@ _IN_TIME: dict[str, Callable[[Subject], tuple[bool, str]]] = {
 }
 
 
-def check_table(plan: Plan, report: "Report") -> RenderableType:
-    """What was checked, and whether it holds."""
+def check_table(plan: Plan, report: Report) -> RenderableType:
+    """A row for each check: its name, pass or FAIL, and its figure."""
     table = Table(title=f"{plan.model}: {len(plan.cuts)} cuts, front end {plan.frontend}", title_justify="left")
     for name in ("check", "result", "figure"):
         table.add_column(name, overflow="fold")

@@ -1,4 +1,4 @@
-"""One training step of a module, and what it gave: outputs, gradients, buffers."""
+"""Run one training step of a module, and keep outputs, gradients and buffers."""
 
 import warnings
 from collections.abc import Mapping, Sequence, Set
@@ -18,17 +18,17 @@ from dni_fx.runtime import DecoupledModule, Interfaces, TimeCut, state_positions
 __all__ = [
     "RATE",
     "SEED",
-    "Step",
+    "StepResult",
     "call",
     "context_of",
-    "forget",
+    "forget_windows",
     "gradients_of",
-    "loss_of",
     "named",
+    "output_gradients",
     "outputs_of",
-    "own",
     "step",
-    "stepped",
+    "step_in_place",
+    "without_dni",
 ]
 
 SEED = 7_302_516_490
@@ -37,17 +37,17 @@ RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Step:
-    """One training step: outputs, and gradients by parameter."""
+class StepResult:
+    """One training step: outputs, buffers by name, and gradients by parameter."""
 
     outputs: list[Tensor]
     buffers: dict[str, Tensor]
     gradients: dict[str, Tensor]
-    narrow: bool  # something was computed in 16 bits
+    narrow: bool  # some value was computed in 16 bits
 
 
 class Narrow(TorchDispatchMode):
-    """Sees whether anything is computed in 16 bits: an autocast block may be hidden in any module."""
+    """See whether any value is computed in 16 bits: an autocast block may be hidden in any module."""
 
     seen = False
 
@@ -63,34 +63,36 @@ def step(
     inputs: Inputs,
     context: Mapping[str, Tensor] | None = None,
     state: Sequence[StateTensor] = (),
-) -> Step:
-    """Run forward and backward from fixed random output gradients; leave no trace but in the result.
+) -> StepResult:
+    """Run forward and backward from fixed random output gradients, and put the net back as it was.
 
     Args:
         state: Outputs that get no gradient.
     """
     with preserved(net):
-        return stepped(net, inputs, context, state)
+        return step_in_place(net, inputs, context, state)
 
 
-def stepped(
+def step_in_place(
     net: nn.Module, inputs: Inputs, context: Mapping[str, Tensor] | None = None, state: Sequence[StateTensor] = ()
-) -> Step:
+) -> StepResult:
+    """Run the same step; buffers and the statistics of synthesizers stay changed."""
     in_train_mode(net)
     net.zero_grad()
-    forget(net)
+    forget_windows(net)
     seed(SEED)
     with Narrow() as narrow:  # type: ignore[no-untyped-call]
         result = call(net, inputs.map(torch.detach), **(context or {}))
     outputs = tensors_in(result)
-    torch.autograd.backward(*loss_of(outputs, set(state_positions(state, result))))
+    torch.autograd.backward(*output_gradients(outputs, set(state_positions(state, result))))
     gradients = gradients_of(net)
     net.zero_grad()
     buffers = {n: b.detach().clone() for n, b in net.named_buffers() if not n.startswith("dni.")}
-    return Step([o.detach() for o in outputs], buffers, gradients, narrow.seen)
+    return StepResult([o.detach() for o in outputs], buffers, gradients, narrow.seen)
 
 
-def forget(net: nn.Module) -> None:
+def forget_windows(net: nn.Module) -> None:
+    """Drop what cuts in time remember of earlier windows."""
     for module in net.modules():
         if isinstance(module, TimeCut):
             module.forget()
@@ -98,22 +100,32 @@ def forget(net: nn.Module) -> None:
             module.replay.forget()
 
 
-def loss_of(outputs: list[Tensor], without: Set[int] = frozenset(), number: int = SEED) -> tuple[Any, Any]:
-    """Where a backward pass begins, and the gradients that it begins with."""
-    heads = [o for i, o in enumerate(outputs) if o.requires_grad and i not in without]
+def output_gradients(
+    outputs: list[Tensor], without: Set[int] = frozenset(), number: int = SEED
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Draw random gradients of a mean loss: the outputs that carry gradient, and a gradient for each.
+
+    Args:
+        without: Places of outputs that get no gradient.
+        number: The seed.
+    """
+    trained = [o for i, o in enumerate(outputs) if o.requires_grad and i not in without]
     seed(number)
-    return heads, [torch.randn_like(h) / ops.batch_size(h) for h in heads]
+    return trained, [torch.randn_like(o) / ops.batch_size(o) for o in trained]
 
 
 def gradients_of(net: nn.Module) -> dict[str, Tensor]:
+    """Gradients by the name of their parameter, where there are any."""
     return {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
 
 
 def outputs_of(net: nn.Module, inputs: Inputs, **context: Any) -> list[Tensor]:
+    """Call a net, and return every tensor of its result."""
     return tensors_in(call(net, inputs.map(torch.detach), **context))
 
 
 def call(net: nn.Module, inputs: Inputs, **context: Any) -> Any:
+    """Call a net on copies of the inputs, without its warnings."""
     fresh = inputs.map(torch.clone)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,7 +133,7 @@ def call(net: nn.Module, inputs: Inputs, **context: Any) -> Any:
 
 
 def context_of(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:
-    """Labels, or a vector, for a net that is conditioned."""
+    """Make up the labels, or the vector, that a conditioned net takes."""
     settings = net.dni.plan.rewrite
     assert settings is not None
     rows = ops.batch_size(inputs.tensors()[0]) if inputs.tensors() else 1
@@ -130,9 +142,11 @@ def context_of(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:
     return {"dni_context": torch.ones(rows, settings.context_size)} if settings.context_size else {}
 
 
-def own(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_dni(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of the model's own parameters."""
     return {name: g for name, g in gradients.items() if not name.startswith("dni.")}
 
 
 def named(outputs: list[Tensor]) -> dict[str, Tensor]:
+    """Give each output a name by its place."""
     return {f"output {i}": o.detach() for i, o in enumerate(outputs)}

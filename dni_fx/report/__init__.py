@@ -1,4 +1,4 @@
-"""What people read of a plan and of a rewrite.
+"""Show a plan and a rewrite to people.
 
 In: a plan, or a model and its rewritten form. Out: rich tables and diffs.
 """

@@ -1,9 +1,8 @@
-"""What a rewrite changed, line by line of the graph's code."""
+"""The changes of a rewrite: lines of the graph's code, before and after."""
 
 import difflib
-import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -29,7 +28,7 @@ _STYLE = {"+": "green", "-": "red", ">": "yellow", "=": "bold cyan", " ": ""}
 
 @dataclass(frozen=True)
 class Line:
-    """One line of code; `place` says where it stands: "segment 0", "cut 0" or nowhere."""
+    """One line of code, and its place: "segment 0", "cut 0", "cut in time" or empty."""
 
     kind: Kind
     text: str
@@ -38,12 +37,12 @@ class Line:
 
 @dataclass(frozen=True)
 class GraphDiff:
-    """Lines of both graphs in order; a rich renderable."""
+    """The lines of both graphs, in order. Rich can print it."""
 
     lines: tuple[Line, ...]
 
     def to_text(self) -> str:
-        """Plain text: `+` added, `-` removed, `>` moved here, `=` where a segment or a cut begins."""
+        """Plain text. `+`: added, `-`: removed, `>`: moved here, `=`: a segment or a cut begins."""
         out, place = [], ""
         for line in self.lines:
             if line.place != place and line.place:
@@ -52,15 +51,12 @@ class GraphDiff:
             out.append(f"{_SIGN[line.kind]} {line.text}")
         return "\n".join(out) + "\n"
 
-    def to_json(self) -> str:
-        return json.dumps([asdict(line) for line in self.lines], indent=2) + "\n"
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield paint(self.to_text())
 
 
 def paint(text: str) -> Text:
-    """The text form of a diff in colour."""
+    """Colour the text of a diff."""
     painted = Text()
     for line in text.splitlines():
         painted.append(line + "\n", style=_STYLE.get(line[:1], ""))
@@ -71,8 +67,8 @@ def diff(model_or_graph: nn.Module | fx.Graph, net: DecoupledModule) -> GraphDif
     """Compare a model with its rewritten form.
 
     Args:
-        model_or_graph: The plain model, which is traced, or its graph.
-        net: What `dni_fx.transform` returned.
+        model_or_graph: The plain model, or its graph.
+        net: The net that `dni_fx.transform` returned.
 
     Raises:
         DniFxError: If `net` was not made by dni-fx.
@@ -86,21 +82,21 @@ def diff(model_or_graph: nn.Module | fx.Graph, net: DecoupledModule) -> GraphDif
         before = model_or_graph.graph
     elif net.dni.plan.frontend == "fx":
         before = capture_by_fx(model_or_graph, _stand_ins(net)).graph
-    else:  # capturing takes real inputs: compare with the graph that the rewrite started from
+    else:  # a new capture needs real inputs: compare with the graph before the rewrite
         before = plain(net).graph
     old, new = ([line.removeprefix("    ") for line in code_lines(graph)] for graph in (before, net.graph))
     return _compare(old, new, net.dni.plan)
 
 
 def _stand_ins(net: DecoupledModule) -> Inputs:
-    """Empty tensors for the arguments that `net` takes: enough to trace."""
+    """Empty tensors for the arguments of `net`: a symbolic trace needs no values."""
     fixed = {node.args[1] for node in net.graph.nodes if node.target is specialised}
     arguments = [n for n in net.graph.nodes if n.op == "placeholder" and n.target != "dni_context" and n not in fixed]
     return Inputs((), {str(node.target): torch.empty(0) for node in arguments})
 
 
 def code_lines(graph: fx.Graph) -> list[str]:
-    """The graph's forward as Python, without the statements that only free memory."""
+    """The Python code of a graph, without the statements that free memory."""
     lines = graph.python_code("self").src.splitlines()
     clean = [re.sub(r";  [\w, =]+ = None$", "", line.rstrip()) for line in lines]
     named = [re.sub(r"\bdni_fx_ops_(\w+)", r"dni_fx.ops.\1", line) for line in clean]
@@ -108,6 +104,7 @@ def code_lines(graph: fx.Graph) -> list[str]:
 
 
 def _compare(before: list[str], after: list[str], plan: Plan) -> GraphDiff:
+    """Compare lines of code; the old and the new value of a variable stand side by side."""
     places = _places(after, plan)
     gone, come = set(before) - set(after), set(after) - set(before)
     lines: list[Line] = []
@@ -117,7 +114,7 @@ def _compare(before: list[str], after: list[str], plan: Plan) -> GraphDiff:
         new = {_variable(text) for text in after[j1:j2]}
         lines += [Line("removed", text, place) for name, text in replaced.items() if name not in new]
         for text, place in zip(after[j1:j2], places[j1:j2], strict=True):
-            if _variable(text) in replaced:  # old and new value of a variable side by side
+            if _variable(text) in replaced:
                 lines.append(Line("removed", replaced[_variable(text)], place))
             kind: Kind = "same" if tag == "equal" else "added" if text in come else "moved"
             lines.append(Line(kind, text, place))
@@ -128,10 +125,12 @@ _IN_TIME = re.compile(r"self\.dni\.time\d|ops\.(enter|leaves?)\(|= (enter|leaves
 
 
 def _variable(line: str) -> str:
+    """The variable that a line assigns to."""
     return re.split(r"[ :]", line, maxsplit=1)[0]
 
 
 def _places(lines: list[str], plan: Plan) -> list[str]:
+    """The place of each line: the segment of its node, or the cut above the last such segment."""
     segment_of = {node: k for k, segment in enumerate(plan.segments) for node in segment.nodes}
     places, segment = [], 0
     for line in lines:

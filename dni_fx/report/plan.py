@@ -1,4 +1,4 @@
-"""Tables for people, from plain plans; no torch here."""
+"""A plan as tables for people."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dni_fx.plans import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed, time_name
+from dni_fx.plans import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed, crossing_name, time_name
 from dni_fx.units import bytes_text, quantity
 
 __all__ = ["plan_table"]
@@ -16,7 +16,7 @@ _BAR = 16  # characters
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Where the plan came from, its segments, and what crosses each cut."""
+    """The origin of a plan, its segments, its crossing tensors, its forecast, and the plans that lost."""
     head = Text.assemble(
         (plan.model, "bold"),
         f"  front end {plan.frontend}, inputs {'; '.join(plan.inputs) or 'none'} ({plan.inputs_from})\n",
@@ -51,10 +51,10 @@ def plan_table(plan: Plan) -> RenderableType:
 
 
 def _segments(plan: Plan) -> Table:
-    """Sums, and the predicted peak of each segment as a bar."""
+    """A row for each segment, with its predicted peak as a bar; the footer has the sums."""
     unit = plan.forecast.unit if plan.forecast is not None else "FLOPs"
     table = Table(
-        title=f"segments; time in {unit}, and the predicted peak of what the step makes",
+        title=f"segments; time in {unit}; peak: predicted memory that the step allocates",
         title_justify="left",
         show_footer=True,
     )
@@ -71,6 +71,7 @@ def _segments(plan: Plan) -> Table:
 
 
 def _sums(segments: Sequence[SegmentPlan], unit: str) -> list[str]:
+    """The cells of some segments, added up."""
     unit = "" if unit == "FLOPs" else unit
     return [
         str(sum(len(s.nodes) for s in segments)),
@@ -82,7 +83,7 @@ def _sums(segments: Sequence[SegmentPlan], unit: str) -> list[str]:
 
 
 def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
-    """Beside backprop, and where the peak is."""
+    """The predictions beside those for backprop, and the place of the peak."""
 
     def made(outlook: Outlook) -> float:
         static = forecast.synthesizer_bytes if outlook is forecast.cut else 0
@@ -96,7 +97,7 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
         table.add_column(name, justify="right")
     rows: list[tuple[str, Callable[[Outlook], float], Callable[[float], str]]] = [
         ("peak training memory", lambda o: o.peak_bytes, bytes_text),
-        ("of it made by the step", made, bytes_text),
+        ("allocated by the step", made, bytes_text),
         ("step on one device", lambda o: o.step, time),
         ("step with a device a segment", lambda o: o.slowest, time),
     ]
@@ -108,13 +109,13 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     way = "backward" if segment.peak_backward else "forward"
     where = f"in segment {worst}, going {way} through {segment.peak_at}"
     if forecast.optimizer_bytes > segment.peak_bytes:
-        where = "where the optimizer steps: all gradients are there, and its temporaries"
+        where = "where the optimizer steps, with all gradients and its temporaries"
     saves = forecast.cut.peak_bytes < forecast.backprop.peak_bytes
     return Group(table, f"the peak is {where}{'' if saves else '; the cuts save no memory'}")
 
 
 def _weighed(verdict: Verdict, forecast: Forecast) -> Table:
-    """The winner and the plans that lost, and by what."""
+    """A row for the chosen plan, and for each plan that lost: its value, and the reason why it lost."""
 
     def show(value: float) -> str:
         return bytes_text(value) if verdict.objective == "memory" else quantity(value, forecast.unit)
@@ -132,6 +133,7 @@ def _weighed(verdict: Verdict, forecast: Forecast) -> Table:
 
 
 def _lost(plan: Weighed, verdict: Verdict) -> str:
+    """Why a plan lost against the winner."""
     winner = verdict.weighed[0]
     if plan is winner:
         return "chosen"
@@ -142,13 +144,14 @@ def _lost(plan: Weighed, verdict: Verdict) -> str:
 
 
 def _cuts(plan: Plan) -> Table:
+    """A row for each tensor that crosses a cut."""
     table = Table(title="tensors that cross each cut", title_justify="left")
-    made = plan.rewrite.synthesizers if plan.rewrite else {}
-    for name in ("cut", "tensor", "shape", "dtype", "bytes", *(["synthesizer"] if made else [])):
+    names = plan.rewrite.synthesizers if plan.rewrite else {}
+    for name in ("cut", "tensor", "shape", "dtype", "bytes", *(["synthesizer"] if names else [])):
         table.add_column(name, overflow="fold", justify="right" if name in ("cut", "bytes") else "left")
     for k, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
             cells = [str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype]
             cells.append(bytes_text(tensor.bytes))
-            table.add_row(*cells, *([made[f"cut{k}_{tensor.node}"]] if made else []))
+            table.add_row(*cells, *([names[crossing_name(k, tensor.node)]] if names else []))
     return table

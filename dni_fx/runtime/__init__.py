@@ -14,7 +14,7 @@ from dni_fx.runtime.outputs import Place, ReturnedValue
 from dni_fx.runtime.parameters import hold_parameters
 from dni_fx.runtime.retrace import rename, retrace
 from dni_fx.runtime.stepping import OptimizerFactory, SegmentOptimizer, attach_synthesizers, check_stepping
-from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_activation
+from dni_fx.runtime.time_cut import TimeCut, add_time_cuts
 from dni_fx.runtime.time_horizon import replay_windows
 from dni_fx.runtime.time_windows import next_window, state_positions
 
@@ -50,5 +50,4 @@ __all__ = [
     "retrace",
     "share_state",
     "state_positions",
-    "time_activation",
 ]

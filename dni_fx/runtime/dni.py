@@ -11,7 +11,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.plans import Plan, crossing_name
 from dni_fx.runtime.crossing import MEASURES, Crossing, LossScale
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
-from dni_fx.synthesizers import Activation, Factory, Link, LossHead, Outcome
+from dni_fx.synthesizers import Factory, Link, LossHead, Outcome, activation_of
 
 __all__ = ["Interfaces", "build_dni"]
 
@@ -111,13 +111,11 @@ def build_dni(
     for index, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)
-            dtype = getattr(torch, tensor.dtype)
-            axis = tensor.axis % len(tensor.shape)
-            activation = Activation(tensor.shape, dtype, torch.device(device), axis)
+            activation = activation_of(tensor, device)
             made = factories[name](activation, settings.size)
             if not isinstance(made, nn.Module):
                 raise DniFxError(f"the synthesizer for {name} is a {type(made).__name__}, not an nn.Module")
-            made.to(device=activation.device, dtype=dtype)
+            made.to(device=activation.device, dtype=activation.dtype)
             dni.add_module(name, Crossing(made, activation, settings))
         dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training).to(device))
     _tell_critics(dni, settings)

@@ -16,23 +16,16 @@ from torch import Tensor, nn
 
 from dni_fx import ops
 from dni_fx.errors import DniFxError
-from dni_fx.plans import TimeCutPlan, time_name
+from dni_fx.plans import time_name
 from dni_fx.runtime.averaging import is_averaged
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Interfaces
 from dni_fx.settings import Settings
-from dni_fx.synthesizers import Activation, Carried, Factory, zero_
+from dni_fx.synthesizers import Activation, Carried, Factory, activation_of, zero_
 
-__all__ = ["Lesson", "TimeCut", "add_time_cuts", "time_activation"]
+__all__ = ["Lesson", "TimeCut", "add_time_cuts"]
 
 STRANGE = 20  # calls after which it is said that nothing is learned
-
-
-def time_activation(state: TimeCutPlan, device: torch.device | str = "cpu") -> Activation:
-    """What the synthesizer of a state sees: its tensors, one after the other, as one vector a sample."""
-    first = state.tensors[0]
-    shape = (first.shape[first.axis], sum(tensor.features for tensor in state.tensors))
-    return Activation(shape, getattr(torch, first.dtype), torch.device(device), 1)
 
 
 def add_time_cuts(
@@ -44,7 +37,7 @@ def add_time_cuts(
         DniFxError: If one carries a state of its own.
     """
     for index, state in enumerate(dni.plan.states):
-        activation = time_activation(state, device)
+        activation = activation_of(state, device)
         made = factories[time_name(index)](activation, 0)
         if isinstance(getattr(made, "carried", None), Carried):
             raise DniFxError("a synthesizer that carries a state of its own cannot predict for one: mlp can")

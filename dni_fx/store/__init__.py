@@ -1,4 +1,4 @@
-"""What is written to disk: a model folder, its source, the checkpoint of a run.
+"""Save and load: a folder for a rewritten model, a checkpoint file for a training run.
 
 In: a rewritten net. Out: files, and the net again.
 """

@@ -1,4 +1,4 @@
-"""A training run in one file, from which it goes on bit for bit."""
+"""Save a training run in one file; a run that goes on from the file is the same bit for bit."""
 
 import io
 import os
@@ -22,16 +22,16 @@ _FORMAT = "dni-fx checkpoint 1"
 
 
 def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) -> None:
-    """Write what a run consists of: call it between two steps.
+    """Write the state of a training run to a file. Call this between two steps.
 
-    That is: parameters and all buffers, of the synthesizers too; the optimizers of `step="segment"`, or one of the
-    synthesizers' own; their steps, carried states and metrics; the random generators of torch (CPU and CUDA), numpy
-    and Python.
+    The file holds: all parameters and buffers of net and synthesizers; the optimizers of `step="segment"`, or the
+    synthesizers' own optimizer; steps, carried states and metrics of the synthesizers; and the random generators of
+    torch (CPU and CUDA), numpy and Python.
 
     Args:
-        path: Of a file, which is replaced once the new one is there whole.
-        net: What `dni_fx.transform` or `dni_fx.load` returned.
-        others: By name, what else there is: an optimizer, a scheduler, a GradScaler, whatever has `state_dict()`; and
+        path: The file. An old file is replaced after the new one is complete.
+        net: The net that `dni_fx.transform` or `dni_fx.load` returned.
+        others: More to save, by name: an optimizer, a scheduler, a GradScaler, any object with `state_dict()`; and
             plain values, such as the number of the epoch.
 
     Raises:
@@ -57,29 +57,30 @@ def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".dni-fx-", dir=path.parent) as aside:
             torch.save(content, Path(aside, "checkpoint"))
-            torch.load(Path(aside, "checkpoint"), weights_only=True, mmap=True)  # what cannot be read is no checkpoint
+            torch.load(Path(aside, "checkpoint"), weights_only=True, mmap=True)  # raises if it cannot be read back
             os.replace(Path(aside, "checkpoint"), path)
     except (OSError, RuntimeError) as error:  # torch.save on a full disk: RuntimeError
         raise DniFxError(f"cannot write {path} ({getattr(error, 'strerror', None) or first_line(error)})") from None
-    except Exception:  # of pickle, of many kinds
-        culprits = [f"{name}=" for name, value in plain.items() if not _plain(value)]
+    except Exception as error:  # pickle raises errors of many classes
+        culprits = [f"{name}=" for name, value in plain.items() if _why_not_saved(value)]
         what = ", ".join(culprits) or "a parameter group, or the extra state of a module,"
-        raise DniFxError(f"{what} holds what is neither a plain value nor a tensor, and cannot be saved") from None
+        reason = f"holds what is neither a plain value nor a tensor, and cannot be saved ({first_line(error)})"
+        raise DniFxError(f"{what} {reason}") from None
 
 
 def load_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) -> dict[str, Any]:
-    """Go on from a file that `save_checkpoint` wrote.
+    """Read a file that `save_checkpoint` wrote, and continue its training run.
 
     Args:
-        path: The file; no code in it is run.
-        net: Made as the one that was saved: of the same model, with the same cuts, synthesizers and settings.
-        others: By the names that they were saved under, what is to take its `state_dict()` back.
+        path: The file. Loading runs no code from it.
+        net: A net made like the saved one: the same model, cuts, synthesizers and settings.
+        others: Objects that load their `state_dict()` from the file, by the names that they had in `save_checkpoint`.
 
     Returns:
-        What else was saved, by name: plain values, and states that nothing was given for.
+        The rest of the file, by name: plain values, and states of objects that are not in `others`.
 
     Raises:
-        DniFxError: If there is no such file, or it is damaged, or of another net, or does not fit one of `others`.
+        DniFxError: If the file is missing, damaged, or of another net, or does not fit one of `others`.
     """
     path = Path(path).expanduser()
     content = _read(path)
@@ -101,32 +102,36 @@ def load_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
 
 
 def _checked(net: DecoupledModule) -> DecoupledModule:
+    """The net, if it is a rewritten one."""
     if not isinstance(net, DecoupledModule):
         raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
     return net
 
 
 def _stateful(value: Any) -> bool:
+    """Whether an object can save and load its state."""
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
 
 def _unwrapped(value: Any) -> Any:
+    """A numpy scalar as a plain number."""
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _plain(value: Any) -> bool:
-    """Whether files can hold it: they are read without running code in them."""
+def _why_not_saved(value: Any) -> str:
+    """Why a file that is read without running its code cannot hold the value; empty if it can."""
     try:
         file = io.BytesIO()
         torch.save(value, file)
         file.seek(0)
         torch.load(file, weights_only=True)
-    except Exception:  # of pickle, of many kinds
-        return False
-    return True
+    except Exception as error:  # pickle raises errors of many classes
+        return first_line(error)
+    return ""
 
 
 def _load(path: Path, name: str, value: Any, state: Any) -> None:
+    """Load a state into an object of the person's; `path` and `name` are for the error message."""
     try:
         value.load_state_dict(state)
     except DniFxError:
@@ -136,14 +141,15 @@ def _load(path: Path, name: str, value: Any, state: Any) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
             damaged = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True) if damaged is None else None
     except OSError as error:
         raise DniFxError(f"cannot read {path} ({error.strerror or error})") from None
-    except Exception:  # on damaged files, of many kinds
-        raise DniFxError(f"{path} is damaged, or no checkpoint") from None
+    except Exception as error:  # a damaged file raises errors of many classes
+        raise DniFxError(f"{path} is damaged, or no checkpoint ({first_line(error)})") from None
     if damaged is not None:
         raise DniFxError(f"{path} is damaged: the checksum of {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -152,7 +158,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _kind(net: DecoupledModule) -> dict[str, Any]:
-    """What a net has to agree in, for a run to go on."""
+    """The properties that a net must share with the saved one."""
     plan = net.dni.plan
     assert plan.rewrite is not None
     return {
@@ -166,6 +172,7 @@ def _kind(net: DecoupledModule) -> dict[str, Any]:
 
 
 def _check_same(path: Path, net: DecoupledModule, content: dict[str, Any]) -> None:
+    """Raise a DniFxError that names the first property in which the net differs from the saved one."""
     saved, own = content["kind"], _kind(net)
     if saved == own:
         return
@@ -178,7 +185,7 @@ def _check_same(path: Path, net: DecoupledModule, content: dict[str, Any]) -> No
 
 
 def _set_buffers(net: DecoupledModule, buffers: dict[str, Tensor]) -> None:
-    """Those that no state_dict holds."""
+    """Set the buffers that no state_dict holds."""
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     for name, buffer in buffers.items():
         owner, _, last = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Save a rewritten model to a folder and read it back; nothing in the folder is a pickle."""
+"""Save a rewritten model to a folder, and load it again; no file in the folder is a pickle."""
 
 import ast
 import shutil
@@ -43,10 +43,10 @@ _FILES = ("model.py", "plan.json", "weights.safetensors", "graph.diff")
 def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> None:
     """Write `model.py`, `plan.json`, `weights.safetensors` and `graph.diff` to a new folder.
 
-    Written aside and then renamed: a folder is there whole or not at all.
+    The files are written to another folder, which is then renamed: the folder is complete, or does not exist.
 
     Args:
-        net: What `dni_fx.transform` or `dni_fx.load` returned.
+        net: The net that `dni_fx.transform` or `dni_fx.load` returned.
         force: Replace a folder that dni-fx wrote.
 
     Raises:
@@ -67,10 +67,10 @@ def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> No
 
 
 def check_destination(folder: Path, *, force: bool) -> None:
-    """Refuse a folder that `save` must not write to, before any work is done.
+    """Check that `save` may write to a folder; call this before long work.
 
     Raises:
-        DniFxError: If it exists and `force` is not given, or if it holds what dni-fx did not write.
+        DniFxError: If the folder exists and `force` is false, or if it holds a file that dni-fx did not write.
     """
     if not folder.exists():
         return
@@ -79,14 +79,16 @@ def check_destination(folder: Path, *, force: bool) -> None:
     own = {*_FILES, "__pycache__", *(p.name for p in folder.glob("source*.py"))}
     strange = sorted(p.name for p in folder.iterdir() if p.name not in own)
     if strange:
-        raise DniFxError(f"{folder} holds what dni-fx did not write ({strange[0]}): choose another output folder")
+        raise DniFxError(
+            f"{folder} holds a file that dni-fx did not write ({strange[0]}): choose another output folder"
+        )
     if not force and any(folder.iterdir()):
         raise DniFxError(f"{folder} exists: choose another output folder, or replace it with --force (force=True)")
 
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside the final one, which takes its place at the end, or vanishes on any error."""
+    """A temporary folder beside `folder`: on success it takes the place of `folder`, on an error it is removed."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -109,17 +111,17 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Parameters, all buffers and tensor attributes by name, each once."""
+    """Parameters, all buffers and tensor attributes, by name."""
     found: dict[str, Tensor] = dict(net.named_parameters())
     found |= dict(net.named_buffers())
     for path, module in net.named_modules():
-        plain_ones = {k: v for k, v in vars(module).items() if isinstance(v, Tensor)}
-        found |= {f"{path}.{k}".lstrip("."): v for k, v in plain_ones.items()}
+        attributes = {k: v for k, v in vars(module).items() if isinstance(v, Tensor)}
+        found |= {f"{path}.{k}".lstrip("."): v for k, v in attributes.items()}
     return found
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor in memory of its own: the file format takes no views into shared memory."""
+    """Copy tensors that share memory: the file format takes no views."""
     taken: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
@@ -132,18 +134,18 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
-    """Rebuild what `save` wrote. This imports the folder's `model.py`: load only folders that you trust.
+    """Load a folder that `save` wrote. This imports the folder's `model.py`: load only folders that you trust.
 
     Args:
-        model: Put the weights into this model of the original class, in the place of rebuilding its modules.
+        model: A model of the original class, which takes the weights; None: `model.py` rebuilds the modules.
 
     Raises:
-        DniFxError: If a file is missing or damaged, or does not fit.
+        DniFxError: If a file is missing or damaged, or does not fit the model.
     """
     folder = Path(folder)
     missing = [name for name in _FILES[:3] if not (folder / name).is_file()]
     if missing:
-        raise DniFxError(f"{folder} is no folder that dni-fx wrote: no {missing[0]} in it")
+        raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no {missing[0]}")
     plan = Plan.load(folder)
     cls = _saved_class(folder, plan)
     if model is None and plan.frontend != "fx":
@@ -169,12 +171,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             average_segments(net)
         net.dni_apply_settings(vars(cls))
     replay_windows(net)
-    _take_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
+    _set_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
     return net
 
 
 def _node_names(source: str, class_name: str) -> list[str]:
-    """Names of the graph's nodes in order: the variables of the generated `forward`, then the output."""
+    """Names of the graph's nodes in order: arguments and variables of the generated `forward`, then the output."""
     classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name]
     forward = next(n for n in classes[0].body if isinstance(n, ast.FunctionDef) and n.name == "forward")
     arguments = [a.arg for a in forward.args.args[1:]]
@@ -182,7 +184,7 @@ def _node_names(source: str, class_name: str) -> list[str]:
     for statement in forward.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             name, value = statement.targets[0].id, statement.value
-            if isinstance(value, ast.Name) and value.id in arguments:  # `input_1 = input`: a placeholder renamed
+            if isinstance(value, ast.Name) and value.id in arguments:  # `input_1 = input` renames a placeholder
                 arguments[arguments.index(value.id)] = name
             else:
                 names.append(name)
@@ -190,6 +192,7 @@ def _node_names(source: str, class_name: str) -> list[str]:
 
 
 def _saved_class(folder: Path, plan: Plan) -> Any:
+    """The class that the folder's `model.py` defines for the plan."""
     module = import_beside(str(folder / "model.py"), "model.py")
     cls = getattr(module, plan.model, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
@@ -205,16 +208,21 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise DniFxError(f"cannot read {path}: {first_line(error)}") from None
 
 
-def _take_weights(net: nn.Module, stored: dict[str, Tensor], path: Path, *, keep_dtype: bool) -> None:
+def _set_weights(net: nn.Module, stored: dict[str, Tensor], path: Path, *, keep_dtype: bool) -> None:
+    """Put stored tensors into a net, after a check that all of them fit.
+
+    Args:
+        keep_dtype: Convert stored tensors to the dtypes of the net.
+    """
     wanted = _tensors(net)
     absent, strange = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if absent or strange:
-        what = f"holds no {absent[0]!r}" if absent else f"holds {strange[0]!r}, which the model has not"
+        what = f"holds no {absent[0]!r}" if absent else f"holds {strange[0]!r}, which the model does not have"
         raise DniFxError(f"{path} {what}: it belongs to another model")
     for name, tensor in wanted.items():
         if tensor.shape != stored[name].shape:
             raise DniFxError(
-                f"{path}: {name} has shape {list(stored[name].shape)}, the model wants {list(tensor.shape)}"
+                f"{path}: {name} has shape {list(stored[name].shape)}, the model needs {list(tensor.shape)}"
             )
-    for name, tensor in wanted.items():  # all of them fit: only now is anything changed
+    for name, tensor in wanted.items():
         tensor.data = stored[name].to(tensor if keep_dtype else tensor.device)

@@ -1,4 +1,4 @@
-"""What the `model.py` of a saved folder calls."""
+"""The functions that the `model.py` of a saved folder calls."""
 
 import importlib.util
 import sys
@@ -11,16 +11,16 @@ from torch import nn
 
 from dni_fx.errors import DniFxError, SourceError
 from dni_fx.model import errors_of
-from dni_fx.plans import Plan, time_name
-from dni_fx.runtime import Interfaces, add_time_cuts, build_dni, time_activation
-from dni_fx.settings import loss_function, with_defaults
-from dni_fx.synthesizers import resolve
+from dni_fx.plans import Plan
+from dni_fx.runtime import Interfaces, add_time_cuts, build_dni
+from dni_fx.settings import with_defaults
+from dni_fx.synthesizers import factories
 
 __all__ = ["import_beside", "needs_model", "saved_dni"]
 
 
 def import_beside(file: str, name: str) -> ModuleType:
-    """The module in the file `name` in the folder of `file`, whatever else is installed under that name."""
+    """Import the file `name` in the folder of `file`, even if a module of this name is installed."""
     path = Path(file).resolve().with_name(name)
     unique = f"dni_fx_saved_{path.stem}_{abs(hash(str(path)))}"
     with errors_of(f"{path.parent.name}/{name}"):
@@ -40,35 +40,26 @@ def read_dni(file: str) -> Interfaces:
 
 
 def saved_dni(plan: Plan) -> Interfaces:
+    """The submodule `dni` for a plan that names its synthesizers, with fresh weights."""
     if plan.rewrite is None:
-        raise DniFxError("the plan does not say how the model was rewritten")
-    shapes = {f"cut{i}_{t.node}": t for i, cut in enumerate(plan.cuts) for t in cut.tensors}
-    states = {time_name(index): state for index, state in enumerate(plan.states)}
+        raise DniFxError("the plan does not say how to rewrite the model: its entry rewrite is empty")
     settings = plan.rewrite.settings
-    loss = None if settings.loss is None else loss_function(settings.loss)
-    factories = {}
-    for crossing, name in plan.rewrite.synthesizers.items():
-        if crossing in states:
-            factories[crossing] = resolve(name, time_activation(states[crossing]).shape, 1)[1]
-            continue
-        if crossing not in shapes:
-            raise DniFxError(f"the plan has a synthesizer for {crossing!r}, which is no crossing of it")
-        factories[crossing] = resolve(name, shapes[crossing].shape, shapes[crossing].axis, loss)[1]
-    dni = build_dni(plan, factories, with_defaults(settings, named=True))
-    add_time_cuts(dni, factories, with_defaults(settings, named=True, in_time=True))
+    _, makers = factories(plan, plan.rewrite.synthesizers, settings.loss)
+    dni = build_dni(plan, makers, with_defaults(settings, named=True))
+    add_time_cuts(dni, makers, with_defaults(settings, named=True, in_time=True))
     return dni
 
 
 def needs_model(file: str) -> None:
-    """Stands where a class holds a graph alone."""
+    """Raise the error of a class that holds a graph without modules."""
     raise SourceError(
-        f"{file} holds no modules of its own, since no symbolic trace of the model was possible: load with "
+        f"{file} holds no modules, since no symbolic trace of the model was possible: load it with "
         "dni_fx.load(folder, model=model)"
     )
 
 
 def rebuild(cls: type[nn.Module], **attributes: Any) -> nn.Module:
-    """A module of a class with these attributes, without calling its constructor; children are added after."""
+    """Make a module with these attributes, without a call of its constructor. The caller adds the children."""
     module = cls.__new__(cls)
     nn.Module.__init__(module)
     module.__dict__.update(attributes)
@@ -76,7 +67,7 @@ def rebuild(cls: type[nn.Module], **attributes: Any) -> nn.Module:
 
 
 def missing(path: str, cls: str, what: str) -> nn.Module:
-    """Stands where a module could not be written as source."""
+    """Raise the error of a module that could not be written as source."""
     raise SourceError(
         f"{path} is a {cls}, and {what} cannot be written without a pickle: load with dni_fx.load(folder, model=model)"
     )

@@ -1,7 +1,8 @@
-"""Write a module as Python source: readable, importable, no pickle."""
+"""Write a module as Python source, which people can read and Python can import; no pickle."""
 
 import ast
 import inspect
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,22 +12,24 @@ from torch import Tensor, nn
 from torch.fx.graph_module import _format_import_block
 from torch.package.importer import sys_importer
 
-from dni_fx.errors import SourceError
+from dni_fx.errors import SourceError, first_line
 from dni_fx.report import code_lines
 from dni_fx.runtime import DecoupledModule
 
 __all__ = ["SourceWriter"]
 
-_OWN = set(nn.Module().__dict__)  # what every module has
+_OWN = set(nn.Module().__dict__)  # attributes of every module
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
+_log = logging.getLogger(__name__)
+
 
 class SourceWriter:
-    """Turns a rewritten module into the source of a class that builds the same modules.
+    """Write the source of a class that builds the modules of a rewritten net.
 
     Attributes:
-        files: Source files of the person's own classes that the written code needs, by the name it gives them.
+        files: Source files of the person's classes, which `model.py` imports: paths by the name of their copy.
     """
 
     def __init__(self, net: DecoupledModule) -> None:
@@ -34,8 +37,8 @@ class SourceWriter:
         self.class_name = type(net).__name__
         self.called = {str(n.target) for n in net.graph.nodes if n.op == "call_module"}
         self.files: dict[str, str] = {}
-        self.aliases: list[str] = []  # what the graph itself uses of those files
-        self.seen: dict[int, str] = {}
+        self.aliases: list[str] = []  # assignments, for the names in those files that the graph uses
+        self.seen: dict[int, str] = {}  # paths of modules by id
         self.imports: set[str] = {"import torch", "import dni_fx.store.saved", "import dni_fx.ops"}
 
     def text(self) -> str:
@@ -45,57 +48,40 @@ class SourceWriter:
             DniFxError: If part of the model has no source form.
         """
         if self.net.dni.plan.frontend != "fx":
-            return self._text_beside_a_model()
-        init = [f"        {line}" for line in self._own_train()]
-        init += [f"        {line}" for line in self._children(self.net, "")]
-        init.append("        self.dni = dni_fx.store.saved.read_dni(__file__)")
-        init += [f"        {line}" for line in self._ties()]
-        forward = [f"    {line}" for line in code_lines(self.net.graph)]
-        self.imports |= set(self._graph_imports("\n".join(forward)))
-        segments = self.net.dni.plan.segments
-        return "\n".join(
-            [
-                f'"""{self.class_name} in {len(segments)} segments, written by dni-fx.',
-                "",
-                "Importing it gives the class with fresh weights; `dni_fx.load(folder)` reads the trained ones.",
-                '"""',
-                "",
-                *sorted(self.imports),
-                "",
-                *self._beside(),
-                "",
-                f"class {self.class_name}(torch.nn.Module):",
-                "    def __init__(self):",
-                "        super().__init__()",
-                *init,
-                "",
-                *forward,
-                "",
-            ]
-        )
+            return self._text_without_modules()
+        init = ["super().__init__()", *self._own_train(), *self._children(self.net, "")]
+        init += ["self.dni = dni_fx.store.saved.read_dni(__file__)", *self._ties()]
+        about = ["Importing it gives the class with fresh weights; `dni_fx.load(folder)` reads the trained ones."]
+        return self._module(about, [], init)
 
-    def _text_beside_a_model(self) -> str:
-        """A class that holds the graph alone: its modules are those of the model it was captured from."""
+    def _text_without_modules(self) -> str:
+        """A module whose class has only the graph: the modules are those of the captured model."""
+        about = [
+            f"Captured by the front end {self.net.dni.plan.frontend}, so it needs the model that it was made from:",
+            "`dni_fx.load(folder, model=model)`.",
+        ]
+        settings = [f"    {name} = {value!r}" for name, value in self.net.dni_settings().items()]
+        return self._module(about, [*settings, ""], ["dni_fx.store.saved.needs_model(__file__)"])
+
+    def _module(self, about: list[str], attributes: list[str], init: list[str]) -> str:
+        """A module with one class: a docstring, class attributes, the statements of `__init__`, and the graph."""
         forward = [f"    {line}" for line in code_lines(self.net.graph)]
         self.imports |= set(self._graph_imports("\n".join(forward)))
-        plan = self.net.dni.plan
         return "\n".join(
             [
-                f'"""{self.class_name} in {len(plan.segments)} segments, written by dni-fx.',
+                f'"""{self.class_name} in {len(self.net.dni.plan.segments)} segments, written by dni-fx.',
                 "",
-                f"Captured by the front end {plan.frontend}, so it needs the model that it was made from:",
-                "`dni_fx.load(folder, model=model)`.",
+                *about,
                 '"""',
                 "",
                 *sorted(self.imports),
                 "",
-                *self._beside(),
+                *self._source_files(),
                 "",
                 f"class {self.class_name}(torch.nn.Module):",
-                *[f"    {name} = {value!r}" for name, value in self.net.dni_settings().items()],
-                "",
+                *attributes,
                 "    def __init__(self):",
-                "        dni_fx.store.saved.needs_model(__file__)",
+                *[f"        {line}" for line in init],
                 "",
                 *forward,
                 "",
@@ -104,7 +90,7 @@ class SourceWriter:
 
     # ------------------------------------------------------------------------------------- __init__
     def _own_train(self) -> Iterator[str]:
-        """A train method that does more than set a flag is lost with the class that has it."""
+        """Statements that raise, for modules with a `train` method of their own: `model.py` has not their class."""
         for path, module in [("", self.net.dni_captured.original), *self.net.named_modules()]:
             whole = any(path == called or path.startswith(f"{called}.") for called in self.called)
             inside = isinstance(module, nn.Module) and type(module).train is not nn.Module.train and not whole
@@ -122,13 +108,14 @@ class SourceWriter:
             value = None if buffer is None else _empty(buffer)
             yield f"{owner}.register_buffer({name!r}, {value}, persistent={persistent})"
         for name, value in vars(module).items():
-            if isinstance(value, Tensor):  # a plain attribute that the graph reads
+            if isinstance(value, Tensor):  # the graph may read it
                 yield f"{owner}.register_buffer({name!r}, {_empty(value)}, persistent=False)"
         for name, child in module._modules.items():
             if child is not None and not (name == "dni" and not path):
                 yield from self._child(child, owner, name, f"{path}.{name}".lstrip("."))
 
     def _child(self, child: nn.Module, owner: str, name: str, path: str) -> Iterator[str]:
+        """Statements that make one child: a known module again, a constructor call, or a shell and its children."""
         assign = f"{owner}.{name} = " if name.isidentifier() and owner == "self" else f"{owner}.add_module({name!r}, "
         close = "" if assign.endswith("= ") else ")"
         if id(child) in self.seen:
@@ -153,7 +140,7 @@ class SourceWriter:
         if type(module) in _CONTAINERS:
             return f"torch.nn.{type(module).__name__}()"
         if not any(path == called or path.startswith(f"{called}.") for called in self.called):
-            return "torch.nn.Module()"  # only holds what the graph calls
+            return "torch.nn.Module()"  # only a container
         cls = self._class(type(module))
         attributes = {k: v for k, v in vars(module).items() if k not in _OWN and not isinstance(v, Tensor)}
         written = {k: _literal(v) for k, v in attributes.items()}
@@ -163,33 +150,35 @@ class SourceWriter:
         arguments = "".join(f", {k}={v}" for k, v in written.items())
         return f"dni_fx.store.saved.rebuild({cls}{arguments})"
 
-    def _beside(self) -> list[str]:
+    def _source_files(self) -> list[str]:
+        """Statements that import the copied source files."""
         copies = [f'{name} = dni_fx.store.saved.import_beside(__file__, "{name}.py")' for name in self.files]
         return copies + self.aliases
 
     def _class(self, cls: type) -> str | None:
+        """An expression for a class; None if `model.py` cannot import the class."""
         if "<locals>" in cls.__qualname__:
             return None
         if cls.__module__ == "__main__":
-            return None  # importing a script would run it
+            return None  # the import of a script would run it
         if cls.__module__.startswith(("dni_fx_target_", "dni_fx_saved_")):
             path = inspect.getsourcefile(cls)
             if path is None:
                 return None
             return f"{self._file(path)}.{cls.__qualname__}"
-        if _resolve(cls) is not cls:  # made on the fly, as torch's parametrizations are
+        if _resolve(cls) is not cls:  # made at run time, as the classes of torch's parametrizations
             return None
         self.imports.add(f"import {cls.__module__}")
         return f"{cls.__module__}.{cls.__qualname__}"
 
     def _file(self, path: str) -> str:
-        """The name under which a source file of the person's is copied beside the written one."""
+        """The name of the copy of a source file of the person's, beside `model.py`."""
         name = next((n for n, p in self.files.items() if p == path), f"source{len(self.files) or ''}")
         self.files[name] = path
         return name
 
     def _ties(self) -> Iterator[str]:
-        """Parameters that have two names."""
+        """Statements for parameters that have two names."""
         first: dict[int, str] = {}
         for name, parameter in self.net.named_parameters(remove_duplicate=False):
             module, _, attribute = name.rpartition(".")
@@ -197,6 +186,7 @@ class SourceWriter:
                 yield f"self.get_submodule({module!r}).{attribute} = self.get_parameter({first[id(parameter)]!r})"
 
     def _graph_imports(self, forward: str) -> Iterator[str]:
+        """Import statements for the names in `forward`; names of the person's files become aliases."""
         used = {node.id for node in ast.walk(ast.parse("class C:\n" + forward)) if isinstance(node, ast.Name)}
         block = _format_import_block(self.net.graph.python_code("self").globals, sys_importer)
         for line in block.splitlines():
@@ -204,7 +194,7 @@ class SourceWriter:
             if name.split(".")[0] not in used or name.startswith("dni_fx_ops"):
                 continue
             home = line.split(" ")[1]
-            if home.startswith(("dni_fx_target_", "dni_fx_saved_")):  # made from a file, under a name of our own
+            if home.startswith(("dni_fx_target_", "dni_fx_saved_")):  # dni-fx imported a file under this name
                 path = getattr(sys.modules[home], "__file__", None)
                 assert path is not None
                 self.aliases.append(f"{name} = {self._file(path)}.{line.split(' ')[3]}")
@@ -215,16 +205,17 @@ class SourceWriter:
 
 
 def _missing(module: nn.Module, path: str, what: str) -> str:
+    """An expression that raises: `what` of the module has no source form."""
     return f"dni_fx.store.saved.missing({path!r}, {type(module).__name__!r}, {what!r})"
 
 
 def _hooks(module: nn.Module) -> bool:
-    """Whether the module, or one inside it, does more than its forward: spectral_norm and weight_norm work so."""
+    """Whether the module, or a module in it, has forward hooks, as spectral_norm and weight_norm add them."""
     return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
 def _resolve(cls: type) -> object:
-    """What the name of a class stands for in its module."""
+    """The object that has the name of the class in its module."""
     found: object = sys.modules.get(cls.__module__)
     for part in cls.__qualname__.split("."):
         found = getattr(found, part, None)
@@ -232,7 +223,7 @@ def _resolve(cls: type) -> object:
 
 
 def construction(module: nn.Module) -> str | None:
-    """A call that makes a layer of torch.nn with the same settings and shapes; None where there is no such call."""
+    """A constructor call that makes a layer of torch.nn with the same settings and shapes; None if there is none."""
     cls = type(module)
     if not cls.__module__.startswith("torch.nn.") or isinstance(module, _CONTAINERS) or cls is nn.Module:
         return None
@@ -251,19 +242,21 @@ def construction(module: nn.Module) -> str | None:
 
 
 def _parameters_of(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The parameters of a constructor."""
     parameters = dict(inspect.signature(cls).parameters)
-    if issubclass(cls, nn.RNNBase):  # LSTM(*args, **kwargs) hands on to its base
+    if issubclass(cls, nn.RNNBase):  # LSTM(*args, **kwargs) passes them to its base
         tanh = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")
         parameters = {**inspect.signature(nn.RNNBase).parameters, "nonlinearity": tanh}
     return parameters
 
 
 def _makes(call: str, module: nn.Module) -> bool:
-    """Whether the call really makes a module like this one."""
+    """Whether the call makes a module with the same attributes and shapes."""
     try:
         with torch.device("meta"):
             made: nn.Module = eval(call, {"torch": torch})
-    except Exception:
+    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, LookupError) as error:
+        _log.debug("%s is no constructor call of the layer: %s", call, first_line(error))
         return False
 
     def state(one: nn.Module) -> list[tuple[Any, ...]]:
@@ -280,7 +273,7 @@ def _makes(call: str, module: nn.Module) -> bool:
 
 
 def _literal(value: Any) -> str | None:
-    """Source for a plain value; None where there is none."""
+    """Source for a plain value; None for any other value."""
     if isinstance(value, torch.dtype | torch.device):
         return f"torch.{value!r}".replace("torch.torch.", "torch.").replace("torch.device", "torch.device", 1)
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
@@ -297,6 +290,7 @@ def _literal(value: Any) -> str | None:
 
 
 def _empty(tensor: Tensor) -> str:
+    """An expression for zeros with the shape and dtype of a tensor."""
     dtype = "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
     return f"torch.zeros({list(tensor.shape)}{dtype})"
 

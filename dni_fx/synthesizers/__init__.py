@@ -6,6 +6,7 @@ In: an activation, and labels or another context. Out: a prediction of the same 
 from dni_fx.synthesizers.attention import Attention
 from dni_fx.synthesizers.base import Activation, Factory, Synthesizer, centered, zero_
 from dni_fx.synthesizers.context import check_labels, expand_context
+from dni_fx.synthesizers.crossings import activation_of, factories
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
 from dni_fx.synthesizers.heads import Critic, GuidedHead, Link, LocalHead, LossHead, Outcome
@@ -34,10 +35,12 @@ __all__ = [
     "Outcome",
     "Synthesizer",
     "Zero",
+    "activation_of",
     "adapt",
     "centered",
     "check_labels",
     "expand_context",
+    "factories",
     "register",
     "resolve",
     "zero_",

@@ -35,9 +35,9 @@ def resolve(
     Args:
         synthesizer: A registered name, with options as in "mlp(hidden_layers=2)"; "auto"; or a factory, as it is.
             "auto" picks conv for maps, linear for vectors and sequences; where a loss is given, the guided head for
-            maps and sequences (benchmarks/paper_feedforward.py and synthesizers_by_net.py say why). What it is for a
-            cut in time, `dni_fx.api` says.
-        loss: What those with a loss of their own use.
+            maps and sequences (benchmarks/paper_feedforward.py and synthesizers_by_net.py say why). At a cut in time,
+            `factories` chooses.
+        loss: For the synthesizers that differentiate a loss.
 
     Raises:
         DniFxError: If there is none of that name, or it has no such option, or lacks the loss.

@@ -1,0 +1,63 @@
+"""The synthesizers of a plan: which factory makes the one at each crossing."""
+
+from collections.abc import Mapping
+
+import torch
+
+from dni_fx.errors import DniFxError
+from dni_fx.plans import CrossingTensor, Plan, TimeCutPlan, crossings
+from dni_fx.settings import Loss, loss_function
+from dni_fx.synthesizers.base import Activation, Factory
+from dni_fx.synthesizers.registry import resolve
+
+__all__ = ["activation_of", "factories"]
+
+# Above this, `least_squares` is too slow for a default: its equations take time with the cube of the features.
+_MOST_SOLVED = 2048
+
+
+def activation_of(crossing: CrossingTensor | TimeCutPlan, device: torch.device | str = "cpu") -> Activation:
+    """The input of the synthesizer at a crossing; for a state, all of its tensors, as one vector a sample."""
+    if isinstance(crossing, CrossingTensor):
+        axis = crossing.axis % len(crossing.shape)
+        return Activation(crossing.shape, getattr(torch, crossing.dtype), torch.device(device), axis)
+    first = crossing.tensors[0]
+    shape = (first.shape[first.axis], sum(tensor.features for tensor in crossing.tensors))
+    return Activation(shape, getattr(torch, first.dtype), torch.device(device), 1)
+
+
+def factories(
+    plan: Plan, synthesizers: Mapping[str, str | Factory], loss: str | Loss | None = None
+) -> tuple[dict[str, str], dict[str, Factory]]:
+    """The name and the factory of the synthesizer at each crossing of a plan.
+
+    Args:
+        synthesizers: By crossing, as `resolve` takes them. For a cut in time "auto" is `least_squares`, or `mlp` for
+            many features or a narrow dtype: `benchmarks/results/time_cut.md`.
+        loss: For the synthesizers at cuts in depth that differentiate a loss.
+
+    Raises:
+        DniFxError: If a synthesizer is for no crossing of the plan, or a crossing has none; and as `resolve` does.
+    """
+    function = None if loss is None else loss_function(loss)
+    names: dict[str, str] = {}
+    made: dict[str, Factory] = {}
+    for name, crossing in crossings(plan):
+        if name not in synthesizers:
+            raise DniFxError(f"the plan has no synthesizer for its crossing {name!r}")
+        synthesizer, activation = synthesizers[name], activation_of(crossing)
+        if isinstance(crossing, CrossingTensor):
+            names[name], made[name] = resolve(synthesizer, activation.shape, activation.axis, function)
+        else:
+            chosen = _auto_in_time(activation) if synthesizer == "auto" else synthesizer
+            names[name], made[name] = resolve(chosen, activation.shape, activation.axis)
+    strange = sorted(synthesizers.keys() - names.keys())
+    if strange:
+        raise DniFxError(f"the plan has a synthesizer for {strange[0]!r}, which is no crossing of it")
+    return names, made
+
+
+def _auto_in_time(activation: Activation) -> str:
+    """The default at a cut in time; `least_squares` needs all digits of float32."""
+    solves = activation.dtype.itemsize > 2 and activation.features <= _MOST_SOLVED
+    return "least_squares" if solves else "mlp"

@@ -1,0 +1,39 @@
+"""Blocks of a model, and numbers of segments."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dni_fx import DniFxError
+from dni_fx.bench.ways import blocks, parse_segments
+
+WIDTH, ROWS = 64, 128
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.linear(x)))
+
+
+def deep() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Sequential(*[Block() for _ in range(9)]), nn.Linear(WIDTH, 2))
+
+
+def test_blocks() -> None:
+    assert blocks(deep()) == [f"1.{i}" for i in range(9)]
+    plain = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    assert blocks(plain) == ["0", "1", "2"]
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 3, enable_nested_tensor=False)
+    assert blocks(nn.Sequential(encoder)) == [f"0.layers.{i}" for i in range(3)]
+
+
+@pytest.mark.parametrize("text", ["", "1", "two", "2,,3", "-2"])
+def test_bad_numbers_of_segments(text: str) -> None:
+    with pytest.raises(DniFxError, match="numbers of segments"):
+        parse_segments(text)
+    assert parse_segments("2, auto") == {"2 segments": 2, "auto": "auto"}

@@ -1,0 +1,45 @@
+"""The front end export: other batch sizes, calls unlike the captured one, modes that are fixed."""
+
+import pytest
+import torch
+from nets import Keywords, Moody
+
+import dni_fx
+from dni_fx.errors import DniFxError
+
+X = torch.rand(4, 6)
+
+
+@pytest.mark.parametrize("frontend", ["export", "modules"])
+def test_other_batch_sizes_and_the_same_result(frontend: str) -> None:
+    model = Keywords()
+    net = dni_fx.transform(model, (X, X), example_kwargs={"mask": X}, frontend=frontend)
+    for rows in (1, 3, 9):
+        x = torch.rand(rows, 6)
+        for got in (net(x, x, mask=x), net.eval()(x, x, mask=x)):
+            assert got.keys() == model(x, x).keys()
+            assert got["nothing"] is None and got["three"] == 3 and got["out"].shape == (rows, 6)
+        net.train()
+
+
+def test_a_call_unlike_the_captured_one_is_refused() -> None:
+    net = dni_fx.transform(Keywords(), (X,), example_kwargs={"mask": X}, frontend="export")
+    net(X, mask=X)
+    net(x=X, mask=X)
+    for args, kwargs in (((X,), {}), ((X, X), {"mask": X}), ((X,), {"mask": None})):
+        with pytest.raises(TypeError, match="rewrite the model"):
+            net(*args, **kwargs)
+    with pytest.raises(TypeError, match="size 3 along axis 0, not 4, as another argument has it"):
+        net(X, mask=X[:3])
+    with pytest.raises(TypeError, match="size 5 along axis 1, not 6"):
+        net(X[:, :5], mask=X[:, :5])
+
+
+def test_a_mode_that_export_has_fixed_is_not_changed_in_silence() -> None:
+    net = dni_fx.transform(Moody(), X, frontend="export")
+    net.train()
+    assert not net.norm.training
+    net(X)
+    net.noise.eval()
+    with pytest.raises(DniFxError, match="noise is in eval mode"):
+        net(X)

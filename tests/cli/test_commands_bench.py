@@ -1,0 +1,49 @@
+"""The command `dni-fx bench`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dni_fx import DniFxError
+from dni_fx.bench.measure import Row
+from dni_fx.cli.commands import app
+
+
+def test_the_command(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(8, 8), nn.Tanh())])\n"
+        "example_inputs = torch.rand(16, 8)\n"
+    )
+    target = str(tmp_path / "net.py")
+    done = CliRunner().invoke(app, ["bench", target, "--segments", "2", "--steps", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    assert [row["name"] for row in found][-2:] == ["2 segments", "2 segments, stepping"]
+    assert found[0]["peak_bytes"] > 0 and set(found[0]["time_ratio"]) == {"median", "low", "high"}
+    done = CliRunner().invoke(app, ["bench", target, "--segments", "2,auto", "--steps", "2"])
+    assert done.exit_code == 0 and "stepping" in done.stdout and "KiB that the step makes" in done.stdout
+    done = CliRunner().invoke(app, ["bench", target, "--classes", "1"])
+    assert isinstance(done.exception, DniFxError) and "classes must be 2 or more" in str(done.exception)
+
+
+def test_the_command_when_nothing_of_ours_runs_or_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nmodel = torch.nn.Linear(8, 8)\nexample_inputs = torch.rand(16, 8)\n"
+    )
+    command = ["bench", str(tmp_path / "net.py"), "--segments", "2", "--steps", "2"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1 and "not measured: 2 segments" in done.stdout
+
+    def interrupted(*_: Any) -> Any:
+        yield Row("backprop", 1, 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dni_fx.bench.measure", interrupted)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130 and "backprop" in done.stdout

@@ -1,0 +1,53 @@
+"""DistributedDataParallel: two processes, each with half of the batch, train what one trains with all of it."""
+
+import socket
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+from two_processes import CUT_IN_TIME, OPTIONS, X, in_windows, process, trained
+
+import dni_fx
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(process, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, "accumulated"])
+def test_two_processes_train_what_one_does(name: str, found: list[dict[str, Any]]) -> None:
+    alone = trained("backward" if name == "accumulated" else name, slice(None), False, name == "accumulated")
+    for key, value in alone.named_parameters():
+        assert torch.equal(found[0][name][key], found[1][name][key]), key
+        torch.testing.assert_close(found[0][name][key], value, msg=key, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CUT_IN_TIME)
+def test_two_processes_go_from_window_to_window_as_one_does(name: str, found: list[dict[str, Any]]) -> None:
+    for k, alone in enumerate(in_windows(name, slice(None), False)):
+        one, other = (here[name][k] for here in found)
+        for key, gradient in one.items():
+            assert torch.equal(gradient, other[key]), key
+            # Alone, the synthesizer takes no part where nothing comes back.
+            wanted = alone.get(key, torch.zeros_like(gradient))
+            torch.testing.assert_close(gradient, wanted, msg=f"{key}, window {k}", rtol=1e-4, atol=1e-6)
+        assert any(gradient.any() for key, gradient in one.items() if key.startswith("dni.time")) == (k > 0)
+
+
+def test_what_wraps_more_than_the_net_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = dni_fx.transform(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), X, cuts=["1"]).train()
+    monkeypatch.setattr("dni_fx.runtime.averaging._wrapper", lambda: DistributedDataParallel.__new__(Ignoring))
+    with pytest.raises(dni_fx.DniFxError, match="must wrap the net itself"):
+        net(X)
+
+
+class Ignoring(DistributedDataParallel):
+    parameters_to_ignore: set[str] = set()
