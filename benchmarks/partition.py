@@ -123,7 +123,7 @@ def timed(function: Callable[[], Partition], runs: int = 3) -> tuple[float, Part
 
 def looked_at(graph: Graph, count: int) -> int:
     """Down-sets in the windows of the last search."""
-    work = Instance.of(graph, "weight", "transfer").contract((), "throughput")[0].workload
+    work = Instance.of(graph, "weight", "transfer").contract(())[0].workload
     lattice = Lattice(work, count, "throughput", CAP)
     lattice.lightest(max(work.total / count, float(work.weight.max())), work.total)
     return lattice.seen

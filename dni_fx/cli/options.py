@@ -71,8 +71,7 @@ class PlanOptions:
         str,
         typer.Option(
             help="What chosen cuts make least, with a charge for each synthesizer. memory: the peak of a training "
-            "step; throughput: the time of the slowest segment with its synthesizers, each on a device of its own; "
-            "balanced: the time of the heaviest one alone."
+            "step; throughput: the time of the slowest segment with its synthesizers, each on a device of its own."
         ),
     ] = "memory"
     memory_budget: Annotated[

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OBJECTIVES", "OPTIMIZER_STATES", "CostModel", "Prediction", "SegmentCost"]
 
-OBJECTIVES = ("memory", "throughput", "balanced")
+OBJECTIVES = ("memory", "throughput")
 
 OPTIMIZER_STATES = 2  # numbers that an optimizer keeps a parameter: Adam's
 
@@ -132,8 +132,6 @@ class CostModel:
             arrival = np.array([0.0, *(c.arrival for c in cuts), 0.0])
             return self.memory.loads(ends, kept, arrival)
         time = (self.forward + self.backward)[ends]
-        if objective == "balanced":
-            return lambda i: time[i + 1 :] - time[i]
         synthesizers = np.array([0.0, *(c.time for c in cuts), 0.0])
         transfer = np.array([0.0, *(c.transfer for c in cuts), 0.0])
         return lambda i: time[i + 1 :] - time[i] + transfer[i] + (synthesizers + transfer)[i + 1 :]

@@ -42,7 +42,7 @@ class Instance:
         users = {i: [index[user] for user in graph.successors(node)] for node, i in index.items()}
         return cls(nodes, weights, [_number(graph, node, transfer_weight) for node in nodes], users)
 
-    def contract(self, together: Iterable[Iterable[Hashable]], objective: Objective) -> tuple[Contraction, float]:
+    def contract(self, together: Iterable[Iterable[Hashable]]) -> tuple[Contraction, float]:
         """The contracted graph in numbers of about 1, and the unit they are in: a power of two, so nothing is rounded.
 
         Raises:
@@ -51,11 +51,8 @@ class Instance:
         total = sum(self.weights)
         exponent = math.frexp(total)[1]
         weights = [math.ldexp(weight, -exponent) for weight in self.weights]
-        if objective == "balanced":  # transfers are compared with each other only
-            own = math.frexp(max(self.transfers))[1]
-            transfers = [math.ldexp(transfer, -own) for transfer in self.transfers]
-        else:  # one segment weighs `total`: whatever costs more to move is not moved
-            transfers = [math.ldexp(min(transfer, 4 * total), -exponent) for transfer in self.transfers]
+        # One segment alone weighs `total`: no best split moves an output that costs more than that.
+        transfers = [math.ldexp(min(transfer, 4 * total), -exponent) for transfer in self.transfers]
         return Contraction(self._groups(together), weights, self.users, transfers), math.ldexp(1.0, exponent)
 
     def _groups(self, together: Iterable[Iterable[Hashable]]) -> list[list[int]]:
@@ -99,10 +96,11 @@ def at_least_one(segments: Any) -> int:
 
 def known_objective(name: str) -> Objective:
     """Raises DniFxError where there is no such objective."""
-    for objective in get_args(Objective):
+    known: tuple[Objective, ...] = get_args(Objective)
+    for objective in known:
         if name == objective:
-            return objective  # type: ignore[no-any-return]
-    raise DniFxError(f"objective is {name!r}; there are {', '.join(map(repr, get_args(Objective)))}")
+            return objective
+    raise DniFxError(f"objective is {name!r}; there are {', '.join(map(repr, known))}")
 
 
 def limit(budget: Any) -> float:

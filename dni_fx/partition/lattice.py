@@ -25,9 +25,8 @@ def blocks(
         Which of the lower down-sets, which of the upper ones, and a matrix.
     """
     down, up = _features(work, objective, below, above)
-    transfers = objective != "balanced"
-    from_below = below.crossing - below.weight if transfers else -below.weight
-    from_above = above.crossing + above.weight if transfers else above.weight
+    from_below = below.crossing - below.weight
+    from_above = above.crossing + above.weight
     height = max(1, BLOCK // max(1, len(above.weight)))
     for start in range(0, len(below.weight), height):
         rows = slice(start, min(start + height, len(below.weight)))
@@ -53,26 +52,22 @@ def _features(work: Workload, objective: Objective, below: Window, above: Window
     """
     _, i, j = np.intersect1d(below.undecided, above.undecided, assume_unique=True, return_indices=True)
     far = 8.0 * (work.total + float(work.cost.sum()))
-    down, up = [below.member[:, i] * far], [1.0 - above.member[:, j]]
-    if objective != "balanced":
-        outputs, i, j = np.intersect1d(below.outputs, above.outputs, assume_unique=True, return_indices=True)
-        uses = work.uses[outputs]
-        alive = above.used[:, j] < uses
-        cost = -work.cost[outputs] * below.made[:, i]
-        down.append(cost)
-        up.append(alive.astype(float))
-        if objective == "throughput":
-            lower, upper = below.used[:, i], above.used[:, j]
-            for count in range(int(uses.max(initial=0))):
-                same = (lower == count).any(axis=0) & (upper == count).any(axis=0) & (uses > count)
-                down.append(cost[:, same] * (lower[:, same] == count))
-                up.append((upper[:, same] == count).astype(float))
+    not_contained = below.member[:, i] * far, 1.0 - above.member[:, j]
+    outputs, i, j = np.intersect1d(below.outputs, above.outputs, assume_unique=True, return_indices=True)
+    uses = work.uses[outputs]
+    alive = above.used[:, j] < uses
+    cost = -work.cost[outputs] * below.made[:, i]
+    down, up = [not_contained[0], cost], [not_contained[1], alive.astype(float)]
+    if objective == "throughput":
+        lower, upper = below.used[:, i], above.used[:, j]
+        for count in range(int(uses.max(initial=0))):
+            same = (lower == count).any(axis=0) & (upper == count).any(axis=0) & (uses > count)
+            down.append(cost[:, same] * (lower[:, same] == count))
+            up.append((upper[:, same] == count).astype(float))
     both = np.concatenate(down, axis=1), np.concatenate(up, axis=1)
     needed = both[0].any(axis=0) & both[1].any(axis=0)
     return both[0][:, needed], both[1][:, needed]
 
-
-Join = Callable[[Numbers, Numbers, Numbers], Numbers]
 
 WORK = 20_000_000_000  # multiplications for one limit; three times as many in all
 
@@ -128,22 +123,11 @@ class Lattice:
     def within(self, limit: float) -> Integers | None:
         """The lightest split where no segment is heavier than the limit; None where there is none.
 
-        Of equally light ones, for "balanced", one that least crosses.
-
         Raises:
             TooManyError: If that is too much work.
         """
         self._allowed = min(self._spent + WORK, 3 * WORK)
-        windows = self._windows(limit)
-        found = self._search(windows, limit, limit, lambda score, load, _: np.maximum(score, load))
-        if found is None or self._objective != "balanced":
-            return found
-        load = float(self._work.loads(found, self._segments, self._objective).max())
-
-        def join(score: Numbers, loads: Numbers, crossing: Numbers) -> Numbers:
-            return np.where(loads <= load + SLACK * self._work.total, score + crossing, math.inf)
-
-        return self._search(windows, load, math.inf, join)
+        return self._search(self._windows(limit), limit + SLACK * self._work.total)
 
     def _windows(self, limit: float) -> list[Window]:
         """What may lie below the end of the 0th, 1st, ... segment.
@@ -161,7 +145,7 @@ class Lattice:
                 found = found.keep(np.flatnonzero(~found.member.any(axis=1)))
             elif k == count:
                 found = found.keep(np.flatnonzero(found.member.all(axis=1)))
-            elif self._objective != "balanced":
+            else:
                 slack = SLACK * total
                 fits = found.weight + found.crossing <= k * limit + slack
                 found = found.keep(fits & (total - found.weight + found.crossing <= (count - k) * limit + slack))
@@ -174,10 +158,9 @@ class Lattice:
         if self._spent > self._allowed:
             raise TooManyError
 
-    def _search(self, windows: list[Window], limit: float, most: float, join: Join) -> Integers | None:
-        """The split with the least score, at most `most`, and no segment heavier than the limit."""
-        limit, most = limit + SLACK * self._work.total, most + SLACK * self._work.total
-        scores = np.zeros(1)
+    def _search(self, windows: list[Window], limit: float) -> Integers | None:
+        """The split with the lightest heaviest segment; None where that is heavier than the limit."""
+        heaviest = np.zeros(1)  # of the segments below each down-set that was reached
         reached = [np.zeros(1, dtype=np.int64)]  # rows of each window
         came: list[Integers] = [np.zeros(1, dtype=np.int64)]
         below = windows[0]
@@ -185,18 +168,18 @@ class Lattice:
             best = np.full(len(above.weight), math.inf)
             source = np.zeros(len(above.weight), dtype=np.int64)
             for rows, columns, load in blocks(self._work, self._objective, below, above, limit, self._spend):
-                joined = join(scores[rows, None], load, above.crossing[columns])
+                joined = np.maximum(heaviest[rows, None], load)
                 least = joined.argmin(axis=0)
                 value = joined[least, np.arange(joined.shape[1])]
                 better = value < best[columns]
                 best[columns][better] = value[better]
                 source[columns][better] = least[better] + rows.start
-            rows_left = np.flatnonzero((best <= most) & np.isfinite(best))
+            rows_left = np.flatnonzero(best <= limit)
             if not len(rows_left):
                 return None
             reached.append(rows_left)
             came.append(source[rows_left])
-            scores, below = best[rows_left], above.keep(rows_left)
+            heaviest, below = best[rows_left], above.keep(rows_left)
         return self._label(windows, reached, came)
 
     def _label(self, windows: list[Window], reached: list[Integers], came: list[Integers]) -> Integers:

@@ -86,21 +86,15 @@ def split_along_orders(work: Workload, order: Integers, segments: int, objective
     """
     n = len(order)
     segments = min(segments, n)
-    growth, least, limit = 0.01, math.inf, floor
-    while least > limit:
+    growth, limit = 0.01, floor
+    lightest = chain.Split(math.inf, ())
+    while lightest.value > limit:
         limit = min(floor * (1 + growth), work.total * (1 + 1e-9))
         growth *= 4
         rows = _Rows(work, order, segments, objective, limit)
-        found = chain.lightest(rows, n, segments - 1)
-        least = min(split.value for split in found)
-    if objective == "balanced":
-        rows.limit = least + SLACK * work.total
-        cheapest = [chain.cheapest(rows, n, k, rows.crossing, rows.limit) for k in range(segments)]
-        places = min(cheapest, key=lambda split: split.value).cuts
-    else:
-        places = next(split.cuts for split in found if split.value == least)
+        lightest = min(chain.lightest(rows, n, segments - 1), key=lambda split: split.value)
     label = np.zeros(n, dtype=np.int64)
-    label[order] = np.searchsorted(places, np.arange(n), side="right")
+    label[order] = np.searchsorted(lightest.cuts, np.arange(n), side="right")
     return label
 
 
@@ -117,9 +111,9 @@ class _Rows:
         place[order] = np.arange(n)
         born, dies = work.born(place), work.dies(place)
         change = np.bincount(born + 1, work.cost, n + 2) - np.bincount(dies + 1, work.cost, n + 2)
-        self.crossing: Numbers = np.cumsum(change)[: n + 1]
-        self.crossing[np.abs(self.crossing) < SLACK * work.total] = 0.0  # nothing but rounding
-        self.limit = limit
+        self._crossing: Numbers = np.cumsum(change)[: n + 1]
+        self._crossing[np.abs(self._crossing) < SLACK * work.total] = 0.0  # nothing but rounding
+        self._limit = limit
         self._weight: Numbers = np.concatenate([[0.0], np.cumsum(work.weight[order])])
         self._objective = objective
         self._closed = ~self._open(segments, work.total)
@@ -135,26 +129,23 @@ class _Rows:
         self._place, self._alive = 0, np.zeros(0, dtype=np.int64)
 
     def __call__(self, i: int) -> Numbers:
-        stop = int(np.searchsorted(self._weight, self._weight[i] + self.limit, side="right"))
+        stop = int(np.searchsorted(self._weight, self._weight[i] + self._limit, side="right"))
         row: Numbers = self._weight[i + 1 : stop] - self._weight[i]
         if not len(row) or self._closed[i]:
             return row[:0]
         row[self._closed[i + 1 : stop]] = math.inf
-        if self._objective == "balanced":
-            return row
-        row += self.crossing[i] + self.crossing[i + 1 : stop]
+        row += self._crossing[i] + self._crossing[i + 1 : stop]
         alive = self._advance(i)
         row -= self._until(self._last[alive], alive, i, len(row))
         if self._objective == "throughput":
             row -= self._until(self._next[alive], alive, i, len(row))
-        row[row > self.limit] = math.inf
+        row[row > self._limit] = math.inf
         return row
 
     def _open(self, segments: int, total: float) -> NDArray[np.bool_]:
         """Places that some cut may be at: as in `lattice`, what weighs neither too much nor too little for any k."""
-        crossing = 0.0 if self._objective == "balanced" else self.crossing
-        fewest = (self._weight + crossing - SLACK * total) / self.limit  # segments below
-        most = segments - (total - self._weight + crossing - SLACK * total) / self.limit
+        fewest = (self._weight + self._crossing - SLACK * total) / self._limit  # segments below
+        most = segments - (total - self._weight + self._crossing - SLACK * total) / self._limit
         result: NDArray[np.bool_] = np.ceil(fewest) <= np.floor(most)
         result[[0, -1]] = True
         return result

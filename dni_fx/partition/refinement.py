@@ -40,8 +40,7 @@ def refine(work: Workload, label: Integers, segments: int, objective: Objective)
 
 def _key(work: Workload, label: Integers, segments: int, objective: Objective) -> tuple[float, ...]:
     loads = np.sort(work.loads(label, segments, objective))[::-1]
-    tie = work.crossing(label) if objective == "balanced" else 0.0
-    return (*np.round(loads / work.total, 12).tolist(), round(tie, 12))
+    return tuple(np.round(loads / work.total, 12).tolist())
 
 
 def _neighbours(work: Workload, label: Integers, segments: int, objective: Objective) -> Iterator[Integers]:

@@ -40,7 +40,7 @@ def solve(work: Workload, segments: int, objective: Objective, cap: int = CAP) -
     found = _along_orders(work, segments, objective, floor)
     if is_chain(work):
         return Solution(found, None)
-    load = _heaviest(work, found, segments, objective)[0]
+    load = _heaviest(work, found, segments, objective)
     if load < lattice.too_high:  # a better ceiling than the exact method had
         label, floor = lattice.lightest(floor, load)
     return Solution(found, floor) if label is None else Solution(label, None)
@@ -53,6 +53,5 @@ def _along_orders(work: Workload, segments: int, objective: Objective, floor: fl
     return min(found, key=lambda split: _heaviest(work, split, segments, objective))
 
 
-def _heaviest(work: Workload, label: Integers, segments: int, objective: Objective) -> tuple[float, float]:
-    tie = work.crossing(label) if objective == "balanced" else 0.0
-    return float(work.loads(label, segments, objective).max()), tie
+def _heaviest(work: Workload, label: Integers, segments: int, objective: Objective) -> float:
+    return float(work.loads(label, segments, objective).max())

@@ -53,14 +53,12 @@ def partition(
       every output that enters it (made in an earlier one, used in it).
     - "memory": once each, the transfer of every output that is alive at either of its ends: that enters it, leaves it,
       or passes over it from an earlier segment to a later one.
-    - "balanced": nothing else. Of equally heavy splits (up to rounding) that with the least total transfer: the sum,
-      over the cuts, of the transfers that cross them. Least where the method is exact; else an effort is made.
 
     The method is exact where the lattice of down-sets is small near the places where cuts can be (Tarnawski et al.,
     "Efficient Algorithms for Device Placement of DNN Graph Operators", NeurIPS 2020, section 5), and for chains.
     Otherwise it takes the best split along several topological orders, refined by moves and minimum cuts; then
-    `lower_bound` says by how much it can be too heavy. "throughput" and "memory" break ties anyhow, but always in the
-    same way: the result depends on the graph and its order, and on nothing else.
+    `lower_bound` says by how much it can be too heavy. Which of equally heavy splits is found depends on the graph and
+    its order, and on nothing else.
 
     Args:
         graph: Its edges say which node uses the output of which. Attributes that a node lacks count as 0.
@@ -78,7 +76,7 @@ def partition(
     """
     count, kind, most = at_least_one(segments), known_objective(objective), limit(budget)
     instance = Instance.of(graph, node_weight, transfer_weight)
-    contraction, unit = instance.contract(together, kind)
+    contraction, unit = instance.contract(together)
     total = math.fsum(instance.weights)
     count = min(count, len(contraction.workload.weight)) if total else 1
     needed = 1 if total <= most else math.ceil(min(total / most * (1 - ROUNDING), count)) if most else count
@@ -128,7 +126,7 @@ def loads(
         others = {place[user] for user in graph.successors(node)} - {home}
         if any(other < home for other in others):
             raise DniFxError(f"the segments are not in order: {node!r} is used before the segment that it is in")
-        if others and kind != "balanced":
+        if others:
             touched = {home, *others} if kind == "throughput" else range(home, max(others) + 1)
             for segment in touched:
                 terms[segment].append(float(graph.nodes[node].get(transfer_weight, 0)))

@@ -19,7 +19,7 @@ Numbers = NDArray[np.float64]
 
 Integers = NDArray[np.int64]
 
-Objective = Literal["throughput", "memory", "balanced"]
+Objective = Literal["throughput", "memory"]
 
 FLOATING = -1  # the producer of an output that is no node
 
@@ -75,8 +75,6 @@ class Workload:
     def loads(self, label: Integers, segments: int, objective: Objective) -> Numbers:
         """The load of each segment, from the segment of each node: the definitions of `partition.partition`."""
         loads: Numbers = np.bincount(label, self.weight, segments).astype(float)
-        if objective == "balanced":
-            return loads
         born, dies = self.born(label), self.dies(label)
         if objective == "memory":
             kept = np.flatnonzero(dies > born)
@@ -90,7 +88,3 @@ class Workload:
         output, entered = pairs // segments, pairs % segments
         enters = entered > born[output]
         return loads + np.bincount(entered[enters], self.cost[output[enters]], segments)
-
-    def crossing(self, label: Integers) -> float:
-        """The sum over all cuts of what crosses them."""
-        return float(((self.dies(label) - self.born(label)) * self.cost).sum())
