@@ -7,6 +7,7 @@ from typing import Any
 
 import networkx as nx
 import pytest
+from flows import add, change
 
 from dni_fx.cost.model import OBJECTIVES, CostModel
 from dni_fx.cost.synthesizers import Price
@@ -25,7 +26,8 @@ def model_of(seed: int, layers: int, *, dear: bool = False) -> tuple[CostModel, 
         name = "x" if i == 0 else "output" if i == layers + 1 else f"n{i}"
         layer = name.startswith("n")
         size = rng.randrange(1, 9) if layer else 0
-        flow.add_node(
+        add(
+            flow,
             name,
             forward=rng.randrange(1, 20) if layer else 0,
             backward=rng.randrange(1, 40) if layer else 0,
@@ -34,16 +36,9 @@ def model_of(seed: int, layers: int, *, dear: bool = False) -> tuple[CostModel, 
             storages=frozenset({i}),
             gradient=rng.randrange(5) if layer else 0,
             parameters=int(layer),
-            matrix=layer,
-            crosses=layer,
-            legal=layer,
-            tuple=False,
-            kind="",
-            mutates=frozenset(),
-            obstacle="",
-            gains="",
-            size=size,
-            sums=False,
+            carries_gradient=layer,
+            can_have_synthesizer=layer,
+            bytes=size,
         )
         if i:
             flow.add_edge(list(flow)[-2], name)
@@ -172,7 +167,7 @@ def test_few_and_late_cuts_win_where_the_rest_is_equal() -> None:
     """Ten equal layers and free synthesizers: three cuts pay, a fourth does not; of equal ones the later."""
     model, places = model_of(7, 10)
     for name in model.prices:
-        model.flow.nodes[name].update(forward=1, backward=2)
+        change(model.flow, name, forward=1, backward=2)
     skips = [(f"n{i - 2}", f"n{i}") for i in range(3, 11)]
     model.flow.remove_edges_from(skips)
     model = CostModel(model.flow, {n: Price(0, 0.0, 0, 0.0, 0) for n in model.prices}, 0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ResNet
+from flows import add
 from torch import Tensor, nn
 
 import dni_fx
@@ -111,11 +112,7 @@ def flow_of(*nodes: dict[str, Any]) -> "nx.DiGraph[str]":
     """Nodes in a row; each makes one storage of its own."""
     flow: nx.DiGraph[str] = nx.DiGraph(largest=0)
     for i, node in enumerate(nodes):
-        plain = {"owns": {i: 10}, "saves": {}, "storages": frozenset({i}), "crosses": True, "sums": False}
-        plain |= {"mutates": frozenset(), "gradient": 0, "size": 10}
-        flow.add_node(f"n{i}", **(plain | node))
-        if i:
-            flow.add_edge(f"n{i - 1}", f"n{i}")
+        add(flow, f"n{i}", (f"n{i - 1}",) if i else (), **({"owns": {i: 10}, "bytes": 10} | node))
     return flow
 
 
@@ -137,7 +134,7 @@ def test_what_nothing_keeps_is_let_go() -> None:
 def test_a_loss_keeps_what_it_is_given() -> None:
     """The logits of a language model may be most of its memory: they, their gradient, and what lies below."""
     output = {"owns": {}, "storages": frozenset()}
-    logits = {"owns": {1: 1000}, "size": 1000}
+    logits = {"owns": {1: 1000}, "bytes": 1000}
     assert row_of(flow_of({"saves": {0: 10}}, logits, output)) == 10 + 1000 + 1000
 
 

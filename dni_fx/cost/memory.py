@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from dni_fx.model import Inputs
-from dni_fx.partition import Loads, Numbers
+from dni_fx.partition import Loads, Numbers, flow_node
 
 __all__ = ["Memory", "Peak", "resident"]
 
@@ -48,7 +48,7 @@ class Memory:
     """Bytes at every node of a graph, numbered from 1; number 0 is the beginning.
 
     Args:
-        flow: As `costs.dataflow` gives it.
+        flow: As `graph.dataflow` gives it.
     """
 
     def __init__(self, flow: "nx.DiGraph[str]") -> None:
@@ -62,7 +62,7 @@ class Memory:
         handed_on = _handed_on(flow, storages, users)
         gradients = _sums(count, _gradients(storages, users, handed_on))
         made = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
-        self.parameters = np.cumsum([0.0, *(flow.nodes[name]["gradient"] for name in flow)])
+        self.parameters = np.cumsum([0.0, *(flow_node(flow, name).gradient for name in flow)])
         self.kept = kept
         # What crosses a cut is there while the segment below goes backward; `kept` has it as long as autograd does.
         self.crossing = _sums(count, ((s.size, s.made, _unless(s.saver, s.last)) for s in every))
@@ -127,14 +127,14 @@ def _storages(flow: "nx.DiGraph[str]") -> dict[int, _Storage]:
     carries: set[int] = set()
     order = {name: i for i, name in enumerate(flow, 1)}
     for name, i in order.items():
-        node = flow.nodes[name]
-        for key, bytes_ in (node["owns"] | node["saves"]).items():
+        node = flow_node(flow, name)
+        for key, bytes_ in {**node.owns, **node.saves}.items():
             size.setdefault(key, bytes_)
             made.setdefault(key, i)
-        saver |= dict.fromkeys(node["saves"], i)
-        for key in node["storages"]:
+        saver |= dict.fromkeys(node.saves, i)
+        for key in node.storages:
             last[key] = max([last.get(key, i), *(order[user] for user in flow.successors(name))])
-            if node["crosses"]:
+            if node.carries_gradient:
                 carries.add(key)
     for key, i in last.items():
         if i == len(order) and key in carries and made.get(key, i) < i:
@@ -147,9 +147,9 @@ def _users(flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage]) -> dict[in
     order = {name: i for i, name in enumerate(flow, 1)}
     users: dict[int, set[int]] = {key: set() for key in storages}
     for name in flow:
-        node = flow.nodes[name]
-        for key in node["storages"] & users.keys() if node["crosses"] else ():
-            users[key] |= {order[user] for user in flow.successors(name) if key not in flow.nodes[user]["storages"]}
+        node = flow_node(flow, name)
+        for key in node.storages & users.keys() if node.carries_gradient else ():
+            users[key] |= {order[user] for user in flow.successors(name) if key not in flow_node(flow, user).storages}
     return {key: sorted(numbers, reverse=True) for key, numbers in users.items()}
 
 
@@ -157,7 +157,7 @@ def _handed_on(
     flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]]
 ) -> dict[int, int]:
     """Until which node, on the way back, the gradient of a sum is also that of its terms: by number of the sum."""
-    sums = {i: flow.nodes[name]["owns"] for i, name in enumerate(flow, 1) if flow.nodes[name]["sums"]}
+    sums = {i: flow_node(flow, name).owns for i, name in enumerate(flow, 1) if flow_node(flow, name).is_sum}
     until: dict[int, int] = {}
     for key, numbers in users.items():
         if numbers and sums.get(numbers[0]):
@@ -187,11 +187,11 @@ def _input_gradients(flow: "nx.DiGraph[str]") -> list[float]:
     result = []
     output = list(flow)[-1]
     for name in flow:
-        node = flow.nodes[name]
-        sources = [flow.nodes[source] for source in flow.predecessors(name)]
-        read = sum(source["size"] for source in sources if source["crosses"])
-        makes = node["owns"] or node["mutates"] or name == output  # the loss makes the outputs'
-        result.append(float(read) if makes and not node["sums"] else 0.0)
+        node = flow_node(flow, name)
+        sources = [flow_node(flow, source) for source in flow.predecessors(name)]
+        read = sum(source.bytes for source in sources if source.carries_gradient)
+        makes = node.owns or node.mutates or name == output  # the loss makes the outputs'
+        result.append(float(read) if makes and not node.is_sum else 0.0)
     return result
 
 

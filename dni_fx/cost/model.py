@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 
 from dni_fx.cost.memory import Memory, Peak
-from dni_fx.partition import Loads, Position
+from dni_fx.partition import Loads, Position, flow_node
 
 if TYPE_CHECKING:
     from dni_fx.cost.synthesizers import Price
@@ -78,7 +78,7 @@ class CostModel:
     """Costs of any cuts of one graph.
 
     Args:
-        flow: As `costs.dataflow` gives it.
+        flow: As `graph.dataflow` gives it.
         prices: Of the synthesizers, by node.
         refused: Why there is no synthesizer for a node.
         resident: Bytes of parameters, buffers, optimizer state and batch.
@@ -100,8 +100,8 @@ class CostModel:
         self.refused = refused or {}
         self.resident = resident
         self.unit = unit
-        self.forward = np.cumsum([0.0, *(flow.nodes[name]["forward"] for name in flow)])
-        self.backward = np.cumsum([0.0, *(flow.nodes[name]["backward"] for name in flow)])
+        self.forward = np.cumsum([0.0, *(flow_node(flow, name).forward for name in flow)])
+        self.backward = np.cumsum([0.0, *(flow_node(flow, name).backward for name in flow)])
 
     @property
     def count(self) -> int:

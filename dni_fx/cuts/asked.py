@@ -10,7 +10,7 @@ from torch import fx
 from dni_fx.cuts.plan import Decision, fingerprint
 from dni_fx.errors import DniFxError
 from dni_fx.graph import mark_of, record_of
-from dni_fx.partition import Position, find_positions, snap
+from dni_fx.partition import Position, find_positions, flow_node, snap
 from dni_fx.plans import Plan
 
 __all__ = [
@@ -106,7 +106,7 @@ def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = F
     kept: list[Position] = []
     start = 0
     for position in chosen:
-        if not any(flow.nodes[n]["parameters"] for n in names[start : position.index + 1]):
+        if not any(flow_node(flow, n).parameters for n in names[start : position.index + 1]):
             if drop:
                 continue
             raise DniFxError(
@@ -115,7 +115,7 @@ def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = F
             )
         kept.append(position)
         start = position.index + 1
-    if not any(flow.nodes[n]["parameters"] for n in names[start:]):
+    if not any(flow_node(flow, n).parameters for n in names[start:]):
         raise DniFxError(f"no trainable parameter is used after {kept[-1].after!r}: drop that cut")
     return tuple(kept)
 

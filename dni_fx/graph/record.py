@@ -36,7 +36,7 @@ class NodeMeta:
     backward_flops: int = 0
     parameters: tuple[str, ...] = ()  # trainable ones that this node uses
     carries_gradient: bool = False
-    gains: str = ""  # the node whose write into its memory made it carry gradient; empty: it did, or did not, all along
+    gradient_from: str = ""  # the later node that makes the value carry gradient, by a write into its memory
     storages: frozenset[int] = frozenset()  # the memory that the output's tensors live in
     mutates: frozenset[int] = frozenset()  # the memory that the node writes to
     axis: int = -1  # the feature axis of the output

@@ -4,12 +4,14 @@ A cut is a position in the order of the graph: everything up to it lies below. E
 order is closed under "is computed before", so every segment is convex and no node has to move.
 """
 
+import itertools
 from collections.abc import Set
 from dataclasses import dataclass
 
 import networkx as nx
 
 from dni_fx.errors import DniFxError, NoLegalCutError
+from dni_fx.partition.flow_node import flow_node
 
 __all__ = ["MOST_CANDIDATES", "Candidate", "Position", "find_candidates", "find_positions", "snap"]
 
@@ -30,31 +32,32 @@ class Position:
 def find_positions(flow: "nx.DiGraph[str]") -> list[Position]:
     """Every boundary of the graph, in order, with what crosses it and whether it may be a cut.
 
-    Nodes have the attributes that `costs.dataflow` writes, and come in a topological order.
+    Args:
+        flow: Nodes in a topological order, each with its `FlowNode`, as `graph.dataflow` makes it.
     """
     nodes = list(flow)
     order = {name: i for i, name in enumerate(nodes)}
     last_use = {name: max((order[u] for u in flow.successors(name)), default=-1) for name in nodes}
     last_write: dict[int, int] = {}
     for i, name in enumerate(nodes):
-        for storage in flow.nodes[name]["mutates"]:
+        for storage in flow_node(flow, name).mutates:
             last_write[storage] = i
-    total = sum(flow.nodes[name]["parameters"] for name in nodes)
+    total = sum(flow_node(flow, name).parameters for name in nodes)
     alive: dict[str, None] = {}
     result: list[Position] = []
     below = 0
     for i, name in enumerate(nodes[:-1]):
-        below += flow.nodes[name]["parameters"]
+        below += flow_node(flow, name).parameters
         if last_use[name] > i:
             alive[name] = None
         for source in flow.predecessors(name):
             if last_use[source] <= i:
                 alive.pop(source, None)
-        crossing = tuple(n for n in alive if flow.nodes[n]["crosses"])
+        crossing = tuple(n for n in alive if flow_node(flow, n).carries_gradient)
         obstacle = _obstacle(flow, alive, crossing, i, last_write, order)
         if not obstacle and not 0 < below < total:
             obstacle = f"no trainable parameter is {'below' if below == 0 else 'above'} it"
-        size = sum(flow.nodes[n]["size"] for n in crossing)
+        size = sum(flow_node(flow, n).bytes for n in crossing)
         result.append(Position(i, name, crossing, size, obstacle))
     return result
 
@@ -68,17 +71,18 @@ def _obstacle(
     order: dict[str, int],
 ) -> str:
     for name in alive:
-        if flow.nodes[name].get("obstacle"):
-            return str(flow.nodes[name]["obstacle"])
-        if order.get(flow.nodes[name].get("gains", ""), -1) > index:
-            return f"{name} crosses it without gradient, and {flow.nodes[name]['gains']} writes one into it above"
+        node = flow_node(flow, name)
+        if node.obstacle:
+            return node.obstacle
+        if order.get(node.gradient_from, -1) > index:
+            return f"{name} crosses it without gradient, and {node.gradient_from} writes one into it above"
     if not crossing:
         return "nothing that carries gradient crosses it"
     for name in crossing:
-        if not flow.nodes[name]["legal"]:
+        if not flow_node(flow, name).can_have_synthesizer:
             return f"{name} carries gradient across it and is not one floating-point tensor"
     written = [
-        storage for name in alive for storage in flow.nodes[name]["storages"] if last_write.get(storage, -1) > index
+        storage for name in alive for storage in flow_node(flow, name).storages if last_write.get(storage, -1) > index
     ]
     if len(written) != len(set(written)):
         return "two values that share memory cross it, and the memory is written to above it"
@@ -126,11 +130,10 @@ def find_candidates(
 
 def _layers_before(flow: "nx.DiGraph[str]") -> list[int]:
     """Layers among the first i nodes: nodes with a weight matrix, or where there is none, with any parameter."""
-    has_matrix = any(flow.nodes[name].get("matrix") for name in flow)
-    counts = [0]
-    for name in flow:
-        counts.append(counts[-1] + bool(flow.nodes[name]["matrix" if has_matrix else "parameters"]))
-    return counts
+    nodes = [flow_node(flow, name) for name in flow]
+    any_matrix = any(node.has_matrix for node in nodes)
+    is_layer = [node.has_matrix if any_matrix else node.parameters > 0 for node in nodes]
+    return list(itertools.accumulate(is_layer, initial=0))
 
 
 def snap(flow: "nx.DiGraph[str]", everywhere: list[Position], node: str, name: str) -> Position:
@@ -144,17 +147,17 @@ def snap(flow: "nx.DiGraph[str]", everywhere: list[Position], node: str, name: s
         DniFxError: If it is no legal cut.
     """
     index = next((p.index for p in everywhere if p.after == node), len(everywhere))
-    group = {node} if flow.nodes[node]["tuple"] else set()
+    group = {node} if flow_node(flow, node).is_tuple else set()
     while group and index + 1 < len(everywhere) and set(flow.predecessors(everywhere[index + 1].after)) <= group:
         index += 1
-        if flow.nodes[everywhere[index].after]["tuple"]:
+        if flow_node(flow, everywhere[index].after).is_tuple:
             group.add(everywhere[index].after)
     if index >= len(everywhere):
         raise DniFxError(f"cannot cut after {name!r}: nothing comes after it")
     position = everywhere[index]
-    if not flow.nodes[node]["crosses"]:
+    if not flow_node(flow, node).carries_gradient:
         raise DniFxError(
-            f"cannot cut after {name!r}: it gives {flow.nodes[node]['kind']}, which carries no gradient; "
+            f"cannot cut after {name!r}: it gives {flow_node(flow, node).description}, which carries no gradient; "
             "cut after a floating-point tensor that depends on a trainable parameter"
         )
     if position.obstacle:
