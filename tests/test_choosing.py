@@ -53,8 +53,8 @@ def model_of(seed: int, layers: int, *, dear: bool = False) -> tuple[CostModel, 
 def value_of(model: CostModel, chosen: tuple[Candidate, ...], objective: str) -> float:
     """What is minimised, from the definition."""
     positions = [c.position for c in chosen]
-    whole = model.loads(objective, [])(0)[0]
-    loads = model.loads(objective, positions)
+    whole = model.segment_loads(objective, [])(0)[0]
+    loads = model.segment_loads(objective, positions)
     heaviest = max(float(loads(i)[0]) for i in range(len(chosen) + 1))
     static = sum(model.cut(p).static + model.cut(p).gradient for p in positions) if objective == "memory" else 0
     charges = sum(len(c.position.crossing) * (CHARGE + CHARGE_BELOW * (1 - c.depth)) * whole for c in chosen)

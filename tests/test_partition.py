@@ -161,7 +161,7 @@ def test_the_graphs_have_everything() -> None:
             along = split_along_orders(work, np.arange(len(work.weight)), count, "throughput", 1e-3)
             best = solve(work, count, "throughput").label
             segments = min(count, len(work.weight))
-            heaviest = [work.loads(label, segments, "throughput").max() for label in (best, along)]
+            heaviest = [work.loads_of(label, segments, "throughput").max() for label in (best, along)]
             apart += heaviest[0] < heaviest[1] * (1 - 1e-9)
     assert apart > 40  # one order is not enough
 
@@ -204,7 +204,7 @@ def test_along_an_order_no_split_is_lighter(objective: Any) -> None:
 
 def _nonempty(work: Any, label: np.ndarray, objective: Any) -> np.ndarray:
     label = np.unique(label, return_inverse=True)[1]
-    return work.loads(label, int(label.max()) + 1, objective)
+    return work.loads_of(label, int(label.max()) + 1, objective)
 
 
 def layered(nodes: int, width: int, seed: int) -> "nx.DiGraph[int]":
@@ -229,7 +229,7 @@ def test_refining_makes_no_split_heavier_and_some_lighter(objective: Any) -> Non
             split = split_along_orders(work, order, 4, objective, 0.01)
             refined = refine(work, split, 4, objective)
             assert all(refined[a] <= refined[b] for b in range(150) for a in work.before[b])
-            before, after = (work.loads(label, 4, objective).max() for label in (split, refined))
+            before, after = (work.loads_of(label, 4, objective).max() for label in (split, refined))
             assert after <= before
             lighter += after < before
     assert lighter > 3

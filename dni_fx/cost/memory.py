@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from dni_fx.model import Inputs
-from dni_fx.partition import Loads, Numbers, flow_node
+from dni_fx.partition import LoadsFrom, Numbers, flow_node
 
 __all__ = ["Memory", "Peak", "resident"]
 
@@ -53,70 +53,97 @@ class Memory:
 
     def __init__(self, flow: "nx.DiGraph[str]") -> None:
         self.names = list(flow)
+        count = len(self.names)
         storages = _storages(flow)
         every = storages.values()
-        count = len(self.names)
-        kept = _sums(count, ((s.size, s.saver, count + 1) for s in every if s.saver))
-        waiting = _sums(count, ((s.size, s.made, _unless(s.saver, s.last + 1)) for s in every))
+        # Saved by autograd for one node, and used by a later one.
+        saved_and_used = [(s.size, s.saver, s.last) for s in every if s.saver and s.saver < s.last]
         users = _users(flow, storages)
-        handed_on = _handed_on(flow, storages, users)
-        gradients = _sums(count, _gradients(storages, users, handed_on))
-        made = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
-        self.parameters = np.cumsum([0.0, *(flow_node(flow, name).gradient for name in flow)])
-        self.kept = kept
-        # What crosses a cut is there while the segment below goes backward; `kept` has it as long as autograd does.
-        self.crossing = _sums(count, ((s.size, s.made, _unless(s.saver, s.last)) for s in every))
-        self.let_go = _sums(count, ((s.size, s.saver, s.saver + 1) for s in every if s.saver and s.saver < s.last))
-        self.held = _sums(count, ((s.size, s.saver, s.last) for s in every if s.saver and s.saver < s.last))
-        # Adam makes two temporaries of a parameter, when the gradients of all are there.
-        self.optimizer = float(self.parameters[-1]) + 2 * flow.graph["largest"]
-        self.forward = kept + waiting
-        # In a backward pass the gradients of the parameters from the node on are there: those before it are not.
-        self.backward = kept + gradients + made - np.concatenate([[0.0], self.parameters[:-1]])
+        shared_until = _shared_until(flow, storages, users)
 
-    def loads(self, ends: Sequence[int], synthesizers: Numbers, arrival: Numbers) -> Loads:
-        """The peak of every segment, or of the optimizer's step where that is higher.
+        # When a node runs, forward or backward, autograd keeps what it saved for this node and for those before it.
+        kept = _sums(count, ((s.size, s.saver, count + 1) for s in every if s.saver))
+        # Not saved yet, and still used: made before the node, or by it.
+        waiting = _sums(count, ((s.size, s.made, _unless(s.saver, s.last + 1)) for s in every))
+        crossing = _sums(count, ((s.size, s.made, _unless(s.saver, s.last)) for s in every))
+        gradients = _sums(count, _gradients(storages, users, shared_until))
+        made = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
+        used_later = _sums(count, saved_and_used)
+        # Of the gradients of the parameters that the nodes up to this one are the first to use.
+        parameters = np.cumsum([0.0, *(flow_node(flow, name).gradient for name in flow)])
+
+        self.forward = kept + waiting
+        # The gradients of parameters are there from the node on. `at_upper_cut` adds all of the segment's, and of
+        # those below; here the ones of the nodes before this one are taken away.
+        self.backward = kept + gradients + made - np.concatenate([[0.0], parameters[:-1]])
+        # The same when the nodes after this one have run backward, and none runs.
+        self.after_backward = kept - parameters
+        # What a cut after the node changes for the segment above it: the segments below have run backward. The
+        # gradients of their parameters are there, and autograd keeps nothing for them; what is used above stays.
+        self.at_lower_cut = parameters + used_later - kept
+        # What a cut after the node adds while the segment below it runs backward.
+        self.at_upper_cut = parameters + crossing
+        # Saved from the node on, and used by a later one: stays when the node has run backward, if a cut is after it.
+        self.saved_here = _sums(count, ((size, saver, saver + 1) for size, saver, _ in saved_and_used))
+        # Adam makes two temporaries of a parameter, when the gradients of all are there.
+        self.optimizer = float(parameters[-1]) + 2 * flow.graph["largest"]
+
+    def segment_peaks(self, cuts: Sequence[int], synthesizers: Numbers, training: Numbers) -> LoadsFrom:
+        """The peak of every segment between two cuts, or of the optimizer's step where that is higher.
+
+        Four kinds of moments are compared: a node of the segment runs forward; the last node runs backward; an earlier
+        node runs backward; the synthesizers at the lower cut are trained. `peak` does the same for one segment.
 
         Args:
-            ends: Numbers of the nodes that they lie between: 0, the ends of the segments but the last, the last node.
-            synthesizers: What those at each end take from their prediction until their target has come.
-            arrival: What is made when the targets come: when the segment above has gone backward.
+            cuts: The number of the node before each cut; in front the number 0, at the end that of the last node.
+            synthesizers: Bytes that the predictions at each cut take, until their targets are there.
+            training: Bytes that the training of the synthesizers at each cut takes for a moment.
         """
-        places = np.asarray(ends)
+        places = np.asarray(cuts)
 
-        def row(i: int) -> Numbers:
-            start, above = places[i], places[i + 1 :]
-            forward = np.maximum.accumulate(self.forward[start + 1 :])[above - start - 1]
-            backward = np.maximum.accumulate(np.append(-math.inf, self.backward[start + 1 :]))
-            inside = backward[above - start - 1]
-            top = self.parameters[above] + self.crossing[above] + synthesizers[i + 1 :]
-            trained = self.kept[start] - self.parameters[start] + arrival[i]
-            back = top + np.maximum(np.maximum(inside, trained) + self.let_go[above], self.backward[above])
-            base = self.parameters[start] + self.held[start] - self.kept[start] + synthesizers[i]
-            peaks: Numbers = np.maximum(base + np.maximum(forward, back), self.optimizer)
+        def peaks_from(i: int) -> Numbers:
+            start, ends = places[i], places[i + 1 :]  # one segment, and one entry in each array, for each end
+            last = ends - start - 1  # index of the segment's last node among the nodes after `start`
+            at_lower_cut = self.at_lower_cut[start] + synthesizers[i]
+            at_upper_cut = self.at_upper_cut[ends] + synthesizers[i + 1 :]
+
+            # 1. A node runs forward: entry k of `accumulate` is the maximum over the nodes up to k.
+            forward = np.maximum.accumulate(self.forward[start + 1 :])[last]
+            # 2. The last node runs backward.
+            last_backward = self.backward[ends]
+            # 3. An earlier node runs backward: with -inf in front, the maximum is over the nodes before k.
+            earlier_backward = np.maximum.accumulate(np.append(-math.inf, self.backward[start + 1 :]))[last]
+            # 4. All nodes have run backward, and the synthesizers at the lower cut are trained.
+            trained = self.after_backward[start] + training[i]
+
+            after_last = np.maximum(earlier_backward, trained) + self.saved_here[ends]
+            backward = at_upper_cut + np.maximum(last_backward, after_last)
+            peaks: Numbers = np.maximum(at_lower_cut + np.maximum(forward, backward), self.optimizer)
             return peaks
 
-        return row
+        return peaks_from
 
-    def peak(self, start: int, end: int, below: float, above: float, arrival: float) -> Peak:
-        """The same for the segment from after node number `start` to `end`, and where it is.
+    def peak(self, start: int, end: int, below: float, above: float, training: float) -> Peak:
+        """The peak of the segment from the node after number `start` to number `end`, and where it is.
 
         Args:
-            below: What the synthesizers at its lower end take.
-            above: What those at its upper end take.
-            arrival: What is made when the targets of the former come.
+            below: Bytes that the predictions at the lower cut take.
+            above: Bytes that the predictions at the upper cut take.
+            training: Bytes that the training of the synthesizers at the lower cut takes for a moment.
         """
         nodes = np.arange(start + 1, end + 1)
-        base = self.parameters[start] + self.held[start] - self.kept[start] + below
-        top = self.parameters[end] + self.crossing[end] + above
-        forward, backward = base + self.forward[nodes], base + top + self.backward[nodes]
-        backward += self.let_go[end] * (nodes < end)
-        on_the_way_back = bool(backward.max() >= forward.max())
-        trained = base + top + self.kept[start] - self.parameters[start] + self.let_go[end] + arrival
+        at_lower_cut = self.at_lower_cut[start] + below
+        at_both_cuts = at_lower_cut + self.at_upper_cut[end] + above
+
+        forward = at_lower_cut + self.forward[nodes]
+        backward = at_both_cuts + self.backward[nodes] + self.saved_here[end] * (nodes < end)
+        trained = at_both_cuts + self.after_backward[start] + training + self.saved_here[end]
+
         if trained > max(backward.max(), forward.max()):
             return Peak(float(trained), self.names[start], True)
-        values = backward if on_the_way_back else forward
-        return Peak(float(values.max()), self.names[start + int(values.argmax())], on_the_way_back)
+        is_backward = bool(backward.max() >= forward.max())
+        values = backward if is_backward else forward
+        return Peak(float(values.max()), self.names[start + int(values.argmax())], is_backward)
 
 
 def _storages(flow: "nx.DiGraph[str]") -> dict[int, _Storage]:
@@ -153,7 +180,7 @@ def _users(flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage]) -> dict[in
     return {key: sorted(numbers, reverse=True) for key, numbers in users.items()}
 
 
-def _handed_on(
+def _shared_until(
     flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]]
 ) -> dict[int, int]:
     """Until which node, on the way back, the gradient of a sum is also that of its terms: by number of the sum."""
@@ -167,7 +194,7 @@ def _handed_on(
 
 
 def _gradients(
-    storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]], handed_on: Mapping[int, int]
+    storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]], shared_until: Mapping[int, int]
 ) -> Iterator[tuple[float, int, int]]:
     """From where to where, on the way back, the gradient of each storage is there: (bytes, first, one past the last).
 
@@ -176,10 +203,10 @@ def _gradients(
     for key, s in storages.items():
         if s.carries:
             last, *others = users[key] or [s.made + 1]
-            end = max([s.made, *others[:1]]) if last in handed_on else last
+            end = max([s.made, *others[:1]]) if last in shared_until else last
             yield s.size, s.made, end
     made = {s.made: s.size for s in storages.values()}
-    yield from ((made[i], until, i) for i, until in handed_on.items())
+    yield from ((made[i], until, i) for i, until in shared_until.items())
 
 
 def _input_gradients(flow: "nx.DiGraph[str]") -> list[float]:

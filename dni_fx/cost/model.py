@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 
 from dni_fx.cost.memory import Memory, Peak
-from dni_fx.partition import Loads, Position, flow_node
+from dni_fx.partition import LoadsFrom, Position, flow_node
 
 if TYPE_CHECKING:
     from dni_fx.cost.synthesizers import Price
@@ -30,7 +30,7 @@ class CutCost:
     static: int  # bytes of their parameters and optimizer state
     gradient: int  # bytes of the gradients of their parameters
     kept: int  # bytes of their predictions, and of what autograd keeps, until their targets have come
-    arrival: int  # bytes that are made while they are trained, but for what is there anyway
+    training: int  # bytes that are made while they are trained, but for what is there anyway
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,17 @@ class CostModel:
             static=size * (1 + OPTIMIZER_STATES),
             gradient=size,
             kept=sum(p.kept + p.bytes for p in prices.values()),
-            arrival=max(2 * sum(p.bytes for p in prices.values()), size),  # target and error; or gradients
+            training=max(2 * sum(p.bytes for p in prices.values()), size),  # target and error; or gradients
         )
 
-    def loads(self, objective: str, candidates: Sequence[Position]) -> Loads:
+    def segment_loads(self, objective: str, candidates: Sequence[Position]) -> LoadsFrom:
         """Of every segment between two candidates, for `chain`; bytes, or time."""
         ends = [0, *(p.index + 1 for p in candidates), self.count]
         cuts = [self.cut(p) for p in candidates]
         if objective == "memory":
             kept = np.array([0.0, *(c.kept for c in cuts), 0.0])
-            arrival = np.array([0.0, *(c.arrival for c in cuts), 0.0])
-            return self.memory.loads(ends, kept, arrival)
+            training = np.array([0.0, *(c.training for c in cuts), 0.0])
+            return self.memory.segment_peaks(ends, kept, training)
         time = (self.forward + self.backward)[ends]
         synthesizers = np.array([0.0, *(c.time for c in cuts), 0.0])
         transfer = np.array([0.0, *(c.transfer for c in cuts), 0.0])
@@ -148,7 +148,7 @@ class CostModel:
                 backward=float(self.backward[j] - self.backward[i]),
                 synthesizers=above.time,
                 transfer=below.transfer + above.transfer,
-                peak=self.memory.peak(i, j, below.kept + before, above.kept, below.arrival),
+                peak=self.memory.peak(i, j, below.kept + before, above.kept, below.training),
             )
             for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
         )

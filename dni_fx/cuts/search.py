@@ -95,8 +95,8 @@ def best_cuts(
     # Where the share binds, a plan with another number of cuts may be better than any that was found.
     bounds = [choice.bound for choice in weighed]
     if segments is None and len(candidates) > MOST_CUTS:  # more cuts have their charges at least, and some load
-        loads = model.loads(limits.objective, places.candidates)
-        least_load = min(float(loads(i).min()) for i in range(len(candidates) + 1))
+        loads_from = model.segment_loads(limits.objective, places.candidates)
+        least_load = min(float(loads_from(i).min()) for i in range(len(candidates) + 1))
         bounds.append(least_load + float(np.sort(places.charges + places.static)[: MOST_CUTS + 1].sum()))
     found = replace(found, bound=min(found.value, *bounds))
     return found, _runners_up(places, found, weighed, counts, share), share
@@ -121,7 +121,7 @@ class _Places:
 
 
 def _places(model: CostModel, candidates: Sequence[Candidate], limits: Limits) -> _Places:
-    whole = float(model.loads(limits.objective, [])(0)[0])
+    whole = float(model.segment_loads(limits.objective, [])(0)[0])
     step = model.predict([]).step
     costs = [model.cut(c.position) for c in candidates]
     charges = [len(c.position.crossing) * (CHARGE + CHARGE_BELOW * (1 - c.depth)) * whole for c in candidates]
@@ -138,7 +138,7 @@ def _places(model: CostModel, candidates: Sequence[Candidate], limits: Limits) -
 def _weigh(places: _Places, counts: Sequence[int], share: float) -> list[Choice]:
     """The best plan for each number of cuts, but for those that cannot be the best of all."""
     n = len(places.candidates) + 1
-    floors = chain.lightest(places.model.loads(places.objective, places.candidates), n, counts[-1])
+    floors = chain.lightest(places.model.segment_loads(places.objective, places.candidates), n, counts[-1])
     prices = np.cumsum(np.sort(places.charges + places.static))
     weighed: list[Choice] = []
     for cuts in counts:
@@ -160,7 +160,7 @@ def _least(places: _Places, cuts: int, share: float) -> Choice | None:
         return None
     places = places.keep(places.times <= allowed - float(sorted_times[: cuts - 1].sum()) + _TINY)
     n = len(places.candidates) + 1
-    floor = chain.lightest(places.model.loads(places.objective, places.candidates), n, cuts)[cuts].value
+    floor = chain.lightest(places.model.segment_loads(places.objective, places.candidates), n, cuts)[cuts].value
     found = _relaxed(places, cuts, floor, 0.0)
     if found.share <= allowed:
         return found
@@ -181,12 +181,12 @@ def _least(places: _Places, cuts: int, share: float) -> Choice | None:
 def _relaxed(places: _Places, cuts: int, floor: float, multiplier: float) -> Choice:
     """The best plan where time of synthesizers has a price; infinity: only that price counts."""
     n = len(places.candidates) + 1
-    loads = places.model.loads(places.objective, places.candidates)
+    loads_from = places.model.segment_loads(places.objective, places.candidates)
     if math.isinf(multiplier):
-        split = chain.cheapest(loads, n, cuts, _with_ends(places.times))
+        split = chain.cheapest(loads_from, n, cuts, _with_ends(places.times))
     else:
         prices = places.charges + places.static + multiplier * places.times
-        split = chain.best(loads, n, cuts, _with_ends(prices), floor)
+        split = chain.best(loads_from, n, cuts, _with_ends(prices), floor)
     return _valued(places, [places.candidates[i - 1] for i in split.cuts])
 
 
@@ -194,8 +194,8 @@ def _valued(places: _Places, cuts: Sequence[Position]) -> Choice:
     """What these cuts cost."""
     chosen = [places.candidates.index(cut) for cut in cuts]
     charges = float(places.charges[chosen].sum())
-    loads = places.model.loads(places.objective, cuts)
-    heaviest = chain.heaviest(loads, len(chosen) + 1, range(1, len(chosen) + 1))
+    loads_from = places.model.segment_loads(places.objective, cuts)
+    heaviest = chain.heaviest(loads_from, len(chosen) + 1, range(1, len(chosen) + 1))
     value = heaviest + charges + float(places.static[chosen].sum())
     return Choice(tuple(cuts), value, charges, value, float(places.times[chosen].sum()))
 

@@ -4,7 +4,7 @@ In: a networkx DAG whose nodes hold costs. Out: places to cut.
 """
 
 from dni_fx.partition import chain
-from dni_fx.partition.chain import Loads, Numbers, Split
+from dni_fx.partition.chain import LoadsFrom, Numbers, Split
 from dni_fx.partition.flow_node import FlowNode, add_flow_node, flow_node
 from dni_fx.partition.places import MOST_CANDIDATES, Candidate, Position, find_candidates, find_positions, snap
 from dni_fx.partition.split import Partition, loads, partition
@@ -13,7 +13,7 @@ __all__ = [
     "MOST_CANDIDATES",
     "Candidate",
     "FlowNode",
-    "Loads",
+    "LoadsFrom",
     "Numbers",
     "Partition",
     "Position",

@@ -1,9 +1,9 @@
 """The best cuts along a chain of places in a fixed order: exact dynamic programs, on plain numbers.
 
-Places are numbered 0 (before everything) to n (after everything); a cut is a place between the two. `loads(i)` gives
-the loads of the segments that start at place i and end at places i + 1, i + 2, ...: an array, which may stop early
-where all that follow are no segments, and holds infinity where one is not. Only loads are looked at, so any load will
-do. A search takes O(cuts n^2) comparisons, of which numpy does a row at a time.
+Places are numbered 0 (before everything) to n (after everything); a cut is a place between these two. `loads_from(i)`
+returns an array: the loads of the segments that start at place i and end at places i + 1, i + 2, ... An impossible
+segment has an infinite load, and the array may end before a run of impossible segments. A load can be anything that
+numbers can express. A search takes O(cuts n^2) comparisons; numpy does one row of them at a time.
 """
 
 import math
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Loads", "Numbers", "Split", "best", "cheapest", "heaviest", "lightest"]
+__all__ = ["LoadsFrom", "Numbers", "Split", "best", "cheapest", "heaviest", "lightest"]
 
 Numbers = NDArray[np.float64]
 
-Loads = Callable[[int], Numbers]
+LoadsFrom = Callable[[int], Numbers]
 
 
 class Split(NamedTuple):
@@ -27,7 +27,7 @@ class Split(NamedTuple):
     cuts: tuple[int, ...]
 
 
-def lightest(loads: Loads, places: int, cuts: int) -> list[Split]:
+def lightest(loads_from: LoadsFrom, places: int, cuts: int) -> list[Split]:
     """For every number of cuts up to `cuts`, the split that makes the heaviest segment lightest.
 
     Args:
@@ -36,10 +36,10 @@ def lightest(loads: Loads, places: int, cuts: int) -> list[Split]:
     Returns:
         `cuts + 1` splits, of which number k has exactly k cuts. Of equal ones that with the latest last cut.
     """
-    return _search(loads, places, cuts, lambda score, load, _: np.maximum(score, load))
+    return _search(loads_from, places, cuts, lambda score, load, _: np.maximum(score, load))
 
 
-def cheapest(loads: Loads, places: int, cuts: int, prices: Numbers, limit: float = math.inf) -> Split:
+def cheapest(loads_from: LoadsFrom, places: int, cuts: int, prices: Numbers, limit: float = math.inf) -> Split:
     """The split of exactly `cuts` cuts with the least sum of their `prices`, and no segment heavier than `limit`.
 
     One search for load and price would be wrong: the best split's lower part need not be the lightest one below its
@@ -49,10 +49,10 @@ def cheapest(loads: Loads, places: int, cuts: int, prices: Numbers, limit: float
     def join(score: Numbers, load: Numbers, ends: slice) -> Numbers:
         return np.where(load <= limit, score + prices[ends], math.inf)
 
-    return _search(loads, places, cuts, join)[cuts]
+    return _search(loads_from, places, cuts, join)[cuts]
 
 
-def best(loads: Loads, places: int, cuts: int, prices: Numbers, floor: float) -> Split:
+def best(loads_from: LoadsFrom, places: int, cuts: int, prices: Numbers, floor: float) -> Split:
     """The split of exactly `cuts` cuts with the least sum of its heaviest load and its prices.
 
     From the cheapest split on, each the cheapest that is lighter than the one before, until none can be better: exact.
@@ -64,22 +64,24 @@ def best(loads: Loads, places: int, cuts: int, prices: Numbers, floor: float) ->
     found = Split(math.inf, ())
     limit = math.inf
     while True:
-        split = cheapest(loads, places, cuts, prices, limit)
+        split = cheapest(loads_from, places, cuts, prices, limit)
         if math.isinf(split.value) or floor + split.value >= found.value:
             return found
-        load = heaviest(loads, places, split.cuts)
+        load = heaviest(loads_from, places, split.cuts)
         if load + split.value < found.value:
             found = Split(load + split.value, split.cuts)
         limit = math.nextafter(load, -math.inf)
 
 
-def heaviest(loads: Loads, places: int, cuts: Sequence[int]) -> float:
+def heaviest(loads_from: LoadsFrom, places: int, cuts: Sequence[int]) -> float:
     """The load of the heaviest segment between these cuts."""
     ends = [0, *cuts, places]
-    return max(float(loads(i)[j - i - 1]) for i, j in zip(ends[:-1], ends[1:], strict=True))
+    return max(float(loads_from(i)[j - i - 1]) for i, j in zip(ends[:-1], ends[1:], strict=True))
 
 
-def _search(loads: Loads, places: int, cuts: int, join: Callable[[Numbers, Numbers, slice], Numbers]) -> list[Split]:
+def _search(
+    loads_from: LoadsFrom, places: int, cuts: int, join: Callable[[Numbers, Numbers, slice], Numbers]
+) -> list[Split]:
     """Forward over the places; each row is joined to all that ends at its place, for all numbers of cuts at once.
 
     Args:
@@ -92,7 +94,7 @@ def _search(loads: Loads, places: int, cuts: int, join: Callable[[Numbers, Numbe
     for i in range(places):
         if not np.isfinite(scores[:, i]).any():
             continue
-        row = loads(i)
+        row = loads_from(i)
         ends = slice(i + 1, i + 1 + len(row))
         joined = join(scores[:-1, i : i + 1], row[None, :], ends)
         better = (joined <= scores[1:, ends]) & np.isfinite(joined)

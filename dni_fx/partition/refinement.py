@@ -39,12 +39,12 @@ def refine(work: Workload, label: Integers, segments: int, objective: Objective)
 
 
 def _key(work: Workload, label: Integers, segments: int, objective: Objective) -> tuple[float, ...]:
-    loads = np.sort(work.loads(label, segments, objective))[::-1]
+    loads = np.sort(work.loads_of(label, segments, objective))[::-1]
     return tuple(np.round(loads / work.total, 12).tolist())
 
 
 def _neighbours(work: Workload, label: Integers, segments: int, objective: Objective) -> Iterator[Integers]:
-    loads = work.loads(label, segments, objective)
+    loads = work.loads_of(label, segments, objective)
     for segment in np.argsort(-loads, kind="stable").tolist()[: max(2, segments // 4)]:
         for step in (1, -1):
             if 0 <= segment + step < segments:

@@ -54,4 +54,4 @@ def _along_orders(work: Workload, segments: int, objective: Objective, floor: fl
 
 
 def _heaviest(work: Workload, label: Integers, segments: int, objective: Objective) -> float:
-    return float(work.loads(label, segments, objective).max())
+    return float(work.loads_of(label, segments, objective).max())

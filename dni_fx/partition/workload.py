@@ -72,7 +72,7 @@ class Workload:
         np.maximum.at(dies, self.used, label[self.user])
         return dies
 
-    def loads(self, label: Integers, segments: int, objective: Objective) -> Numbers:
+    def loads_of(self, label: Integers, segments: int, objective: Objective) -> Numbers:
         """The load of each segment, from the segment of each node: the definitions of `partition.partition`."""
         loads: Numbers = np.bincount(label, self.weight, segments).astype(float)
         born, dies = self.born(label), self.dies(label)
