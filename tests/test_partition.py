@@ -18,7 +18,7 @@ import pytest
 
 from dni_fx.errors import DniFxError
 from dni_fx.partition.instance import Instance
-from dni_fx.partition.orders import orders, split_along_orders
+from dni_fx.partition.orders import orders, split_along_order
 from dni_fx.partition.refinement import _least_cut, refine
 from dni_fx.partition.solve import solve
 from dni_fx.partition.split import Partition, loads, partition
@@ -158,7 +158,7 @@ def test_the_graphs_have_everything() -> None:
     for graph, count, _ in graphs:
         work = _workload(graph)
         if work.total and count > 1:
-            along = split_along_orders(work, np.arange(len(work.weight)), count, "throughput", 1e-3)
+            along = split_along_order(work, np.arange(len(work.weight)), count, "throughput", 1e-3)
             best = solve(work, count, "throughput").label
             segments = min(count, len(work.weight))
             heaviest = [work.loads_of(label, segments, "throughput").max() for label in (best, along)]
@@ -194,7 +194,7 @@ def test_along_an_order_no_split_is_lighter(objective: Any) -> None:
         n = len(work.weight)
         for order in orders(work) if work.total else ():
             count = min(count, n)
-            found = split_along_orders(work, order, count, objective, work.total / count)
+            found = split_along_order(work, order, count, objective, work.total / count)
             place = np.argsort(order)
             cuts = itertools.combinations_with_replacement(range(1, n + 1), count - 1)
             every = [np.searchsorted(ends, place, side="right") for ends in cuts]
@@ -226,7 +226,7 @@ def test_refining_makes_no_split_heavier_and_some_lighter(objective: Any) -> Non
         for order in orders(work):
             assert sorted(order) == list(range(150))
             assert all(np.argsort(order)[a] < np.argsort(order)[b] for b in range(150) for a in work.before[b])
-            split = split_along_orders(work, order, 4, objective, 0.01)
+            split = split_along_order(work, order, 4, objective, 0.01)
             refined = refine(work, split, 4, objective)
             assert all(refined[a] <= refined[b] for b in range(150) for a in work.before[b])
             before, after = (work.loads_of(label, 4, objective).max() for label in (split, refined))
@@ -257,7 +257,7 @@ def test_the_cut_between_two_segments_is_least() -> None:
 
 def _transferred(work: Any, label: np.ndarray) -> float:
     """The sum over all cuts of the costs of the outputs that cross them."""
-    return float(((work.dies(label) - work.born(label)) * work.cost).sum())
+    return float(((work.last_used_at(label) - work.made_at(label)) * work.cost).sum())
 
 
 def test_what_the_lattice_gives_up_on_is_bounded() -> None:

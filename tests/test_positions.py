@@ -10,7 +10,7 @@ from flows import Flow, add, change
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import places as positions
 from dni_fx.partition.flow_node import flow_node
-from dni_fx.partition.places import find_candidates, find_positions, snap
+from dni_fx.partition.places import find_candidates, find_positions, position_after
 
 
 def chain(*nodes: tuple[int, int]) -> Flow:
@@ -201,7 +201,7 @@ def test_memory_that_is_written_above() -> None:
     assert not any("share memory" in p.obstacle for p in find_positions(flow_with(frozenset())))
 
 
-# ------------------------------------------------------------------------------------------------------ snap
+# ------------------------------------------------------------------------------------------------position_after
 def test_snap_goes_past_what_is_taken_out_of_a_tuple() -> None:
     flow: Flow = nx.DiGraph()
     add(flow, "x", carries_gradient=False)
@@ -212,12 +212,12 @@ def test_snap_goes_past_what_is_taken_out_of_a_tuple() -> None:
     add(flow, "relu", ("y",))
     add(flow, "head", ("relu", "h"), parameters=1)
     add(flow, "output", ("head",), carries_gradient=False)
-    assert snap(flow, find_positions(flow), "lstm", "lstm").after == "h"
-    assert snap(flow, find_positions(flow), "lstm", "lstm").crossing == ("y", "h")
-    assert snap(flow, find_positions(flow), "relu", "relu").crossing == ("h", "relu")
+    assert position_after(flow, find_positions(flow), "lstm", "lstm").after == "h"
+    assert position_after(flow, find_positions(flow), "lstm", "lstm").crossing == ("y", "h")
+    assert position_after(flow, find_positions(flow), "relu", "relu").crossing == ("h", "relu")
     for name, text in [("x", "carries no gradient"), ("head", "no trainable parameter is above"), ("output", "comes")]:
         with pytest.raises(DniFxError, match=text) as caught:
-            snap(flow, find_positions(flow), name, "as it was called")
+            position_after(flow, find_positions(flow), name, "as it was called")
         assert "'as it was called'" in str(caught.value)
 
 

@@ -93,12 +93,12 @@ def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
         # A copy, as a cut makes one: who uses what went into a module that returns it unchanged, goes round.
         given = leaves
         leaves = [t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in given]
-        saving.take_for_one(_tensors(given), _tensors(leaves))
+        saving.alias(_tensors(given), _tensors(leaves))
         made_by = [_edge(t) for t in leaves]
         versions = [t._version for t in _tensors(leaves)]
         number = int(call.split("@")[1]) if "@" in call else 0
         flops = counter.get_total_flops()
-        inside = not saving.is_on_top(torch._C._autograd._top_saved_tensors_default_hooks(True))
+        inside = not saving.is_innermost(torch._C._autograd._top_saved_tensors_default_hooks(True))
         until = sequence_number()
         keys = [saving.key(t) if isinstance(t, Tensor) else None for t in given]
         record = (leaves, given, keys, made_by, versions, until, flops, saving.take(), inside)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError
-from dni_fx.graph import given_by, record_of
+from dni_fx.graph import record_of, returned_nodes
 from dni_fx.model import Inputs, Path, by_name, by_path, canonical, in_train_mode, preserved, tensors_in
 from dni_fx.plans import Cut, StateTensor, TimeCutPlan
 from dni_fx.runtime import Calling, DecoupledModule, HookedModule, placeholders
@@ -109,7 +109,7 @@ def states_alone(net: DecoupledModule, tensors: Sequence[StateTensor]) -> set[st
     """Names of the nodes that the graph gives as its state, and as nothing else."""
     if isinstance(net, HookedModule):
         return set()
-    given = given_by(net.graph)
+    given = returned_nodes(net.graph)
     places = {tensor.output for tensor in tensors}
     others = {node.name for i, node in enumerate(given) if i not in places}
     return {given[i].name for i in places} - others
@@ -125,7 +125,7 @@ def by_segments(net: DecoupledModule, tensors: Sequence[StateTensor], cuts: Sequ
     for node in graph.nodes:
         segments[node] = segment
         segment += node.name in ends
-    given = given_by(graph)
+    given = returned_nodes(graph)
     by_name = {node.name: node for node in segments}
     found: dict[tuple[tuple[int, ...], int], list[StateTensor]] = {}
     for tensor in tensors:
@@ -170,7 +170,7 @@ def _results(net: DecoupledModule) -> Any:
 
 def _outputs(net: DecoupledModule) -> list[_Output]:
     """What a graph gives, node by node."""
-    nodes = given_by(net.graph)
+    nodes = returned_nodes(net.graph)
     values = [node.meta["val"] for node in nodes]
     shapes = [tuple(value.shape) if isinstance(value, Tensor) else None for value in values]
     return list(zip(shapes, [record_of(node).carries_gradient for node in nodes], strict=True))

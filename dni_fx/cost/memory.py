@@ -1,7 +1,7 @@
-"""A model of the memory that a training step takes: what is alive while a segment runs forward and backward.
+"""A model of the memory of a training step: the bytes that are alive while a segment runs forward and backward.
 
-Counted is what the step itself makes: activations that autograd keeps, values that are still wanted, gradients of both
-activations and parameters, predictions. Parameters, optimizer state and the batch are there all along.
+The model counts the memory that the step allocates: activations that autograd keeps, values that are still used,
+gradients of activations and of parameters, predictions. `resident` counts the memory that is always there.
 """
 
 import math
@@ -20,35 +20,35 @@ __all__ = ["Memory", "Peak", "resident"]
 
 
 def resident(module: nn.Module, inputs: Inputs, optimizer_states: int) -> int:
-    """Bytes there all along: parameters, `optimizer_states` times as much for trainable ones, buffers, the batch."""
+    """Bytes that are always there: parameters, `optimizer_states` for each trainable one, buffers, the batch."""
     parameters = [t.nbytes * (1 + optimizer_states * t.requires_grad) for t in module.parameters()]
     return sum(parameters) + sum(t.nbytes for t in (*module.buffers(), *inputs.tensors()))
 
 
 class Peak(NamedTuple):
-    """The most that is alive at once while one segment runs."""
+    """The most bytes that are alive at once while one segment runs."""
 
     bytes: float
-    node: str  # where it is reached
-    backward: bool  # on the way back
+    node: str  # that runs at the peak
+    backward: bool  # whether the node runs backward
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """One piece of memory that a node makes: places in the order of the graph."""
+    """One piece of memory that a node allocates; nodes are given by number."""
 
     size: int
     made: int
-    saver: int | None  # the first node that autograd keeps it for
-    last: int  # the last node that uses it
-    carries: bool  # a value in it carries gradient
+    saver: int | None  # the first node for which autograd keeps the storage
+    last: int  # the last node that uses the storage
+    carries: bool  # a value in the storage carries gradient
 
 
 class Memory:
     """Bytes at every node of a graph, numbered from 1; number 0 is the beginning.
 
     Args:
-        flow: As `graph.dataflow` gives it.
+        flow: The result of `graph.dataflow`.
     """
 
     def __init__(self, flow: "nx.DiGraph[str]") -> None:
@@ -56,53 +56,54 @@ class Memory:
         count = len(self.names)
         storages = _storages(flow)
         every = storages.values()
-        # Saved by autograd for one node, and used by a later one.
-        saved_and_used = [(s.size, s.saver, s.last) for s in every if s.saver and s.saver < s.last]
         users = _users(flow, storages)
         shared_until = _shared_until(flow, storages, users)
 
-        # When a node runs, forward or backward, autograd keeps what it saved for this node and for those before it.
+        # Each array has an entry for each node number. While a node runs, forward or backward, autograd keeps:
         kept = _sums(count, ((s.size, s.saver, count + 1) for s in every if s.saver))
-        # Not saved yet, and still used: made before the node, or by it.
-        waiting = _sums(count, ((s.size, s.made, _unless(s.saver, s.last + 1)) for s in every))
-        crossing = _sums(count, ((s.size, s.made, _unless(s.saver, s.last)) for s in every))
+        # Not kept by autograd (yet), and used: by this node or a later one, and by a later one.
+        waiting = _sums(count, ((s.size, s.made, _until_kept(s.saver, s.last + 1)) for s in every))
+        crossing = _sums(count, ((s.size, s.made, _until_kept(s.saver, s.last)) for s in every))
+        # Kept by autograd, and used by a later node.
+        kept_and_used = [(s.size, s.saver, s.last) for s in every if s.saver and s.saver < s.last]
+        used_later = _sums(count, kept_and_used)
+        # Gradients of activations while the node runs backward; among them, the ones that the node allocates.
         gradients = _sums(count, _gradients(storages, users, shared_until))
-        made = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
-        used_later = _sums(count, saved_and_used)
-        # Of the gradients of the parameters that the nodes up to this one are the first to use.
+        allocated = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
+        # Gradients of all parameters that a node up to this one uses.
         parameters = np.cumsum([0.0, *(flow_node(flow, name).gradient for name in flow)])
 
         self.forward = kept + waiting
-        # The gradients of parameters are there from the node on. `at_upper_cut` adds all of the segment's, and of
-        # those below; here the ones of the nodes before this one are taken away.
-        self.backward = kept + gradients + made - np.concatenate([[0.0], parameters[:-1]])
-        # The same when the nodes after this one have run backward, and none runs.
+        # In a backward pass, the gradients of parameters are there from this node on. `at_upper_cut` adds the gradients
+        # of all parameters up to the cut, so the gradients of the nodes before this one are subtracted here.
+        self.backward = kept + gradients + allocated - np.concatenate([[0.0], parameters[:-1]])
+        # After the nodes above this one have run backward, and before this node does.
         self.after_backward = kept - parameters
-        # What a cut after the node changes for the segment above it: the segments below have run backward. The
-        # gradients of their parameters are there, and autograd keeps nothing for them; what is used above stays.
+        # Added to the segment above a cut after this node: the segments below have run backward, so the gradients of
+        # their parameters are there, and autograd has freed their storages, except storages that are used above.
         self.at_lower_cut = parameters + used_later - kept
-        # What a cut after the node adds while the segment below it runs backward.
+        # Added to the backward pass of the segment below a cut after this node.
         self.at_upper_cut = parameters + crossing
-        # Saved from the node on, and used by a later one: stays when the node has run backward, if a cut is after it.
-        self.saved_here = _sums(count, ((size, saver, saver + 1) for size, saver, _ in saved_and_used))
-        # Adam makes two temporaries of a parameter, when the gradients of all are there.
+        # Storages that autograd keeps from this node on. If a cut follows, they stay when the node has run backward.
+        self.saved_here = _sums(count, ((size, saver, saver + 1) for size, saver, _ in kept_and_used))
+        # Adam makes two temporaries of one parameter at a time, while the gradients of all are there.
         self.optimizer = float(parameters[-1]) + 2 * flow.graph["largest"]
 
     def segment_peaks(self, cuts: Sequence[int], synthesizers: Numbers, training: Numbers) -> LoadsFrom:
-        """The peak of every segment between two cuts, or of the optimizer's step where that is higher.
+        """The peak of every segment between two cuts, or the peak of the optimizer's step if that is higher.
 
         Four kinds of moments are compared: a node of the segment runs forward; the last node runs backward; an earlier
         node runs backward; the synthesizers at the lower cut are trained. `peak` does the same for one segment.
 
         Args:
-            cuts: The number of the node before each cut; in front the number 0, at the end that of the last node.
+            cuts: The number of the node before each cut, from 0 to the number of the last node.
             synthesizers: Bytes that the predictions at each cut take, until their targets are there.
             training: Bytes that the training of the synthesizers at each cut takes for a moment.
         """
         places = np.asarray(cuts)
 
         def peaks_from(i: int) -> Numbers:
-            start, ends = places[i], places[i + 1 :]  # one segment, and one entry in each array, for each end
+            start, ends = places[i], places[i + 1 :]  # each end is one segment: one entry in each array below
             last = ends - start - 1  # index of the segment's last node among the nodes after `start`
             at_lower_cut = self.at_lower_cut[start] + synthesizers[i]
             at_upper_cut = self.at_upper_cut[ends] + synthesizers[i + 1 :]
@@ -124,7 +125,7 @@ class Memory:
         return peaks_from
 
     def peak(self, start: int, end: int, below: float, above: float, training: float) -> Peak:
-        """The peak of the segment from the node after number `start` to number `end`, and where it is.
+        """The peak of the segment that begins after node number `start` and ends with number `end`, and its place.
 
         Args:
             below: Bytes that the predictions at the lower cut take.
@@ -165,12 +166,12 @@ def _storages(flow: "nx.DiGraph[str]") -> dict[int, _Storage]:
                 carries.add(key)
     for key, i in last.items():
         if i == len(order) and key in carries and made.get(key, i) < i:
-            saver.setdefault(key, i)  # the loss keeps about as much as it is given
+            saver.setdefault(key, i)  # the loss keeps about as many bytes as its inputs have
     return {k: _Storage(size[k], made[k], saver.get(k), last.get(k, made[k]), k in carries) for k in size}
 
 
 def _users(flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage]) -> dict[int, list[int]]:
-    """Numbers of the nodes that read each storage and send a gradient back, but views: from the last on."""
+    """For each storage, the nodes that read it and send a gradient back, except views; the last node first."""
     order = {name: i for i, name in enumerate(flow, 1)}
     users: dict[int, set[int]] = {key: set() for key in storages}
     for name in flow:
@@ -183,7 +184,7 @@ def _users(flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage]) -> dict[in
 def _shared_until(
     flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]]
 ) -> dict[int, int]:
-    """Until which node, on the way back, the gradient of a sum is also that of its terms: by number of the sum."""
+    """For each sum, the node down to which its terms share its gradient in the backward pass."""
     sums = {i: flow_node(flow, name).owns for i, name in enumerate(flow, 1) if flow_node(flow, name).is_sum}
     until: dict[int, int] = {}
     for key, numbers in users.items():
@@ -196,9 +197,9 @@ def _shared_until(
 def _gradients(
     storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]], shared_until: Mapping[int, int]
 ) -> Iterator[tuple[float, int, int]]:
-    """From where to where, on the way back, the gradient of each storage is there: (bytes, first, one past the last).
+    """When the gradients of storages are alive in the backward pass: (bytes, first node, one past the last node).
 
-    A sum hands its own gradient on: until their next user is reached, its terms have none of their own.
+    The terms of a sum share its gradient until the backward pass reaches their next user.
     """
     for key, s in storages.items():
         if s.carries:
@@ -210,25 +211,25 @@ def _gradients(
 
 
 def _input_gradients(flow: "nx.DiGraph[str]") -> list[float]:
-    """Bytes of the gradients that each node makes on the way back, for what it reads; a view makes none."""
+    """For each node, the bytes of the gradients that it allocates for its inputs; a view allocates none."""
     result = []
     output = list(flow)[-1]
     for name in flow:
         node = flow_node(flow, name)
         sources = [flow_node(flow, source) for source in flow.predecessors(name)]
         read = sum(source.bytes for source in sources if source.carries_gradient)
-        makes = node.owns or node.mutates or name == output  # the loss makes the outputs'
-        result.append(float(read) if makes and not node.is_sum else 0.0)
+        allocates = node.owns or node.mutates or name == output  # the loss allocates the gradients of the outputs
+        result.append(float(read) if allocates and not node.is_sum else 0.0)
     return result
 
 
-def _unless(saver: int | None, end: int) -> int:
-    """From where autograd keeps it, it is counted there."""
+def _until_kept(saver: int | None, end: int) -> int:
+    """The end of the time in which a storage is used and not kept by autograd."""
     return end if saver is None else min(saver, end)
 
 
 def _sums(count: int, spans: Iterable[tuple[float, int, int]]) -> Numbers:
-    """For each number 0..count, the sum of what spans it: (amount, first, one past the last)."""
+    """For each node number 0..count, the sum of the spans (amount, first, one past the last) that hold it."""
     steps = np.zeros(count + 2)
     for amount, first, end in spans:
         if first < end:

@@ -66,7 +66,7 @@ def _bytes(node: fx.Node) -> int:
 
 
 def _is_sum(node: fx.Node) -> bool:
-    """Whether the gradients of what it adds up are its own."""
+    """Whether the node is a sum of tensors of one shape: its gradient is also the gradient of each term."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     shapes = {record_of(source).shape for source in node.all_input_nodes}
     return name.split(".")[0] in _SUMS and not node.kwargs and shapes == {record_of(node).shape}

@@ -6,7 +6,14 @@ In: a networkx DAG whose nodes hold costs. Out: places to cut.
 from dni_fx.partition import chain
 from dni_fx.partition.chain import LoadsFrom, Numbers, Split
 from dni_fx.partition.flow_node import FlowNode, add_flow_node, flow_node
-from dni_fx.partition.places import MOST_CANDIDATES, Candidate, Position, find_candidates, find_positions, snap
+from dni_fx.partition.places import (
+    MOST_CANDIDATES,
+    Candidate,
+    Position,
+    find_candidates,
+    find_positions,
+    position_after,
+)
 from dni_fx.partition.split import Partition, loads, partition
 
 __all__ = [
@@ -25,5 +32,5 @@ __all__ = [
     "flow_node",
     "loads",
     "partition",
-    "snap",
+    "position_after",
 ]

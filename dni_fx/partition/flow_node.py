@@ -1,4 +1,4 @@
-"""What the search for cuts reads of a captured graph: a `FlowNode` of plain numbers at each node of a networkx DAG."""
+"""The plain numbers from which cuts are chosen: a `FlowNode` at each node of a networkx DAG."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ _KEY = "flow_node"
 
 @dataclass(frozen=True)
 class FlowNode:
-    """One node. Memory is counted in bytes, and each piece of memory (a storage) has a number."""
+    """The numbers of one node. Each piece of memory, a storage, has a number of its own."""
 
     # What the node costs.
     forward: float = 0.0  # FLOPs, or measured seconds
@@ -37,11 +37,11 @@ class FlowNode:
 
 
 def add_flow_node(flow: "nx.DiGraph[str]", name: str, node: FlowNode) -> None:
-    """Add a node, or replace what is known of one."""
+    """Add a node, or replace the `FlowNode` of a node."""
     flow.add_node(name, **{_KEY: node})
 
 
 def flow_node(flow: "nx.DiGraph[str]", name: str) -> FlowNode:
-    """What is known of a node."""
+    """The `FlowNode` of a node."""
     node: FlowNode = flow.nodes[name][_KEY]
     return node
