@@ -67,7 +67,7 @@ class Memory:
         # Kept by autograd, and used by a later node.
         kept_and_used = [(s.size, s.saver, s.last) for s in every if s.saver and s.saver < s.last]
         used_later = _sums(count, kept_and_used)
-        # Gradients of activations while the node runs backward; among them, the ones that the node allocates.
+        # Gradients of activations while the node runs backward: already there, and allocated by the node.
         gradients = _sums(count, _gradients(storages, users, shared_until))
         allocated = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
         # Gradients of all parameters that a node up to this one uses.
