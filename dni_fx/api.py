@@ -82,7 +82,7 @@ def transform(
         objective: What cuts that are chosen ("auto", or a number of segments) make least, with a charge for each
             synthesizer, as predicted for `unlock="backward"` and Adam. "memory": the peak of a
             training step; "throughput": the time of the slowest segment with its synthesizers, where each has a device
-            of its own; "balanced": the time of the heaviest segment alone.
+            of its own.
         memory_budget: The fewest segments found whose predicted peak, with parameters and Adam's state, fits: bytes, or
             "2GiB". A number of segments is then the most.
         synthesizer_share: Of the time of backprop's step, what all the synthesizers may take; None: 0.05, or half

@@ -92,7 +92,7 @@ class _Recorder:
         given, spec = pytree.tree_flatten(output)
         # Copied, as a cut does it: if the module returns its input unchanged, users of that input bypass the output.
         leaves = [t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in given]
-        self.saving.take_for_one(_tensors(given), _tensors(leaves))
+        self.saving.alias(_tensors(given), _tensors(leaves))
         innermost = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self.calls.append(
             _Call(
@@ -108,7 +108,7 @@ class _Recorder:
                 until=sequence_number(),
                 flops=self.counter.get_total_flops(),
                 saves=self.saving.take(),
-                inside=not self.saving.is_on_top(innermost),
+                inside=not self.saving.is_innermost(innermost),
             )
         )
         return pytree.tree_unflatten(leaves, spec)

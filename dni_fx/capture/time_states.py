@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError
-from dni_fx.graph import given_by
+from dni_fx.graph import returned_nodes
 from dni_fx.model import Inputs, Path, by_name, by_path, canonical, tensors_in
 from dni_fx.plans import Cut, StateTensor, TimeCutPlan
 from dni_fx.runtime import DecoupledModule, GivenTensor, Place
@@ -105,7 +105,7 @@ def states_alone(net: DecoupledModule, tensors: Sequence[StateTensor]) -> set[st
     """Names of the nodes that the graph gives as its state, and as nothing else."""
     if not net.dni_runs_graph:
         return set()
-    given = given_by(net.graph)
+    given = returned_nodes(net.graph)
     places = {tensor.output for tensor in tensors}
     others = {node.name for i, node in enumerate(given) if i not in places}
     return {given[i].name for i in places} - others
@@ -121,7 +121,7 @@ def by_segments(net: DecoupledModule, tensors: Sequence[StateTensor], cuts: Sequ
     for node in graph.nodes:
         segments[node] = segment
         segment += node.name in ends
-    given = given_by(graph)
+    given = returned_nodes(graph)
     by_name = {node.name: node for node in segments}
     found: dict[tuple[tuple[int, ...], int], list[StateTensor]] = {}
     for tensor in tensors:
