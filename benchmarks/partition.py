@@ -23,7 +23,7 @@ import numpy as np
 
 from dni_fx.partition.instance import Instance
 from dni_fx.partition.lattice import Lattice
-from dni_fx.partition.orders import split_along_orders
+from dni_fx.partition.orders import split_along_order
 from dni_fx.partition.solve import CAP
 from dni_fx.partition.split import Partition, loads, partition
 from dni_fx.partition.workload import Workload
@@ -74,7 +74,7 @@ def best_of_one_order(graph: Graph, count: int) -> list[set[Any]]:
         np.array([output for output, _ in uses]),
         np.array([user for _, user in uses]),
     )
-    label = split_along_orders(work, np.arange(len(order)), count, "throughput", work.total / count)
+    label = split_along_order(work, np.arange(len(order)), count, "throughput", work.total / count)
     return cut(order, [int((label < k).sum()) for k in range(1, count)])
 
 
@@ -123,7 +123,7 @@ def timed(function: Callable[[], Partition], runs: int = 3) -> tuple[float, Part
 
 def looked_at(graph: Graph, count: int) -> int:
     """Down-sets in the windows of the last search."""
-    work = Instance.of(graph, "weight", "transfer").contract((), "throughput")[0].workload
+    work = Instance.of(graph, "weight", "transfer").contract(())[0].workload
     lattice = Lattice(work, count, "throughput", CAP)
     lattice.lightest(max(work.total / count, float(work.weight.max())), work.total)
     return lattice.seen

@@ -91,7 +91,6 @@ def transform(
         objective: What chosen cuts (`cuts="auto"` or a number) minimize, as predicted for `unlock="backward"` and Adam,
             with a charge for each synthesizer. "memory": the peak memory of a training step. "throughput": the time of
             the slowest segment and its synthesizers, if each segment has its own device.
-            "balanced": the time of the heaviest segment alone.
         memory_budget: The largest predicted peak memory, with parameters and Adam's state: a number of bytes, or a text
             such as "2GiB". The cuts are the fewest found that fit; a number as `cuts` is then the most segments. None:
             no limit.

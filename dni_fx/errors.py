@@ -15,35 +15,35 @@ __all__ = [
 ]
 
 
-OURS = str(Path(__file__).parent)  # a frame of a traceback in this folder is no line of the person's
+OURS = str(Path(__file__).parent)  # frames of a traceback in this folder are not the person's code
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message, or its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 class DniFxError(Exception):
-    """Something the person can put right; the message says what, where, and what to do."""
+    """An error that the person can correct; the message names the error, its place, and the remedy."""
 
     exit_code = 2
 
 
 class TargetError(DniFxError):
-    """The person's file or module raised while it was loaded."""
+    """The person's file or module raised an error while it was loaded."""
 
     exit_code = 3
 
 
 class CaptureError(DniFxError):
-    """The model could not be traced, or its trace is not the same network."""
+    """The model cannot be captured, or its capture is not the same network."""
 
     exit_code = 3
 
 
 class NoLegalCutError(DniFxError):
-    """The model has no place where it can be cut."""
+    """The model has no place for a legal cut."""
 
     exit_code = 1
 

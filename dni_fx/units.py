@@ -28,10 +28,10 @@ def bytes_text(size: float) -> str:
 
 
 def parse_bytes(text: str | int) -> int:
-    """How many bytes "2GiB", "1.5 GB", "512MiB" or 1048576 are.
+    """The number of bytes in "2GiB", "1.5 GB", "512MiB" or 1048576.
 
     Raises:
-        DniFxError: If it is none of that.
+        DniFxError: If the text is no amount of memory.
     """
     match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
     if match is None or (match[3] and not match[2]):

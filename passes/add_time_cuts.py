@@ -9,7 +9,7 @@ from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx import ops
-from dni_fx.graph import NodeMeta, given_by, record_of
+from dni_fx.graph import NodeMeta, record_of, returned_nodes
 from dni_fx.model import Path
 from dni_fx.plans import StateTensor, TimeCutPlan, time_name
 
@@ -31,7 +31,7 @@ class AddTimeCuts(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
         nodes = _unpack(graph, [tensor for state in self.states for tensor in state.tensors])
-        given = given_by(graph)
+        given = returned_nodes(graph)
         handed_on = {tensor.output for state in self.states for tensor in state.tensors}
         others = [i for i, n in enumerate(given) if i not in handed_on and record_of(n).carries_gradient]
         for index, state in enumerate(self.states):
@@ -113,7 +113,7 @@ def _leave_at_a_cut(graph: Graph, name: str, cut_off: Sequence[Node], boundary: 
 def _leave_at_the_end(graph: Graph, name: str, cut_off: Sequence[Node], places: Sequence[int]) -> None:
     """All outputs at these places bring the prediction along."""
     output = graph.output_node()
-    given = given_by(graph)
+    given = returned_nodes(graph)
     outputs = tuple(dict.fromkeys(given[i] for i in places))
     carrying = dict(zip(outputs, _leave(graph, name, outputs, cut_off, output), strict=True))
     count = iter(range(len(given)))

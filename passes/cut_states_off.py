@@ -6,7 +6,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx.graph import NodeMeta, given_by, record_of
+from dni_fx.graph import NodeMeta, record_of, returned_nodes
 
 __all__ = ["CutStatesOff"]
 
@@ -26,7 +26,7 @@ class CutStatesOff(PassBase):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         output = graph_module.graph.output_node()
-        given = given_by(graph_module.graph)
+        given = returned_nodes(graph_module.graph)
         cut_off = {i: _cut_off(given[i]) for i in self.places}
         count = iter(range(len(given)))
         output.args = map_arg(output.args, lambda node: cut_off.get(next(count), node))

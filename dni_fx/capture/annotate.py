@@ -123,7 +123,7 @@ class _Annotator(fx.Interpreter):
             record = record_of(node)
             carries = any(t.requires_grad for t in tensors_in(node.meta["val"]) if not isinstance(t, nn.Parameter))
             if carries and not record.carries_gradient and node is not writer:
-                record.carries_gradient, record.gains = True, writer.name
+                record.carries_gradient, record.gradient_from = True, writer.name
 
     def _storage(self, tensor: Tensor) -> int:
         return self._number(storage_key(tensor))

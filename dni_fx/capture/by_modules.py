@@ -95,7 +95,7 @@ class _Recorder:
         outputs, spec = pytree.tree_flatten(output)
         # If the module returns its input unchanged, users of the input bypass the output. A copy keeps them apart.
         leaves = [t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in outputs]
-        self.saving.take_for_one(_tensors(outputs), _tensors(leaves))
+        self.saving.alias(_tensors(outputs), _tensors(leaves))
         innermost = torch._C._autograd._top_saved_tensors_default_hooks(True)
         self.calls.append(
             _Call(
@@ -111,7 +111,7 @@ class _Recorder:
                 sequence_number=sequence_number(),
                 flops=self.counter.get_total_flops(),
                 saves=self.saving.take(),
-                in_checkpoint=not self.saving.is_on_top(innermost),
+                in_checkpoint=not self.saving.is_innermost(innermost),
             )
         )
         return pytree.tree_unflatten(leaves, spec)

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError
-from dni_fx.graph import given_by
+from dni_fx.graph import returned_nodes
 from dni_fx.model import Inputs, Path, by_name, by_path, canonical, tensors_in
 from dni_fx.plans import Cut, StateTensor, TimeCutPlan
 from dni_fx.runtime import DecoupledModule, Place, ReturnedValue
@@ -133,7 +133,7 @@ def state_only_nodes(net: DecoupledModule, tensors: Sequence[StateTensor]) -> se
     """Names of the nodes that the graph returns as state and as no other output."""
     if not net.dni_runs_graph:
         return set()
-    returned = given_by(net.graph)
+    returned = returned_nodes(net.graph)
     places = {tensor.output for tensor in tensors}
     others = {node.name for place, node in enumerate(returned) if place not in places}
     return {returned[place].name for place in places} - others
@@ -154,7 +154,7 @@ def plan_time_cuts(
     for node in graph.nodes:
         segments[node] = segment
         segment += node.name in ends
-    returned = given_by(graph)
+    returned = returned_nodes(graph)
     by_name = {node.name: node for node in segments}
     groups: dict[tuple[tuple[int, ...], int], list[StateTensor]] = {}
     for tensor in tensors:

@@ -1,7 +1,7 @@
-"""A model of the memory that a training step takes: what is alive while a segment runs forward and backward.
+"""A model of the memory of a training step: the bytes that are alive while a segment runs forward and backward.
 
-Counted is what the step itself makes: activations that autograd keeps, values that are still wanted, gradients of both
-activations and parameters, predictions. Parameters, optimizer state and the batch are there all along.
+The model counts the memory that the step allocates: activations that autograd keeps, values that are still used,
+gradients of activations and of parameters, predictions. `resident` counts the memory that is always there.
 """
 
 import math
@@ -14,109 +14,137 @@ import numpy as np
 from torch import nn
 
 from dni_fx.model import Inputs
-from dni_fx.partition import Loads, Numbers
+from dni_fx.partition import LoadsFrom, Numbers, flow_node
 
 __all__ = ["Memory", "Peak", "resident"]
 
 
 def resident(module: nn.Module, inputs: Inputs, optimizer_states: int) -> int:
-    """Bytes there all along: parameters, `optimizer_states` times as much for trainable ones, buffers, the batch."""
+    """Bytes that are always there: parameters, `optimizer_states` for each trainable one, buffers, the batch."""
     parameters = [t.nbytes * (1 + optimizer_states * t.requires_grad) for t in module.parameters()]
     return sum(parameters) + sum(t.nbytes for t in (*module.buffers(), *inputs.tensors()))
 
 
 class Peak(NamedTuple):
-    """The most that is alive at once while one segment runs."""
+    """The most bytes that are alive at once while one segment runs."""
 
     bytes: float
-    node: str  # where it is reached
-    backward: bool  # on the way back
+    node: str  # that runs at the peak
+    backward: bool  # whether the node runs backward
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """One piece of memory that a node makes: places in the order of the graph."""
+    """One piece of memory that a node allocates; nodes are given by number."""
 
     size: int
     made: int
-    saver: int | None  # the first node that autograd keeps it for
-    last: int  # the last node that uses it
-    carries: bool  # a value in it carries gradient
+    saver: int | None  # the first node for which autograd keeps the storage
+    last: int  # the last node that uses the storage
+    carries: bool  # a value in the storage carries gradient
 
 
 class Memory:
     """Bytes at every node of a graph, numbered from 1; number 0 is the beginning.
 
     Args:
-        flow: As `costs.dataflow` gives it.
+        flow: The result of `graph.dataflow`.
     """
 
     def __init__(self, flow: "nx.DiGraph[str]") -> None:
         self.names = list(flow)
+        count = len(self.names)
         storages = _storages(flow)
         every = storages.values()
-        count = len(self.names)
-        kept = _sums(count, ((s.size, s.saver, count + 1) for s in every if s.saver))
-        waiting = _sums(count, ((s.size, s.made, _unless(s.saver, s.last + 1)) for s in every))
         users = _users(flow, storages)
-        handed_on = _handed_on(flow, storages, users)
-        gradients = _sums(count, _gradients(storages, users, handed_on))
-        made = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
-        self.parameters = np.cumsum([0.0, *(flow.nodes[name]["gradient"] for name in flow)])
-        self.kept = kept
-        # What crosses a cut is there while the segment below goes backward; `kept` has it as long as autograd does.
-        self.crossing = _sums(count, ((s.size, s.made, _unless(s.saver, s.last)) for s in every))
-        self.let_go = _sums(count, ((s.size, s.saver, s.saver + 1) for s in every if s.saver and s.saver < s.last))
-        self.held = _sums(count, ((s.size, s.saver, s.last) for s in every if s.saver and s.saver < s.last))
-        # Adam makes two temporaries of a parameter, when the gradients of all are there.
-        self.optimizer = float(self.parameters[-1]) + 2 * flow.graph["largest"]
-        self.forward = kept + waiting
-        # In a backward pass the gradients of the parameters from the node on are there: those before it are not.
-        self.backward = kept + gradients + made - np.concatenate([[0.0], self.parameters[:-1]])
+        shared_until = _shared_until(flow, storages, users)
 
-    def loads(self, ends: Sequence[int], synthesizers: Numbers, arrival: Numbers) -> Loads:
-        """The peak of every segment, or of the optimizer's step where that is higher.
+        # Each array has an entry for each node number. While a node runs, forward or backward, autograd keeps:
+        kept = _sums(count, ((s.size, s.saver, count + 1) for s in every if s.saver))
+        # Not kept by autograd (yet), and used: by this node or a later one, and by a later one.
+        waiting = _sums(count, ((s.size, s.made, _until_kept(s.saver, s.last + 1)) for s in every))
+        crossing = _sums(count, ((s.size, s.made, _until_kept(s.saver, s.last)) for s in every))
+        # Kept by autograd, and used by a later node.
+        kept_and_used = [(s.size, s.saver, s.last) for s in every if s.saver and s.saver < s.last]
+        used_later = _sums(count, kept_and_used)
+        # Gradients of activations while the node runs backward: already there, and allocated by the node.
+        gradients = _sums(count, _gradients(storages, users, shared_until))
+        allocated = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
+        # Gradients of all parameters that a node up to this one uses.
+        parameters = np.cumsum([0.0, *(flow_node(flow, name).gradient for name in flow)])
+
+        self.forward = kept + waiting
+        # In a backward pass, the gradients of parameters are there from this node on. `at_upper_cut` adds the gradients
+        # of all parameters up to the cut, so the gradients of the nodes before this one are subtracted here.
+        self.backward = kept + gradients + allocated - np.concatenate([[0.0], parameters[:-1]])
+        # After the nodes above this one have run backward, and before this node does.
+        self.after_backward = kept - parameters
+        # Added to the segment above a cut after this node: the segments below have run backward, so the gradients of
+        # their parameters are there, and autograd has freed their storages, except storages that are used above.
+        self.at_lower_cut = parameters + used_later - kept
+        # Added to the backward pass of the segment below a cut after this node.
+        self.at_upper_cut = parameters + crossing
+        # Storages that autograd keeps from this node on. If a cut follows, they stay when the node has run backward.
+        self.saved_here = _sums(count, ((size, saver, saver + 1) for size, saver, _ in kept_and_used))
+        # Adam makes two temporaries of one parameter at a time, while the gradients of all are there.
+        self.optimizer = float(parameters[-1]) + 2 * flow.graph["largest"]
+
+    def segment_peaks(self, cuts: Sequence[int], synthesizers: Numbers, training: Numbers) -> LoadsFrom:
+        """The peak of every segment between two cuts, or the peak of the optimizer's step if that is higher.
+
+        Four kinds of moments are compared: a node of the segment runs forward; the last node runs backward; an earlier
+        node runs backward; the synthesizers at the lower cut are trained. `peak` does the same for one segment.
 
         Args:
-            ends: Numbers of the nodes that they lie between: 0, the ends of the segments but the last, the last node.
-            synthesizers: What those at each end take from their prediction until their target has come.
-            arrival: What is made when the targets come: when the segment above has gone backward.
+            cuts: The number of the node before each cut, from 0 to the number of the last node.
+            synthesizers: Bytes that the predictions at each cut take, until their targets are there.
+            training: Bytes that the training of the synthesizers at each cut takes for a moment.
         """
-        places = np.asarray(ends)
+        places = np.asarray(cuts)
 
-        def row(i: int) -> Numbers:
-            start, above = places[i], places[i + 1 :]
-            forward = np.maximum.accumulate(self.forward[start + 1 :])[above - start - 1]
-            backward = np.maximum.accumulate(np.append(-math.inf, self.backward[start + 1 :]))
-            inside = backward[above - start - 1]
-            top = self.parameters[above] + self.crossing[above] + synthesizers[i + 1 :]
-            trained = self.kept[start] - self.parameters[start] + arrival[i]
-            back = top + np.maximum(np.maximum(inside, trained) + self.let_go[above], self.backward[above])
-            base = self.parameters[start] + self.held[start] - self.kept[start] + synthesizers[i]
-            peaks: Numbers = np.maximum(base + np.maximum(forward, back), self.optimizer)
+        def peaks_from(i: int) -> Numbers:
+            start, ends = places[i], places[i + 1 :]  # each end is one segment: one entry in each array below
+            last = ends - start - 1  # index of the segment's last node among the nodes after `start`
+            at_lower_cut = self.at_lower_cut[start] + synthesizers[i]
+            at_upper_cut = self.at_upper_cut[ends] + synthesizers[i + 1 :]
+
+            # 1. A node runs forward: entry k of `accumulate` is the maximum over the nodes up to k.
+            forward = np.maximum.accumulate(self.forward[start + 1 :])[last]
+            # 2. The last node runs backward.
+            last_backward = self.backward[ends]
+            # 3. An earlier node runs backward: with -inf in front, the maximum is over the nodes before k.
+            earlier_backward = np.maximum.accumulate(np.append(-math.inf, self.backward[start + 1 :]))[last]
+            # 4. All nodes have run backward, and the synthesizers at the lower cut are trained.
+            trained = self.after_backward[start] + training[i]
+
+            after_last = np.maximum(earlier_backward, trained) + self.saved_here[ends]
+            backward = at_upper_cut + np.maximum(last_backward, after_last)
+            peaks: Numbers = np.maximum(at_lower_cut + np.maximum(forward, backward), self.optimizer)
             return peaks
 
-        return row
+        return peaks_from
 
-    def peak(self, start: int, end: int, below: float, above: float, arrival: float) -> Peak:
-        """The same for the segment from after node number `start` to `end`, and where it is.
+    def peak(self, start: int, end: int, below: float, above: float, training: float) -> Peak:
+        """The peak of the segment that begins after node number `start` and ends with number `end`, and its place.
 
         Args:
-            below: What the synthesizers at its lower end take.
-            above: What those at its upper end take.
-            arrival: What is made when the targets of the former come.
+            below: Bytes that the predictions at the lower cut take.
+            above: Bytes that the predictions at the upper cut take.
+            training: Bytes that the training of the synthesizers at the lower cut takes for a moment.
         """
         nodes = np.arange(start + 1, end + 1)
-        base = self.parameters[start] + self.held[start] - self.kept[start] + below
-        top = self.parameters[end] + self.crossing[end] + above
-        forward, backward = base + self.forward[nodes], base + top + self.backward[nodes]
-        backward += self.let_go[end] * (nodes < end)
-        on_the_way_back = bool(backward.max() >= forward.max())
-        trained = base + top + self.kept[start] - self.parameters[start] + self.let_go[end] + arrival
+        at_lower_cut = self.at_lower_cut[start] + below
+        at_both_cuts = at_lower_cut + self.at_upper_cut[end] + above
+
+        forward = at_lower_cut + self.forward[nodes]
+        backward = at_both_cuts + self.backward[nodes] + self.saved_here[end] * (nodes < end)
+        trained = at_both_cuts + self.after_backward[start] + training + self.saved_here[end]
+
         if trained > max(backward.max(), forward.max()):
             return Peak(float(trained), self.names[start], True)
-        values = backward if on_the_way_back else forward
-        return Peak(float(values.max()), self.names[start + int(values.argmax())], on_the_way_back)
+        is_backward = bool(backward.max() >= forward.max())
+        values = backward if is_backward else forward
+        return Peak(float(values.max()), self.names[start + int(values.argmax())], is_backward)
 
 
 def _storages(flow: "nx.DiGraph[str]") -> dict[int, _Storage]:
@@ -127,37 +155,37 @@ def _storages(flow: "nx.DiGraph[str]") -> dict[int, _Storage]:
     carries: set[int] = set()
     order = {name: i for i, name in enumerate(flow, 1)}
     for name, i in order.items():
-        node = flow.nodes[name]
-        for key, bytes_ in (node["owns"] | node["saves"]).items():
+        node = flow_node(flow, name)
+        for key, bytes_ in {**node.owns, **node.saves}.items():
             size.setdefault(key, bytes_)
             made.setdefault(key, i)
-        saver |= dict.fromkeys(node["saves"], i)
-        for key in node["storages"]:
+        saver |= dict.fromkeys(node.saves, i)
+        for key in node.storages:
             last[key] = max([last.get(key, i), *(order[user] for user in flow.successors(name))])
-            if node["crosses"]:
+            if node.carries_gradient:
                 carries.add(key)
     for key, i in last.items():
         if i == len(order) and key in carries and made.get(key, i) < i:
-            saver.setdefault(key, i)  # the loss keeps about as much as it is given
+            saver.setdefault(key, i)  # the loss keeps about as many bytes as its inputs have
     return {k: _Storage(size[k], made[k], saver.get(k), last.get(k, made[k]), k in carries) for k in size}
 
 
 def _users(flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage]) -> dict[int, list[int]]:
-    """Numbers of the nodes that read each storage and send a gradient back, but views: from the last on."""
+    """For each storage, the nodes that read it and send a gradient back, except views; the last node first."""
     order = {name: i for i, name in enumerate(flow, 1)}
     users: dict[int, set[int]] = {key: set() for key in storages}
     for name in flow:
-        node = flow.nodes[name]
-        for key in node["storages"] & users.keys() if node["crosses"] else ():
-            users[key] |= {order[user] for user in flow.successors(name) if key not in flow.nodes[user]["storages"]}
+        node = flow_node(flow, name)
+        for key in node.storages & users.keys() if node.carries_gradient else ():
+            users[key] |= {order[user] for user in flow.successors(name) if key not in flow_node(flow, user).storages}
     return {key: sorted(numbers, reverse=True) for key, numbers in users.items()}
 
 
-def _handed_on(
+def _shared_until(
     flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]]
 ) -> dict[int, int]:
-    """Until which node, on the way back, the gradient of a sum is also that of its terms: by number of the sum."""
-    sums = {i: flow.nodes[name]["owns"] for i, name in enumerate(flow, 1) if flow.nodes[name]["sums"]}
+    """For each sum, the node down to which its terms share its gradient in the backward pass."""
+    sums = {i: flow_node(flow, name).owns for i, name in enumerate(flow, 1) if flow_node(flow, name).is_sum}
     until: dict[int, int] = {}
     for key, numbers in users.items():
         if numbers and sums.get(numbers[0]):
@@ -167,41 +195,41 @@ def _handed_on(
 
 
 def _gradients(
-    storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]], handed_on: Mapping[int, int]
+    storages: Mapping[int, _Storage], users: Mapping[int, Sequence[int]], shared_until: Mapping[int, int]
 ) -> Iterator[tuple[float, int, int]]:
-    """From where to where, on the way back, the gradient of each storage is there: (bytes, first, one past the last).
+    """When the gradients of storages are alive in the backward pass: (bytes, first node, one past the last node).
 
-    A sum hands its own gradient on: until their next user is reached, its terms have none of their own.
+    The terms of a sum share its gradient until the backward pass reaches their next user.
     """
     for key, s in storages.items():
         if s.carries:
             last, *others = users[key] or [s.made + 1]
-            end = max([s.made, *others[:1]]) if last in handed_on else last
+            end = max([s.made, *others[:1]]) if last in shared_until else last
             yield s.size, s.made, end
     made = {s.made: s.size for s in storages.values()}
-    yield from ((made[i], until, i) for i, until in handed_on.items())
+    yield from ((made[i], until, i) for i, until in shared_until.items())
 
 
 def _input_gradients(flow: "nx.DiGraph[str]") -> list[float]:
-    """Bytes of the gradients that each node makes on the way back, for what it reads; a view makes none."""
+    """For each node, the bytes of the gradients that it allocates for its inputs; a view allocates none."""
     result = []
     output = list(flow)[-1]
     for name in flow:
-        node = flow.nodes[name]
-        sources = [flow.nodes[source] for source in flow.predecessors(name)]
-        read = sum(source["size"] for source in sources if source["crosses"])
-        makes = node["owns"] or node["mutates"] or name == output  # the loss makes the outputs'
-        result.append(float(read) if makes and not node["sums"] else 0.0)
+        node = flow_node(flow, name)
+        sources = [flow_node(flow, source) for source in flow.predecessors(name)]
+        read = sum(source.bytes for source in sources if source.carries_gradient)
+        allocates = node.owns or node.mutates or name == output  # the loss allocates the gradients of the outputs
+        result.append(float(read) if allocates and not node.is_sum else 0.0)
     return result
 
 
-def _unless(saver: int | None, end: int) -> int:
-    """From where autograd keeps it, it is counted there."""
+def _until_kept(saver: int | None, end: int) -> int:
+    """The end of the time in which a storage is used and not kept by autograd."""
     return end if saver is None else min(saver, end)
 
 
 def _sums(count: int, spans: Iterable[tuple[float, int, int]]) -> Numbers:
-    """For each number 0..count, the sum of what spans it: (amount, first, one past the last)."""
+    """For each node number 0..count, the sum of the spans (amount, first, one past the last) that hold it."""
     steps = np.zeros(count + 2)
     for amount, first, end in spans:
         if first < end:

@@ -1,4 +1,4 @@
-"""What a cut model costs: time, memory and pipeline throughput of any choice of cuts, from numbers a node."""
+"""The costs of a model with any cuts: time, memory and pipeline throughput, from the numbers of each node."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,54 +9,54 @@ import networkx as nx
 import numpy as np
 
 from dni_fx.cost.memory import Memory, Peak
-from dni_fx.partition import Loads, Position
+from dni_fx.partition import LoadsFrom, Position, flow_node
 
 if TYPE_CHECKING:
     from dni_fx.cost.synthesizers import Price
 
 __all__ = ["OBJECTIVES", "OPTIMIZER_STATES", "CostModel", "Prediction", "SegmentCost"]
 
-OBJECTIVES = ("memory", "throughput", "balanced")
+OBJECTIVES = ("memory", "throughput")
 
-OPTIMIZER_STATES = 2  # numbers that an optimizer keeps a parameter: Adam's
+OPTIMIZER_STATES = 2  # tensors that the optimizer keeps for each parameter: Adam's
 
 
 @dataclass(frozen=True)
 class CutCost:
-    """Of the synthesizers of one cut together."""
+    """Sums over the synthesizers of one cut."""
 
-    time: float  # of their predictions and their training
-    transfer: float  # time to hand the tensors over to another process
+    time: float  # to predict and to train
+    transfer: float  # time to send the crossing tensors to another process
     static: int  # bytes of their parameters and optimizer state
     gradient: int  # bytes of the gradients of their parameters
-    kept: int  # bytes of their predictions, and of what autograd keeps, until their targets have come
-    arrival: int  # bytes that are made while they are trained, but for what is there anyway
+    kept: int  # bytes of their predictions, and of the tensors that autograd keeps, until the targets are there
+    training: int  # bytes that the training takes for a moment
 
 
 @dataclass(frozen=True)
 class SegmentCost:
-    """Of one segment."""
+    """Times of one segment, and its peak of memory."""
 
     forward: float
     backward: float
-    synthesizers: float  # the time of those at its upper end
-    transfer: float  # handing over what crosses its ends
+    synthesizers: float  # of its upper cut
+    transfer: float  # of the tensors that cross its two cuts
     peak: Peak
 
     @property
     def load(self) -> float:
-        """Time that a process with this segment alone needs for a step."""
+        """Time of a step in a process that holds this segment alone."""
         return self.forward + self.backward + self.synthesizers + self.transfer
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one training step."""
+    """Costs of one training step."""
 
     segments: tuple[SegmentCost, ...]
-    resident: int  # bytes that are there all along: parameters, buffers, optimizer state, the batch
-    synthesizers: int  # the same of the synthesizers
-    optimizer: float  # bytes that are there while the optimizer steps: all gradients, and its temporaries
+    resident: int  # bytes that are always there: parameters, buffers, optimizer state, the batch
+    synthesizers: int  # bytes that are always there for the synthesizers
+    optimizer: float  # bytes while the optimizer steps: all gradients, and temporaries
 
     @property
     def step(self) -> float:
@@ -65,24 +65,24 @@ class Prediction:
 
     @property
     def slowest(self) -> float:
-        """Time of a step where every segment has a device of its own: that of the heaviest."""
+        """Time of a step if every segment has a device of its own: the time of the heaviest segment."""
         return max(s.load for s in self.segments)
 
     @property
     def peak(self) -> float:
-        """Bytes at the worst moment."""
+        """Bytes at the moment with the most."""
         return self.resident + self.synthesizers + max(self.optimizer, *(s.peak.bytes for s in self.segments))
 
 
 class CostModel:
-    """Costs of any cuts of one graph.
+    """Predicts the costs of any cuts of one graph.
 
     Args:
-        flow: As `costs.dataflow` gives it.
-        prices: Of the synthesizers, by node.
-        refused: Why there is no synthesizer for a node.
+        flow: The result of `graph.dataflow`.
+        prices: The price of a synthesizer, by node.
+        refused: The reason why there is no synthesizer, by node.
         resident: Bytes of parameters, buffers, optimizer state and batch.
-        unit: Of all times: "FLOPs" or "s".
+        unit: The unit of all times: "FLOPs" or "s".
     """
 
     def __init__(
@@ -100,18 +100,19 @@ class CostModel:
         self.refused = refused or {}
         self.resident = resident
         self.unit = unit
-        self.forward = np.cumsum([0.0, *(flow.nodes[name]["forward"] for name in flow)])
-        self.backward = np.cumsum([0.0, *(flow.nodes[name]["backward"] for name in flow)])
+        self.forward = np.cumsum([0.0, *(flow_node(flow, name).forward for name in flow)])
+        self.backward = np.cumsum([0.0, *(flow_node(flow, name).backward for name in flow)])
 
     @property
     def count(self) -> int:
         return len(self.forward) - 1
 
     def refusal(self, position: Position) -> str:
-        """Why a tensor that crosses there can have no synthesizer; empty: each can."""
+        """The reason why a tensor that crosses this cut can have no synthesizer; empty: each tensor can."""
         return next((self.refused[name] for name in position.crossing if name in self.refused), "")
 
     def cut(self, position: Position) -> CutCost:
+        """The costs of the synthesizers of one cut."""
         prices = {name: self.prices[name] for name in position.crossing if name in self.prices}
         size = sum(p.parameter_bytes for p in prices.values())
         return CutCost(
@@ -120,37 +121,35 @@ class CostModel:
             static=size * (1 + OPTIMIZER_STATES),
             gradient=size,
             kept=sum(p.kept + p.bytes for p in prices.values()),
-            arrival=max(2 * sum(p.bytes for p in prices.values()), size),  # target and error; or gradients
+            training=max(2 * sum(p.bytes for p in prices.values()), size),  # target and error; or gradients
         )
 
-    def loads(self, objective: str, candidates: Sequence[Position]) -> Loads:
-        """Of every segment between two candidates, for `chain`; bytes, or time."""
+    def segment_loads(self, objective: str, candidates: Sequence[Position]) -> LoadsFrom:
+        """The load (bytes, or time) of every segment between two candidates, for the searches of `chain`."""
         ends = [0, *(p.index + 1 for p in candidates), self.count]
         cuts = [self.cut(p) for p in candidates]
         if objective == "memory":
             kept = np.array([0.0, *(c.kept for c in cuts), 0.0])
-            arrival = np.array([0.0, *(c.arrival for c in cuts), 0.0])
-            return self.memory.loads(ends, kept, arrival)
+            training = np.array([0.0, *(c.training for c in cuts), 0.0])
+            return self.memory.segment_peaks(ends, kept, training)
         time = (self.forward + self.backward)[ends]
-        if objective == "balanced":
-            return lambda i: time[i + 1 :] - time[i]
         synthesizers = np.array([0.0, *(c.time for c in cuts), 0.0])
         transfer = np.array([0.0, *(c.transfer for c in cuts), 0.0])
         return lambda i: time[i + 1 :] - time[i] + transfer[i] + (synthesizers + transfer)[i + 1 :]
 
     def predict(self, cuts: Sequence[Position]) -> Prediction:
-        """Of a step of the model with these cuts, `unlock="backward"`; without any: of backprop."""
+        """Predict a step of the model with these cuts and `unlock="backward"`; without any cut, a step of backprop."""
         ends = [0, *(p.index + 1 for p in cuts), self.count]
         nothing = CutCost(0.0, 0.0, 0, 0, 0, 0)
         costs = [nothing, *map(self.cut, cuts), nothing]
-        gradients = [0, *itertools.accumulate(c.gradient for c in costs[:-2])]  # those of lower synthesizers are there
+        gradients = [0, *itertools.accumulate(c.gradient for c in costs[:-2])]  # of lower synthesizers
         segments = tuple(
             SegmentCost(
                 forward=float(self.forward[j] - self.forward[i]),
                 backward=float(self.backward[j] - self.backward[i]),
                 synthesizers=above.time,
                 transfer=below.transfer + above.transfer,
-                peak=self.memory.peak(i, j, below.kept + before, above.kept, below.arrival),
+                peak=self.memory.peak(i, j, below.kept + before, above.kept, below.training),
             )
             for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
         )

@@ -1,4 +1,4 @@
-"""What a synthesizer would cost at every tensor that may cross a cut: from building it and running it without data."""
+"""The cost of a synthesizer at every tensor that may cross a cut: build the synthesizer, and run it without data."""
 
 from dataclasses import dataclass, replace
 
@@ -13,28 +13,31 @@ from dni_fx.synthesizers import Activation, Factory, LossHead, resolve
 
 __all__ = ["Price", "synthesizer_prices"]
 
-FLOPS_PER_BYTE = 10.0  # as long as it takes to move a byte between processes: a few GB/s, beside tens of GFLOP/s
+FLOPS_PER_BYTE = 10.0  # to move a byte between processes takes as long: a few GB/s, beside tens of GFLOP/s
 
 
 @dataclass(frozen=True)
 class Price:
-    """Of the synthesizer of one tensor."""
+    """The costs of the synthesizer of one tensor."""
 
     parameter_bytes: int
-    time: float  # a prediction, and the backward pass that trains on it: FLOPs, or measured seconds
-    bytes: int  # of the tensor, so of its prediction, its gradient and its target
-    transfer: float  # time to hand the tensor over to another process
-    kept: int  # bytes that autograd keeps from the prediction until its target comes, but the tensor
+    time: float  # of a prediction and of its backward pass: FLOPs, or measured seconds
+    bytes: int  # of the tensor, and of its prediction, its gradient and its target
+    transfer: float  # time to send the tensor to another process
+    kept: int  # bytes that autograd keeps until the target is there, without the tensor itself
 
 
 def synthesizer_prices(
     graph: fx.Graph, synthesizer: str | Factory, settings: Settings, *, measure: bool = False
 ) -> tuple[dict[str, Price], dict[str, str]]:
-    """The price of a synthesizer for every node of an annotated graph that can have one, or why it can have none.
+    """Find the price of a synthesizer for every node of an annotated graph whose value may cross a cut.
 
     Args:
-        settings: What it is conditioned on, and with which loss.
-        measure: Seconds on real tensors in place of FLOPs.
+        settings: The context and the loss of the synthesizers.
+        measure: Measure seconds on real tensors, in place of FLOPs.
+
+    Returns:
+        The prices by node; and for nodes that can have no synthesizer, the reason.
     """
     known: dict[Activation, Price | str] = {}
     prices: dict[str, Price] = {}
@@ -57,23 +60,26 @@ def synthesizer_prices(
 
 
 def _price(activation: Activation, synthesizer: str | Factory, settings: Settings) -> Price | str:
-    """Or why there is no such synthesizer for this activation. One that looks at values is run on zeros."""
+    """The price, or the reason why there is no such synthesizer for this activation.
+
+    A synthesizer that needs values does not run on the device meta: then it runs on zeros, on the CPU.
+    """
     reason = ""
     loss = None if settings.loss is None else loss_function(settings.loss)
     name, factory = resolve(synthesizer, activation.shape, activation.axis, loss)
     for device in dict.fromkeys((activation.device, torch.device("cpu"))):
         try:
             with torch.random.fork_rng(devices=[]):
-                return _built(replace(activation, device=device), factory, settings, activation.device)
+                return _measured(replace(activation, device=device), factory, settings, activation.device)
         except DniFxError as error:
             return str(error)
-        except Exception as error:
+        except Exception as error:  # the person's factory or module may raise anything
             reason = first_line(error)
     return f"synthesizer {name} does not run on a tensor of shape {list(activation.shape)}: {reason}"
 
 
-def _built(activation: Activation, factory: Factory, settings: Settings, asked: torch.device) -> Price:
-    """Build one and run it; measure it if it was not only asked for its FLOPs, on the device meta."""
+def _measured(activation: Activation, factory: Factory, settings: Settings, device: torch.device) -> Price:
+    """Build a synthesizer and run it: count its FLOPs or, unless `device` is meta, measure its time."""
     with activation.device:
         module = factory(activation, settings.size)
         if not isinstance(module, nn.Module):
@@ -93,7 +99,7 @@ def _built(activation: Activation, factory: Factory, settings: Settings, asked: 
         if prediction.requires_grad:
             prediction.backward(torch.ones_like(prediction))
     time, transfer = float(counter.get_total_flops()), FLOPS_PER_BYTE * h.nbytes
-    if asked.type != "meta":
+    if device.type != "meta":
         time, transfer = seconds(lambda: _train(module, h, context)), seconds(h.clone)
     return Price(
         parameter_bytes=sum(p.nbytes for p in parameters),
@@ -111,7 +117,7 @@ def _train(module: nn.Module, h: Tensor, context: Tensor | None) -> None:
 
 
 def example(activation: Activation, settings: Settings, module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """What a synthesizer is called with: zeros."""
+    """An activation and a context of zeros."""
     shape = list(activation.shape)
     h = torch.zeros(shape, dtype=activation.dtype)
     if not settings.size:

@@ -1,4 +1,4 @@
-"""Measured times in place of counted FLOPs: of every node, forward and backward, on real tensors."""
+"""Measure the time of every node, forward and backward, on real tensors: used in place of FLOPs."""
 
 import bisect
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from dni_fx.runtime import DecoupledModule
 
 __all__ = ["node_times", "seconds"]
 
-_STEPS = 7  # of which the first is not counted
+_STEPS = 7  # the first is not counted
 
 
 def node_times(module: DecoupledModule, inputs: Inputs) -> dict[str, tuple[float, float]]:
@@ -24,14 +24,14 @@ def node_times(module: DecoupledModule, inputs: Inputs) -> dict[str, tuple[float
     names = [node.name for node in module.graph.nodes]
     with preserved(module), torch.enable_grad():
         in_train_mode(module)
-        module.zero_grad()  # what `preserved` puts back are the same tensors
+        module.zero_grad()  # `preserved` puts back the same tensors
         steps = [_step(module, inputs.map(lambda t: t.detach().clone()), names) for _ in range(_STEPS)]
     median = np.median(np.array(steps[1:]), axis=0)
     return {name: (float(f), float(b)) for name, f, b in zip(names, *median, strict=True)}
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Median time of a call; on an accelerator until it is done."""
+    """Median time of a call; on an accelerator, until its work is done."""
     return float(Timer("run()", globals={"run": run}).blocked_autorange(min_run_time=0.02).median)
 
 
@@ -83,7 +83,7 @@ def _time_backward(node: Any, seconds: list[float], place: int, device: torch.de
 
 
 def _autograd_nodes(roots: list[Tensor]) -> Iterator[Any]:
-    """Those that the forward pass made, but for the ones that add to a parameter's gradient."""
+    """The nodes that the forward pass made, except the nodes that add to the gradient of a parameter."""
     stack = [t.grad_fn for t in roots if t.grad_fn is not None]
     seen = set(stack)
     while stack:

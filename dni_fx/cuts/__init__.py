@@ -1,4 +1,4 @@
-"""Where to cut: the places that were asked for, or the best ones there are.
+"""Where to cut: at the places that the person asks for, or at the best ones.
 
 In: an annotated graph and its costs. Out: a `Plan`.
 """

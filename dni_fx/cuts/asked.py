@@ -10,7 +10,7 @@ from torch import fx
 from dni_fx.cuts.plan import Decision, fingerprint
 from dni_fx.errors import DniFxError
 from dni_fx.graph import mark_of, record_of
-from dni_fx.partition import Position, find_positions, snap
+from dni_fx.partition import Position, find_positions, flow_node, position_after
 from dni_fx.plans import Plan
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def last_nodes(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
-    """The last node of every module call: by qualified name and by a key of the call."""
+    """The last node of every module call, by the qualified name of the module and the key of the call."""
     last: dict[tuple[str, str], fx.Node] = {}
     for node in graph.nodes:
         for key in record_of(node).scope:
@@ -34,14 +34,14 @@ def last_nodes(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
 
 
 def positions_after(
-    flow: "nx.DiGraph[str]", everywhere: list[Position], calls: dict[tuple[str, str], fx.Node], name: str
+    flow: "nx.DiGraph[str]", positions: list[Position], calls: dict[tuple[str, str], fx.Node], name: str
 ) -> list[Position]:
-    """After every call of the module of that name, else after the node of that name."""
+    """The cuts after every call of the module `name`; if there is no such module, the cut after the node `name`."""
     ends = [node for (module, _), node in calls.items() if module == name]
     if ends:
-        return [snap(flow, everywhere, node.name, name) for node in ends]
+        return [position_after(flow, positions, node.name, name) for node in ends]
     if name in flow:
-        return [snap(flow, everywhere, name, name)]
+        return [position_after(flow, positions, name, name)]
     known = list(dict.fromkeys([module for module, _ in calls] + list(flow)))
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"; the nearest names are {', '.join(near)}" if near else f"; there are {', '.join(known[:8])}"
@@ -49,6 +49,7 @@ def positions_after(
 
 
 def after_every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> Decision:
+    """Cut after every call of a module of the class `wanted`."""
     last: dict[str, fx.Node] = {}
     classes: set[str] = set()
     for node in graph.nodes:
@@ -62,7 +63,7 @@ def after_every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> Decisi
 
 
 def after_layers(graph: fx.Graph, flow: "nx.DiGraph[str]") -> Decision:
-    """After every call of a module without children that trains, but the last."""
+    """Cut after every call of a trainable module without children, except the last."""
     owner: Any = graph.owning_module
     names = {name for name, m in owner.named_modules() if not [*m.children()]}
     trained = {name for name in names if any(p.requires_grad for p in owner.get_submodule(name).parameters())}
@@ -73,13 +74,13 @@ def after_layers(graph: fx.Graph, flow: "nx.DiGraph[str]") -> Decision:
 
 
 def _after_calls(flow: "nx.DiGraph[str]", ends: Sequence[fx.Node], what: str) -> Decision:
-    """After each of these nodes where that is a legal cut."""
-    everywhere = find_positions(flow)
+    """Cut after each of these nodes where a cut is legal."""
+    positions = find_positions(flow)
     order = {name: i for i, name in enumerate(flow)}
     places = sorted({order[node.name] for node in ends})
-    legal = [everywhere[i] for i in places if i < len(everywhere) and not everywhere[i].obstacle]
+    legal = [positions[i] for i in places if i < len(positions) and not positions[i].obstacle]
     if not legal:
-        reason = everywhere[places[0]].obstacle if places[0] < len(everywhere) else "nothing comes after it"
+        reason = positions[places[0]].obstacle if places[0] < len(positions) else "nothing comes after it"
         raise DniFxError(f"no call of {what} is a legal cut: {reason}")
     skipped = len(ends) - len(legal)
     note = f" ({skipped} of {len(ends)} calls are no legal cut)" if skipped else ""
@@ -87,26 +88,30 @@ def _after_calls(flow: "nx.DiGraph[str]", ends: Sequence[fx.Node], what: str) ->
 
 
 def positions_of_marks(graph: fx.Graph, flow: "nx.DiGraph[str]") -> tuple[Position, ...]:
-    """After the last node of each `with dni_fx.cut_after():` block that ran."""
+    """The cuts after the last node of each `with dni_fx.cut_after():` block that ran."""
     last = {mark: node for node in graph.nodes for mark in [mark_of(node)] if mark is not None}
     if not last:
         raise DniFxError(
             "cuts='marked': the graph holds no mark. Say `with dni_fx.cut_after(): h = ...` in forward; a mark is not "
             "seen inside a module that is kept whole, nor by the front end modules"
         )
-    everywhere = find_positions(flow)
-    found = [snap(flow, everywhere, node.name, f"the mark at {node}") for node in last.values()]
+    positions = find_positions(flow)
+    found = [position_after(flow, positions, node.name, f"the mark at {node}") for node in last.values()]
     chosen = {position.index: position for position in found}
     return separated(flow, [chosen[i] for i in sorted(chosen)])
 
 
 def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = False) -> tuple[Position, ...]:
-    """Check that every segment uses a trainable parameter."""
+    """Check that every segment uses a trainable parameter.
+
+    Args:
+        drop: If a segment below a cut uses none, drop this cut in place of an error.
+    """
     names = list(flow)
     kept: list[Position] = []
     start = 0
     for position in chosen:
-        if not any(flow.nodes[n]["parameters"] for n in names[start : position.index + 1]):
+        if not any(flow_node(flow, n).parameters for n in names[start : position.index + 1]):
             if drop:
                 continue
             raise DniFxError(
@@ -115,20 +120,21 @@ def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = F
             )
         kept.append(position)
         start = position.index + 1
-    if not any(flow.nodes[n]["parameters"] for n in names[start:]):
+    if not any(flow_node(flow, n).parameters for n in names[start:]):
         raise DniFxError(f"no trainable parameter is used after {kept[-1].after!r}: drop that cut")
     return tuple(kept)
 
 
 def positions_of_plan(graph: fx.Graph, flow: "nx.DiGraph[str]", plan: Plan) -> tuple[Position, ...]:
+    """The cuts of a saved plan, which must have been made for the same graph."""
     if plan.fingerprint != fingerprint(graph):
         missing = [cut.after for cut in plan.cuts if cut.after not in flow]
         detail = f": no node {missing[0]!r}" if missing else ""
         raise DniFxError(
             f"the plan was made for another graph (of {plan.model}){detail}; make a new one: dni-fx plan TARGET"
         )
-    everywhere = {p.after: p for p in find_positions(flow)}
-    chosen = [everywhere[cut.after] for cut in plan.cuts if cut.after in everywhere]
+    positions = {p.after: p for p in find_positions(flow)}
+    chosen = [positions[cut.after] for cut in plan.cuts if cut.after in positions]
     bad = [p for p in chosen if p.obstacle]
     if bad or len(chosen) != len(plan.cuts) or not chosen:
         raise DniFxError(f"the plan does not hold legal cuts{': ' + bad[0].obstacle if bad else ''}")

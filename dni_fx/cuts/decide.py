@@ -1,4 +1,4 @@
-"""From `cuts=` to places in the graph: those that were asked for, or the best ones."""
+"""From `cuts=` to positions in the graph: the ones that the person asks for, or the best ones."""
 
 from collections.abc import Sequence, Set
 
@@ -26,31 +26,33 @@ __all__ = ["Cuts", "decide"]
 Cuts = str | int | Sequence[str] | Plan
 
 
-def decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among: Set[str] = frozenset()) -> Decision:
-    """The cuts that were asked for.
+def decide(
+    graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, preferred: Set[str] = frozenset()
+) -> Decision:
+    """Decide where to cut.
 
     Args:
-        model: What any cuts of the graph cost.
+        model: The costs of any cuts of the graph.
         limits: For "auto" and a number of segments.
-        among: Where these look first.
+        preferred: For these, too: cut only after these nodes, if one of them is legal.
 
     Raises:
-        DniFxError: If `cuts` names what is not there, or what cannot be cut, or the limits cannot be kept.
-        NoLegalCutError: If the model has no legal cut at all, or none that keeps the memory budget.
+        DniFxError: If a name in `cuts` does not exist or cannot be cut after, or no plan keeps the limits.
+        NoLegalCutError: If the model has no legal cut, or no cuts keep the memory budget.
     """
-    decision = _decide(graph, model, cuts, limits, among)
+    decision = _decide(graph, model, cuts, limits, preferred)
     refusals = [refusal for cut in decision.cuts if (refusal := model.refusal(cut))]
     if refusals:
         raise DniFxError(refusals[0])
     return decision
 
 
-def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among: Set[str]) -> Decision:
+def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, preferred: Set[str]) -> Decision:
     flow = model.flow
     if isinstance(cuts, int) and cuts < 2:  # True and False too
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
     if isinstance(cuts, int) or cuts == "auto":
-        return _automatic(model, cuts if isinstance(cuts, int) else None, limits, among)
+        return _automatic(model, cuts if isinstance(cuts, int) else None, limits, preferred)
     if limits != Limits():
         raise DniFxError("objective, memory budget and synthesizer share are for cuts='auto' or a number of segments")
     if isinstance(cuts, Plan):
@@ -71,17 +73,17 @@ def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, among
         )
     if not names:
         raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
-    everywhere, calls = find_positions(flow), last_nodes(graph)
-    chosen = {p.index: p for name in names for p in positions_after(flow, everywhere, calls, name)}
+    positions, calls = find_positions(flow), last_nodes(graph)
+    chosen = {p.index: p for name in names for p in positions_after(flow, positions, calls, name)}
     return Decision(separated(flow, [chosen[i] for i in sorted(chosen)]), f"after {', '.join(names)}, as asked for")
 
 
-def _automatic(model: CostModel, segments: int | None, limits: Limits, among: Set[str]) -> Decision:
+def _automatic(model: CostModel, segments: int | None, limits: Limits, preferred: Set[str]) -> Decision:
     most = max(MOST_CANDIDATES, 4 * (segments or 0))
-    everywhere = find_candidates(model.flow, among, most)
-    candidates = [c for c in everywhere if not model.refusal(c.position)]
+    legal = find_candidates(model.flow, preferred, most)
+    candidates = [c for c in legal if not model.refusal(c.position)]
     if not candidates:
-        raise DniFxError(model.refusal(everywhere[0].position))
+        raise DniFxError(model.refusal(legal[0].position))
     if segments is not None and segments > len(candidates) + 1 and limits.budget is None:
         raise DniFxError(f"cannot make {segments} segments: the model has legal cuts for {len(candidates) + 1} at most")
     found, others, share = best_cuts(model, candidates, segments, limits)

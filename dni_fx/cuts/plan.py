@@ -19,7 +19,7 @@ class Decision(NamedTuple):
 
     cuts: tuple[Position, ...]  # in the order of the graph
     why: str
-    verdict: Verdict | None = None  # where it was up to us
+    verdict: Verdict | None = None  # of the search for the best cuts, if there was one
 
 
 def outlook_of(prediction: Prediction) -> Outlook:
@@ -27,7 +27,7 @@ def outlook_of(prediction: Prediction) -> Outlook:
 
 
 def fingerprint(graph: fx.Graph) -> str:
-    """A digest of what the graph computes, without sizes: the same for any batch size."""
+    """A digest of the operations of a graph without sizes: the same for any batch size."""
     numbers: dict[fx.Node, str] = {}
     lines = []
 
@@ -52,7 +52,7 @@ def make_plan(
     frontend: str = "fx",
     tried: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan for these cuts of an annotated graph of the class called `name`."""
+    """The plan for the decided cuts of an annotated graph; `name` is the class of the model."""
     nodes = list(graph.nodes)
     by_name = {node.name: node for node in nodes}
     ends = [-1, *(p.index for p in decision.cuts), len(nodes) - 1]
@@ -81,7 +81,7 @@ def make_plan(
 
 
 def _tied(nodes: Sequence[fx.Node], ends: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Trainable parameters that several segments use, and which."""
+    """The segments of each trainable parameter that several segments use."""
     users: dict[str, list[int]] = {}
     for k, (i, j) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         for name in dict.fromkeys(p for node in nodes[i + 1 : j + 1] for p in record_of(node).parameters):
@@ -90,7 +90,7 @@ def _tied(nodes: Sequence[fx.Node], ends: Sequence[int]) -> dict[str, tuple[int,
 
 
 def _first_uses(graph: fx.Graph) -> dict[fx.Node, int]:
-    """How many entries of trainable parameters each node is the first to use."""
+    """For each node, the number of entries of the trainable parameters that the node is the first to use."""
     owner: Any = graph.owning_module
     sizes = {name: p.numel() for name, p in owner.named_parameters()}
     return {node: sum(sizes.pop(p, 0) for p in record_of(node).parameters) for node in graph.nodes}

@@ -1,4 +1,4 @@
-"""How many cuts, and where: the least cost of all the plans that there are, proven, and what else was weighed."""
+"""How many cuts, and where: the plan with the proven least value, and the other plans that were weighed."""
 
 import math
 from collections.abc import Sequence
@@ -14,28 +14,29 @@ from dni_fx.units import bytes_text
 
 __all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "best_cuts", "check_limits"]
 
-# A synthesizer has to make the heaviest segment lighter by this share of the whole net, at the top; the lower it
-# lies, the more. Few and late cuts train better (Jaderberg et al. 2017, Table 1: the error grows with every cut).
+# A synthesizer at the top must make the heaviest segment lighter by CHARGE, a share of the whole net's load; one at the
+# bottom, by CHARGE_BELOW more. Few and late cuts train better (Jaderberg et al. 2017, Table 1: the error grows with
+# every cut).
 CHARGE, CHARGE_BELOW = 0.05, 0.1
 
-MOST_CUTS = 15  # that are tried: more cost most of the whole net in charges
+MOST_CUTS = 15  # that are tried: the charges of more cuts come near the load of the whole net
 
-_ROOM = 1.5  # where nothing is so cheap, as much of the least that there is
+_ROOM = 1.5  # if no cut keeps SHARE, the synthesizers may take this many times the least share
 
-_MULTIPLIERS = 12
+_MULTIPLIERS = 12  # Lagrange multipliers that are tried
 
 _TINY = 1e-9  # relative: sums of floats are not exact
 
-SHARE = 0.05  # of backprop's step that all the synthesizers may take together
+SHARE = 0.05  # of the time of backprop's step: all synthesizers together may take as much
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the person asks of a plan."""
+    """The person's limits for a plan."""
 
     objective: str = "memory"
-    share: float | None = None  # that the synthesizers may take; None: SHARE, or _ROOM times the least
-    budget: int | None = None  # bytes that a training step may take at its peak
+    share: float | None = None  # of a step, for the synthesizers; None: SHARE, or _ROOM times the least
+    budget: int | None = None  # bytes at the peak of a training step
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Choice:
     """One plan that was weighed."""
 
     cuts: tuple[Position, ...]
-    value: float  # what is minimised: load of the heaviest segment, static bytes of the synthesizers, their charges
-    charges: float  # of it
-    bound: float  # no plan with so many cuts that keeps the limits has less
-    share: float  # of backprop's step that its synthesizers take
+    value: float  # minimised: load of the heaviest segment + static bytes of the synthesizers + their charges
+    charges: float  # part of the value
+    bound: float  # no plan with so many cuts that keeps the limits has a lower value
+    share: float  # of the time of backprop's step, for the synthesizers
 
 
 def check_limits(limits: Limits) -> None:
-    """Raise DniFxError for what nobody can keep."""
+    """Raise DniFxError for limits that make no sense."""
     if limits.objective not in OBJECTIVES:
         raise DniFxError(f"objective={limits.objective!r}: there are {', '.join(OBJECTIVES)}")
     number = isinstance(limits.share, int | float) and not isinstance(limits.share, bool)
@@ -59,20 +60,24 @@ def check_limits(limits: Limits) -> None:
             f"a synthesizer share of {limits.share!r}: it is a number above 0, as in 0.05 for 5 % of a step"
         )
     if limits.budget is not None and limits.budget <= 0:
-        raise DniFxError(f"a memory budget of {limits.budget} bytes: it is more than none")
+        raise DniFxError(f"a memory budget of {limits.budget} bytes: it must be more than 0")
 
 
 def best_cuts(
     model: CostModel, candidates: Sequence[Candidate], segments: int | None, limits: Limits
 ) -> tuple[Choice, list[Choice], float]:
-    """The best plan, the runners-up, best first, and the share of a step that the synthesizers were allowed.
+    """Find the best plan.
 
     Args:
         candidates: In the order of the graph.
-        segments: How many, as many as there are candidates for; None: as many as pay. With a memory budget: the most.
+        segments: Number of segments, at most one more than candidates; None: the best number. With a memory budget, the
+            most segments.
+
+    Returns:
+        The best plan; the runners-up, best first; and the share of a step that was the limit for the synthesizers.
 
     Raises:
-        DniFxError: If the limits cannot be kept, with the numbers.
+        DniFxError: If no plan keeps the limits, with the numbers.
         NoLegalCutError: If no cuts bring the peak below the memory budget.
     """
     places = _places(model, candidates, limits)
@@ -87,16 +92,18 @@ def best_cuts(
         )
     if limits.budget is not None:
         share = math.inf if limits.share is None else limits.share  # memory comes first
-        frugal = _places(model, candidates, replace(limits, objective="memory"))
-        found = _fewest(places, replace(frugal, charges=np.zeros_like(frugal.charges)), counts, share, limits.budget)
+        memory = _places(model, candidates, replace(limits, objective="memory"))
+        memory = replace(memory, charges=np.zeros_like(memory.charges))
+        found = _fewest(places, memory, counts, share, limits.budget)
         return found, [], found.share
     weighed = _weigh(places, counts, share)
     found = min(weighed, key=lambda choice: choice.value)
-    # Where the share binds, a plan with another number of cuts may be better than any that was found.
+    # If the share binds, a plan with another number of cuts may be better than all plans that were found.
     bounds = [choice.bound for choice in weighed]
-    if segments is None and len(candidates) > MOST_CUTS:  # more cuts have their charges at least, and some load
-        loads = model.loads(limits.objective, places.candidates)
-        least_load = min(float(loads(i).min()) for i in range(len(candidates) + 1))
+    if segments is None and len(candidates) > MOST_CUTS:
+        # A plan with more cuts costs at least their charges and the load of one segment.
+        loads_from = model.segment_loads(limits.objective, places.candidates)
+        least_load = min(float(loads_from(i).min()) for i in range(len(candidates) + 1))
         bounds.append(least_load + float(np.sort(places.charges + places.static)[: MOST_CUTS + 1].sum()))
     found = replace(found, bound=min(found.value, *bounds))
     return found, _runners_up(places, found, weighed, counts, share), share
@@ -111,7 +118,7 @@ class _Places:
     candidates: tuple[Position, ...]
     charges: Numbers
     static: Numbers
-    times: Numbers  # of the synthesizers, as a share of backprop's step
+    times: Numbers  # of the synthesizers, as shares of backprop's step
 
     def keep(self, wanted: NDArray[np.bool_]) -> "_Places":
         kept = tuple(c for c, w in zip(self.candidates, wanted, strict=True) if w)
@@ -121,7 +128,7 @@ class _Places:
 
 
 def _places(model: CostModel, candidates: Sequence[Candidate], limits: Limits) -> _Places:
-    whole = float(model.loads(limits.objective, [])(0)[0])
+    whole = float(model.segment_loads(limits.objective, [])(0)[0])
     step = model.predict([]).step
     costs = [model.cut(c.position) for c in candidates]
     charges = [len(c.position.crossing) * (CHARGE + CHARGE_BELOW * (1 - c.depth)) * whole for c in candidates]
@@ -136,9 +143,9 @@ def _places(model: CostModel, candidates: Sequence[Candidate], limits: Limits) -
 
 
 def _weigh(places: _Places, counts: Sequence[int], share: float) -> list[Choice]:
-    """The best plan for each number of cuts, but for those that cannot be the best of all."""
+    """The best plan for each number of cuts, except numbers whose best plan cannot be the best of all."""
     n = len(places.candidates) + 1
-    floors = chain.lightest(places.model.loads(places.objective, places.candidates), n, counts[-1])
+    floors = chain.lightest(places.model.segment_loads(places.objective, places.candidates), n, counts[-1])
     prices = np.cumsum(np.sort(places.charges + places.static))
     weighed: list[Choice] = []
     for cuts in counts:
@@ -152,7 +159,8 @@ def _weigh(places: _Places, counts: Sequence[int], share: float) -> list[Choice]
 def _least(places: _Places, cuts: int, share: float) -> Choice | None:
     """The best plan of exactly so many cuts whose synthesizers take no more than `share`; None: there is none.
 
-    Where the share binds, its Lagrange multiplier is searched: each one gives a bound, and plans that keep the share.
+    If the share binds, search its Lagrange multiplier: each multiplier yields a bound, and a plan that may keep the
+    share.
     """
     sorted_times = np.sort(places.times)
     allowed = share * (1 + _TINY)
@@ -160,7 +168,7 @@ def _least(places: _Places, cuts: int, share: float) -> Choice | None:
         return None
     places = places.keep(places.times <= allowed - float(sorted_times[: cuts - 1].sum()) + _TINY)
     n = len(places.candidates) + 1
-    floor = chain.lightest(places.model.loads(places.objective, places.candidates), n, cuts)[cuts].value
+    floor = chain.lightest(places.model.segment_loads(places.objective, places.candidates), n, cuts)[cuts].value
     found = _relaxed(places, cuts, floor, 0.0)
     if found.share <= allowed:
         return found
@@ -179,36 +187,36 @@ def _least(places: _Places, cuts: int, share: float) -> Choice | None:
 
 
 def _relaxed(places: _Places, cuts: int, floor: float, multiplier: float) -> Choice:
-    """The best plan where time of synthesizers has a price; infinity: only that price counts."""
+    """The best plan if the synthesizers' time costs `multiplier` times its share; infinity: only this share counts."""
     n = len(places.candidates) + 1
-    loads = places.model.loads(places.objective, places.candidates)
+    loads_from = places.model.segment_loads(places.objective, places.candidates)
     if math.isinf(multiplier):
-        split = chain.cheapest(loads, n, cuts, _with_ends(places.times))
+        split = chain.cheapest(loads_from, n, cuts, _with_ends(places.times))
     else:
         prices = places.charges + places.static + multiplier * places.times
-        split = chain.best(loads, n, cuts, _with_ends(prices), floor)
+        split = chain.best(loads_from, n, cuts, _with_ends(prices), floor)
     return _valued(places, [places.candidates[i - 1] for i in split.cuts])
 
 
 def _valued(places: _Places, cuts: Sequence[Position]) -> Choice:
-    """What these cuts cost."""
+    """The value of a plan with these cuts."""
     chosen = [places.candidates.index(cut) for cut in cuts]
     charges = float(places.charges[chosen].sum())
-    loads = places.model.loads(places.objective, cuts)
-    heaviest = chain.heaviest(loads, len(chosen) + 1, range(1, len(chosen) + 1))
+    loads_from = places.model.segment_loads(places.objective, cuts)
+    heaviest = chain.heaviest(loads_from, len(chosen) + 1, range(1, len(chosen) + 1))
     value = heaviest + charges + float(places.static[chosen].sum())
     return Choice(tuple(cuts), value, charges, value, float(places.times[chosen].sum()))
 
 
 def _with_ends(prices: Numbers) -> Numbers:
-    """The beginning and the end cost nothing."""
+    """Add a price of 0 for the first and the last place, which are no cuts."""
     return np.concatenate([[0.0], prices, [0.0]])
 
 
 def _runners_up(
     places: _Places, found: Choice, weighed: Sequence[Choice], counts: Sequence[int], share: float
 ) -> list[Choice]:
-    """The best with more and with fewer cuts, the second best with as many, and what a higher share would give."""
+    """The best plan with one cut more, and with one fewer; the second best with as many; the best above the share."""
     count = len(found.cuts)
     others = [choice for choice in weighed if abs(len(choice.cuts) - count) == 1]
     without = [places.keep(np.array([c != cut for c in places.candidates])) for cut in found.cuts]
@@ -219,16 +227,16 @@ def _runners_up(
     return sorted(others, key=lambda c: c.value)
 
 
-def _fewest(places: _Places, frugal: _Places, counts: Sequence[int], share: float, budget: int) -> Choice:
-    """The plan with the fewest cuts that was found to fit: the best one, or else the one that takes least memory.
+def _fewest(places: _Places, memory: _Places, counts: Sequence[int], share: float, budget: int) -> Choice:
+    """The plan with the fewest cuts that fits into the budget: the best plan, or else the plan with the least memory.
 
     Args:
-        frugal: The same places, with nothing but memory counted.
+        memory: The same places; their value counts memory only.
     """
     model = places.model
     least = math.inf
     for cuts in counts:
-        best, smallest = _least(places, cuts, share), _least(frugal, cuts, share)
+        best, smallest = _least(places, cuts, share), _least(memory, cuts, share)
         if best is None or smallest is None:
             continue
         peaks = [model.predict(choice.cuts).peak for choice in (best, smallest)]

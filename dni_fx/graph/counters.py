@@ -13,7 +13,7 @@ __all__ = ["Saving", "flop_counter", "sequence_number", "storage_key"]
 
 
 class _OneModule:
-    """Stands for the tracker of FlopCounterMode, whose hooks on every module cost time and break reversible layers."""
+    """Replaces the tracker of FlopCounterMode: its hooks on every module cost time and break reversible layers."""
 
     parents = frozenset({"Global"})
 
@@ -23,7 +23,7 @@ class _OneModule:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts FLOPs in total, by no module."""
+    """A counter of the total FLOPs, not by module."""
     aten = torch.ops.aten
     counter = FlopCounterMode(
         display=False,
@@ -34,7 +34,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def _layer_flops(sequence: Any, w_input: Any, w_hidden: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """A recurrent layer multiplies its weights with every step of every row; shapes (T, N, features)."""
+    """FLOPs of a recurrent layer: each step of each row is multiplied with the weights; shapes (T, N, features)."""
     flops: int = 2 * math.prod(sequence[:2]) * (math.prod(w_input) + math.prod(w_hidden))
     return flops
 
@@ -45,18 +45,18 @@ def _stack_flops(sequence: Any, weights: Any, *_: Any, out_shape: Any = None, **
 
 
 def sequence_number() -> int:
-    """Autograd numbers its nodes as they are made: the next number."""
+    """The number that autograd gives to the next node that it makes."""
     marker: Any = torch.zeros((), requires_grad=True).clone().grad_fn
     return int(marker._sequence_nr())
 
 
 class Saving(saved_tensors_hooks):
-    """Counts, while it is entered, the memory that autograd keeps, each storage once.
+    """Counts the memory that autograd keeps inside a `with` block, each storage once.
 
-    Storages that are freed meanwhile may be taken for others: hold what runs in it until it is left.
+    A new storage may have the address of a freed one, and is then not counted: keep the results alive in the block.
 
     Args:
-        ignore: Tensors that are there anyway: parameters, buffers, inputs.
+        ignore: Tensors that are always there: parameters, buffers, inputs.
     """
 
     def __init__(self, ignore: Iterable[Tensor]) -> None:
@@ -64,7 +64,7 @@ class Saving(saved_tensors_hooks):
         self._seen = {storage_key(t) for t in ignore}
         self._fresh: dict[int, int] = {}
         self._alias: dict[int, int] = {}
-        self.unknown = False  # an operator has a workspace that its fake kernel knows no size of
+        self.unknown = False  # an operator has a workspace whose size the fake kernel does not know
 
     def _pack(self, tensor: Tensor) -> Tensor:
         key = self.key(tensor)
@@ -75,28 +75,28 @@ class Saving(saved_tensors_hooks):
             self._fresh[key] = size
         return tensor
 
-    def take_for_one(self, originals: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
-        """Count a copy that is only there to be looked at as the original. Hold both."""
-        keys = [self.key(t) for t in originals]  # which may be copies themselves
+    def alias(self, originals: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+        """Count each copy as its original; the caller keeps both alive."""
+        keys = [self.key(t) for t in originals]  # an original may be a copy itself
         self._alias.update({storage_key(c): key for c, key in zip(copies, keys, strict=True)})
 
     def key(self, tensor: Tensor) -> int:
-        """That of its memory; for a copy, of the original's."""
+        """The key of the tensor's storage; for a copy, the key of the original's storage."""
         key = storage_key(tensor)
         return self._alias.get(key, key)
 
     def take(self) -> dict[int, int]:
-        """Bytes by storage of what has been kept since the last call, but what was kept before that."""
+        """Bytes newly saved since the last call, by storage."""
         fresh, self._fresh = self._fresh, {}
         self.unknown = False
         return fresh
 
-    def is_on_top(self, hooks: Any) -> bool:
-        """Whether `hooks`, the innermost ones that autograd has, are these."""
+    def is_innermost(self, hooks: Any) -> bool:
+        """Whether `hooks`, autograd's innermost hooks, are the hooks of this counter."""
         return hooks is not None and hooks[0] == self.pack_hook
 
 
 def storage_key(tensor: Tensor) -> int:
-    """A key of the memory that a tensor lies in, for as long as it lives."""
+    """A key of the tensor's storage; valid while the storage lives."""
     key: int = tensor.untyped_storage()._cdata
     return key

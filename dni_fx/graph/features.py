@@ -1,4 +1,4 @@
-"""Where the features of a tensor are: on axis 1 of maps, on the last axis of vectors and sequences."""
+"""The feature axis of a tensor: axis 1 of maps, the last axis of vectors and sequences."""
 
 from typing import Any
 
@@ -21,7 +21,12 @@ _MOVES = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
 
 
 def feature_axis(node: fx.Node, fetch: Any, record: NodeMeta) -> int:
-    """1 for maps (N, C, ...), -1 for vectors and sequences: as the nearest layer upstream has it."""
+    """Find the feature axis as the nearest layer upstream has it: 1 for maps (N, C, ...), -1 for vectors and sequences.
+
+    Args:
+        fetch: Looks up a module by its qualified name.
+        record: The record of the node.
+    """
     if record.shape is None or len(record.shape) < 3:
         return -1
     if node.op == "call_module":
@@ -31,7 +36,7 @@ def feature_axis(node: fx.Node, fetch: Any, record: NodeMeta) -> int:
         if isinstance(layer, _ROWS):
             return -1
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    name = name.split(".")[0]  # an ATen operator's name ends in that of its overload
+    name = name.split(".")[0]  # the name of an ATen operator ends in its overload
     if name in _MAP_FUNCTIONS:
         return 1
     if name in _ROW_FUNCTIONS:
@@ -46,7 +51,7 @@ def feature_axis(node: fx.Node, fetch: Any, record: NodeMeta) -> int:
 
 
 def _carried(node: fx.Node, name: str, above: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> int | None:
-    """Where the feature axis of an operand of shape `above` is in the result; None: it is lost."""
+    """The feature axis of the result, from the shape and axis of an operand; None: the axis is lost."""
     if name in _MOVES:
         return _moved(node, name, axis % len(above), len(above))
     if len(above) == len(shape):
@@ -57,10 +62,11 @@ def _carried(node: fx.Node, name: str, above: tuple[int, ...], axis: int, shape:
 
 
 def _moved(node: fx.Node, name: str, axis: int, rank: int) -> int | None:
+    """Run the operation on a tensor with a different size in each dimension, and find the size of the axis."""
     known_by_size = torch.empty(list(range(1, rank + 1)), device="meta")
     try:
         moved = getattr(known_by_size, name)(*node.args[1:], **node.kwargs)
         place = list(moved.shape).index(axis + 1)
-    except (TypeError, RuntimeError, ValueError):  # where to is no literal of the graph
+    except (TypeError, RuntimeError, ValueError):  # an argument is a node, not a number
         return None
     return {0: None, rank - 1: -1}.get(place, place)

@@ -1,4 +1,4 @@
-"""Marks in the person's own code that say where to cut."""
+"""Marks in the person's own code: where to cut."""
 
 import itertools
 from contextlib import AbstractContextManager
@@ -17,12 +17,12 @@ _numbers = itertools.count()
 def cut_after() -> AbstractContextManager[Any]:
     """Mark a place in forward: `with dni_fx.cut_after(): h = self.block(h)`, then `cuts="marked"`.
 
-    The cut falls after the last operation of the block. Outside of a capture it does nothing.
+    The cut lies after the last operation of the block. Outside of a capture, the mark has no effect.
     """
     return traceback.annotate({_KEY: next(_numbers)})
 
 
 def mark_of(node: fx.Node) -> int | None:
-    """The number of the block that made a node; every time that a block runs has a number of its own."""
+    """The number of the marked block that made a node; each run of a block has its own number."""
     mark: int | None = (node.meta.get("custom") or {}).get(_KEY)
     return mark

@@ -1,4 +1,4 @@
-"""What the compiler knows of a node: one typed record in `node.meta["dni"]`."""
+"""The compiler's record of a node: `node.meta["dni"]`."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-__all__ = ["NodeMeta", "Role", "given_by", "module_calls", "record_of"]
+__all__ = ["NodeMeta", "Role", "module_calls", "record_of", "returned_nodes"]
 
 
 def module_calls(stack: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -25,42 +25,42 @@ Role = Literal["model", "context", "detach", "synthesizer", "boundary", "copy", 
 
 @dataclass
 class NodeMeta:
-    """Filled in stage by stage: `costs` writes the first block, `passes` the second."""
+    """Facts about a node: `capture` writes the first block, `passes` the second."""
 
-    shape: tuple[int, ...] | None = None  # None: the value is not one tensor
+    shape: tuple[int, ...] | None = None  # of the value; None: the value is not one tensor
     dtype: torch.dtype | None = None
     device: torch.device | None = None
-    owns: dict[int, int] = field(default_factory=dict)  # bytes by storage of the memory that it makes for its output
-    saves: dict[int, int] = field(default_factory=dict)  # the same of what autograd keeps for it, and for none before
+    owns: dict[int, int] = field(default_factory=dict)  # storage: bytes, of the memory that the node allocates
+    saves: dict[int, int] = field(default_factory=dict)  # storage: bytes, that autograd keeps from this node on
     flops: int = 0  # forward
     backward_flops: int = 0
-    parameters: tuple[str, ...] = ()  # trainable ones that this node uses
+    parameters: tuple[str, ...] = ()  # trainable parameters that the node uses
     carries_gradient: bool = False
-    gains: str = ""  # the node whose write into its memory made it carry gradient; empty: it did, or did not, all along
-    storages: frozenset[int] = frozenset()  # the memory that the output's tensors live in
-    mutates: frozenset[int] = frozenset()  # the memory that the node writes to
-    axis: int = -1  # the feature axis of the output
+    gradient_from: str = ""  # the later node that makes the value carry gradient, by a write into its memory
+    storages: frozenset[int] = frozenset()  # that the tensors of the value lie in
+    mutates: frozenset[int] = frozenset()  # storages that the node writes to
+    axis: int = -1  # the feature axis of the value
     scope: tuple[str, ...] = ()  # module calls around the node, outermost first: name, or name@n for call n + 1
     classes: tuple[str, ...] = ()  # their class names
-    obstacle: str = ""  # why there can be no cut between it and its users; empty: nothing stands against one
+    obstacle: str = ""  # why no cut may separate the node from its users; empty: nothing forbids one
 
     role: Role = "model"
     segment: int | None = None
-    cut: int | None = None  # set where role is not "model"
+    cut: int | None = None  # set if the role is not "model"
 
 
-def given_by(graph: Graph) -> list[Node]:
-    """The nodes that a graph gives, in order; one that it gives twice is there twice."""
-    given: list[Node] = []
-    map_arg(graph.output_node().args, given.append)
-    return given
+def returned_nodes(graph: Graph) -> list[Node]:
+    """The nodes whose values a graph returns, in order; a value that is returned twice is in the list twice."""
+    returned: list[Node] = []
+    map_arg(graph.output_node().args, returned.append)
+    return returned
 
 
 def record_of(node: Node) -> NodeMeta:
     """The record of a node.
 
     Raises:
-        KeyError: The graph was not annotated.
+        KeyError: If the graph was not annotated.
     """
     record: NodeMeta = node.meta["dni"]
     return record

@@ -1,9 +1,9 @@
 """The best cuts along a chain of places in a fixed order: exact dynamic programs, on plain numbers.
 
-Places are numbered 0 (before everything) to n (after everything); a cut is a place between the two. `loads(i)` gives
-the loads of the segments that start at place i and end at places i + 1, i + 2, ...: an array, which may stop early
-where all that follow are no segments, and holds infinity where one is not. Only loads are looked at, so any load will
-do. A search takes O(cuts n^2) comparisons, of which numpy does a row at a time.
+Places are numbered 0 (before everything) to n (after everything); a cut is a place between these two. `loads_from(i)`
+returns an array: the loads of the segments that start at place i and end at places i + 1, i + 2, ... An impossible
+segment has an infinite load, and the array may end before a run of impossible segments. A load can be anything that
+numbers can express. A search takes O(cuts n^2) comparisons; numpy does one row of them at a time.
 """
 
 import math
@@ -13,96 +13,98 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Loads", "Numbers", "Split", "best", "cheapest", "heaviest", "lightest"]
+__all__ = ["LoadsFrom", "Numbers", "Split", "best", "cheapest", "heaviest", "lightest"]
 
 Numbers = NDArray[np.float64]
 
-Loads = Callable[[int], Numbers]
+LoadsFrom = Callable[[int], Numbers]
 
 
 class Split(NamedTuple):
-    """Cuts in ascending order, and what was minimised: infinity where there is no such split."""
+    """Cuts in ascending order, and the minimised value: infinity if there is no such split."""
 
     value: float
     cuts: tuple[int, ...]
 
 
-def lightest(loads: Loads, places: int, cuts: int) -> list[Split]:
-    """For every number of cuts up to `cuts`, the split that makes the heaviest segment lightest.
+def lightest(loads_from: LoadsFrom, places: int, cuts: int) -> list[Split]:
+    """Find, for every number of cuts up to `cuts`, the split with the lightest heaviest segment.
 
     Args:
-        places: n: the number of the last place.
+        places: The number of the last place, n.
 
     Returns:
-        `cuts + 1` splits, of which number k has exactly k cuts. Of equal ones that with the latest last cut.
+        `cuts + 1` splits; number k has exactly k cuts. Of equally good splits, the last cut of this one is the latest.
     """
-    return _search(loads, places, cuts, lambda score, load, _: np.maximum(score, load))
+    return _search(loads_from, places, cuts, lambda score, load, _: np.maximum(score, load))
 
 
-def cheapest(loads: Loads, places: int, cuts: int, prices: Numbers, limit: float = math.inf) -> Split:
-    """The split of exactly `cuts` cuts with the least sum of their `prices`, and no segment heavier than `limit`.
+def cheapest(loads_from: LoadsFrom, places: int, cuts: int, prices: Numbers, limit: float = math.inf) -> Split:
+    """Find the split of exactly `cuts` cuts with the least sum of `prices`, in which no segment is above `limit`.
 
-    One search for load and price would be wrong: the best split's lower part need not be the lightest one below its
-    last cut. Of equally cheap ones that with the latest last cut.
+    One search for the sum of load and price would be wrong: below its last cut, the best split need not be the lightest
+    one. Of equally cheap splits, the last cut of this one is the latest.
     """
 
     def join(score: Numbers, load: Numbers, ends: slice) -> Numbers:
         return np.where(load <= limit, score + prices[ends], math.inf)
 
-    return _search(loads, places, cuts, join)[cuts]
+    return _search(loads_from, places, cuts, join)[cuts]
 
 
-def best(loads: Loads, places: int, cuts: int, prices: Numbers, floor: float) -> Split:
-    """The split of exactly `cuts` cuts with the least sum of its heaviest load and its prices.
+def best(loads_from: LoadsFrom, places: int, cuts: int, prices: Numbers, floor: float) -> Split:
+    """Find the split of exactly `cuts` cuts with the least sum of its heaviest load and its prices.
 
-    From the cheapest split on, each the cheapest that is lighter than the one before, until none can be better: exact.
-    As many searches as there are such splits: few where the prices take few values.
+    Each round finds the cheapest split that is lighter than the split before, until no lighter one can be better: this
+    is exact. The number of rounds is small if the prices take few values.
 
     Args:
-        floor: No split of so many cuts has a lighter heaviest segment: as `lightest` says.
+        floor: The lightest heaviest segment of any split of so many cuts, as `lightest` finds it.
     """
     found = Split(math.inf, ())
     limit = math.inf
     while True:
-        split = cheapest(loads, places, cuts, prices, limit)
+        split = cheapest(loads_from, places, cuts, prices, limit)
         if math.isinf(split.value) or floor + split.value >= found.value:
             return found
-        load = heaviest(loads, places, split.cuts)
+        load = heaviest(loads_from, places, split.cuts)
         if load + split.value < found.value:
             found = Split(load + split.value, split.cuts)
         limit = math.nextafter(load, -math.inf)
 
 
-def heaviest(loads: Loads, places: int, cuts: Sequence[int]) -> float:
+def heaviest(loads_from: LoadsFrom, places: int, cuts: Sequence[int]) -> float:
     """The load of the heaviest segment between these cuts."""
     ends = [0, *cuts, places]
-    return max(float(loads(i)[j - i - 1]) for i, j in zip(ends[:-1], ends[1:], strict=True))
+    return max(float(loads_from(i)[j - i - 1]) for i, j in zip(ends[:-1], ends[1:], strict=True))
 
 
-def _search(loads: Loads, places: int, cuts: int, join: Callable[[Numbers, Numbers, slice], Numbers]) -> list[Split]:
-    """Forward over the places; each row is joined to all that ends at its place, for all numbers of cuts at once.
+def _search(
+    loads_from: LoadsFrom, places: int, cuts: int, join: Callable[[Numbers, Numbers, slice], Numbers]
+) -> list[Split]:
+    """Extend splits place by place, for all numbers of cuts at once.
 
     Args:
-        join: The scores of splits with one more segment, from the scores so far (a column), the loads of the segment
-            (a row), and the places where it ends.
+        join: Computes the scores of splits with one more segment, from the scores so far (a column), the loads of that
+            segment (a row), and the places where it ends.
     """
     scores = np.full((cuts + 2, places + 1), math.inf)  # by number of segments
-    came = np.zeros((cuts + 2, places + 1), dtype=int)
+    came_from = np.zeros((cuts + 2, places + 1), dtype=int)
     scores[0, 0] = 0.0
     for i in range(places):
         if not np.isfinite(scores[:, i]).any():
             continue
-        row = loads(i)
+        row = loads_from(i)
         ends = slice(i + 1, i + 1 + len(row))
         joined = join(scores[:-1, i : i + 1], row[None, :], ends)
         better = (joined <= scores[1:, ends]) & np.isfinite(joined)
-        scores[1:, ends][better], came[1:, ends][better] = joined[better], i
-    return [Split(float(scores[k, places]), _trace(came, k, places)) for k in range(1, cuts + 2)]
+        scores[1:, ends][better], came_from[1:, ends][better] = joined[better], i
+    return [Split(float(scores[k, places]), _trace(came_from, k, places)) for k in range(1, cuts + 2)]
 
 
-def _trace(came: NDArray[np.int_], segments: int, place: int) -> tuple[int, ...]:
+def _trace(came_from: NDArray[np.int_], segments: int, place: int) -> tuple[int, ...]:
     cuts: list[int] = []
     for k in range(segments, 1, -1):
-        place = int(came[k, place])
+        place = int(came_from[k, place])
         cuts.append(place)
     return tuple(reversed(cuts))

@@ -1,8 +1,8 @@
 """Contraction: nodes that must lie, or without loss may lie, in one segment become one node.
 
-What must lie together: a group, and all that lies on paths between its members, or else the segment would not be
-convex. What may: nodes that weigh nothing. For each rule holds, under every objective: in any split, moving the node
-to its neighbour's segment makes no segment heavier, and no cut wider. So at least one best split survives.
+The members of a group must lie together, and so must all nodes on paths between them: otherwise the segment would not
+be convex. A node that weighs nothing may join a neighbour if, in any split and for every objective, moving the node to
+the neighbour's segment makes no segment heavier. So at least one best split is left.
 """
 
 from collections import deque
@@ -26,20 +26,20 @@ class _Output:
 
 @dataclass
 class _Group:
-    """Nodes that are one by now."""
+    """Nodes that have been merged."""
 
     members: list[int]
     weight: float
-    takes: set[int] = field(default_factory=set)  # outputs, by number
-    gives: set[int] = field(default_factory=set)
+    used: set[int] = field(default_factory=set)  # numbers of outputs
+    made: set[int] = field(default_factory=set)
 
 
 class Contraction:
     """A workload, and the way back to the nodes that it was made from.
 
     Args:
-        groups: Which of the nodes 0, 1, ... lie together: each in exactly one group; none of the groups on a path from
-            a group to itself.
+        groups: The nodes 0, 1, ... that lie together: each node is in exactly one group, and no path leads out of a
+            group and back into it.
         weights: Of the nodes.
         users: Of the nodes' outputs.
         costs: Of the nodes' outputs.
@@ -59,9 +59,9 @@ class Contraction:
             elsewhere = {home[user] for user in users.get(node, ())} - {i}
             if elsewhere:
                 self._outputs[node] = _Output(i, elsewhere, costs[node])
-                self._groups[i].gives.add(node)
+                self._groups[i].made.add(node)
                 for user in elsewhere:
-                    self._groups[user].takes.add(node)
+                    self._groups[user].used.add(node)
         self._merge_all()
         self._floating = self._float_all()
         self._order = self._topological()
@@ -87,64 +87,64 @@ class Contraction:
             if into is None:
                 continue
             group = self._groups[key]
-            around = {self._outputs[o].producer for o in group.takes}.union(
-                *(self._outputs[o].users for o in group.gives), {into}
+            around = {self._outputs[o].producer for o in group.used}.union(
+                *(self._outputs[o].users for o in group.made), {into}
             )
             self._merge(key, into)
             queue.extend(k for k in sorted(around) if self._groups[k].weight == 0)
 
     def _neighbour(self, group: _Group, key: int) -> int | None:
-        """The group that a weightless one can always go with.
+        """The group that a weightless group can join in any split, or None.
 
-        With its only user, where what it takes is no more to move than what it gives. With its only source, where what
-        it gives is no more than what it alone takes.
+        Its only user, if the outputs that it makes cost as much to move as the outputs that it uses, or more. Its only
+        source, if the outputs that no other group uses cost as much to move as the outputs that it makes, or more.
         """
-        gives = sum(self._outputs[o].cost for o in group.gives)
-        users = set().union(*(self._outputs[o].users for o in group.gives))
-        if len(users) == 1 and sum(self._outputs[o].cost for o in group.takes) <= gives:
+        made = sum(self._outputs[o].cost for o in group.made)
+        users = set().union(*(self._outputs[o].users for o in group.made))
+        if len(users) == 1 and sum(self._outputs[o].cost for o in group.used) <= made:
             return users.pop()
-        sources = {self._outputs[o].producer for o in group.takes}
-        alone = sum(self._outputs[o].cost for o in group.takes if self._outputs[o].users == {key})
-        return sources.pop() if len(sources) == 1 and gives <= alone else None
+        sources = {self._outputs[o].producer for o in group.used}
+        alone = sum(self._outputs[o].cost for o in group.used if self._outputs[o].users == {key})
+        return sources.pop() if len(sources) == 1 and made <= alone else None
 
     def _merge(self, key: int, into: int) -> None:
-        """The work is that of the degree of the weightless group, not of the one it goes into."""
+        """Merge a weightless group into another; the work depends on the degree of the weightless group only."""
         group, target = self._groups.pop(key), self._groups[into]
         target.members += group.members
-        for number in group.takes:
+        for number in group.used:
             output = self._outputs[number]
             output.users.discard(key)
             if output.producer != into:
                 output.users.add(into)
-                target.takes.add(number)
-        for number in group.gives:
+                target.used.add(number)
+        for number in group.made:
             self._outputs[number].producer = into
             self._outputs[number].users.discard(into)
-        target.takes -= group.gives
-        target.gives |= group.gives
-        for number in [n for n in group.takes | group.gives if not self._outputs[n].users]:
-            target.gives.discard(number)
+        target.used -= group.made
+        target.made |= group.made
+        for number in [n for n in group.used | group.made if not self._outputs[n].users]:
+            target.made.discard(number)
             del self._outputs[number]
 
     def _float_all(self) -> list[tuple[_Group, set[int]]]:
-        """Weightless sources belong where they are first used: they need no node of their own."""
+        """Take out weightless sources: each lies where it is first used, and needs no node of its own."""
         floating = []
         for key, group in list(self._groups.items()):
-            if group.weight == 0 and not group.takes and len(group.gives) <= 1:
+            if group.weight == 0 and not group.used and len(group.made) <= 1:
                 del self._groups[key]
                 users: set[int] = set()
-                for number in group.gives:
+                for number in group.made:
                     users = self._outputs[number].users
                     self._outputs[number].producer = FLOATING
                 floating.append((group, users))
         return floating
 
     def _topological(self) -> list[int]:
-        """The order of the given numbers where that is one: of those that are ready the first."""
+        """Order the groups; of the groups that are ready, the one with the lowest node number is next."""
         flow: nx.DiGraph[int] = nx.DiGraph()
         flow.add_nodes_from(self._groups)
         for key, group in self._groups.items():
-            sources = {self._outputs[number].producer for number in group.takes} - {FLOATING}
+            sources = {self._outputs[number].producer for number in group.used} - {FLOATING}
             flow.add_edges_from((source, key) for source in sources)
         return list(nx.lexicographical_topological_sort(flow, key=lambda key: min(self._groups[key].members)))
 

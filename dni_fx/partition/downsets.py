@@ -1,4 +1,4 @@
-"""What a node weighs together with all that must come before it, or after it."""
+"""Down-sets of a graph: with a node, such a set holds all nodes before it. A segment lies between two down-sets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +16,18 @@ Rows = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Closures:
-    """The weight of each node with all that comes before it, and with all that comes after it."""
+    """The weight of each node with all nodes before it, and with all nodes after it."""
 
     below: Numbers
     above: Numbers
 
     @classmethod
     def of(cls, work: Workload) -> "Closures":
-        """Raises TooManyError where that is too much work."""
+        """Sum the weights.
+
+        Raises:
+            TooManyError: If the sums take too much work.
+        """
         below = _closure(work.before, work.after, work.weight)
         n = len(work.weight)
 
@@ -35,9 +39,12 @@ class Closures:
 
 
 def _closure(before: Rows, after: Rows, weight: Numbers) -> Numbers:
-    """Between two nodes that lie on every path, sets of nodes as the bits of numbers."""
+    """The weight of each node with all nodes before it.
+
+    Nodes on every path split the graph into parts. Within a part, a set of nodes is an integer with one bit a node.
+    """
     result = np.zeros(len(weight))
-    first, done = 0, 0.0  # where a part of the graph starts, and the weight of all before it
+    first, done = 0, 0.0  # the first node of a part, and the weight of all nodes before the part
     for last in _ends(before, after):
         part = range(first, last)
         if len(part) > 20_000:
@@ -52,21 +59,21 @@ def _closure(before: Rows, after: Rows, weight: Numbers) -> Numbers:
         result[first:last] = done + _weights(masks, weight[first:last])
         done += float(weight[first:last].sum())
         first = last
-    for node, sources in enumerate(before):  # sums are rounded: what holds more must never seem to weigh less
+    for node, sources in enumerate(before):  # sums are rounded: a larger set must never seem to weigh less
         result[node] = max([result[node], *(result[source] for source in sources)])
     return result
 
 
 def _ends(before: Rows, after: Rows) -> Iterator[int]:
-    """Places after a node that all before it come before, and that comes before all after it."""
+    """Find the nodes that lie on every path: yield the place after each, and the end of the graph."""
     n = len(before)
-    sinks = np.zeros(n + 1, dtype=int)  # of the nodes up to here, those that nothing up to here uses
-    sources = np.zeros(n + 1, dtype=int)  # of the nodes from here on, those that use nothing from here on
+    sinks = np.zeros(n + 1, dtype=int)  # number of nodes up to here that no node up to here uses
+    sources = np.zeros(n + 1, dtype=int)  # number of nodes from here on that use no node from here on
     for node in range(n):
         sinks[node] += 1
         sinks[min(after[node], default=n)] -= 1
         sources[node] += 1
-        sources[max(before[node], default=-1)] -= 1  # the last entry collects those without any
+        sources[max(before[node], default=-1)] -= 1  # the last entry collects the nodes without sources
     only_sink = np.cumsum(sinks[:n]) == 1
     only_source = np.cumsum(sources[:n][::-1])[::-1] == 1
     yield from (int(node) + 1 for node in np.flatnonzero(only_sink & only_source) if node < n - 1)
@@ -74,7 +81,7 @@ def _ends(before: Rows, after: Rows) -> Iterator[int]:
 
 
 def _weights(masks: list[int], weight: Numbers) -> Numbers:
-    """The weight of each set."""
+    """The weight of each set; bit i of a mask stands for node i."""
     if len(masks) == 1:
         return weight
     size = (len(weight) + 7) // 8
@@ -90,16 +97,16 @@ def _weights(masks: list[int], weight: Numbers) -> Numbers:
 
 @dataclass(frozen=True)
 class Window:
-    """Down-sets of about the same weight, in ascending order of it: one a row."""
+    """Down-sets of about the same weight, one a row, in ascending order of their weight."""
 
-    inside: NDArray[np.bool_]  # of all nodes: those that every one of them holds
-    undecided: Integers  # nodes
-    member: NDArray[np.uint8]  # of each undecided node
+    inside: NDArray[np.bool_]  # one entry a node: every down-set holds the node
+    undecided: Integers  # nodes that only some of the down-sets hold
+    member: NDArray[np.uint8]  # one column an undecided node: the down-set holds the node
     weight: Numbers
-    outputs: Integers  # those that may be alive
-    made: NDArray[np.bool_]  # of each of these outputs, whether it is made inside
-    used: NDArray[np.unsignedinteger[Any]]  # and how many of its users lie inside
-    crossing: Numbers  # what is alive
+    outputs: Integers  # outputs that may be alive at the end of a down-set
+    made: NDArray[np.bool_]  # one column an output: the output is made inside the down-set
+    used: NDArray[np.unsignedinteger[Any]]  # one column an output: how many of its users lie inside
+    crossing: Numbers  # cost of the outputs that are alive
 
     def keep(self, rows: NDArray[np.bool_] | Integers) -> "Window":
         return Window(
@@ -118,7 +125,7 @@ def window(work: Workload, closures: Closures, low: float, high: float, cap: int
     """All down-sets that weigh between `low` and `high`.
 
     Args:
-        cap: At most so many, of which at most 100 times as many bits are kept.
+        cap: The most down-sets; they may take 100 times as many bits.
 
     Raises:
         TooManyError: If there are more.
@@ -138,16 +145,16 @@ def window(work: Workload, closures: Closures, low: float, high: float, cap: int
 def _enumerate(
     work: Workload, undecided: Integers, base: float, low: float, high: float, cap: int
 ) -> tuple[NDArray[np.uint64], Numbers]:
-    """Sets as bits, node by node in topological order: in or not in; each set arises once.
+    """Enumerate sets as bits: node by node, in topological order, each set so far is kept without and with the node.
 
-    Those that can no longer weigh enough are dropped when they are the half: dropping moves all the others.
+    Sets that can no longer weigh enough are dropped only if they are more than half: dropping copies all other sets.
     """
     bit = {int(node): i for i, node in enumerate(undecided)}
     masks = np.zeros((max(1, -(-len(undecided) // 64)), 64), dtype=np.uint64)
     weight = np.full(64, base)
     count = 1
     rest = float(work.weight[undecided].sum())
-    low -= SLACK * work.total  # of the differences below
+    low -= SLACK * work.total  # the differences below are rounded
     for node, i in bit.items():
         enough = weight[:count] + rest >= low
         if 2 * np.count_nonzero(enough) < count:
@@ -172,7 +179,7 @@ def _enumerate(
 
 
 def _needed(sources: tuple[int, ...], bit: dict[int, int]) -> dict[int, np.uint64]:
-    """The bits of those sources that are not decided, by word."""
+    """The bits of the undecided sources, by the number of the word that holds them."""
     needed: dict[int, int] = {}
     for source in sources:
         if source in bit:
@@ -184,7 +191,10 @@ def _needed(sources: tuple[int, ...], bit: dict[int, int]) -> dict[int, np.uint6
 def _with_outputs(
     work: Workload, inside: NDArray[np.bool_], undecided: Integers, member: NDArray[np.uint8], weight: Numbers
 ) -> Window:
-    """The window's rows are columns here: sums over some of the nodes are then sums of whole rows of memory."""
+    """Find the outputs that may be alive, and complete the window.
+
+    Down-sets are columns here, and rows in the window: sums over nodes are then sums of whole rows of memory.
+    """
     place = np.full(len(work.weight), -1)
     place[undecided] = np.arange(len(undecided))
     always = np.bincount(work.used, inside[work.user], len(work.cost)).astype(np.int64)
@@ -197,7 +207,7 @@ def _with_outputs(
 
     members = np.ascontiguousarray(member.T)
     used = np.repeat(always[outputs, None].astype(np.min_scalar_type(work.uses.max(initial=0))), len(weight), axis=1)
-    open_uses = np.flatnonzero((place[work.user] >= 0) & (column[work.used] >= 0))  # ascending in the output
+    open_uses = np.flatnonzero((place[work.user] >= 0) & (column[work.used] >= 0))  # in ascending order of the output
     touched, starts = np.unique(column[work.used[open_uses]], return_index=True)
     if len(touched):
         used[touched] += np.add.reduceat(members[place[work.user[open_uses]]], starts, axis=0, dtype=used.dtype)

@@ -1,4 +1,4 @@
-"""What `partition` is asked to split, read from a networkx graph, and whatever is wrong with it said."""
+"""Read the arguments of `partition` from the person's graph and numbers, and refuse wrong ones."""
 
 import math
 import operator
@@ -12,7 +12,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.partition.contraction import Contraction
 from dni_fx.partition.workload import Objective
 
-__all__ = ["Instance", "at_least_one", "known_objective", "limit"]
+__all__ = ["Instance", "checked_budget", "checked_objective", "checked_segments"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,11 @@ class Instance:
 
     @classmethod
     def of(cls, graph: "nx.DiGraph[Any]", node_weight: str, transfer_weight: str) -> "Instance":
-        """Raises DniFxError where the graph is empty, no DAG, or has a number that is negative or not finite."""
+        """Read the attributes of a graph.
+
+        Raises:
+            DniFxError: If the graph is empty or no DAG, or a number is negative or not finite.
+        """
         if not isinstance(graph, nx.DiGraph):
             raise DniFxError(f"a directed graph is needed (networkx.DiGraph), this is a {type(graph).__name__}")
         if not len(graph):
@@ -42,8 +46,8 @@ class Instance:
         users = {i: [index[user] for user in graph.successors(node)] for node, i in index.items()}
         return cls(nodes, weights, [_number(graph, node, transfer_weight) for node in nodes], users)
 
-    def contract(self, together: Iterable[Iterable[Hashable]], objective: Objective) -> tuple[Contraction, float]:
-        """The contracted graph in numbers of about 1, and the unit they are in: a power of two, so nothing is rounded.
+    def contract(self, together: Iterable[Iterable[Hashable]]) -> tuple[Contraction, float]:
+        """The contracted graph, in numbers of about 1, and their unit: a power of two, so that no number is rounded.
 
         Raises:
             DniFxError: If a name in `together` is no node.
@@ -51,15 +55,12 @@ class Instance:
         total = sum(self.weights)
         exponent = math.frexp(total)[1]
         weights = [math.ldexp(weight, -exponent) for weight in self.weights]
-        if objective == "balanced":  # transfers are compared with each other only
-            own = math.frexp(max(self.transfers))[1]
-            transfers = [math.ldexp(transfer, -own) for transfer in self.transfers]
-        else:  # one segment weighs `total`: whatever costs more to move is not moved
-            transfers = [math.ldexp(min(transfer, 4 * total), -exponent) for transfer in self.transfers]
+        # One segment alone weighs `total`: no best split moves an output that costs more than that.
+        transfers = [math.ldexp(min(transfer, 4 * total), -exponent) for transfer in self.transfers]
         return Contraction(self._groups(together), weights, self.users, transfers), math.ldexp(1.0, exponent)
 
     def _groups(self, together: Iterable[Iterable[Hashable]]) -> list[list[int]]:
-        """Strongly connected components, after each group has been made a cycle."""
+        """Nodes that must share a segment: strongly connected components, once each group has been made a cycle."""
         index = {node: i for i, node in enumerate(self.nodes)}
         links: nx.DiGraph[int] = nx.DiGraph()
         for group in together:
@@ -86,8 +87,8 @@ def _number(graph: "nx.DiGraph[Any]", node: Any, attribute: str) -> float:
     return number
 
 
-def at_least_one(segments: Any) -> int:
-    """Raises DniFxError where that is no number of segments."""
+def checked_segments(segments: Any) -> int:
+    """The number of segments; DniFxError if there is no such number."""
     try:
         count = operator.index(segments)
     except TypeError:
@@ -97,16 +98,17 @@ def at_least_one(segments: Any) -> int:
     return count
 
 
-def known_objective(name: str) -> Objective:
-    """Raises DniFxError where there is no such objective."""
-    for objective in get_args(Objective):
+def checked_objective(name: str) -> Objective:
+    """The objective; DniFxError, with all objectives, if there is no such one."""
+    known: tuple[Objective, ...] = get_args(Objective)
+    for objective in known:
         if name == objective:
-            return objective  # type: ignore[no-any-return]
-    raise DniFxError(f"objective is {name!r}; there are {', '.join(map(repr, get_args(Objective)))}")
+            return objective
+    raise DniFxError(f"objective is {name!r}; there are {', '.join(map(repr, known))}")
 
 
-def limit(budget: Any) -> float:
-    """Infinity where none is given. Raises DniFxError where that is no load."""
+def checked_budget(budget: Any) -> float:
+    """The highest load that is allowed, infinity without a budget; DniFxError if the budget is no load."""
     try:
         number = math.inf if budget is None else float(budget)
     except (TypeError, ValueError):

@@ -1,19 +1,21 @@
 """Where a graph can be cut: on a networkx DAG of plain numbers, without torch.
 
-A cut is a position in the order of the graph: everything up to it lies below. Every prefix of a topological
-order is closed under "is computed before", so every segment is convex and no node has to move.
+A cut is a position in the order of the graph: all nodes up to the position lie below. A prefix of a topological order
+holds, with each node, all nodes before it. So every segment is convex, and no node has to move.
 """
 
+import itertools
 from collections.abc import Set
 from dataclasses import dataclass
 
 import networkx as nx
 
 from dni_fx.errors import DniFxError, NoLegalCutError
+from dni_fx.partition.flow_node import flow_node
 
-__all__ = ["MOST_CANDIDATES", "Candidate", "Position", "find_candidates", "find_positions", "snap"]
+__all__ = ["MOST_CANDIDATES", "Candidate", "Position", "find_candidates", "find_positions", "position_after"]
 
-MOST_CANDIDATES = 200  # to choose among takes time that grows with their square
+MOST_CANDIDATES = 200  # the time of the search grows with the square of this number
 
 
 @dataclass(frozen=True)
@@ -22,39 +24,40 @@ class Position:
 
     index: int
     after: str
-    crossing: tuple[str, ...]  # values below that are used above and carry gradient, in order
+    crossing: tuple[str, ...]  # nodes below whose values are used above and carry gradient, in order
     bytes: int
-    obstacle: str = ""  # why it is no legal cut; empty: it is one
+    obstacle: str = ""  # why the position is no legal cut; empty: it is legal
 
 
 def find_positions(flow: "nx.DiGraph[str]") -> list[Position]:
-    """Every boundary of the graph, in order, with what crosses it and whether it may be a cut.
+    """Find every position in order, with the values that cross it and the obstacle to a cut.
 
-    Nodes have the attributes that `costs.dataflow` writes, and come in a topological order.
+    Args:
+        flow: Nodes in a topological order, each with its `FlowNode`, as `graph.dataflow` makes it.
     """
     nodes = list(flow)
     order = {name: i for i, name in enumerate(nodes)}
     last_use = {name: max((order[u] for u in flow.successors(name)), default=-1) for name in nodes}
     last_write: dict[int, int] = {}
     for i, name in enumerate(nodes):
-        for storage in flow.nodes[name]["mutates"]:
+        for storage in flow_node(flow, name).mutates:
             last_write[storage] = i
-    total = sum(flow.nodes[name]["parameters"] for name in nodes)
+    total = sum(flow_node(flow, name).parameters for name in nodes)
     alive: dict[str, None] = {}
     result: list[Position] = []
     below = 0
     for i, name in enumerate(nodes[:-1]):
-        below += flow.nodes[name]["parameters"]
+        below += flow_node(flow, name).parameters
         if last_use[name] > i:
             alive[name] = None
         for source in flow.predecessors(name):
             if last_use[source] <= i:
                 alive.pop(source, None)
-        crossing = tuple(n for n in alive if flow.nodes[n]["crosses"])
+        crossing = tuple(n for n in alive if flow_node(flow, n).carries_gradient)
         obstacle = _obstacle(flow, alive, crossing, i, last_write, order)
         if not obstacle and not 0 < below < total:
-            obstacle = f"no trainable parameter is {'below' if below == 0 else 'above'} it"
-        size = sum(flow.nodes[n]["size"] for n in crossing)
+            obstacle = f"no trainable parameter is {'below' if below == 0 else 'above'} the cut"
+        size = sum(flow_node(flow, n).bytes for n in crossing)
         result.append(Position(i, name, crossing, size, obstacle))
     return result
 
@@ -68,45 +71,46 @@ def _obstacle(
     order: dict[str, int],
 ) -> str:
     for name in alive:
-        if flow.nodes[name].get("obstacle"):
-            return str(flow.nodes[name]["obstacle"])
-        if order.get(flow.nodes[name].get("gains", ""), -1) > index:
-            return f"{name} crosses it without gradient, and {flow.nodes[name]['gains']} writes one into it above"
+        node = flow_node(flow, name)
+        if node.obstacle:
+            return node.obstacle
+        if order.get(node.gradient_from, -1) > index:
+            return f"{name} crosses the cut without gradient, and {node.gradient_from} above writes a gradient into it"
     if not crossing:
-        return "nothing that carries gradient crosses it"
+        return "nothing that carries gradient crosses the cut"
     for name in crossing:
-        if not flow.nodes[name]["legal"]:
-            return f"{name} carries gradient across it and is not one floating-point tensor"
+        if not flow_node(flow, name).can_have_synthesizer:
+            return f"{name} carries gradient across the cut and is not one floating-point tensor"
     written = [
-        storage for name in alive for storage in flow.nodes[name]["storages"] if last_write.get(storage, -1) > index
+        storage for name in alive for storage in flow_node(flow, name).storages if last_write.get(storage, -1) > index
     ]
     if len(written) != len(set(written)):
-        return "two values that share memory cross it, and the memory is written to above it"
+        return "two values that share memory cross the cut, and a node above writes to this memory"
     return ""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A place that the compiler may choose; between any two of them lies a layer."""
+    """A position that the compiler may choose; a layer lies between any two candidates."""
 
     position: Position
-    depth: float  # share of the layers that lie below it
+    depth: float  # share of the layers that lie below
 
 
 def find_candidates(
-    flow: "nx.DiGraph[str]", among: Set[str] = frozenset(), most: int = MOST_CANDIDATES
+    flow: "nx.DiGraph[str]", preferred: Set[str] = frozenset(), most: int = MOST_CANDIDATES
 ) -> list[Candidate]:
-    """The places that are worth choosing among: between two layers the narrowest legal one, in order.
+    """Find the narrowest legal position between any two layers, in order.
 
-    The narrowest is that which fewest tensors cross, where one crosses it dominates the outputs; then that which
-    fewest bytes cross; then the last: after normalisation and activation function, not before them.
+    The fewest tensors cross the narrowest position (where one tensor crosses, it dominates the outputs); of such
+    positions, the fewest bytes; of such positions, it is the last one: after normalisation and activation function.
 
     Args:
-        among: Cut after these nodes only, if any of them is legal.
-        most: Of a net with more layers than this, the narrowest place among several layers each.
+        preferred: Cut only after these nodes, if one of them is legal.
+        most: The most candidates: in a net with more layers, each is the narrowest position among several layers.
 
     Raises:
-        NoLegalCutError: If no place is legal.
+        NoLegalCutError: If no position is legal.
     """
     layers = _layers_before(flow)
     legal = [p for p in find_positions(flow) if not p.obstacle and 0 < layers[p.index + 1] < layers[-1]]
@@ -116,7 +120,7 @@ def find_candidates(
             "floating-point tensors that carry gradient across it"
         )
     narrowest: dict[int, Position] = {}
-    for position in [p for p in legal if p.after in among] or legal:
+    for position in [p for p in legal if p.after in preferred] or legal:
         group = layers[position.index + 1] * min(most, layers[-1]) // layers[-1]
         width = (len(position.crossing), position.bytes)
         if group not in narrowest or width <= (len(narrowest[group].crossing), narrowest[group].bytes):
@@ -125,36 +129,38 @@ def find_candidates(
 
 
 def _layers_before(flow: "nx.DiGraph[str]") -> list[int]:
-    """Layers among the first i nodes: nodes with a weight matrix, or where there is none, with any parameter."""
-    has_matrix = any(flow.nodes[name].get("matrix") for name in flow)
-    counts = [0]
-    for name in flow:
-        counts.append(counts[-1] + bool(flow.nodes[name]["matrix" if has_matrix else "parameters"]))
-    return counts
+    """For each i, count the layers among the first i nodes.
+
+    A layer is a node with a weight matrix; in a graph without any matrix, a node with any trainable parameter.
+    """
+    nodes = [flow_node(flow, name) for name in flow]
+    any_matrix = any(node.has_matrix for node in nodes)
+    is_layer = [node.has_matrix if any_matrix else node.parameters > 0 for node in nodes]
+    return list(itertools.accumulate(is_layer, initial=0))
 
 
-def snap(flow: "nx.DiGraph[str]", everywhere: list[Position], node: str, name: str) -> Position:
-    """The cut after `node`; where that gives a tuple, after the last element that is taken out of it.
+def position_after(flow: "nx.DiGraph[str]", positions: list[Position], node: str, name: str) -> Position:
+    """The legal cut after `node`; after a node with a tuple, the cut after the last element taken out of the tuple.
 
     Args:
-        everywhere: The positions of `flow`.
-        name: What the person called it.
+        positions: All positions of `flow`.
+        name: The person's name for the node, for messages.
 
     Raises:
-        DniFxError: If it is no legal cut.
+        DniFxError: If this cut is not legal.
     """
-    index = next((p.index for p in everywhere if p.after == node), len(everywhere))
-    group = {node} if flow.nodes[node]["tuple"] else set()
-    while group and index + 1 < len(everywhere) and set(flow.predecessors(everywhere[index + 1].after)) <= group:
+    index = next((p.index for p in positions if p.after == node), len(positions))
+    tuples = {node} if flow_node(flow, node).is_tuple else set()
+    while tuples and index + 1 < len(positions) and set(flow.predecessors(positions[index + 1].after)) <= tuples:
         index += 1
-        if flow.nodes[everywhere[index].after]["tuple"]:
-            group.add(everywhere[index].after)
-    if index >= len(everywhere):
+        if flow_node(flow, positions[index].after).is_tuple:
+            tuples.add(positions[index].after)
+    if index >= len(positions):
         raise DniFxError(f"cannot cut after {name!r}: nothing comes after it")
-    position = everywhere[index]
-    if not flow.nodes[node]["crosses"]:
+    position = positions[index]
+    if not flow_node(flow, node).carries_gradient:
         raise DniFxError(
-            f"cannot cut after {name!r}: it gives {flow.nodes[node]['kind']}, which carries no gradient; "
+            f"cannot cut after {name!r}: its value is {flow_node(flow, node).description}, which carries no gradient; "
             "cut after a floating-point tensor that depends on a trainable parameter"
         )
     if position.obstacle:

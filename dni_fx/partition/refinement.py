@@ -1,8 +1,8 @@
-"""Local search from one split to lighter ones, for graphs that have too many down-sets to look at them all.
+"""Local search from one split to lighter ones, for graphs with too many down-sets for the exact method.
 
-Nodes of the heaviest segments are moved to the segments beside them, and what crosses the cut between two segments is
-made least by a minimum cut (Ford & Fulkerson), in which edges that may not be turned round have no capacity limit.
-What may be done is counted, not timed: results do not depend on the machine.
+Nodes of the heaviest segments move to the segments beside them. Between two segments, a minimum cut (Ford & Fulkerson)
+finds the least cost of crossing outputs; edges that keep the order of the graph have no capacity limit. The number of
+evaluations is limited, not the time: results do not depend on the machine.
 """
 
 from collections.abc import Hashable, Iterator
@@ -15,13 +15,13 @@ from dni_fx.partition.workload import FLOATING, Integers, Numbers, Objective, Wo
 
 __all__ = ["refine"]
 
-EVALUATIONS = 6_000_000  # times the size of the graph
+EVALUATIONS = 6_000_000  # number of evaluations times the size of the graph
 
 NEAR = 200  # nodes on either side of a cut that may change sides
 
 
 def refine(work: Workload, label: Integers, segments: int, objective: Objective) -> Integers:
-    """A split that is no heavier: compared by its heaviest segment, then the second, and so on."""
+    """Find a split that is lighter or equal: splits compare by the heaviest segment, then by the second, and so on."""
     left = max(20, EVALUATIONS // (len(work.weight) + len(work.used) + 1))
     label, key = label.copy(), _key(work, label, segments, objective)
     improved = True
@@ -39,13 +39,12 @@ def refine(work: Workload, label: Integers, segments: int, objective: Objective)
 
 
 def _key(work: Workload, label: Integers, segments: int, objective: Objective) -> tuple[float, ...]:
-    loads = np.sort(work.loads(label, segments, objective))[::-1]
-    tie = work.crossing(label) if objective == "balanced" else 0.0
-    return (*np.round(loads / work.total, 12).tolist(), round(tie, 12))
+    loads = np.sort(work.loads_of(label, segments, objective))[::-1]
+    return tuple(np.round(loads / work.total, 12).tolist())
 
 
 def _neighbours(work: Workload, label: Integers, segments: int, objective: Objective) -> Iterator[Integers]:
-    loads = work.loads(label, segments, objective)
+    loads = work.loads_of(label, segments, objective)
     for segment in np.argsort(-loads, kind="stable").tolist()[: max(2, segments // 4)]:
         for step in (1, -1):
             if 0 <= segment + step < segments:
@@ -61,7 +60,7 @@ def _neighbours(work: Workload, label: Integers, segments: int, objective: Objec
 
 
 def _movable(work: Workload, label: Integers, segment: int, step: int) -> list[int]:
-    """Nodes of the segment with no neighbour in it on the side that they would move away from."""
+    """Nodes that may move one segment up (step 1) or down (step -1), heaviest first."""
     beside = work.after if step > 0 else work.before
     nodes = np.flatnonzero(label == segment).tolist()
     free = [node for node in nodes if all(label[other] != segment for other in beside[node])]
@@ -69,9 +68,9 @@ def _movable(work: Workload, label: Integers, segment: int, step: int) -> list[i
 
 
 def _least_cut(work: Workload, label: Integers, lower: int, loads: Numbers) -> Integers:
-    """The same split, but for the nodes near one cut, of which as few outputs as may be cross it.
+    """Move nodes near one cut so that the outputs that cross this cut cost least.
 
-    No more weight is near than either segment could take without becoming the heaviest.
+    The nodes near the cut weigh so little that neither segment can become the heaviest.
     """
     below, above = np.flatnonzero(label == lower)[::-1], np.flatnonzero(label == lower + 1)
     room = loads.max() - loads
@@ -90,7 +89,7 @@ def _least_cut(work: Workload, label: Integers, lower: int, loads: Numbers) -> I
 
 
 def _network(work: Workload, label: Integers, lower: int, near: set[int]) -> "nx.DiGraph[Hashable]":
-    """Nodes far from the cut are "below" or "above"; each output is a node that goes to the side of its last user."""
+    """The flow network of a cut: far nodes are "below" or "above"; an output is a node on the side of its last user."""
 
     def name(node: int) -> Hashable:
         return node if node in near else "below" if label[node] <= lower else "above"

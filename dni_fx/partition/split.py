@@ -1,4 +1,4 @@
-"""Split a directed acyclic graph into ordered segments, the heaviest of which is as light as can be.
+"""Split a directed acyclic graph into ordered segments, with the lightest possible heaviest segment.
 
 On a networkx graph of plain numbers, without torch.
 """
@@ -13,13 +13,13 @@ import networkx as nx
 
 from dni_fx.errors import DniFxError
 from dni_fx.partition.contraction import Contraction
-from dni_fx.partition.instance import Instance, at_least_one, known_objective, limit
+from dni_fx.partition.instance import Instance, checked_budget, checked_objective, checked_segments
 from dni_fx.partition.solve import CAP, solve
 from dni_fx.partition.workload import Objective
 
 __all__ = ["Partition", "loads", "partition"]
 
-CLOSE = 1e-9  # relative: a bound that comes so near to a load meets it
+CLOSE = 1e-9  # relative: a bound this close to a load proves the load optimal
 
 ROUNDING = 1e-12  # relative
 
@@ -30,9 +30,9 @@ class Partition:
 
     segments: tuple[frozenset[Any], ...]
     loads: tuple[float, ...]  # of each segment
-    load: float  # that of the heaviest
-    optimal: bool  # proven: no split into at most as many segments as were asked for has a lighter heaviest one
-    lower_bound: float  # proven: of the heaviest segment, in any such split
+    load: float  # of the heaviest segment
+    optimal: bool  # proven: no split into at most `segments` segments has a lighter heaviest segment
+    lower_bound: float  # proven: no such split has a heaviest segment below this load
 
 
 def partition(
@@ -45,40 +45,38 @@ def partition(
     together: Iterable[Iterable[Hashable]] = (),
     budget: float | None = None,
 ) -> Partition:
-    """Split a graph into at most `segments` convex segments, none empty; the heaviest is as light as can be.
+    """Split a graph into at most `segments` convex segments, none empty, so that the heaviest is as light as possible.
 
     The load of a segment is the sum of its nodes' weights, and
 
-    - "throughput": once each, the transfer of every output that leaves it (made in it, used in a later one), and of
-      every output that enters it (made in an earlier one, used in it).
-    - "memory": once each, the transfer of every output that is alive at either of its ends: that enters it, leaves it,
-      or passes over it from an earlier segment to a later one.
-    - "balanced": nothing else. Of equally heavy splits (up to rounding) that with the least total transfer: the sum,
-      over the cuts, of the transfers that cross them. Least where the method is exact; else an effort is made.
+    - "throughput": the transfer of every output that leaves the segment (made inside, used in a later segment), and of
+      every output that enters (made in an earlier segment, used inside).
+    - "memory": the transfer of every output that is alive at either end of the segment: the output enters, leaves, or
+      passes from an earlier segment to a later one. Each counts once.
 
     The method is exact where the lattice of down-sets is small near the places where cuts can be (Tarnawski et al.,
     "Efficient Algorithms for Device Placement of DNN Graph Operators", NeurIPS 2020, section 5), and for chains.
-    Otherwise it takes the best split along several topological orders, refined by moves and minimum cuts; then
-    `lower_bound` says by how much it can be too heavy. "throughput" and "memory" break ties anyhow, but always in the
-    same way: the result depends on the graph and its order, and on nothing else.
+    Otherwise the best split along several topological orders is taken, and refined by moves and minimum cuts; the
+    optimum lies between `lower_bound` and `load`. Which of equally heavy splits is found depends on the graph and
+    its order, and on nothing else.
 
     Args:
         graph: Its edges say which node uses the output of which. Attributes that a node lacks count as 0.
-        objective: What a load is.
-        node_weight: The node attribute: the node's own share of a load.
-        transfer_weight: The node attribute: what it costs to move the node's output, once.
-        together: Groups of nodes, each of which stays in one segment; so does what lies on paths between its members.
-        budget: The fewest segments are found (at most `segments`) with which no load is above this, up to rounding.
-            `optimal` and `lower_bound` then speak of that number of segments. That fewer do not do is proven where the
-            method is exact for them; otherwise no such split was found.
+        objective: The definition of a load.
+        node_weight: The node attribute with the node's own share of a load.
+        transfer_weight: The node attribute with the cost of moving the node's output once.
+        together: Groups of nodes; each group stays in one segment, with all nodes on paths between its members.
+        budget: Find the fewest segments (at most `segments`) with no load above this, up to rounding. `optimal` and
+            `lower_bound` then hold for that number of segments. For fewer segments, the exact method proves that there
+            is no such split; the other method only found none.
 
     Raises:
-        DniFxError: If the graph is empty or has a cycle, a number is negative or not finite, an argument is none of
-            those that are possible, a name in `together` is no node, or no split within the budget was found.
+        DniFxError: If the graph is empty or has a cycle, a number is negative or not finite, an argument is wrong, a
+            name in `together` is no node, or no split within the budget was found.
     """
-    count, kind, most = at_least_one(segments), known_objective(objective), limit(budget)
+    count, kind, most = checked_segments(segments), checked_objective(objective), checked_budget(budget)
     instance = Instance.of(graph, node_weight, transfer_weight)
-    contraction, unit = instance.contract(together, kind)
+    contraction, unit = instance.contract(together)
     total = math.fsum(instance.weights)
     count = min(count, len(contraction.workload.weight)) if total else 1
     needed = 1 if total <= most else math.ceil(min(total / most * (1 - ROUNDING), count)) if most else count
@@ -113,12 +111,12 @@ def loads(
     node_weight: str = "weight",
     transfer_weight: str = "transfer",
 ) -> tuple[float, ...]:
-    """The load of each of the segments of a split, from any source, as `partition` defines it.
+    """The load of each segment of any split, as `partition` defines it.
 
     Raises:
         DniFxError: If the segments do not hold each node once, or are not in order.
     """
-    kind = known_objective(objective)
+    kind = checked_objective(objective)
     place = {node: i for i, segment in enumerate(segments) for node in segment}
     if place.keys() != set(graph) or sum(map(len, segments)) != len(graph):
         raise DniFxError("the segments do not hold each node of the graph once")
@@ -128,7 +126,7 @@ def loads(
         others = {place[user] for user in graph.successors(node)} - {home}
         if any(other < home for other in others):
             raise DniFxError(f"the segments are not in order: {node!r} is used before the segment that it is in")
-        if others and kind != "balanced":
+        if others:
             touched = {home, *others} if kind == "throughput" else range(home, max(others) + 1)
             for segment in touched:
                 terms[segment].append(float(graph.nodes[node].get(transfer_weight, 0)))

@@ -1,8 +1,8 @@
-"""A graph to be split, as plain numbers: what its nodes weigh, and which output moves from where to where.
+"""A graph to be split, as plain numbers: the weights of its nodes, and the producer and users of each output.
 
-Nodes are numbered in a topological order. An output has one producer and one or more users, never the producer itself;
-it is alive at a cut where its producer lies below and a user above. Some producers are no nodes: they weigh nothing,
-have no inputs, and lie wherever the first user lies.
+Nodes are numbered in a topological order. An output has one producer and one or more users, never the producer itself.
+An output is alive at a cut if its producer lies below the cut and a user above. The producer of a floating output is no
+node: such a producer weighs nothing, has no inputs, and lies where the first user lies.
 """
 
 import math
@@ -19,15 +19,15 @@ Numbers = NDArray[np.float64]
 
 Integers = NDArray[np.int64]
 
-Objective = Literal["throughput", "memory", "balanced"]
+Objective = Literal["throughput", "memory"]
 
-FLOATING = -1  # the producer of an output that is no node
+FLOATING = -1  # the producer of a floating output
 
-SLACK = 1e-11  # relative to the total weight: what rounding may add to a sum
+SLACK = 1e-11  # relative to the total weight: the most that rounding adds to a sum
 
 
 class TooManyError(Exception):
-    """More down-sets than may be looked at."""
+    """There are too many down-sets for the exact method."""
 
 
 @dataclass(frozen=True)
@@ -59,38 +59,32 @@ class Workload:
         """How many users each output has."""
         return np.bincount(self.used, minlength=len(self.cost))
 
-    def born(self, label: Integers) -> Integers:
-        """Where each output is made, for the places of all nodes: a floating one at the first use."""
-        born = np.where(self.producer >= 0, label[self.producer], len(label)) if len(label) else self.producer
+    def made_at(self, label: Integers) -> Integers:
+        """Where each output is made, from the place of each node; a floating output is made at its first use."""
+        made = np.where(self.producer >= 0, label[self.producer], len(label)) if len(label) else self.producer
         floating = self.producer[self.used] < 0
-        np.minimum.at(born, self.used[floating], label[self.user[floating]])
-        return born
+        np.minimum.at(made, self.used[floating], label[self.user[floating]])
+        return made
 
-    def dies(self, label: Integers) -> Integers:
+    def last_used_at(self, label: Integers) -> Integers:
         """Where each output is used last."""
-        dies = np.full(len(self.cost), -1)
-        np.maximum.at(dies, self.used, label[self.user])
-        return dies
+        last_used = np.full(len(self.cost), -1)
+        np.maximum.at(last_used, self.used, label[self.user])
+        return last_used
 
-    def loads(self, label: Integers, segments: int, objective: Objective) -> Numbers:
+    def loads_of(self, label: Integers, segments: int, objective: Objective) -> Numbers:
         """The load of each segment, from the segment of each node: the definitions of `partition.partition`."""
         loads: Numbers = np.bincount(label, self.weight, segments).astype(float)
-        if objective == "balanced":
-            return loads
-        born, dies = self.born(label), self.dies(label)
+        made, last_used = self.made_at(label), self.last_used_at(label)
         if objective == "memory":
-            kept = np.flatnonzero(dies > born)
-            change = np.bincount(born[kept], self.cost[kept], segments + 1).astype(float)
-            change -= np.bincount(dies[kept] + 1, self.cost[kept], segments + 1)
+            kept = np.flatnonzero(last_used > made)
+            change = np.bincount(made[kept], self.cost[kept], segments + 1).astype(float)
+            change -= np.bincount(last_used[kept] + 1, self.cost[kept], segments + 1)
             loads += np.cumsum(change)[:segments]
             return loads
-        leaves = dies > born
-        loads += np.bincount(born[leaves], self.cost[leaves], segments)
+        leaves = last_used > made
+        loads += np.bincount(made[leaves], self.cost[leaves], segments)
         pairs = np.unique(self.used * segments + label[self.user])
         output, entered = pairs // segments, pairs % segments
-        enters = entered > born[output]
+        enters = entered > made[output]
         return loads + np.bincount(entered[enters], self.cost[output[enters]], segments)
-
-    def crossing(self, label: Integers) -> float:
-        """The sum over all cuts of what crosses them."""
-        return float(((self.dies(label) - self.born(label)) * self.cost).sum())

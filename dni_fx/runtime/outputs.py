@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 
-from dni_fx.graph import given_by, record_of
+from dni_fx.graph import record_of, returned_nodes
 
 __all__ = ["Place", "Result", "ReturnedValue", "result_of_graph"]
 
@@ -29,7 +29,7 @@ class Result(NamedTuple):
 
 def result_of_graph(graph: fx.Graph) -> Result:
     """The result of an annotated graph: one value for each node that the graph returns."""
-    nodes = given_by(graph)
+    nodes = returned_nodes(graph)
     indices = iter(range(len(nodes)))
     structure: Any = fx.node.map_arg(graph.output_node().args[0], lambda node: Place(next(indices)))
     values = [node.meta["val"] for node in nodes]

@@ -6,6 +6,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from flows import add
 from nets import ResNet
 from torch import Tensor, nn
 
@@ -110,17 +111,13 @@ def flow_of(*nodes: dict[str, Any]) -> "nx.DiGraph[str]":
     """Nodes in a row; each makes one storage of its own."""
     flow: nx.DiGraph[str] = nx.DiGraph(largest=0)
     for i, node in enumerate(nodes):
-        plain = {"owns": {i: 10}, "saves": {}, "storages": frozenset({i}), "crosses": True, "sums": False}
-        plain |= {"mutates": frozenset(), "gradient": 0, "size": 10}
-        flow.add_node(f"n{i}", **(plain | node))
-        if i:
-            flow.add_edge(f"n{i - 1}", f"n{i}")
+        add(flow, f"n{i}", (f"n{i - 1}",) if i else (), **({"owns": {i: 10}, "bytes": 10} | node))
     return flow
 
 
 def row_of(flow: "nx.DiGraph[str]") -> float:
     nothing = np.zeros(2)
-    return float(Memory(flow).loads([0, len(flow)], nothing, nothing)(0)[0])
+    return float(Memory(flow).segment_peaks([0, len(flow)], nothing, nothing)(0)[0])
 
 
 def test_a_chain_by_hand() -> None:
@@ -136,7 +133,7 @@ def test_what_nothing_keeps_is_let_go() -> None:
 def test_a_loss_keeps_what_it_is_given() -> None:
     """The logits of a language model may be most of its memory: they, their gradient, and what lies below."""
     output = {"owns": {}, "storages": frozenset()}
-    logits = {"owns": {1: 1000}, "size": 1000}
+    logits = {"owns": {1: 1000}, "bytes": 1000}
     assert row_of(flow_of({"saves": {0: 10}}, logits, output)) == 10 + 1000 + 1000
 
 
@@ -165,11 +162,11 @@ def test_loads_and_peaks_agree(name: str) -> None:
     model = Memory(dataflow(module.graph))
     count = len(model.names)
     ends = [0, *range(2, count, 3), count]
-    synthesizers, arrival = (np.arange(len(ends)) * k * 100.0 for k in (3, 5))
-    loads = model.loads(ends, synthesizers, arrival)
+    synthesizers, training = (np.arange(len(ends)) * k * 100.0 for k in (3, 5))
+    loads = model.segment_peaks(ends, synthesizers, training)
     for i, start in enumerate(ends[:-1]):
         for j, end in enumerate(ends[i + 1 :], i + 1):
-            found = model.peak(start, end, synthesizers[i], synthesizers[j], arrival[i])
+            found = model.peak(start, end, synthesizers[i], synthesizers[j], training[i])
             assert loads(i)[j - i - 1] == pytest.approx(max(found.bytes, model.optimizer))
             assert found.node in model.names
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dni_fx.partition import chain
-from dni_fx.partition.chain import Loads, best, cheapest, heaviest, lightest
+from dni_fx.partition.chain import LoadsFrom, best, cheapest, heaviest, lightest
 
 
-def instance(seed: int) -> tuple[Loads, int, np.ndarray]:
+def instance(seed: int) -> tuple[LoadsFrom, int, np.ndarray]:
     """Loads, the last place, and prices; some segments are impossible, and some rows stop early."""
     rng = random.Random(seed)
     n = rng.randrange(1, 9)
@@ -24,7 +24,7 @@ def instance(seed: int) -> tuple[Loads, int, np.ndarray]:
     return rows.__getitem__, n, np.array([0.0, *(float(rng.randrange(6)) for _ in range(n - 1)), 0.0])
 
 
-def splits(loads: Loads, n: int, cuts: int, prices: np.ndarray) -> Iterator[tuple[float, float, tuple[int, ...]]]:
+def splits(loads: LoadsFrom, n: int, cuts: int, prices: np.ndarray) -> Iterator[tuple[float, float, tuple[int, ...]]]:
     """Heaviest load, price and cuts of every possible split, from the definition."""
     for chosen in itertools.combinations(range(1, n), cuts):
         ends = [0, *chosen, n]

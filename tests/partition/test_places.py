@@ -2,44 +2,26 @@
 
 import itertools
 import random
-from typing import Any
 
 import networkx as nx
 import pytest
+from flows import Flow, add, change
 
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import places as positions
-from dni_fx.partition.places import find_candidates, find_positions, snap
-
-Flow = Any
-
-
-def node(flow: Flow, name: str, sources: tuple[str, ...] = (), **attributes: Any) -> None:
-    plain: dict[str, Any] = {
-        "weight": 1,
-        "parameters": 0,
-        "matrix": bool(attributes.get("parameters")),
-        "crosses": True,
-        "legal": True,
-        "tuple": False,
-        "size": 4,
-        "kind": "a float32 tensor of shape [1]",
-        "storages": frozenset({len(flow)}),
-        "mutates": frozenset(),
-    }
-    flow.add_node(name, **plain | attributes)
-    flow.add_edges_from((source, name) for source in sources)
+from dni_fx.partition.flow_node import flow_node
+from dni_fx.partition.places import find_candidates, find_positions, position_after
 
 
-def chain(*nodes: tuple[int, int, int]) -> Flow:
-    """Nodes in a row, each given as (weight, parameters, size), between an input and an output."""
+def chain(*nodes: tuple[int, int]) -> Flow:
+    """Nodes in a row, each given as (parameters, bytes), between an input and an output."""
     flow: Flow = nx.DiGraph()
-    node(flow, "x", crosses=False, weight=0)
+    add(flow, "x", carries_gradient=False)
     last = "x"
-    for i, (weight, parameters, size) in enumerate(nodes):
-        node(flow, f"n{i}", (last,), weight=weight, parameters=parameters, size=size)
+    for i, (parameters, size) in enumerate(nodes):
+        add(flow, f"n{i}", (last,), parameters=parameters, bytes=size)
         last = f"n{i}"
-    node(flow, "output", (last,), crosses=False, weight=0, legal=False)
+    add(flow, "output", (last,), carries_gradient=False, can_have_synthesizer=False)
     return flow
 
 
@@ -51,31 +33,30 @@ def random_flow(rng: random.Random, count: int, *, clean: bool = False) -> Flow:
     """
     flow: Flow = nx.DiGraph()
     vectors_only = rng.random()
-    node(flow, "x", crosses=False, weight=0)
+    add(flow, "x", carries_gradient=False)
     for i in range(count):
         names = list(flow)
         sources = {names[-1] if rng.random() < 0.7 else rng.choice(names)} | {
             rng.choice(names) for _ in range(rng.randrange(3))
         }
         view = rng.random() < 0.3 and not clean
-        storages = flow.nodes[rng.choice(sorted(sources))]["storages"] if view else frozenset({i + 1})
+        storages = flow_node(flow, rng.choice(sorted(sources))).storages if view else frozenset({i + 1})
         if rng.random() < 0.05 and not clean:
             storages = storages | {rng.randrange(i + 1)}
         parameters = rng.choice([0, 0, 1, 2])
-        node(
+        add(
             flow,
             f"n{i}",
             tuple(sorted(sources)),
-            weight=rng.randrange(20),
             parameters=parameters,
-            matrix=vectors_only < 0.8 and parameters > 0 and rng.random() < 0.8,
-            size=rng.randrange(1, 6),
-            crosses=clean or rng.random() < 0.85,
-            legal=clean or rng.random() < 0.9,
+            has_matrix=vectors_only < 0.8 and parameters > 0 and rng.random() < 0.8,
+            bytes=rng.randrange(1, 6),
+            carries_gradient=clean or rng.random() < 0.85,
+            can_have_synthesizer=clean or rng.random() < 0.9,
             storages=storages,
             mutates=storages if rng.random() < 0.2 and not clean else frozenset(),
         )
-    node(flow, "output", (list(flow)[-1],), crosses=False, legal=False, weight=0)
+    add(flow, "output", (list(flow)[-1],), carries_gradient=False, can_have_synthesizer=False)
     return flow
 
 
@@ -84,15 +65,15 @@ def naive_position(flow: Flow, index: int) -> tuple[list[str], int, bool]:
     names = list(flow)
     below, above = names[: index + 1], names[index + 1 :]
     used = [n for n in below if any(flow.has_edge(n, user) for user in above)]
-    crossing = [n for n in used if flow.nodes[n]["crosses"]]
-    legal = bool(crossing) and all(flow.nodes[n]["legal"] for n in crossing)
+    crossing = [n for n in used if flow_node(flow, n).carries_gradient]
+    legal = bool(crossing) and all(flow_node(flow, n).can_have_synthesizer for n in crossing)
     for side in (below, above):
-        legal = legal and any(flow.nodes[n]["parameters"] for n in side)
-    for storage in {s for n in used for s in flow.nodes[n]["storages"]}:
-        sharing = [n for n in used if storage in flow.nodes[n]["storages"]]
-        written = any(storage in flow.nodes[n]["mutates"] for n in above)
+        legal = legal and any(flow_node(flow, n).parameters for n in side)
+    for storage in {s for n in used for s in flow_node(flow, n).storages}:
+        sharing = [n for n in used if storage in flow_node(flow, n).storages]
+        written = any(storage in flow_node(flow, n).mutates for n in above)
         legal = legal and not (written and len(sharing) > 1)
-    return crossing, sum(flow.nodes[n]["size"] for n in crossing), legal
+    return crossing, sum(flow_node(flow, n).bytes for n in crossing), legal
 
 
 @pytest.mark.parametrize("seed", range(300))
@@ -122,8 +103,9 @@ def test_the_random_graphs_have_everything() -> None:
 # ------------------------------------------------------------------------------------------------ candidates
 def layers(flow: Flow) -> list[bool]:
     """Which nodes are layers: those with a matrix, and where no node has one, those with any parameter."""
-    kind = "matrix" if any(flow.nodes[n]["matrix"] for n in flow) else "parameters"
-    return [bool(flow.nodes[n][kind]) for n in flow]
+    nodes = [flow_node(flow, n) for n in flow]
+    any_matrix = any(node.has_matrix for node in nodes)
+    return [node.has_matrix if any_matrix else node.parameters > 0 for node in nodes]
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -144,43 +126,44 @@ def test_candidates_are_the_narrowest_between_two_layers(seed: int, clean: bool)
 
 
 CHOICES = [
-    # (weight, parameters, size) of each node, the nodes that may be cut after
-    ([(9, 1, 8), (0, 0, 8), (0, 0, 4), (9, 1, 4)], ["n2"]),  # after the pool, where fewest bytes cross
-    ([(9, 1, 8), (0, 0, 8), (0, 0, 8), (9, 1, 4)], ["n2"]),  # the last of equal ones
-    ([(9, 1, 4), (0, 0, 8), (0, 0, 8), (9, 1, 4)], ["n0"]),
-    ([(0, 1, 4), (0, 1, 4), (0, 1, 4)], ["n0", "n1"]),
+    # (parameters, bytes) of each node, the nodes that may be cut after
+    ([(1, 8), (0, 8), (0, 4), (1, 4)], ["n2"]),  # after the pool, where fewest bytes cross
+    ([(1, 8), (0, 8), (0, 8), (1, 4)], ["n2"]),  # the last of equal ones
+    ([(1, 4), (0, 8), (0, 8), (1, 4)], ["n0"]),
+    ([(1, 4), (1, 4), (1, 4)], ["n0", "n1"]),
 ]
 
 
 @pytest.mark.parametrize(("nodes", "after"), CHOICES)
-def test_choices(nodes: list[tuple[int, int, int]], after: list[str]) -> None:
+def test_choices(nodes: list[tuple[int, int]], after: list[str]) -> None:
     assert [c.position.after for c in find_candidates(chain(*nodes))] == after
 
 
 def test_a_vector_is_no_layer_where_there_is_a_matrix() -> None:
     """Linear, norm, ReLU: the norm belongs to the layer below it."""
-    flow = chain(*[(9, 2, 4), (1, 2, 4), (1, 0, 4)] * 2)
-    flow.nodes["n1"]["matrix"] = flow.nodes["n4"]["matrix"] = False
+    flow = chain(*[(2, 4), (2, 4), (0, 4)] * 2)
+    for name in ("n1", "n4"):
+        change(flow, name, has_matrix=False)
     assert [(c.position.after, c.depth) for c in find_candidates(flow)] == [("n2", 0.5)]
     for name in flow:
-        flow.nodes[name]["matrix"] = False
+        change(flow, name, has_matrix=False)
     assert [c.position.after for c in find_candidates(flow)] == ["n0", "n2", "n3"]
 
 
 def test_one_tensor_is_narrower_than_two_small_ones() -> None:
     """What one tensor crosses dominates the outputs, whatever its size."""
     flow: Flow = nx.DiGraph()
-    node(flow, "x", crosses=False)
-    node(flow, "a", ("x",), parameters=1, size=9)
-    node(flow, "small", ("a",), size=1)
-    node(flow, "smaller", ("a",), size=1)
-    node(flow, "b", ("small", "smaller"), parameters=1)
-    node(flow, "output", ("b",), crosses=False)
+    add(flow, "x", carries_gradient=False)
+    add(flow, "a", ("x",), parameters=1, bytes=9)
+    add(flow, "small", ("a",), bytes=1)
+    add(flow, "smaller", ("a",), bytes=1)
+    add(flow, "b", ("small", "smaller"), parameters=1)
+    add(flow, "output", ("b",), carries_gradient=False)
     assert [c.position.crossing for c in find_candidates(flow)] == [("a",)]
 
 
 def test_many_layers_are_taken_in_groups() -> None:
-    found = find_candidates(chain(*[(1, 1, 4)] * 1000), most=100)
+    found = find_candidates(chain(*[(1, 4)] * 1000), most=100)
     assert 95 <= len(found) <= 100
     gaps = [b.position.index - a.position.index for a, b in itertools.pairwise(found)]
     assert max(gaps) <= 20
@@ -188,13 +171,13 @@ def test_many_layers_are_taken_in_groups() -> None:
 
 
 def test_among() -> None:
-    flow = chain(*[(1, 1, 4)] * 5)
+    flow = chain(*[(1, 4)] * 5)
     assert [c.position.after for c in find_candidates(flow, {"n1", "n3", "nowhere"})] == ["n1", "n3"]
     assert len(find_candidates(flow, {"nowhere"})) == 4
 
 
 def test_no_legal_cut() -> None:
-    for nodes in ([(1, 1, 4)], [(1, 0, 4), (1, 0, 4)], [(1, 0, 4), (1, 1, 4), (1, 0, 4)]):
+    for nodes in ([(1, 4)], [(0, 4), (0, 4)], [(0, 4), (1, 4), (0, 4)]):
         flow = chain(*nodes)
         with pytest.raises(NoLegalCutError, match="no legal cut") as caught:
             find_candidates(flow)
@@ -206,35 +189,35 @@ def test_memory_that_is_written_above() -> None:
 
     def flow_with(mutates: frozenset[int]) -> Flow:
         flow: Flow = nx.DiGraph()
-        node(flow, "x", crosses=False)
-        node(flow, "a", ("x",), parameters=1, storages=frozenset({7}))
-        node(flow, "view", ("a",), storages=frozenset({7}))
-        node(flow, "write", ("view",), storages=frozenset({7}), mutates=mutates)
-        node(flow, "b", ("write", "a"), parameters=1)
-        node(flow, "output", ("b",), crosses=False)
+        add(flow, "x", carries_gradient=False)
+        add(flow, "a", ("x",), parameters=1, storages=frozenset({7}))
+        add(flow, "view", ("a",), storages=frozenset({7}))
+        add(flow, "write", ("view",), storages=frozenset({7}), mutates=mutates)
+        add(flow, "b", ("write", "a"), parameters=1)
+        add(flow, "output", ("b",), carries_gradient=False)
         return flow
 
     assert [p.after for p in find_positions(flow_with(frozenset({7}))) if "share memory" in p.obstacle] == ["view"]
     assert not any("share memory" in p.obstacle for p in find_positions(flow_with(frozenset())))
 
 
-# ------------------------------------------------------------------------------------------------------ snap
+# ------------------------------------------------------------------------------------------------position_after
 def test_snap_goes_past_what_is_taken_out_of_a_tuple() -> None:
     flow: Flow = nx.DiGraph()
-    node(flow, "x", crosses=False)
-    node(flow, "lstm", ("x",), parameters=1, legal=False, tuple=True)
-    node(flow, "y", ("lstm",))
-    node(flow, "state", ("lstm",), legal=False, tuple=True)
-    node(flow, "h", ("state",))
-    node(flow, "relu", ("y",))
-    node(flow, "head", ("relu", "h"), parameters=1)
-    node(flow, "output", ("head",), crosses=False)
-    assert snap(flow, find_positions(flow), "lstm", "lstm").after == "h"
-    assert snap(flow, find_positions(flow), "lstm", "lstm").crossing == ("y", "h")
-    assert snap(flow, find_positions(flow), "relu", "relu").crossing == ("h", "relu")
+    add(flow, "x", carries_gradient=False)
+    add(flow, "lstm", ("x",), parameters=1, can_have_synthesizer=False, is_tuple=True)
+    add(flow, "y", ("lstm",))
+    add(flow, "state", ("lstm",), can_have_synthesizer=False, is_tuple=True)
+    add(flow, "h", ("state",))
+    add(flow, "relu", ("y",))
+    add(flow, "head", ("relu", "h"), parameters=1)
+    add(flow, "output", ("head",), carries_gradient=False)
+    assert position_after(flow, find_positions(flow), "lstm", "lstm").after == "h"
+    assert position_after(flow, find_positions(flow), "lstm", "lstm").crossing == ("y", "h")
+    assert position_after(flow, find_positions(flow), "relu", "relu").crossing == ("h", "relu")
     for name, text in [("x", "carries no gradient"), ("head", "no trainable parameter is above"), ("output", "comes")]:
         with pytest.raises(DniFxError, match=text) as caught:
-            snap(flow, find_positions(flow), name, "as it was called")
+            position_after(flow, find_positions(flow), name, "as it was called")
         assert "'as it was called'" in str(caught.value)
 
 

@@ -1,0 +1,47 @@
+"""The plain numbers from which cuts are chosen: a `FlowNode` at each node of a networkx DAG."""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+
+import networkx as nx
+
+__all__ = ["FlowNode", "add_flow_node", "flow_node"]
+
+_KEY = "flow_node"
+
+
+@dataclass(frozen=True)
+class FlowNode:
+    """The numbers of one node. Each piece of memory, a storage, has a number of its own."""
+
+    # What the node costs.
+    forward: float = 0.0  # FLOPs, or measured seconds
+    backward: float = 0.0
+    owns: Mapping[int, int] = field(default_factory=dict)  # storage: bytes, of the memory that the node allocates
+    saves: Mapping[int, int] = field(default_factory=dict)  # storage: bytes, that autograd keeps from this node on
+    gradient: int = 0  # bytes of the gradients of the trainable parameters that this node is the first to use
+    is_sum: bool = False  # the gradient of the sum is also the gradient of each term
+
+    # Where the graph can be cut.
+    bytes: int = 0  # of the node's value
+    parameters: int = 0  # number of trainable parameters that the node uses
+    has_matrix: bool = False  # one of these parameters has two or more dimensions
+    carries_gradient: bool = False  # the value needs a synthesizer where it crosses a cut
+    can_have_synthesizer: bool = False  # the value is one floating-point tensor
+    is_tuple: bool = False  # the value is not one tensor
+    description: str = ""  # of the value, for messages
+    storages: Set[int] = frozenset()  # that the value lies in
+    mutates: Set[int] = frozenset()  # storages that the node writes to
+    obstacle: str = ""  # why no cut may separate the node from its users; empty: nothing forbids one
+    gradient_from: str = ""  # the later node that makes the value carry gradient, by a write into its memory
+
+
+def add_flow_node(flow: "nx.DiGraph[str]", name: str, node: FlowNode) -> None:
+    """Add a node, or replace the `FlowNode` of a node."""
+    flow.add_node(name, **{_KEY: node})
+
+
+def flow_node(flow: "nx.DiGraph[str]", name: str) -> FlowNode:
+    """The `FlowNode` of a node."""
+    node: FlowNode = flow.nodes[name][_KEY]
+    return node
