@@ -182,7 +182,7 @@ def results_of_a_segment_go_through_leave(stage: Stage) -> Iterator[str]:
     results[record_of(stage.graph.output_node()).segment] = given
     for segment, leave in leaves.items():
         for value in dict.fromkeys(results.get(segment, ())):
-            if value.target is not operator.getitem or value.all_input_nodes[0].target is not ops.leave:
+            if all(source.target is not ops.leave for source in value.all_input_nodes):
                 yield f"{value} is passed on by segment {segment}, but not through {leave}"
 
 

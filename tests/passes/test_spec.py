@@ -75,14 +75,19 @@ def three_segments(how: str) -> Stage:
     later="h, v share memory and cross cut 1, and segment 2 or a later one writes to it",
 )
 def written_in_place(how: str) -> Stage:
-    """h and its view v; the last segment writes to v, and uses both, or v alone."""
+    """h and its view v; the last segment writes to v, and uses both, or v alone.
+
+    a and b share memory, too, but no node writes to it above the cut that they cross.
+    """
     small = SmallGraph()
     h = small.call(torch.sin, small.input("x", segment=0), name="h", segment=0, storages={7})
+    a = small.call(torch.sin, h, name="a", segment=0, storages={9})
+    b = small.call(torch.sin_, a, name="b", segment=0, storages={9}, mutates={9})
     v = small.method("view", h, -1, name="v", segment=1 if how == "later" else 0, storages={7})
     last = 2 if how == "later" else 1
     w = small.method("add_", v, 1, name="w", segment=last, storages={7}, mutates={7})
     y = small.call(torch.add, w, h if how else v, name="y", segment=last)
-    return stage(small.give(y, segment=last))
+    return stage(small.give((y, a, b), segment=last))
 
 
 @breaks("states_are_cut_off_once", twice="h_detached_1 cuts off h_detached, which is cut off")
@@ -91,6 +96,7 @@ def detached_state(how: str) -> Stage:
     small = SmallGraph()
     h = small.call(torch.sin, small.input("x", segment=0), name="h", segment=0, storages={7})
     state = h
+    small.call(torch.sin_, h, name="s", segment=0, storages={7}, mutates={7})  # in its own segment a write is legal
     for _ in range(2 if how == "twice" else 1):
         state = small.method("detach", state, name="h_detached", role="detach", segment=0)
     storages = {7} if how == "written" else {8}
@@ -167,7 +173,7 @@ def unused_calls(how: str) -> Stage:
 )
 @breaks("results_of_a_segment_go_through_leave", round_leave="y is passed on by segment 0, but not through leave")
 def in_time(how: str) -> Stage:
-    """r = x + h; y = relu(r); r is the next h."""
+    """r = x + h; y = relu(r); r is the next h. An output without gradient needs no `ops.leave`."""
     small = SmallGraph()
     x, h, cut = small.input("x", segment=0), small.input("h", segment=0), small.attribute("dni.time0", segment=0)
     state, following = h, h
@@ -187,7 +193,7 @@ def in_time(how: str) -> Stage:
         next_state = small.method("detach", r, name="r_detached", role="detach", segment=0)
     if how == "state_used":
         small.call(torch.sin, next_state, name="again", segment=0)
-    return stage(small.give((y if how == "round_leave" else left, next_state), segment=0))
+    return stage(small.give((y if how == "round_leave" else left, next_state, x), segment=0))
 
 
 @breaks("states_come_in_through_enter", used_beside="first uses the state state, which leaves takes")
