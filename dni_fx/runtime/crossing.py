@@ -106,7 +106,7 @@ class Crossing(nn.Module):
             carried.resume(progress["carried"], self.measured.device)
 
     def reset(self, rows: Tensor | None = None) -> None:
-        """New sequences begin, everywhere or in these rows: see `Interfaces.reset`."""
+        """New sequences begin, everywhere or in these rows: see `Dni.reset`."""
         reset: Any = getattr(self.synthesizer, "reset", None)
         if reset is not None and rows is None:
             reset()

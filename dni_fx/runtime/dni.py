@@ -13,10 +13,10 @@ from dni_fx.runtime.crossing import MEASURES, Crossing, LossScale
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
 from dni_fx.synthesizers import Activation, Factory, Link, LossHead, Outcome
 
-__all__ = ["Interfaces", "build_dni"]
+__all__ = ["Dni", "build_dni"]
 
 
-class Interfaces(nn.Module):
+class Dni(nn.Module):
     """All that a rewrite adds to a model: the plan, a `Crossing` for each crossing tensor, the segments."""
 
     def __init__(self, plan: Plan) -> None:
@@ -101,13 +101,13 @@ class Interfaces(nn.Module):
 
 def build_dni(
     plan: Plan, factories: Mapping[str, Factory], settings: Settings, *, device: torch.device | str = "cpu"
-) -> Interfaces:
+) -> Dni:
     """The submodule `dni` for a plan; its segments hold no parameters yet.
 
     Args:
         factories: What makes the synthesizer of each crossing.
     """
-    dni = Interfaces(plan)
+    dni = Dni(plan)
     for index, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)
@@ -124,7 +124,7 @@ def build_dni(
     return dni
 
 
-def _tell_critics(dni: Interfaces, settings: Settings) -> None:
+def _tell_critics(dni: Dni, settings: Settings) -> None:
     """Let each critic hear the values of the one at the next cut, and the last one those of the model's output."""
     heads = {name: s for name, s in dni.synthesizers.items() if isinstance(s, LossHead)}
     if not any(head.fits_value for head in heads.values()):

@@ -12,7 +12,7 @@ from torch.fx.graph import PythonCode
 
 from dni_fx.errors import DniFxError, SourceError
 from dni_fx.passes.remove_dni import RemoveDni
-from dni_fx.runtime.dni import Interfaces
+from dni_fx.runtime.dni import Dni
 from dni_fx.runtime.flat import Calling
 from dni_fx.runtime.retrace import rename, retrace
 
@@ -26,7 +26,7 @@ class DecoupledModule(fx.GraphModule):
     non-persistent buffers and node names too.
     """
 
-    dni: Interfaces
+    dni: Dni
 
     def dni_settings(self) -> dict[str, Any]:
         """What a saved class needs to be this one again, beside the graph: plain literals by attribute name.

@@ -19,7 +19,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.plans import TimeCutPlan, time_name
 from dni_fx.runtime.averaging import is_averaged
 from dni_fx.runtime.crossing import Crossing
-from dni_fx.runtime.dni import Interfaces
+from dni_fx.runtime.dni import Dni
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import Activation, Carried, Factory, zero_
 
@@ -36,7 +36,7 @@ def time_activation(state: TimeCutPlan, device: torch.device | str = "cpu") -> A
 
 
 def add_time_cuts(
-    dni: Interfaces, factories: Mapping[str, Factory], settings: Settings, *, device: torch.device | str = "cpu"
+    dni: Dni, factories: Mapping[str, Factory], settings: Settings, *, device: torch.device | str = "cpu"
 ) -> None:
     """Give `dni` the synthesizers of its plan's states; labels and context are for cuts in depth.
 
