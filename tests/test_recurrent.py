@@ -529,7 +529,7 @@ def test_the_order_in_which_states_are_named_makes_no_difference(state: dict[str
         y, h, c = net(X[:, k : k + 1], h, c)
         y.sum().backward()
     assert net.dni.metrics()["time0"]["steps"] == 2
-    assert net.dni.time0.before.rows.shape == (N, H + 6)
+    assert net.dni.time0.memory.handed_on.shape == (N, H + 6)
     y, h, c = net(X[:, 3:4], h, c)  # every row went on
     prediction = net.dni.time0.synthesizer.net[-1].weight
     net.zero_grad()
@@ -824,8 +824,11 @@ def test_a_horizon_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"training": Training(horizon=2), "compile": True}, "leave scaler and compile out"),
-        ({"training": Training(horizon=2), "scaler": torch.amp.GradScaler("cpu")}, "leave scaler and compile out"),
+        ({"training": Training(horizon=2), "compile": True}, "leave compile out, or set"),
+        (
+            {"training": Training(horizon=2), "scaler": torch.amp.GradScaler("cpu")},
+            "leave scaler out, or set",
+        ),
     ],
 )
 def test_what_a_horizon_does_not_go_with(options: dict[str, Any], message: str) -> None:
@@ -997,9 +1000,9 @@ def test_reset_of_all_and_of_more_and_more_rows() -> None:
     window(net, 0, Lstm.begin())
     net.dni.reset(torch.tensor([True, False, False]))
     net.dni.reset(torch.tensor([False, True, False]))
-    assert net.dni.time0.before.ended.tolist() == [True, True, False]
+    assert net.dni.time0.memory.ended.tolist() == [True, True, False]
     net.dni.reset()
-    assert net.dni.time0.before.ended.all()
+    assert net.dni.time0.memory.ended.all()
 
 
 def trained(net: Any, make: Any) -> dict[str, Tensor]:
@@ -1225,7 +1228,7 @@ def test_a_loss_that_is_not_finite_is_dropped() -> None:
 
 def test_streams_in_turn_teach_nothing_and_that_is_said() -> None:
     net, streams = cut(Lstm), [Lstm.begin(), pytree.tree_map(lambda t: t + 1.0, Lstm.begin())]
-    with pytest.warns(UserWarning, match="has learned nothing: what comes in is neither zero"):
+    with pytest.warns(UserWarning, match="has learned nothing: no row of the state was zero"):
         for k in range(24):
             streams[k % 2] = window(net, 0, streams[k % 2])[1]
 
