@@ -1,7 +1,7 @@
 """`net.dni`: all modules that a rewrite adds, built from a plan."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from dni_fx.plans import Plan, crossing_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
 from dni_fx.synthesizers import Activation, Factory, Link, LossHead, LossScale, Outcome
+
+if TYPE_CHECKING:
+    from dni_fx.runtime.time_horizon import Replay
 
 __all__ = ["Dni", "build_dni"]
 
@@ -24,7 +27,7 @@ class Dni(nn.Module):
         self.plan = plan
         # With step="segment", the optimizer of all segments; else that of the synthesizers, from Training.optimizer.
         self.optimizer: torch.optim.Optimizer | None = None
-        self.replay: Any = None  # with a horizon: a `dni_fx.runtime.time_horizon.Replay`, which keeps the last windows
+        self.replay: Replay | None = None  # with a horizon: keeps the last windows
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizer out: a copy of a net has other parameters."""

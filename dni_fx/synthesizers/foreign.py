@@ -14,6 +14,8 @@ __all__ = ["Adapted", "adapt"]
 class Adapted(Synthesizer):
     """A module with `forward(input, hidden) -> (output, hidden)`; `hidden` goes on to the next call."""
 
+    carried: Carried
+
     def __init__(self, module: nn.Module, activation: Activation, context_size: int) -> None:
         super().__init__(activation, context_size)
         self.module = module

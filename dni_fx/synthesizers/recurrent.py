@@ -20,6 +20,7 @@ class Recurrent(Synthesizer):
     """
 
     kind: type[nn.RNNBase]
+    carried: Carried
 
     def __init__(
         self,
