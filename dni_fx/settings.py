@@ -194,7 +194,7 @@ def check_settings(settings: Settings) -> None:
         loss_function(settings.loss)
         if not settings.size:
             raise DniFxError(
-                "loss needs classes (or context_size): it compares with what net(..., dni_context=) is given"
+                "loss needs classes (or context_size): it compares outputs with the argument dni_context of the net"
             )
 
 

@@ -55,7 +55,7 @@ def test_a_scaler_excludes_a_horizon_wherever_it_is_given() -> None:
 def test_distributed_data_parallel_excludes_a_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
     net = dni_fx.transform(Cell(), EXAMPLE, state=True, training=Training(horizon=2)).train()
     monkeypatch.setattr(time_horizon, "is_averaged", lambda: True)
-    with pytest.raises(DniFxError, match="DistributedDataParallel: .*set horizon=1"):
+    with pytest.raises(DniFxError, match=r"DistributedDataParallel: .*set horizon=1"):
         net(*EXAMPLE)
 
 

@@ -142,9 +142,9 @@ class Crossing(nn.Module):
         if not self.context_size:
             return None
         if context is None:
-            what = "labels" if self.classes is not None else "a context vector a sample"
+            kind = "labels" if self.classes is not None else "a context vector a sample"
             raise ContextError(
-                f"this model is conditioned on {what}: while training, call net(..., dni_context=...) "
+                f"this model is conditioned on {kind}: while training, call net(..., dni_context=...) "
                 "(in eval mode and under no_grad it is not needed)"
             )
         if not isinstance(context, Tensor):

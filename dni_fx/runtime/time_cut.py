@@ -172,7 +172,7 @@ class TimeCut(Crossing):
         self.memory.forget()
 
     def reset(self, rows: Tensor | None = None) -> None:
-        """End the sequences that were handed on: all, or those in `rows`, a bool tensor (N,).
+        """End the sequences that were handed on: all, or only in `rows`, a bool tensor (N,).
 
         Raises:
             DniFxError: If `rows` is no mask of the rows of the last window.

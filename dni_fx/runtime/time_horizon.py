@@ -112,7 +112,7 @@ class Replay:
         return cut.discount * torch.where(known & ~goes_on, 0.0, predicted)
 
     def _gradients_at_start(self, net: DecoupledModule, window: Window, at_end: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients at the states that a window begins with, (N, F), from those at its end."""
+        """The gradients at the states that a window begins with, (N, F), from the gradients at its end."""
         states = [state.tensors for state in net.dni.plan.states]
         tensors = [tensor for own in states for tensor in own]
         values = [value.detach().requires_grad_() for value in state_in(net, tensors, window.inputs)]

@@ -1,4 +1,4 @@
-"""What a cut in time remembers from one window to the next."""
+"""The memory of a cut in time, from one window to the next."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ __all__ = ["Memory", "Origin", "Target"]
 class Origin(NamedTuple):
     """Where the rows of a state come from; a bool a row, (N, 1)."""
 
-    goes_on: Tensor  # from the last window: the row equals the one that was handed on
+    goes_on: Tensor  # from the last window: the row equals the row that was handed on
     known: Tensor  # from there, or the sequence in this row has ended and a new one begins
 
 
@@ -29,9 +29,9 @@ class Target(NamedTuple):
 
 @dataclass
 class Memory:
-    """The state that the last window handed on, and what is computed for a later use.
+    """The state that the last window handed on, and values that are computed now and used later.
 
-    The memory is one object, and no set of module attributes: `dni_fx.model.preserved` would put those back.
+    All are in one object beside the module, since `dni_fx.model.preserved` restores the attributes of modules.
     """
 
     handed_on: Tensor | None = None  # rows of the state at the end of the last window, (N, F); None: no window yet
