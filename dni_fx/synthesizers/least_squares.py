@@ -13,7 +13,7 @@ __all__ = ["LeastSquares"]
 
 @register("least_squares")
 class LeastSquares(Synthesizer):
-    """One linear layer over the feature axis: the ridge regression of the targets, with smaller weights for older targets.
+    """One linear layer over the feature axis: the ridge regression of targets, with smaller weights for older ones.
 
     There is no learning rate, and the scale of the targets makes no difference. Where targets are made of its own
     predictions, the solution is the fixed point of least-squares temporal differences (Bradtke and Barto 1996): on
