@@ -14,9 +14,9 @@ NONLINEARITIES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sig
 
 @register("mlp")
 class MLP(Synthesizer):
-    """Hidden layers, then a linear one; over the feature axis, with the same weights at every position.
+    """Hidden layers (by default one, as wide as the activation), then a linear one; over the feature axis.
 
-    The default is one hidden layer, as wide as the activation. The paper uses `mlp(hidden_layers=2, hidden_size=1024,
+    The weights are the same at every position. The paper uses `mlp(hidden_layers=2, hidden_size=1024,
     batch_norm=True)` for unconditioned DNI (Jaderberg et al. 2017, supplement). A batch norm takes its statistics over
     batch and positions.
     """
@@ -61,9 +61,9 @@ class Linear(MLP):
 
 @register("conv")
 class Conv(Synthesizer):
-    """Convolutions that keep the shape, for maps (N, C, ...) of one to three axes, of any size.
+    """Convolutions that keep the shape (by default one, 3 wide), for maps (N, C, ...) of one to three axes, any size.
 
-    The default is one convolution, 3 wide. No pooling, zero padding, and labels as extra feature maps (Jaderberg et al.
+    No pooling, zero padding, and labels as extra feature maps (Jaderberg et al.
     2017, supplement).
     """
 
