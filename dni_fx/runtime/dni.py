@@ -1,7 +1,7 @@
 """`net.dni`: all modules that a rewrite adds, built from a plan."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,17 @@ from dni_fx.runtime.crossing import MEASURES, Crossing
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
 from dni_fx.synthesizers import Factory, Link, LossHead, LossScale, Outcome, activation_of
 
-if TYPE_CHECKING:
-    from dni_fx.runtime.time_horizon import Replay
-
 __all__ = ["Dni", "build_dni"]
+
+
+class KeptWindows(Protocol):
+    """What a horizon keeps from call to call; `time_horizon.Replay` is the one class."""
+
+    def forget(self) -> None: ...
+
+    def progress(self) -> list[Any]: ...
+
+    def resume(self, progress: Sequence[Any]) -> None: ...
 
 
 class Dni(nn.Module):
@@ -27,7 +34,7 @@ class Dni(nn.Module):
         self.plan = plan
         # With step="segment", the optimizer of all segments; else that of the synthesizers, from Training.optimizer.
         self.optimizer: torch.optim.Optimizer | None = None
-        self.replay: Replay | None = None  # with a horizon: keeps the last windows
+        self.replay: KeptWindows | None = None  # with a horizon
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizer out: a copy of a net has other parameters."""
