@@ -13,7 +13,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.model import Inputs, probe, to_inputs
 from dni_fx.plans import Plan
 from dni_fx.runtime import DecoupledModule, OptimizerFactory, SegmentOptimizer, attach_synthesizers, check_stepping
-from dni_fx.settings import DEFAULTS, Loss, Mix, Settings, Training, check_scaler, check_settings
+from dni_fx.settings import DEFAULTS, Loss, Mix, Settings, Training, check_horizon, check_scaler, check_settings
 from dni_fx.synthesizers import Factory
 from dni_fx.units import parse_bytes
 
@@ -119,10 +119,8 @@ def transform(
         check_scaler(scaler, training, step)
     if not isinstance(compile, bool | Mapping):
         raise DniFxError(f"compile={compile!r}: True, False, or a dict of arguments for torch.compile")
-    if training.horizon > 1 and (scaler is not None or compile is not False):
-        raise DniFxError(
-            "a horizon runs windows a second time, without scaler and compile: leave scaler and compile out"
-        )
+    if compile is not False:
+        check_horizon(training, "compile")
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state)
     module, found = capture_and_plan(model, example_inputs_of(model, example_inputs, example_kwargs), request)

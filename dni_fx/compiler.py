@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dni_fx import ops
-from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts, state_only_nodes
+from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError
@@ -62,7 +62,8 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     captured = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
     module, graph = captured.module, captured.module.graph
     tensors = _state_tensors(model, module, example, request)
-    cost_model = _cost_model(model, module, example, request, state_only_nodes(module, tensors))
+    states = {tensor.output for tensor in tensors} if module.dni_runs_graph else set()
+    cost_model = _cost_model(model, module, example, request, states)
     if in_depth:
         decision = decide(graph, cost_model, cuts, request.limits, module.dni_preferred_ends())
     else:
@@ -83,11 +84,11 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
 
 
 def _cost_model(
-    model: nn.Module, module: DecoupledModule, example: Inputs, request: Request, state_nodes: set[str]
+    model: nn.Module, module: DecoupledModule, example: Inputs, request: Request, states: set[int]
 ) -> CostModel:
     prices, refused = synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=request.profile)
     times = node_times(module, example) if request.profile else None
-    flow = dataflow(module.graph, times, state_nodes)
+    flow = dataflow(module.graph, times, states)
     resident_bytes = resident(model, example, OPTIMIZER_STATES)
     return CostModel(flow, prices, resident_bytes, refused=refused, unit="s" if request.profile else "FLOPs")
 

@@ -1,4 +1,4 @@
-"""How a model is rewritten at its cuts, and how the synthesizers there are trained."""
+"""Settings: how a model is rewritten at its cuts, and how the synthesizers are trained."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,6 +16,7 @@ __all__ = [
     "Mix",
     "Settings",
     "Training",
+    "check_horizon",
     "check_scaler",
     "check_settings",
     "loss_function",
@@ -28,60 +29,87 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Mix = float | tuple[float, float, int]
 
 
+# Fields of `Training` that a cut in time alone has a use for.
+_FOR_TIME = ("discount", "centered", "auxiliary", "horizon", "trace")
+
+# Features that cannot be used with a horizon, which runs every window a second time: the reason, and what to do.
+_NOT_WITH_A_HORIZON = {
+    "auxiliary": "the auxiliary loss is not part of the second run: set auxiliary=0 or horizon=1",
+    "compile": "the second run is not compiled: leave compile out, or set horizon=1",
+    "scaler": "its gradients were scaled by an earlier factor: leave scaler out, or set horizon=1",
+    "DistributedDataParallel": "it would not see the second run: set horizon=1, or train in one process",
+}
+
+
 @dataclass(frozen=True)
 class Training:
     """How the synthesizers are trained.
 
     The defaults did well on every net in `benchmarks/`; a warm-up often does a little better
-    (`benchmarks/results/synthesizer_training.md`), but unlocks nothing while it lasts. Heads and critics have no use
-    for `scale`.
-
-    Args:
-        scale: What the targets are multiplied by before they are regressed: a number, or "rms", one over their running
-            root mean square. A target is the gradient of each sample's own loss: dL/dh times the batch size. With
-            scale 1 one learning rate suits every batch size; the smaller it is, the faster the predictions change.
-            None: 1; for synthesizers chosen by name that are conditioned on nothing 1/16, but for a cut in time. In
-            time "rms" is 1: targets are made of predictions there, which would set their own unit. `least_squares` has
-            no use for it.
-        clip: The largest norm of one sample's target; None: no limit.
-        warmup: For so many steps the true gradients are used, while the synthesizers learn to predict them. Nothing is
-            unlocked in that time, and no memory saved.
-        every: Train the synthesizers at every such step only; in between they just predict.
-        lr: What the synthesizers' learning rate is, as a multiple of the rate of the optimizer they are added to. None:
-            1, and a tenth for a cut in time. `least_squares` has none.
-        optimizer: Makes an optimizer of their own from their parameters; it steps when the person's does. With
-            step="loop" it is `net.dni.optimizer`: schedule it by itself.
-        discount: For a cut in time: what the gradient of all that comes after a window is multiplied by when it joins
-            that window's, 0 to 1: the less, the less far it looks ahead, and the less an error comes back in targets.
-        centered: For a cut in time: whether predictions are taken less their mean over the batch (of one process),
-            where that has more than one sample. What all samples have in common changes with every step of the net;
-            remembered, it comes too late, and the net swings: `benchmarks/results/time_cut.md`. None: for synthesizers
-            chosen by name.
-        auxiliary: For a cut in time: the weight of an auxiliary loss, by which each window's state also learns to tell
-            what the next one's synthetic gradient will be; 0: none.
-        horizon: For a cut in time: over how many windows, at most, a target reaches before it is a prediction; more
-            than 1 runs every window twice, and takes no compile, scaler, DistributedDataParallel or auxiliary. See
-            `dni_fx.runtime.time_horizon`.
-        trace: With a horizon, the lambda of BP(lambda): the share of the true gradient between its windows.
+    (`benchmarks/results/synthesizer_training.md`), but nothing is unlocked until its end. Heads and critics have no use
+    for `scale`, and `least_squares` none for `scale` and `lr`. Fields from `discount` on are for a cut in time.
     """
 
     scale: float | str | None = None
+    """The factor of targets: a number, or "rms", one over their running root mean square.
+
+    A target is the gradient of each sample's own loss: dL/dh times the batch size. With scale 1 one learning rate suits
+    every batch size; the smaller the scale, the faster predictions change. None: 1/16 for synthesizers chosen by name
+    without labels or context, at cuts in depth; else 1. In time "rms" is 1: targets are made of predictions there,
+    which would set their own unit.
+    """
+
     clip: float | None = None
+    """The largest norm of one sample's target; None: no limit."""
+
     warmup: int = 0
+    """The number of first steps with true gradients, which the synthesizers learn to predict; they save no memory."""
+
     every: int = 1
+    """Steps from one training step of the synthesizers to the next; in between they only predict."""
+
     lr: float | None = None
+    """The synthesizers' learning rate, as a multiple of the rate of the optimizer that they are added to.
+
+    None: 1, and a tenth for a cut in time.
+    """
+
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
+    """Makes an optimizer of their own from the synthesizers' parameters; it steps when the user's optimizer does.
+
+    With step="loop" it is `net.dni.optimizer`: a scheduler of the user's optimizer does not change its rate.
+    """
+
     discount: float = 1.0
+    """The factor of the predicted gradient at the end of a window, 0 to 1.
+
+    The smaller the discount, the fewer later windows count, and the less do errors of predictions return in targets.
+    """
+
     centered: bool | None = None
+    """Whether the mean over the batch (of one process) is subtracted from predictions, for more than one sample.
+
+    The part that all samples have in common changes with every step of the net; a remembered one comes too late, and
+    the net swings: `benchmarks/results/time_cut.md`. None: for synthesizers chosen by name.
+    """
+
     auxiliary: float = 0.0
+    """The weight of an auxiliary loss: a window's first state learns to predict the synthetic gradient at its end."""
+
     horizon: int = 1
+    """The number of windows, at most, that a target reaches over before a prediction takes its place.
+
+    More than 1 runs every window twice, and excludes compile, scaler, DistributedDataParallel and auxiliary. See
+    `dni_fx.runtime.time_horizon`.
+    """
+
     trace: float = 1.0
+    """With a horizon, the lambda of BP(lambda): the share of the true gradient between its windows."""
 
     @property
     def for_time(self) -> bool:
-        """Whether it says what a cut in time alone can do."""
-        own = (self.discount, self.centered, self.auxiliary, self.horizon, self.trace)
-        return own != (1.0, None, 0.0, 1, 1.0)
+        """Whether a field has been set that a cut in time alone has a use for."""
+        return any(getattr(self, name) != getattr(Training, name) for name in _FOR_TIME)
 
     def __post_init__(self) -> None:
         if self.scale not in (None, "rms") and not _positive(self.scale):
@@ -106,8 +134,8 @@ class Training:
             raise DniFxError(f"horizon={self.horizon!r}: a number of windows, 1 or more")
         if self.horizon == 1 and self.trace != 1.0:
             raise DniFxError("trace is for a horizon of more than one window")
-        if self.horizon > 1 and self.auxiliary:
-            raise DniFxError("auxiliary and a horizon exclude each other")
+        if self.auxiliary:
+            check_horizon(self, "auxiliary")
         if self.optimizer is not None and not callable(self.optimizer):
             raise DniFxError("optimizer: a function from parameters to an optimizer, such as torch.optim.Adam")
 
@@ -125,15 +153,15 @@ class Settings:
 
     @property
     def size(self) -> int:
-        """Entries of what the synthesizers are conditioned on; 0: nothing."""
+        """Entries of the context of the synthesizers; 0: no context."""
         return self.classes or self.context_size or 0
 
 
 def with_defaults(settings: Settings, *, named: bool, in_time: bool = False) -> Settings:
-    """With the scale, and in time the centering, that suit the synthesizer, where they are not said.
+    """Set the scale, and in time the centering, to suit the synthesizer, where these are None.
 
-    One of the person's own, which has no name, gets what it is told to predict. Which scale does best without labels is
-    measured in `benchmarks/synthesizer_training.py` and `synthesizers_by_net.py`; for a cut in time, `time_cut.py`.
+    A synthesizer of the user's own, which has no name, gets unscaled targets. The best scale without labels is measured
+    in `benchmarks/synthesizer_training.py` and `synthesizers_by_net.py`; for a cut in time, in `time_cut.py`.
     """
     scale, centered = settings.training.scale, settings.training.centered
     if scale is None:
@@ -145,7 +173,7 @@ def with_defaults(settings: Settings, *, named: bool, in_time: bool = False) -> 
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise a DniFxError that says which of the settings is wrong."""
+    """Raise a DniFxError with the first setting that is wrong."""
     unlock, mix = settings.unlock, settings.mix
     if unlock not in ("none", "backward"):
         raise DniFxError(f"unlock={unlock!r}: there are 'none' and 'backward'")
@@ -166,12 +194,12 @@ def check_settings(settings: Settings) -> None:
         loss_function(settings.loss)
         if not settings.size:
             raise DniFxError(
-                "loss needs classes (or context_size): it compares with what net(..., dni_context=) is given"
+                "loss needs classes (or context_size): it compares outputs with the argument dni_context of the net"
             )
 
 
 def check_scaler(scaler: object, training: Training, step: str = "segment") -> None:
-    """Raise a DniFxError if the loss may not be scaled by it."""
+    """Raise a DniFxError if the loss may not be scaled by this scaler."""
     if not isinstance(scaler, torch.amp.GradScaler):
         raise DniFxError(f"scaler={scaler!r}: a torch.amp.GradScaler")
     if training.optimizer is not None and step == "loop":
@@ -181,6 +209,14 @@ def check_scaler(scaler: object, training: Training, step: str = "segment") -> N
         )
     if training.clip is not None:
         raise DniFxError("clip takes targets as they are, but a scaler multiplies them: leave one of the two out")
+    check_horizon(training, "scaler")
+
+
+def check_horizon(training: Training, feature: str) -> None:
+    """Raise a DniFxError if there is a horizon, for a feature in `_NOT_WITH_A_HORIZON`."""
+    reason = _NOT_WITH_A_HORIZON[feature]
+    if training.horizon > 1:
+        raise DniFxError(f"a horizon (here {training.horizon} windows) cannot be used with {feature}: {reason}")
 
 
 def _check_mix(mix: Mix) -> None:
@@ -192,10 +228,10 @@ def _check_mix(mix: Mix) -> None:
 
 
 def loss_function(loss: str | Loss) -> Loss:
-    """The function that `loss` stands for: a callable, or the name of one in `torch.nn.functional`.
+    """The loss as a function, from a function or the name of one in `torch.nn.functional`.
 
     Raises:
-        DniFxError: If it is neither.
+        DniFxError: If `loss` is neither.
     """
     if not isinstance(loss, str):
         if not callable(loss):
@@ -209,7 +245,7 @@ def loss_function(loss: str | Loss) -> Loss:
 
 
 def loss_name(loss: str | Loss | None) -> str | None:
-    """The name by which a plan refers to a loss; empty for a function of the person's own."""
+    """The name of a loss in a plan; empty for a function of the user's own."""
     if loss is None or isinstance(loss, str):
         return loss
     name = getattr(loss, "__name__", "")

@@ -1,4 +1,4 @@
-"""Graph rewrites, one a file: each a `torch.fx` PassBase that states what it needs and what it leaves.
+"""Graph rewrites, one a file: each is a `torch.fx` PassBase whose docstring says what it needs and what it leaves.
 
-In: an annotated graph. Out: the graph, changed in place, and checked by `spec` in `apply.run`.
+In: an annotated graph. Out: the graph, changed in place; `apply.run` checks it by the rules of `spec` after each pass.
 """

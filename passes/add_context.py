@@ -9,7 +9,7 @@ __all__ = ["AddContext"]
 
 
 class AddContext(PassBase):
-    """Needs: marked segments. Leaves: a last placeholder `dni_context`, None by default, with role "context"."""
+    """Needs: `MarkSegments`. Leaves: a last placeholder `dni_context` (role "context"), None by default."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph

@@ -12,10 +12,10 @@ __all__ = ["AddSynthesizers"]
 
 
 class AddSynthesizers(PassBase):
-    """Needs: marked segments, a module `dni.<crossing_name>` for every crossing tensor.
+    """Needs: `MarkSegments`, a module `dni.<crossing_name>` for every crossing tensor.
 
-    Leaves, at the end of the segment below each cut and for each of its tensors, a `detach` (role "detach") and a
-    call of its synthesizer (role "synthesizer"); nothing uses them yet.
+    Leaves: for each tensor that crosses a cut, at the end of the segment below the cut, a `detach` (role "detach") and
+    a call of the tensor's synthesizer (role "synthesizer"). No node uses the prediction yet.
 
     Args:
         cuts: Names of the crossing tensors of each cut.

@@ -1,4 +1,4 @@
-"""Cut states off between two calls, and put their synthesizers there."""
+"""Put both ends of each cut in time into the graph: `ops.enter` and `ops.leave`."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ __all__ = ["AddTimeCuts"]
 
 
 class AddTimeCuts(PassBase):
-    """Needs: `CutStatesOff`, boundaries at the cuts in depth, a module `dni.<time_name>` for each state.
+    """Needs: `CutStatesOff`, `DecoupleCuts`, a module `dni.<time_name>` for each cut in time.
 
-    Leaves, for each state: a call of `ops.enter` where the first segment that uses it begins; one of `ops.leave` at the
-    end of the segment that makes it anew, on what goes backward there and the state; and all their users on what these
-    give (role "boundary").
+    Leaves: for each cut in time, `ops.enter` on its states at the beginning of the first segment that uses them, and
+    `ops.leave` at the end of the segment that makes the next states, on that segment's outputs and the next states
+    (all of role "boundary"). All users of the values use the results instead, and the `detach` of each state is gone.
     """
 
     def __init__(self, states: Sequence[TimeCutPlan]) -> None:
@@ -32,8 +32,8 @@ class AddTimeCuts(PassBase):
         graph = graph_module.graph
         nodes = _unpack(graph, [tensor for state in self.states for tensor in state.tensors])
         given = returned_nodes(graph)
-        handed_on = {tensor.output for state in self.states for tensor in state.tensors}
-        others = [i for i, n in enumerate(given) if i not in handed_on and record_of(n).carries_gradient]
+        state_places = {tensor.output for state in self.states for tensor in state.tensors}
+        others = [i for i, n in enumerate(given) if i not in state_places and record_of(n).carries_gradient]
         for index, state in enumerate(self.states):
             name = f"dni.{time_name(index)}"
             _enter(graph, name, tuple(nodes[tensor] for tensor in state.tensors), state.enters[0])
@@ -47,7 +47,7 @@ class AddTimeCuts(PassBase):
 
 
 def _unpack(graph: Graph, tensors: Sequence[StateTensor]) -> dict[StateTensor, Node]:
-    """A node for each tensor of the state: its placeholder, or what is taken out of that."""
+    """Give the node of each tensor of a state: its placeholder, or a result of `ops.leaves` on a tuple or dict."""
     nodes: dict[StateTensor, Node] = {}
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for placeholder in placeholders:
@@ -65,7 +65,7 @@ def _unpack(graph: Graph, tensors: Sequence[StateTensor]) -> dict[StateTensor, N
 
 
 def _use(value: Node, parts: Mapping[Path, Node], leaves: Node) -> None:
-    """Let all users of a tuple, or of what is taken out of it, use its tensors instead."""
+    """Replace a tuple or dict, and the elements taken out of it, by its tensors in all users but `leaves`."""
     for user in [user for user in value.users if user is not leaves]:
         index = user.args[1] if user.target is operator.getitem and user.args[0] is value else None
         inner = {path[1:]: part for path, part in parts.items() if path[0] == index}
@@ -77,7 +77,7 @@ def _use(value: Node, parts: Mapping[Path, Node], leaves: Node) -> None:
 
 
 def _built(parts: Mapping[Path, Node]) -> Any:
-    """A tuple or dict of the tensors, as the paths have it."""
+    """Build the tuple or dict again that has the tensors at these paths."""
     if () in parts:
         return parts[()]
     keys = dict.fromkeys(path[0] for path in parts)
@@ -88,7 +88,7 @@ def _built(parts: Mapping[Path, Node]) -> Any:
 def _enter(graph: Graph, name: str, states: tuple[Node, ...], segment: int) -> None:
     nodes = list(graph.nodes)
     after = nodes[max(i for i, node in enumerate(nodes) if node.op == "placeholder") + 1 :]
-    # Behind what takes the states out, and the boundary below.
+    # Not before `ops.leaves` and the boundary below the segment, which the arguments come from.
     first = next(node for node in after if record_of(node).segment == segment and record_of(node).role == "model")
     with graph.inserting_before(first):
         cut = graph.get_attr(name)
@@ -100,7 +100,7 @@ def _enter(graph: Graph, name: str, states: tuple[Node, ...], segment: int) -> N
 
 
 def _boundary(graph: Graph, segment: int) -> Node | None:
-    """The call that hands the outputs of a segment on; None for the last segment."""
+    """The boundary above a segment; None for the last segment."""
     boundaries = [node for node in graph.nodes if node.target in (ops.decouple, ops.inject)]
     return boundaries[segment] if segment < len(boundaries) else None
 
@@ -111,7 +111,7 @@ def _leave_at_a_cut(graph: Graph, name: str, cut_off: Sequence[Node], boundary: 
 
 
 def _leave_at_the_end(graph: Graph, name: str, cut_off: Sequence[Node], places: Sequence[int]) -> None:
-    """All outputs at these places bring the prediction along."""
+    """Put `ops.leave` before the graph's output, on the given nodes at these places."""
     output = graph.output_node()
     given = returned_nodes(graph)
     outputs = tuple(dict.fromkeys(given[i] for i in places))
@@ -123,7 +123,11 @@ def _leave_at_the_end(graph: Graph, name: str, cut_off: Sequence[Node], places: 
 def _leave(
     graph: Graph, name: str, outputs: tuple[Node, ...], cut_off: Sequence[Node], before: Node
 ) -> tuple[Node, ...]:
-    """What `outputs` become; what was handed on cut off becomes what `ops.leave` gives for it."""
+    """Call `ops.leave` on a segment's outputs and on the states under `cut_off`.
+
+    Returns:
+        The results for the outputs. Those for the states replace the nodes of `cut_off`.
+    """
     states: tuple[Node, ...] = tuple(node.args[0] for node in cut_off)  # type: ignore[misc]
     with graph.inserting_before(before):
         cut = graph.get_attr(name)

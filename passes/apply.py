@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase
 
-from dni_fx.passes.spec import check
+from dni_fx.passes.spec import Stage, check
 
 __all__ = ["run"]
 
@@ -13,13 +13,16 @@ __all__ = ["run"]
 def run(module: GraphModule, passes: Sequence[PassBase]) -> None:
     """Apply `passes` to `module.graph`, and recompile it.
 
-    torch.fx's PassManager does the same, but turns every error into a bare Exception.
+    The PassManager of torch.fx does the same, but turns every error into a bare Exception.
 
     Raises:
-        AssertionError: If a pass left a graph that breaks a rule of `spec`: a bug of that pass.
+        AssertionError: A pass left a graph that breaks a rule of `spec`: a bug of that pass.
     """
+    captured = {node: node.name for node in module.graph.nodes}
+    done: tuple[str, ...] = ()
     for one in passes:
         one(module)
         module.graph.lint()
-        check(module, after=type(one).__name__)
+        done = (*done, type(one).__name__)
+        check(Stage(module.graph, captured, done))
     module.recompile()

@@ -1,12 +1,35 @@
-"""What the passes that put in boundaries share."""
+"""What the passes share that know boundaries: which value a result stands for, how the values are called and used."""
 
+import operator
 import re
+from typing import Any
 
 from torch.fx import Graph, Node
 
+from dni_fx import ops
 from dni_fx.graph import record_of
 
-__all__ = ["next_name", "rewire", "synthesizers_by_cut"]
+__all__ = ["next_name", "origin", "passed_on", "rewire", "synthesizers_by_cut", "written_by_segment"]
+
+
+def passed_on(call: Node) -> tuple[Node, ...]:
+    """The values that a boundary, or an end of a cut in time, passes on, in the order of its results; else none."""
+    args: Any = call.args
+    if call.target in (ops.decouple, ops.inject, ops.enter):
+        return tuple(args[0])
+    return (*args[0], *args[1]) if call.target is ops.leave else ()
+
+
+def origin(value: Node) -> Node:
+    """The value before all cuts and copies."""
+    while True:
+        args: Any = value.args
+        if value.target is ops.writable:
+            value = args[0]
+        elif value.target is operator.getitem and isinstance(args[0], Node) and passed_on(args[0]):
+            value = passed_on(args[0])[args[1]]
+        else:
+            return value
 
 
 def synthesizers_by_cut(graph: Graph) -> dict[int, list[Node]]:
@@ -19,13 +42,23 @@ def synthesizers_by_cut(graph: Graph) -> dict[int, list[Node]]:
     return dict(sorted(found.items()))
 
 
+def written_by_segment(graph: Graph) -> dict[int, frozenset[int]]:
+    """The storages that the nodes of each segment write to, for the segments that write."""
+    written: dict[int, frozenset[int]] = {}
+    for node in graph.nodes:
+        record = record_of(node)
+        if record.segment is not None and record.mutates:
+            written[record.segment] = written.get(record.segment, frozenset()) | record.mutates
+    return written
+
+
 def next_name(value: Node) -> str:
-    """Name of a value on the far side of a cut, however many cuts it has crossed."""
+    """The name of a value above a cut, however many cuts it has crossed."""
     return re.sub(r"_next(_copy)?(_\d+)?$", "", value.name) + "_next"
 
 
 def rewire(value: Node, following: Node, cut: int) -> None:
-    """Let everything above the cut use `following` in the place of `value`."""
+    """Replace `value` by `following` in every user above the cut."""
     for user in list(value.users):
         segment = record_of(user).segment
         if segment is not None and segment > cut:

@@ -1,4 +1,4 @@
-"""Give the states of a recurrent model cut off."""
+"""Detach the states that a recurrent model gives."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,13 @@ __all__ = ["CutStatesOff"]
 
 
 class CutStatesOff(PassBase):
-    """Needs: marked segments. Leaves: a `detach` (role "detach") of each state where it is made, which the graph gives.
+    """Needs: `MarkSegments`.
 
-    So a state crosses no cut in depth on its way out.
+    Leaves: after each state, a `detach` of it (role "detach", no cut), which the graph gives in the place of the state.
+    So a state crosses no cut in depth between the node that makes the state and the graph's output.
 
     Args:
-        places: Of the states among the nodes that the graph gives.
+        places: The places of the states among the nodes that the graph gives.
     """
 
     def __init__(self, places: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Put the boundary at every cut: the function that hands the outputs of the segment below on."""
+"""Put the boundary at every cut: the function that passes the outputs of the segment below on."""
 
 import operator
 from collections.abc import Callable
@@ -16,8 +16,8 @@ __all__ = ["DecoupleCuts"]
 class DecoupleCuts(PassBase):
     """Needs: `AddSynthesizers`, a module `dni.segment<k>` for every segment with a cut above it.
 
-    Leaves: one call of the boundary a cut for all its tensors at once, and everything above the cut on its results
-    (role "boundary").
+    Leaves: at each cut, one call of the boundary on all crossing tensors (role "boundary"). The nodes above the cut use
+    its results.
 
     Args:
         boundary: `ops.decouple` (unlock="backward") or `ops.inject` (unlock="none").

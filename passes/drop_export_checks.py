@@ -32,7 +32,7 @@ def _drop_checks(graph: Graph) -> None:
 
 
 def _drop_self_copies(graph: Graph) -> None:
-    """`buffer += 1` is an operation in place, and a copy of the buffer to itself at the end."""
+    """torch.export writes `buffer += 1` as an in-place operation, and at the end a copy of the buffer onto itself."""
     for node in graph.nodes:
         if node.target is torch.ops.aten.copy_.default and not node.users:
             source = node.args[1]

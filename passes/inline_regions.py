@@ -13,9 +13,10 @@ __all__ = ["InlineRegions"]
 
 
 class InlineRegions(PassBase):
-    """Needs: a graph of torch.export, each node with its `nn_module_stack`. Leaves: no `no_grad` or `autocast` region.
+    """Needs: a graph of torch.export, each node with its `nn_module_stack`.
 
-    The values that a `no_grad` block reads are detached; an `autocast` block is entered and left by two nodes.
+    Leaves: no `no_grad` or `autocast` region. The values that a `no_grad` block reads are detached; an `autocast` block
+    begins and ends with a node of its own.
     """
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -35,7 +36,7 @@ def _inline(module: GraphModule, node: fx.Node, *, autocast: bool) -> None:
     region: Any = module.get_submodule(str(body.target))
     first = list(graph.nodes)
     with graph.inserting_before(node):
-        if not autocast and not settings[0]:  # no_grad: what nothing requires a gradient of gives none
+        if not autocast and not settings[0]:  # no_grad: from detached inputs, the body's results carry no gradient
             inputs = [_detached(graph, value) for value in inputs]
         entered = graph.call_function(torch.amp.autocast_mode._enter_autocast, settings) if autocast else None
         values: dict[fx.Node, Any] = {}
@@ -71,7 +72,7 @@ def _detached(graph: fx.Graph, value: Any) -> Any:
 
 
 def _lift(module: GraphModule, region: nn.Module, inner: fx.Node, body: fx.Node) -> fx.Node:
-    """A constant or a nested body of a region, held by the outer module."""
+    """Move a constant or a nested body of a region to the outer module."""
     name = f"{str(body.target).replace('.', '_')}_{str(inner.target).replace('.', '_')}"
     value: Any = region
     for part in str(inner.target).split("."):

@@ -1,4 +1,4 @@
-"""Write to every node which segment it lies in."""
+"""Number the segments, and write to every node the number of its segment."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ __all__ = ["MarkSegments"]
 
 
 class MarkSegments(PassBase):
-    """Needs: an annotated graph. Leaves: `meta.of(node).segment` on every node, growing along the graph.
+    """Needs: an annotated graph. Leaves: `record_of(node).segment` on every node, growing along the graph.
 
     Args:
         ends: The name of the last node of each segment but the last.

@@ -1,4 +1,4 @@
-"""Let the critics see what the model gives: their losses are fitted to its loss."""
+"""Call `dni.outcome` on the model's output: the losses of critics are fitted to the loss of this output."""
 
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -9,7 +9,10 @@ __all__ = ["ObserveOutput"]
 
 
 class ObserveOutput(PassBase):
-    """Needs: `AddContext`, a module `dni.outcome`. Leaves: a call of it on the first output that carries gradient."""
+    """Needs: `AddContext`, a module `dni.outcome`.
+
+    Leaves: a call of `dni.outcome` (role "outcome") on the first output that carries gradient, if there is one.
+    """
 
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph

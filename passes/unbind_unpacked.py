@@ -1,4 +1,4 @@
-"""Take a tensor apart at once where all of its parts are used, as Python does when it unpacks one."""
+"""Take a tensor apart by one `unbind` where all of its parts are used."""
 
 import operator
 
@@ -15,8 +15,8 @@ __all__ = ["UnbindUnpacked"]
 class UnbindUnpacked(PassBase):
     """Needs: an annotated graph. Leaves: `torch.unbind` where every part of a tensor along its first axis is used.
 
-    A trace writes `q, k, v = x` as `x[0]`, `x[1]`, `x[2]`. The backward pass of each fills a whole tensor with zeros
-    and adds it up; that of `unbind` stacks the three. It has to be annotated again.
+    A trace writes `q, k, v = x` as `x[0]`, `x[1]`, `x[2]`. The backward pass of each fills a whole tensor with zeros,
+    and the three are added; the backward pass of `unbind` stacks three parts. A changed graph must be annotated again.
     """
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -24,7 +24,7 @@ class UnbindUnpacked(PassBase):
         written = frozenset[int]().union(*(record_of(node).mutates for node in graph.nodes))
         changed = False
         for node in list(graph.nodes):
-            # What unbind gives, nobody may write to.
+            # Autograd forbids in-place writes to the results of unbind.
             if _is_unpacked(node) and not record_of(node).storages & written:
                 users = list(node.users)
                 with graph.inserting_after(node):

@@ -1,4 +1,4 @@
-"""Take tuples apart that are handed on whole: a cut is crossed by tensors."""
+"""Take tuples apart that are passed on whole: only tensors can cross a cut."""
 
 import operator
 from typing import Any
@@ -13,10 +13,9 @@ __all__ = ["UnpackTuples"]
 
 
 class UnpackTuples(PassBase):
-    """Needs: an annotated graph. Leaves: no node that uses a tuple of what carries gradient but to take an element out.
+    """Needs: an annotated graph. Leaves: of each tuple that carries gradient, no user but `operator.getitem`.
 
-    `return y, state` of an LSTM's state becomes `return y, (state[0], state[1])`. It has to be
-    annotated again.
+    `return y, state` of an LSTM becomes `return y, (state[0], state[1])`. A changed graph must be annotated again.
     """
 
     def call(self, graph_module: GraphModule) -> PassResult:

@@ -450,6 +450,28 @@ def test_an_error_in_an_autocast_block_does_not_leave_it_open() -> None:
     assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32
 
 
+class StateWrittenAbove(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.Linear(12, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.cell(torch.cat([x, h], 1))
+        return self.out(torch.relu_(h)), h
+
+
+def test_a_state_is_not_cut_off_before_it_is_written() -> None:
+    """Cut between a state and an in-place write to it, the net returned the state as it was before the write."""
+    inputs = torch.rand(4, 6), torch.rand(4, 6)
+    with pytest.raises(DniFxError, match="a node above writes to cell, which is the state"):
+        dni_fx.transform(StateWrittenAbove(), inputs, cuts=["cell"], state=True, frontend="fx")
+    assert dni_fx.check(dni_fx.transform(StateWrittenAbove(), inputs, cuts=2, state=True), inputs)
+    # torch.export returns the result of the write as the state.
+    assert dni_fx.check(
+        dni_fx.transform(StateWrittenAbove(), inputs, cuts=["cell"], state=True, frontend="export"), inputs
+    )
+
+
 FOUND = [
     Program((Linear(0, 4, 4), Add(0, 0), AddTo(3, 2), Linear(2, 4, 4), Add(3, 5), Linear(6, 4, 2)), (7,), "tensor"),
     Program((Linear(0, 4, 4), Norm(2, 4, 2), Again(3, 3), Linear(4, 4, 2)), (5,), "tensor"),

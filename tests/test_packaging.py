@@ -56,8 +56,8 @@ def test_what_is_public_is_there() -> None:
     for_types = {
         alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert for_types == {name: f"dni_fx.{home}" for name, home in dni_fx._HOME.items()}
-    assert dni_fx.__all__ == sorted(dni_fx._HOME)
+    assert for_types == {name: f"dni_fx.{home}" for name, home in dni_fx._MODULES.items()}
+    assert dni_fx.__all__ == sorted(dni_fx._MODULES)
     for name in dni_fx.__all__:
         assert getattr(dni_fx, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'transfrom'"):

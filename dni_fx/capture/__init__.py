@@ -7,7 +7,7 @@ from dni_fx.capture.annotate import annotate
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
 from dni_fx.capture.frontends import capture, check_frontend
-from dni_fx.capture.time_states import StateOption, find_state, plan_time_cuts, state_only_nodes
+from dni_fx.capture.time_states import StateOption, find_state, plan_time_cuts
 
 __all__ = [
     "StateOption",
@@ -18,5 +18,4 @@ __all__ = [
     "check_frontend",
     "find_state",
     "plan_time_cuts",
-    "state_only_nodes",
 ]

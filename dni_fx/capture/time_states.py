@@ -13,7 +13,7 @@ from dni_fx.model import Inputs, Path, by_name, by_path, canonical, tensors_in
 from dni_fx.plans import Cut, StateTensor, TimeCutPlan
 from dni_fx.runtime import DecoupledModule, Place, ReturnedValue
 
-__all__ = ["StateOption", "find_state", "plan_time_cuts", "state_only_nodes"]
+__all__ = ["StateOption", "find_state", "plan_time_cuts"]
 
 StateOption = bool | Mapping[str, int | str]
 
@@ -127,16 +127,6 @@ def _next_places(
 
 def _text(paths: Iterable[Path]) -> str:
     return ", ".join(".".join(map(str, path)) for path in paths)
-
-
-def state_only_nodes(net: DecoupledModule, tensors: Sequence[StateTensor]) -> set[str]:
-    """Names of the nodes that the graph returns as state and as no other output."""
-    if not net.dni_runs_graph:
-        return set()
-    returned = returned_nodes(net.graph)
-    places = {tensor.output for tensor in tensors}
-    others = {node.name for place, node in enumerate(returned) if place not in places}
-    return {returned[place].name for place in places} - others
 
 
 def plan_time_cuts(

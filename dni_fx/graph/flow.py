@@ -6,7 +6,7 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
-from dni_fx.graph.record import NodeMeta, record_of
+from dni_fx.graph.record import NodeMeta, record_of, returned_nodes
 from dni_fx.model import tensors_in
 from dni_fx.partition import FlowNode, add_flow_node
 
@@ -18,7 +18,7 @@ _SUMS = ("add", "add_", "iadd")
 def dataflow(
     graph: fx.Graph,
     times: Mapping[str, tuple[float, float]] | None = None,
-    handed_on: Set[str] = frozenset(),
+    states: Set[int] = frozenset(),
 ) -> "nx.DiGraph[str]":
     """Convert an annotated graph: nodes in order, with a `FlowNode` each.
 
@@ -26,11 +26,15 @@ def dataflow(
 
     Args:
         times: Measured seconds of each node, forward and backward, in place of FLOPs.
-        handed_on: Nodes that the graph returns detached, as a recurrent model's state: as outputs they cross no cut.
+        states: Positions, among the nodes that the graph returns, of a recurrent model's state. The state is returned
+            detached by the segment that makes it: as an output it crosses no cut.
     """
     flow: nx.DiGraph[str] = nx.DiGraph()
     owner: Any = graph.owning_module
     parameters = dict(owner.named_parameters())
+    returned = [node.name for node in returned_nodes(graph)]
+    state_nodes = {returned[i] for i in states}
+    state_only = state_nodes - {name for i, name in enumerate(returned) if i not in states}
     unused = {name: p.nbytes for name, p in parameters.items() if p.requires_grad}
     flow.graph["largest"] = max(unused.values(), default=0)
     for node in graph.nodes:
@@ -52,12 +56,13 @@ def dataflow(
             description=_description(record),
             storages=record.storages,
             mutates=record.mutates,
+            is_state=node.name in state_nodes,
             obstacle=record.obstacle,
             gradient_from=record.gradient_from,
         )
         add_flow_node(flow, node.name, entry)
         sources = [source.name for source in node.all_input_nodes]
-        flow.add_edges_from((name, node.name) for name in sources if node.op != "output" or name not in handed_on)
+        flow.add_edges_from((name, node.name) for name in sources if node.op != "output" or name not in state_only)
     return flow
 
 

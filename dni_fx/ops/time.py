@@ -106,7 +106,7 @@ def _apart(end: Any, *arguments: Any) -> Any:
     return end(*arguments)
 
 
-class _Lesson(torch.autograd.Function):
+class _Learn(torch.autograd.Function):
     """Hands a tensor on; with its gradient, that of half the squared error of a prediction goes to this."""
 
     @staticmethod
@@ -128,7 +128,7 @@ class _Lesson(torch.autograd.Function):
 
 def learn(h: Tensor, prediction: Tensor, target: Tensor, segment: Segment) -> Tensor:
     """The tensor, handed on; when a gradient comes to it, `prediction` learns its `target`, both of one shape."""
-    apply: Any = _Lesson.apply
+    apply: Any = _Learn.apply
     following: Tensor = apply(h, prediction, target, segment)
     return following
 

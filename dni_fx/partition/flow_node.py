@@ -32,6 +32,7 @@ class FlowNode:
     description: str = ""  # of the value, for messages
     storages: Set[int] = frozenset()  # that the value lies in
     mutates: Set[int] = frozenset()  # storages that the node writes to
+    is_state: bool = False  # the graph returns the value, detached, as the state for the next call
     obstacle: str = ""  # why no cut may separate the node from its users; empty: nothing forbids one
     gradient_from: str = ""  # the later node that makes the value carry gradient, by a write into its memory
 

@@ -43,6 +43,8 @@ def find_positions(flow: "nx.DiGraph[str]") -> list[Position]:
         for storage in flow_node(flow, name).mutates:
             last_write[storage] = i
     total = sum(flow_node(flow, name).parameters for name in nodes)
+    states = {n: max((last_write.get(s, -1) for s in flow_node(flow, n).storages), default=-1) for n in nodes}
+    states = {name: write for name, write in states.items() if flow_node(flow, name).is_state and write > order[name]}
     alive: dict[str, None] = {}
     result: list[Position] = []
     below = 0
@@ -55,6 +57,8 @@ def find_positions(flow: "nx.DiGraph[str]") -> list[Position]:
                 alive.pop(source, None)
         crossing = tuple(n for n in alive if flow_node(flow, n).carries_gradient)
         obstacle = _obstacle(flow, alive, crossing, i, last_write, order)
+        for state in [name for name, write in states.items() if order[name] <= i < write and not obstacle]:
+            obstacle = f"a node above writes to {state}, which is the state for the next call"
         if not obstacle and not 0 < below < total:
             obstacle = f"no trainable parameter is {'below' if below == 0 else 'above'} the cut"
         size = sum(flow_node(flow, n).bytes for n in crossing)

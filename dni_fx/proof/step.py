@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dni_fx import ops
 from dni_fx.model import Inputs, in_train_mode, preserved, seed, tensors_in
 from dni_fx.plans import StateTensor
-from dni_fx.runtime import DecoupledModule, Interfaces, TimeCut, state_positions
+from dni_fx.runtime import DecoupledModule, Dni, TimeCut, state_positions
 
 __all__ = [
     "RATE",
@@ -96,7 +96,7 @@ def forget_windows(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, TimeCut):
             module.forget()
-        if isinstance(module, Interfaces) and module.replay is not None:
+        if isinstance(module, Dni) and module.replay is not None:
             module.replay.forget()
 
 

@@ -5,7 +5,7 @@ In: a plan and a captured graph. Out: modules that train.
 
 from dni_fx.runtime.averaging import average_segments
 from dni_fx.runtime.crossing import Crossing
-from dni_fx.runtime.dni import Interfaces, build_dni
+from dni_fx.runtime.dni import Dni, build_dni
 from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
 from dni_fx.runtime.metrics import log_metrics
@@ -22,11 +22,11 @@ __all__ = [
     "Calling",
     "Crossing",
     "DecoupledModule",
+    "Dni",
     "FlatCapture",
     "FlatModule",
     "HookedCapture",
     "HookedModule",
-    "Interfaces",
     "Leaf",
     "OptimizerFactory",
     "Output",

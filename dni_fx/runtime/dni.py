@@ -1,7 +1,7 @@
-"""`net.dni`: everything that a rewrite adds, and how it is built from a plan."""
+"""`net.dni`: all modules that a rewrite adds, built from a plan."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,25 +9,28 @@ from torch import Tensor, nn
 from dni_fx import ops
 from dni_fx.errors import DniFxError
 from dni_fx.plans import Plan, crossing_name
-from dni_fx.runtime.crossing import MEASURES, Crossing, LossScale
+from dni_fx.runtime.crossing import MEASURES, Crossing
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
-from dni_fx.synthesizers import Factory, Link, LossHead, Outcome, activation_of
+from dni_fx.synthesizers import Factory, Link, LossHead, LossScale, Outcome, activation_of
 
-__all__ = ["Interfaces", "build_dni"]
+if TYPE_CHECKING:
+    from dni_fx.runtime.time_horizon import Replay
+
+__all__ = ["Dni", "build_dni"]
 
 
-class Interfaces(nn.Module):
+class Dni(nn.Module):
     """All that a rewrite adds to a model: the plan, a `Crossing` for each crossing tensor, the segments."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
-        # That of all segments, with step="segment"; else that of the synthesizers, where they have one of their own.
+        # With step="segment", the optimizer of all segments; else that of the synthesizers, from Training.optimizer.
         self.optimizer: torch.optim.Optimizer | None = None
-        self.replay: Any = None  # with a horizon: what keeps the last windows, a `dni_fx.runtime.time_horizon.Replay`
+        self.replay: Replay | None = None  # with a horizon: keeps the last windows
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy of a net has no optimizer: its parameters are others."""
+        """Leave the optimizer out: a copy of a net has other parameters."""
         return self.__dict__ | {"optimizer": None}
 
     @property
@@ -44,49 +47,47 @@ class Interfaces(nn.Module):
         """Let predictions follow the scale of the loss.
 
         Raises:
-            DniFxError: If targets are clipped.
+            DniFxError: If targets are clipped, or there is a horizon.
         """
         check_scaler(scaler, self.plan.rewrite.training if self.plan.rewrite is not None else Training())
         for crossing in self.crossings.values():
-            crossing.loss_scale = LossScale(scaler) if scaler.is_enabled() else None
-            if getattr(crossing.synthesizer, "own_unit", False):
-                setattr(crossing.synthesizer, "loss_scale", crossing.loss_scale)  # noqa: B010  # for mypy, it is a tensor
+            crossing.scale_with(LossScale(scaler) if scaler.is_enabled() else None)
 
     def reset(self, rows: Tensor | None = None) -> None:
-        """New sequences begin: recurrent synthesizers drop the state that they carry from step to step.
+        """Begin new sequences: recurrent synthesizers drop the state that they carry from step to step.
 
         Args:
-            rows: For a cut in time: where they do, a bool a row of the last call; None: everywhere. It is not needed
-                where the state that comes in is zero.
+            rows: For a cut in time: the rows of the last call whose sequences have ended, a bool tensor; None: all.
+                Rows in which the next state is zero end by themselves.
         """
         for crossing in self.crossings.values():
             crossing.reset(rows)
 
     @property
     def segments(self) -> list[ops.Segment]:
-        """All but the last, from below: each has a cut above it."""
+        """All segments but the last, from below: each has a cut above."""
         return [module for module in self.children() if isinstance(module, ops.Segment)]
 
     def progress(self) -> dict[str, Any]:
-        """Where a run is, beside parameters and buffers."""
+        """The part of a checkpoint beside parameters and buffers."""
         found: dict[str, Any] = {name: crossing.progress() for name, crossing in self.crossings.items()}
         return found if self.replay is None else found | {"replay": self.replay.progress()}
 
     def resume(self, progress: Mapping[str, Any]) -> None:
-        """Go on from where `progress` was."""
+        """Continue from `progress`."""
         for name, crossing in self.crossings.items():
             crossing.resume(progress[name])
         if self.replay is not None:
             self.replay.resume(progress["replay"])
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """How well each synthesizer predicts its target, at the last step that was looked at (every nineteenth).
+        """How well each synthesizer predicts its target, at the last step that was measured (every nineteenth).
 
         Returns:
             For each crossing: `cosine` between prediction and target, `relative_error` |g - target| / |target|,
             `target_norm` and `prediction_norm`, of the gradient of the mean loss; `steps`, the number of training steps
-            so far; and `skipped`, how often a prediction or target of its cut was dropped, for it was not finite.
-            Empty until a step has run; NaN where no target has come back.
+            so far; and `skipped`, how often a prediction or target of its cut was dropped, since it was not finite.
+            Empty until a step has run; NaN until a target has been computed.
         """
         found = {}
         segments = self.segments
@@ -101,13 +102,13 @@ class Interfaces(nn.Module):
 
 def build_dni(
     plan: Plan, factories: Mapping[str, Factory], settings: Settings, *, device: torch.device | str = "cpu"
-) -> Interfaces:
+) -> Dni:
     """The submodule `dni` for a plan; its segments hold no parameters yet.
 
     Args:
-        factories: What makes the synthesizer of each crossing.
+        factories: The factory of the synthesizer at each crossing.
     """
-    dni = Interfaces(plan)
+    dni = Dni(plan)
     for index, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)
@@ -118,12 +119,12 @@ def build_dni(
             made.to(device=activation.device, dtype=activation.dtype)
             dni.add_module(name, Crossing(made, activation, settings))
         dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training).to(device))
-    _tell_critics(dni, settings)
+    _link_critics(dni, settings)
     return dni
 
 
-def _tell_critics(dni: Interfaces, settings: Settings) -> None:
-    """Let each critic hear the values of the one at the next cut, and the last one those of the model's output."""
+def _link_critics(dni: Dni, settings: Settings) -> None:
+    """Link each critic to the critic at the next cut, and the last one to the model's output."""
     heads = {name: s for name, s in dni.synthesizers.items() if isinstance(s, LossHead)}
     if not any(head.fits_value for head in heads.values()):
         return

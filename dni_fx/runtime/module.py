@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from dni_fx.model import Captured, Inputs, Path, by_path
 from dni_fx.passes.remove_dni import RemoveDni
-from dni_fx.runtime.dni import Interfaces
+from dni_fx.runtime.dni import Dni
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
 
@@ -30,7 +30,7 @@ class DecoupledModule(fx.GraphModule):
     makes the subclass `FlatModule`, the front end modules the subclass `HookedModule`.
     """
 
-    dni: Interfaces
+    dni: Dni
     dni_captured: Captured = Captured()
     dni_runs_graph = True  # False: forward runs the original model, and the graph is a record of its calls
     dni_keeps_key_order = False  # True: dicts among the arguments must have their keys in the order of the example

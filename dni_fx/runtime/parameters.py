@@ -6,12 +6,12 @@ from operator import attrgetter
 from torch import fx, nn
 
 from dni_fx.plans import Plan, crossing_name, time_name
-from dni_fx.runtime.dni import Interfaces
+from dni_fx.runtime.dni import Dni
 
 __all__ = ["hold_parameters", "owned_parameters"]
 
 
-def hold_parameters(net: fx.GraphModule, dni: Interfaces) -> None:
+def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
     """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
     for segment, used in zip(dni.segments, parameters_by_segment(net, dni.plan)[:-1], strict=True):
         segment.hold(used)
@@ -36,7 +36,7 @@ def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Param
     return found
 
 
-def owned_parameters(net: fx.GraphModule, dni: Interfaces) -> list[tuple[list[nn.Parameter], list[nn.Parameter]]]:
+def owned_parameters(net: fx.GraphModule, dni: Dni) -> list[tuple[list[nn.Parameter], list[nn.Parameter]]]:
     """Parameters of every segment, and of the synthesizers whose targets come when it goes backward.
 
     One that several segments use is in the last of them; one that no node is known to use, in the last of all.

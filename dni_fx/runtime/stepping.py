@@ -10,7 +10,7 @@ from torch.autograd import Variable
 
 from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
-from dni_fx.runtime.dni import Interfaces
+from dni_fx.runtime.dni import Dni
 from dni_fx.runtime.module import DecoupledModule
 from dni_fx.runtime.parameters import owned_parameters
 from dni_fx.settings import Training
@@ -18,7 +18,7 @@ from dni_fx.settings import Training
 __all__ = ["OptimizerFactory", "SegmentOptimizer", "add_synthesizers", "attach_synthesizers", "check_stepping"]
 
 
-def attach_synthesizers(optimizer: torch.optim.Optimizer, dni: Interfaces, training: Training) -> None:
+def attach_synthesizers(optimizer: torch.optim.Optimizer, dni: Dni, training: Training) -> None:
     """Let the synthesizers' parameters be trained whenever the optimizer steps."""
     added = list(dni.parameters())
     if not added:
@@ -273,7 +273,7 @@ def _optimizers(
     own: list[nn.Parameter],
     synthesizers: list[nn.Parameter],
     factory: OptimizerFactory,
-    dni: Interfaces,
+    dni: Dni,
     training: Training,
 ) -> list[torch.optim.Optimizer]:
     """Of one segment: its own, with the synthesizers as one more group; or those have one of theirs."""
@@ -302,17 +302,13 @@ def _made(factory: OptimizerFactory, parameters: list[nn.Parameter]) -> torch.op
     return optimizer
 
 
-def add_synthesizers(
-    optimizer: torch.optim.Optimizer, dni: Interfaces, added: list[nn.Parameter], training: Training
-) -> None:
+def add_synthesizers(optimizer: torch.optim.Optimizer, dni: Dni, added: list[nn.Parameter], training: Training) -> None:
     """Let an optimizer train these of the synthesizers' parameters, too, at a multiple of its learning rate."""
     for parameters, rate in _rates(dni, added, training):
         _add_group(optimizer, parameters, rate)
 
 
-def _rates(
-    dni: Interfaces, parameters: list[nn.Parameter], training: Training
-) -> list[tuple[list[nn.Parameter], float]]:
+def _rates(dni: Dni, parameters: list[nn.Parameter], training: Training) -> list[tuple[list[nn.Parameter], float]]:
     """Those of cuts in depth and those of cuts in time, and what to multiply the learning rate by for them."""
     later = {id(p) for crossing in dni.crossings.values() if crossing.in_time for p in crossing.parameters()}
     in_depth, in_time = ([p for p in parameters if (id(p) in later) is wanted] for wanted in (False, True))

@@ -12,7 +12,7 @@ from torch import nn
 from dni_fx.errors import DniFxError, SourceError
 from dni_fx.model import errors_of
 from dni_fx.plans import Plan
-from dni_fx.runtime import Interfaces, add_time_cuts, build_dni
+from dni_fx.runtime import Dni, add_time_cuts, build_dni
 from dni_fx.settings import with_defaults
 from dni_fx.synthesizers import factories
 
@@ -34,12 +34,12 @@ def import_beside(file: str, name: str) -> ModuleType:
     return module
 
 
-def read_dni(file: str) -> Interfaces:
+def read_dni(file: str) -> Dni:
     """The submodule `dni` for the plan in the folder of `file`."""
     return saved_dni(Plan.load(Path(file).resolve().with_name("plan.json")))
 
 
-def saved_dni(plan: Plan) -> Interfaces:
+def saved_dni(plan: Plan) -> Dni:
     """The submodule `dni` for a plan that names its synthesizers, with fresh weights."""
     if plan.rewrite is None:
         raise DniFxError("the plan does not say how to rewrite the model: its entry rewrite is empty")

@@ -5,13 +5,15 @@ In: an activation, and labels or another context. Out: a prediction of the same 
 
 from dni_fx.synthesizers.attention import Attention
 from dni_fx.synthesizers.base import Activation, Factory, Synthesizer, centered, zero_
+from dni_fx.synthesizers.carried import Carried
 from dni_fx.synthesizers.context import check_labels, expand_context
 from dni_fx.synthesizers.crossings import activation_of, factories
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
 from dni_fx.synthesizers.heads import Critic, GuidedHead, Link, LocalHead, LossHead, Outcome
 from dni_fx.synthesizers.least_squares import LeastSquares
-from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN, Carried
+from dni_fx.synthesizers.loss_scale import LossScale
+from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN
 from dni_fx.synthesizers.registry import REGISTRY, register, resolve
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "Link",
     "LocalHead",
     "LossHead",
+    "LossScale",
     "Outcome",
     "Synthesizer",
     "Zero",

@@ -1,4 +1,4 @@
-"""A synthesizer in which every token sees all others."""
+"""A synthesizer in which every token attends to all others."""
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ __all__ = ["Attention"]
 class Attention(Synthesizer):
     """Self-attention over all tokens, earlier and later, then a linear layer; for sequences (N, T, F).
 
-    The gradient of a token depends on what comes after it in a causal model, too: hence no mask.
+    There is no mask: in a causal model, too, the gradient of a token depends on later tokens.
     """
 
     def __init__(

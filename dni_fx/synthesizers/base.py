@@ -1,4 +1,4 @@
-"""What every synthesizer is: a small network that predicts the gradient of an activation (Jaderberg et al. 2017)."""
+"""The base of synthesizers: small networks that predict the gradient of an activation (Jaderberg et al. 2017)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError
+from dni_fx.synthesizers.carried import Carried
+from dni_fx.synthesizers.loss_scale import LossScale
 
 __all__ = ["Activation", "Factory", "Synthesizer", "adaptive_average", "centered", "check_size", "zero_"]
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What is known, when the model is compiled, of a tensor that crosses a cut."""
+    """A tensor that crosses a cut, as known when the model is compiled."""
 
     shape: tuple[int, ...]  # with the example's batch size
     dtype: torch.dtype
@@ -34,12 +36,16 @@ class Synthesizer(nn.Module):
     predicted gradient of each sample's own loss, shaped like the activation: dL/d activation times the batch
     size, for a loss averaged over the batch.
 
+    A cut also takes any other `nn.Module` with this `forward`: it has the defaults below.
+
     Attributes:
-        own_unit: It is to be told targets as they come, and is given a `loss_scale`; and by a cut in time `centered`:
-            whether it is to say deviations from the mean of the batch.
+        own_unit: Whether `Training.scale` leaves the targets of this synthesizer as they are; then the synthesizer also
+            centers its predictions itself (see `configure`).
+        carried: The state that goes from one call to the next, part of a checkpoint; None: no state.
     """
 
     own_unit = False
+    carried: Carried | None = None
 
     def __init__(self, activation: Activation, context_size: int = 0) -> None:
         super().__init__()
@@ -49,6 +55,14 @@ class Synthesizer(nn.Module):
 
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward(activation, context)")
+
+    def configure(self, *, loss_scale: LossScale | None, centered: bool) -> None:
+        """Take the settings that depend on the cut; called when the cut is made, and again when a scaler is set.
+
+        Args:
+            loss_scale: The factor of the loss, and of targets; None: 1.
+            centered: With `own_unit`: whether predictions are deviations from the mean over the batch.
+        """
 
     def with_context(self, activation: Tensor, context: Tensor | None) -> Tensor:
         """Activation and context concatenated along the feature axis."""
@@ -61,10 +75,10 @@ Factory = Callable[[Activation, int], nn.Module]
 
 
 def centered(rows: Tensor) -> Tensor:
-    """Rows (N, F) less their mean; one alone is left as it is."""
+    """Rows (N, F) less their mean; a single row stays as it is."""
     if len(rows) == 1:
         return rows
-    wide = rows.float() if rows.dtype.itemsize < 4 else rows  # the sum of many is more than float16 holds
+    wide = rows.float() if rows.dtype.itemsize < 4 else rows  # float16 cannot hold the sum of many rows
     return (wide - wide.mean(0)).to(rows.dtype)
 
 
@@ -76,7 +90,7 @@ def zero_(layer: nn.Module) -> nn.Module:
 
 
 def adaptive_average(map: Tensor, positions: Sequence[int]) -> Tensor:
-    """A map (N, C, ...) of one to three spatial axes, averaged to so many positions along each."""
+    """Average a map (N, C, ...) of one to three spatial axes to the given number of positions along each axis."""
     pools: dict[int, Any] = {
         1: nn.functional.adaptive_avg_pool1d,
         2: nn.functional.adaptive_avg_pool2d,
@@ -87,7 +101,7 @@ def adaptive_average(map: Tensor, positions: Sequence[int]) -> Tensor:
 
 
 def check_size(synthesizer: str, option: str, value: Any, least: int = 1) -> int:
-    """The value of an option, if it is a whole number of `least` or more."""
+    """Return the value of an option, a whole number of `least` or more; else raise a DniFxError."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise DniFxError(f"{synthesizer}: {option}={value!r}; a whole number, {least} or more")
     return value

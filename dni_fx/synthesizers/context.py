@@ -1,4 +1,4 @@
-"""What synthesizers are conditioned on, brought to the shape of an activation."""
+"""Labels and other contexts of synthesizers, brought to the shape of an activation."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,17 @@ from dni_fx.synthesizers.base import adaptive_average
 
 __all__ = ["IGNORED", "check_labels", "expand_context"]
 
-IGNORED = -100  # the label that torch's losses leave out
+IGNORED = -100  # the label that torch's losses ignore
 
 
 def check_labels(context: Tensor, classes: int | None, size: int) -> Tensor:
-    """The context as it was given (integers as int64), if a loss can compare with it.
+    """Return the context for a loss, unchanged but for integers, which become int64.
 
     Args:
         context: With `classes`: integers; or rows of `size` floats.
 
     Raises:
-        ContextError: If it does not fit.
+        ContextError: If the context does not fit.
     """
     if context.is_floating_point():
         if context.dim() == 0 or context.shape[-1] != size:
@@ -35,11 +35,11 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
     """Bring a context to the activation's shape, but for the feature axis.
 
     Args:
-        context: With `classes`: integer labels (N,), (N, T) or (N, H, W), of which -100 stands for none, or one-hot
-            or soft labels with a last axis of `classes`. Else a float vector (N, size), or one for each position,
-            features last; or, with size 1, a number, such as the loss of the last step. A map of labels is
-            averaged to the activation's resolution.
-        activation: (N, ...); its axes other than `axis` are what the context is repeated over.
+        context: With `classes`: integer labels (N,), (N, T) or (N, H, W), where -100 is no label, or one-hot or soft
+            labels with a last axis of `classes`. Else a float vector (N, size), or one for each position, features
+            last; or, with size 1, a number, such as the loss of the last step. A map of labels is averaged to the
+            activation's resolution.
+        activation: (N, ...); the context is repeated over the axes other than `axis`.
         axis: The activation's feature axis.
         classes: Number of labels.
         size: Entries of the result's feature axis.
@@ -69,7 +69,7 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
 
 
 def _one_hot(labels: Tensor, classes: int) -> Tensor:
-    """(..., classes) of floats; all zero where a label is to be ignored."""
+    """(..., classes) of floats; all zero where a label is ignored."""
     labels = labels.long()
     _check_range(labels, classes)
     known = labels != IGNORED
@@ -78,19 +78,19 @@ def _one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def _at_resolution(context: Tensor, positions: list[int]) -> Tensor:
-    """A map (N, ..., size) averaged to other positions."""
+    """A map (N, ..., size) averaged to other spatial sizes."""
     if list(context.shape[1:-1]) == positions or not context.is_floating_point():
         return context
     return adaptive_average(context.movedim(-1, 1), positions).movedim(1, -1)
 
 
 def _check_range(labels: Tensor, classes: int) -> None:
-    """Only where a look is free: on a GPU it would wait for the device, and a compiler cannot look."""
+    """Check labels on the CPU only: on a GPU reading them would wait for the device, and a compiler has no values."""
     if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
         known = labels[labels != IGNORED]
         if known.numel() and (int(known.min()) < 0 or int(known.max()) >= classes):
             wrong = int(known.min()) if int(known.min()) < 0 else int(known.max())
             raise ContextError(
                 f"dni_context holds the label {wrong}; expected labels from 0 to {classes - 1}, or {IGNORED}, which is "
-                "left out"
+                "ignored"
             )

@@ -14,10 +14,11 @@ NONLINEARITIES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sig
 
 @register("mlp")
 class MLP(Synthesizer):
-    """Hidden layers (1, as wide as the activation, unless said), then a linear one; over the feature axis.
+    """Hidden layers (by default one, as wide as the activation), then a linear one; over the feature axis.
 
-    The paper's for unconditioned DNI is `mlp(hidden_layers=2, hidden_size=1024, batch_norm=True)` (Jaderberg et al.
-    2017, supplement). At every position alike; a batch norm takes its statistics over batch and positions.
+    The weights are the same at every position. The paper uses `mlp(hidden_layers=2, hidden_size=1024,
+    batch_norm=True)` for unconditioned DNI (Jaderberg et al. 2017, supplement). A batch norm takes its statistics over
+    batch and positions.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class MLP(Synthesizer):
 
 @register("linear")
 class Linear(MLP):
-    """One linear layer over the feature axis, at every position alike; for vectors and sequences."""
+    """One linear layer over the feature axis, the same at every position; for vectors and sequences."""
 
     def __init__(self, activation: Activation, context_size: int = 0) -> None:
         super().__init__(activation, context_size, hidden_layers=0)
@@ -60,9 +61,10 @@ class Linear(MLP):
 
 @register("conv")
 class Conv(Synthesizer):
-    """Convolutions that keep the shape (one, 3 wide, unless said), for maps (N, C, ...) of one to three axes, any size.
+    """Convolutions that keep the shape (by default one, 3 wide), for maps (N, C, ...) of one to three axes, any size.
 
-    No pooling, zero padding, and labels as extra feature maps (Jaderberg et al. 2017, supplement).
+    No pooling, zero padding, and labels as extra feature maps (Jaderberg et al.
+    2017, supplement).
     """
 
     def __init__(
@@ -103,14 +105,14 @@ class Conv(Synthesizer):
 
 @register("zero")
 class Zero(Synthesizer):
-    """No gradient, for ever: nothing below the last cut learns. The control ("no bprop": Jaderberg et al. 2017)."""
+    """Zeros: the segments below the last cut do not learn. The control ("no bprop": Jaderberg et al. 2017)."""
 
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
         return torch.zeros_like(activation)
 
 
 class Norm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over axis 1 of any shape, that takes its running statistics where a single row gives none."""
+    """Batch norm over axis 1 of any shape; a single row, which has no variance, is normalised by running statistics."""
 
     def forward(self, input: Tensor) -> Tensor:
         alone = input.numel() == input.shape[1]

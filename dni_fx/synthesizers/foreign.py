@@ -1,4 +1,4 @@
-"""Synthesizers of the interface that pytorch-dni has."""
+"""Synthesizers with the interface of pytorch-dni."""
 
 from typing import Any
 
@@ -6,13 +6,15 @@ from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.synthesizers.base import Activation, Factory, Synthesizer
-from dni_fx.synthesizers.recurrent import Carried
+from dni_fx.synthesizers.carried import Carried
 
 __all__ = ["Adapted", "adapt"]
 
 
 class Adapted(Synthesizer):
-    """A module with `forward(input, hidden) -> (output, hidden)`; the hidden it gives goes on to the next call."""
+    """A module with `forward(input, hidden) -> (output, hidden)`; `hidden` goes on to the next call."""
+
+    carried: Carried
 
     def __init__(self, module: nn.Module, activation: Activation, context_size: int) -> None:
         super().__init__(activation, context_size)
@@ -22,7 +24,7 @@ class Adapted(Synthesizer):
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
         joined = self.with_context(activation, context).movedim(self.axis, -1)
         output, hidden = self.module(joined, self.carried.state_for(activation))
-        self.carried.keep(hidden)
+        self.carried.remember(hidden)
         if output.numel() != activation.numel():
             raise DniFxError(
                 f"synthesizer {type(self.module).__name__} gave {list(output.shape)} for an activation of shape "
@@ -33,19 +35,19 @@ class Adapted(Synthesizer):
 
     def reset(self) -> None:
         """Drop the carried state: a new sequence begins."""
-        self.carried.drop()
+        self.carried.forget()
 
 
 def adapt(cls: type[nn.Module], hidden_size: int = 10, **options: Any) -> Factory:
-    """A factory for `transform(synthesizer=...)` from a class of the older interface.
+    """A factory for `transform(synthesizer=...)` from a class with the interface of pytorch-dni.
 
     Args:
-        cls: Made as `cls(input_size, hidden_size, output_size, **options)`, sizes of the last axis; a context, where
-            there is one, is concatenated to the input.
-        hidden_size: Handed on.
+        cls: Called as `cls(input_size, hidden_size, output_size, **options)`, with sizes of the last axis; a context,
+            where there is one, is concatenated to the input.
+        hidden_size: An argument of `cls`.
 
     Raises:
-        DniFxError: If it is no class of modules.
+        DniFxError: If `cls` is no class of modules.
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise DniFxError(f"expected a class of modules, not {cls!r}")

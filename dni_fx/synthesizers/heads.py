@@ -1,7 +1,7 @@
-"""Synthesizers with the form of the loss: a small head on the activation, whose loss is differentiated.
+"""Synthesizers that know the loss: a small head on the activation, whose loss is differentiated.
 
 Predicting a loss and differentiating it (a critic: Czarnecki et al. 2017, Sobolev Training, Sect. 4.3) and a local loss
-(decoupled greedy learning: Belilovsky et al. 2020) differ only in what the head is fitted to.
+(decoupled greedy learning: Belilovsky et al. 2020) differ only in the losses that the head is fitted by.
 """
 
 import math
@@ -17,25 +17,26 @@ from dni_fx.errors import ContextError, DniFxError
 from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Activation, Synthesizer, adaptive_average, check_size
 from dni_fx.synthesizers.context import IGNORED
+from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.registry import register
 
 __all__ = ["Critic", "GuidedHead", "Link", "LocalHead", "LossHead", "Outcome", "sample_losses"]
 
-GRID = 4  # positions along each axis of a map that a head tells apart
+GRID = 4  # positions along each axis to which a head averages a map
 
 
 @dataclass
 class Pass:
-    """One forward pass of a head: the samples' losses (N,), where somebody wants them, and the pass above it."""
+    """One forward pass of a head, and the pass of the head above."""
 
-    values: Tensor | None
+    values: Tensor | None  # the samples' losses (N,); None: no head is fitted to them
     above: "Pass | None" = None
 
 
 class Link:
-    """What ties the heads of a net together: the values of each are fitted to those of the next one above.
+    """The connection from a head to the heads below, which are fitted to the values of this head.
 
-    They belong to one forward pass: there may be several before the backward pass, of different batches.
+    Values belong to one forward pass: several passes, of different batches, may come before the backward pass.
     """
 
     def __init__(self) -> None:
@@ -53,15 +54,15 @@ class Link:
 class LossHead(Synthesizer):
     """Base of the synthesizers that differentiate `loss(head(activation), labels)`.
 
-    The prediction is the gradient of each sample's own loss, as for every synthesizer. What comes back from above
-    trains the head by the weighted sum of three losses: its own, half the squared error of its gradient, and half the
-    squared error of its value, sample by sample, to the loss of the head above.
+    The prediction is the gradient of each sample's own loss, as for every synthesizer. In the backward pass the head is
+    trained by the weighted sum of three losses: its own, half the squared error of its gradient, and half the squared
+    difference of its loss, sample by sample, from the loss of the head above.
 
     Args:
-        loss: Of (outputs, labels), a mean.
-        hidden_layers: Of the head, ReLU.
-        hidden_size: Their width.
-        dense: A map is not pooled: the head sees every position by itself.
+        loss: A function of (outputs, labels) that returns a mean.
+        hidden_layers: Number of hidden layers of the head, each with a ReLU.
+        hidden_size: The width of hidden layers.
+        dense: Apply the head at every position by itself, in place of pooling a map.
     """
 
     own_unit = True
@@ -94,11 +95,14 @@ class LossHead(Synthesizer):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], context_size))
         self.link = Link()
-        self.loss_scale: Any = None  # where the loss is scaled: what its own losses are to be multiplied by, too
+        self.loss_scale: LossScale | None = None  # also the factor of the head's own losses
+
+    def configure(self, *, loss_scale: LossScale | None, centered: bool) -> None:
+        self.loss_scale = loss_scale
 
     @property
     def fits_value(self) -> bool:
-        """Whether it wants to hear the losses from above."""
+        """Whether the head is fitted to the losses of the head above."""
         return self.weights[2] > 0
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -107,7 +111,7 @@ class LossHead(Synthesizer):
 
         Args:
             activation: Detached.
-            labels: As they were given: integers (N,), or one for each position; or rows of `context_size` floats.
+            labels: Integers (N,), or one for each position; or rows of `context_size` floats.
         """
         assert labels is not None
         own, gradient, value = self.weights
@@ -125,7 +129,7 @@ class LossHead(Synthesizer):
         return result
 
     def _rows(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of the head and labels, a row each for every sample, or for every position that has a label."""
+        """Outputs of the head, and labels: a row for every sample, or for every position that has a label."""
         of_samples = labels.dim() == (2 if labels.is_floating_point() else 1)
         if self.is_map and not self.dense:
             if not of_samples:
@@ -171,7 +175,7 @@ def _resized(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 class _Fitted(torch.autograd.Function):
-    """The prediction; what comes back for it goes to what the head is fitted to, each by its weight."""
+    """Return the prediction; in backward, pass its error on to the losses that the head is fitted by, with weights."""
 
     @staticmethod
     def forward(
@@ -190,7 +194,7 @@ class _Fitted(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, error: Tensor | None) -> tuple[Any, ...]:
-        if error is None:  # dropped: something in it was not finite, so the head's own loss is not to be trusted
+        if error is None:  # the error was not finite, so the head's own loss may be wrong, too
             return (None,) * 6
         own, gradient, value = ctx.weights
         off, values = None, ctx.here.values
@@ -203,11 +207,11 @@ class _Fitted(torch.autograd.Function):
 
 
 def sample_losses(loss: Loss, outputs: Tensor, labels: Tensor, samples: int) -> Tensor:
-    """Each sample's own loss (N,), such that their mean is the batch's loss, as for gradients of each sample's own.
+    """Each sample's own loss (N,); the mean of these is the batch's loss.
 
     Args:
-        outputs: Rows of them, the same number for every sample.
-        labels: A row, or an integer, for each; -100 for none.
+        outputs: Rows of outputs, the same number for every sample.
+        labels: A row of floats, or an integer, for each row of outputs; -100 for no label.
     """
     rows = torch.func.vmap(lambda o, y: loss(o[None], y[None]), randomness="different")(outputs, labels)
     if labels.is_floating_point():
@@ -219,14 +223,14 @@ def sample_losses(loss: Loss, outputs: Tensor, labels: Tensor, samples: int) -> 
 
 @register("local_head")
 class LocalHead(LossHead):
-    """A small head trained on the loss itself; nothing comes from above (decoupled greedy learning)."""
+    """A small head trained on the loss alone, without a target (decoupled greedy learning)."""
 
     weights = (1.0, 0.0, 0.0)
 
 
 @register("guided_head")
 class GuidedHead(LossHead):
-    """A local head that is pulled towards the gradient from above."""
+    """A local head that is also fitted to the gradient from above."""
 
     def __init__(self, activation: Activation, context_size: int = 0, *, pull: float = 1.0, **options: Any) -> None:
         super().__init__(activation, context_size, **options)
@@ -248,7 +252,7 @@ class Critic(LossHead):
 
 
 class Outcome(nn.Module):
-    """Looks at the model's output: the losses of the samples, which the uppermost critic is fitted to."""
+    """Computes the samples' losses from the model's output, which the uppermost critic is fitted to."""
 
     _is_impure = True
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dni_fx.errors import DniFxError
 from dni_fx.synthesizers.base import Activation, Synthesizer, centered, check_size
+from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.registry import register
 
 __all__ = ["LeastSquares"]
@@ -12,19 +13,19 @@ __all__ = ["LeastSquares"]
 
 @register("least_squares")
 class LeastSquares(Synthesizer):
-    """One linear layer over the feature axis: the ridge regression of the targets, older ones counting less and less.
+    """One linear layer over the feature axis: the ridge regression of targets, with smaller weights for older ones.
 
-    It has no learning rate, and no unit: it learns alike whatever the targets are multiplied by. Targets that are made
-    of its own predictions make it the fixed point of least-squares temporal differences (Bradtke and Barto 1996): on
-    streams without an end they grow without one, unless they are discounted.
-    With DistributedDataParallel all processes have what the first one has seen.
+    There is no learning rate, and the scale of the targets makes no difference. Where targets are made of its own
+    predictions, the solution is the fixed point of least-squares temporal differences (Bradtke and Barto 1996): on
+    streams without an end predictions grow without limit, unless they are discounted.
+    With DistributedDataParallel all processes use the solution of the first one.
 
-    Takes 3 F^2 numbers, and for every step as long as two linear layers, for every `every` steps that of solving F
-    equations, where F are the features and one more.
+    With F features and a constant one, memory is 3 (F + 1)^2 numbers. A step takes the time of two linear layers; every
+    `every` steps F + 1 equations are solved.
 
     Args:
-        memory: Steps after which a target counts a third.
-        ridge: What is added to the mean squares of the features, as a share of their mean.
+        memory: Steps after which the weight of a target has fallen to 1 / e.
+        ridge: Added to the mean squares of the features, as a share of their mean.
         every: Steps between two solutions.
     """
 
@@ -51,43 +52,50 @@ class LeastSquares(Synthesizer):
         self.keep = 1 - 1 / check_size("least_squares", "memory", memory, least=2)
         self.every = check_size("least_squares", "every", every)
         self.ridge = ridge
-        self.centered = False  # whether it says deviations from the mean of a batch
-        self.loss_scale = None  # where the loss is scaled: what the targets are multiplied by
+        self.loss_scale: LossScale | None = None
+        self.centered = False
         size = self.features + context_size + 1
         self.register_buffer("weight", torch.zeros(size, self.features, device=activation.device))
         self.register_buffer("squares", torch.zeros(size, size, device=activation.device))
         self.register_buffer("products", torch.zeros(size, self.features, device=activation.device))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=activation.device))
 
+    def configure(self, *, loss_scale: LossScale | None, centered: bool) -> None:
+        self.loss_scale, self.centered = loss_scale, centered
+
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
         joined = self.with_context(activation, context).movedim(self.axis, -1)
         rows = joined.reshape(-1, joined.shape[-1])
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1).to(self.weight.dtype)
-        with torch.autocast(rows.device.type, enabled=False):  # equations want all digits
+        with torch.autocast(rows.device.type, enabled=False):  # equations need full precision
             predicted = rows @ self.weight
             if self.centered:
                 predicted = centered(predicted)
         if torch.is_grad_enabled():
-            predicted = self._listening(rows, predicted, activation.shape[0] if activation.dim() > 1 else 1)
+            predicted = self._fitting_in_backward(rows, predicted, activation.shape[0] if activation.dim() > 1 else 1)
         return predicted.reshape(*joined.shape[:-1], self.features).movedim(-1, self.axis)
 
     @torch.compiler.disable(reason="least squares are fitted when the targets come")  # type: ignore[untyped-decorator]
-    def _listening(self, rows: Tensor, said: Tensor, batch: int) -> Tensor:
-        """The same prediction, which takes a gradient: by that it is fitted."""
-        predicted = said.detach().requires_grad_()
-        predicted.register_hook(lambda error: self._fit(rows, said, batch, error))
-        return predicted
+    def _fitting_in_backward(self, rows: Tensor, predicted: Tensor, batch: int) -> Tensor:
+        """Return the same prediction, requiring a gradient, which is the error that the weight is fitted by."""
+        following = predicted.detach().requires_grad_()
+        following.register_hook(lambda error: self._post_backward(rows, predicted, batch, error))
+        return following
 
     @torch.no_grad()
-    def _fit(self, rows: Tensor, said: Tensor, batch: int, error: Tensor | None) -> None:
-        """`error` is what was said less the target, of the mean: None if it was dropped; zero in rows of no target."""
+    def _post_backward(self, rows: Tensor, predicted: Tensor, batch: int, error: Tensor | None) -> None:
+        """Fit the weight.
+
+        Args:
+            error: (prediction - target) / batch size * loss scale, zero in rows without a target; None: not finite.
+        """
         if error is None:
             return
         error = error * (batch if self.loss_scale is None else batch / self.loss_scale.factor())
         rows = rows * (error != 0).any(1, keepdim=True)
-        # In place: who keeps buffers alike over processes holds on to them.
+        # In place: DistributedDataParallel broadcasts these very buffers.
         self.squares.mul_(self.keep).addmm_(rows.T, rows)
-        self.products.mul_(self.keep).addmm_(rows.T, said - error)
+        self.products.mul_(self.keep).addmm_(rows.T, predicted - error)
         self.steps += 1
         if self.steps % self.every == 0:
             ridge = self.ridge * self.squares.diagonal().mean()

@@ -1,59 +1,26 @@
 """Synthesizers with a memory: stacked LSTM, GRU and RNN."""
 
-from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError
 from dni_fx.synthesizers.base import Activation, Synthesizer, check_size, zero_
+from dni_fx.synthesizers.carried import Carried
 from dni_fx.synthesizers.registry import register
 
-__all__ = ["GRU", "LSTM", "RNN", "Carried"]
-
-
-class Carried:
-    """A state that is carried, detached, from one call to the next; dropped where the rows are others."""
-
-    def __init__(self) -> None:
-        self.kept: Any = SimpleNamespace(state=None, rows=None)
-
-    def state_for(self, activation: Tensor) -> Any:
-        """The state of the call before; None if the batch size, the device or the dtype has changed."""
-        rows = (len(activation), activation.device, activation.dtype)
-        if self.kept.rows != rows:
-            self.kept.state, self.kept.rows = None, rows
-        return self.kept.state
-
-    def keep(self, state: Any) -> None:
-        self.kept.state = pytree.tree_map_only(Tensor, lambda t: t.detach(), state)
-
-    def drop(self) -> None:
-        self.kept.state = self.kept.rows = None
-
-    def progress(self) -> Any:
-        """For a checkpoint."""
-        return None if self.kept.rows is None else (self.kept.state, self.kept.rows[0], self.kept.rows[2])
-
-    def resume(self, progress: Any, device: torch.device) -> None:
-        """Take what `progress` gave."""
-        self.drop()
-        if progress is not None:
-            state, rows, dtype = progress
-            self.kept.state = pytree.tree_map_only(Tensor, lambda t: t.to(device), state)
-            self.kept.rows = (rows, device, dtype)
+__all__ = ["GRU", "LSTM", "RNN"]
 
 
 class Recurrent(Synthesizer):
     """Stacked recurrent layers, then a linear one.
 
     For vectors (N, F) each training call is one time step, and the hidden state goes on to the next; for sequences
-    (N, T, F) each call is a whole sequence, and starts anew.
+    (N, T, F) each call is a whole sequence, and begins without a state.
     """
 
     kind: type[nn.RNNBase]
+    carried: Carried
 
     def __init__(
         self,
@@ -89,13 +56,13 @@ class Recurrent(Synthesizer):
         steps = joined.unsqueeze(1) if joined.dim() == 2 else joined
         hidden, state = self.net(steps, self.carried.state_for(activation) if self.carries else None)
         if self.carries:
-            self.carried.keep(state)
+            self.carried.remember(state)
         predicted: Tensor = self.last(hidden)
         return predicted.reshape(activation.shape)
 
     def reset(self) -> None:
         """Drop the carried state: a new sequence begins."""
-        self.carried.drop()
+        self.carried.forget()
 
 
 @register("lstm")

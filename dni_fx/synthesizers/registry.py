@@ -18,7 +18,7 @@ REGISTRY: dict[str, Callable[..., Any]] = {}
 
 
 def register(name: str) -> Callable[[F], F]:
-    """Make a synthesizer available by name, to `transform(synthesizer=name)` and the command line."""
+    """Register a synthesizer under a name, for `transform(synthesizer=name)` and the command line."""
 
     def add(factory: F) -> F:
         REGISTRY[name] = factory
@@ -30,7 +30,7 @@ def register(name: str) -> Callable[[F], F]:
 def resolve(
     synthesizer: str | Factory, shape: tuple[int, ...], axis: int, loss: Loss | None = None
 ) -> tuple[str, Factory]:
-    """The name and the factory that `synthesizer` stands for.
+    """The name and the factory of a synthesizer.
 
     Args:
         synthesizer: A registered name, with options as in "mlp(hidden_layers=2)"; "auto"; or a factory, as it is.
@@ -40,7 +40,7 @@ def resolve(
         loss: For the synthesizers that differentiate a loss.
 
     Raises:
-        DniFxError: If there is none of that name, or it has no such option, or lacks the loss.
+        DniFxError: If the name or an option is not known, or the loss is missing.
     """
     if not isinstance(synthesizer, str):
         return getattr(synthesizer, "__name__", type(synthesizer).__name__), synthesizer
@@ -79,15 +79,15 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
 
 def _bound(factory: Factory, name: str, options: dict[str, Any]) -> Factory:
     known = _options(factory)
-    strange = sorted(options.keys() - set(known))
-    if strange:
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
         allowed = ", ".join(option for option in known if option != "loss") or "none"
-        raise DniFxError(f"synthesizer {name} has no option {strange[0]!r}; there are {allowed}")
+        raise DniFxError(f"synthesizer {name} has no option {unknown[0]!r}; there are {allowed}")
     return functools.partial(factory, **options)
 
 
 def _options(factory: Factory) -> list[str]:
-    """Names of the keyword-only arguments; of the base's too, where a class hands on what it does not know."""
+    """Names of the keyword-only arguments; of the base class, too, where a class passes `**options` on."""
     found: list[str] = []
     for one in factory.__mro__ if isinstance(factory, type) else (factory,):
         parameters = inspect.signature(one).parameters.values()

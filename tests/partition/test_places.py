@@ -201,6 +201,19 @@ def test_memory_that_is_written_above() -> None:
     assert not any("share memory" in p.obstacle for p in find_positions(flow_with(frozenset())))
 
 
+def test_a_state_that_is_written_above() -> None:
+    """The segment that makes a state returns it, so a later segment must not write to it."""
+    flow: Flow = nx.DiGraph()
+    add(flow, "x", carries_gradient=False)
+    add(flow, "state", ("x",), parameters=1, storages=frozenset({7}), is_state=True)
+    add(flow, "other", ("state",))
+    add(flow, "write", ("state",), storages=frozenset({7}), mutates=frozenset({7}))
+    add(flow, "b", ("write", "other"), parameters=1)
+    add(flow, "output", ("b",), carries_gradient=False)
+    found = {p.after: "writes to state" in p.obstacle for p in find_positions(flow)}
+    assert found == {"x": False, "state": True, "other": True, "write": False, "b": False}
+
+
 # ------------------------------------------------------------------------------------------------position_after
 def test_snap_goes_past_what_is_taken_out_of_a_tuple() -> None:
     flow: Flow = nx.DiGraph()

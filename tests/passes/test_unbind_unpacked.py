@@ -1,12 +1,16 @@
 """Tensors that are unpacked are taken apart at once, as Python does it; the network stays the same."""
 
+import operator
 from collections.abc import Callable
 
 import pytest
 import torch
+from small_graphs import SmallGraph, lines, runs
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import dni_fx
+from dni_fx.passes.unbind_unpacked import UnbindUnpacked
 
 X = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
 
@@ -79,3 +83,49 @@ def test_rows_that_happen_to_be_as_many() -> None:
     model = Rows()
     net = dni_fx.transform(model, X[:2], cuts=["first"]).eval()
     assert torch.equal(net(X), model.eval()(X))
+
+
+def two_parts(*indices: object, rows: int = 2, mutates: frozenset[int] = frozenset()) -> GraphModule:
+    """v = sin(x), of which these parts are added up."""
+    small = SmallGraph()
+    v = small.call(torch.sin, small.input("x"), name="v", storages={7})
+    v.meta |= {"val": torch.zeros(rows, 3), "nn_module_stack": {"block": ("block", "Block")}}
+    parts = [small.call(operator.getitem, v, index) for index in indices]
+    total = parts[0]
+    for part in parts[1:]:
+        total = small.call(torch.add, total, part, mutates=mutates)
+    return small.give(total)
+
+
+def test_the_exact_nodes() -> None:
+    module, x = two_parts(0, 1), torch.rand(2, 3)
+    expected = module(x)
+    assert UnbindUnpacked()(module).modified
+    assert lines(module) == [
+        "x",
+        "v = sin(x)",
+        "unbind = unbind(v)",
+        "getitem = getitem(unbind, 0)",
+        "getitem_1 = getitem(unbind, 1)",
+        "add = add(getitem, getitem_1)",
+        "return add",
+    ]
+    by_name = {node.name: node for node in module.graph.nodes}
+    assert by_name["unbind"].meta["nn_module_stack"] == by_name["v"].meta["nn_module_stack"]
+    assert torch.equal(runs(module, x), expected)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        two_parts(0, 1, rows=3),  # part 2 is not used
+        two_parts(0, rows=1),
+        two_parts(0, 1, slice(0, 1)),
+        two_parts(0, 1, mutates=frozenset({7})),
+    ],
+    ids=["one-left-out", "one-row", "a-slice", "written-to"],
+)
+def test_a_graph_that_stays(module: GraphModule) -> None:
+    before = lines(module)
+    assert not UnbindUnpacked()(module).modified
+    assert lines(module) == before

@@ -214,9 +214,9 @@ def test_reset_of_all_and_of_more_and_more_rows() -> None:
     window(net, 0, Lstm.begin())
     net.dni.reset(torch.tensor([True, False, False]))
     net.dni.reset(torch.tensor([False, True, False]))
-    assert net.dni.time0.before.ended.tolist() == [True, True, False]
+    assert net.dni.time0.memory.ended.tolist() == [True, True, False]
     net.dni.reset()
-    assert net.dni.time0.before.ended.all()
+    assert net.dni.time0.memory.ended.all()
 
 
 def test_who_looks_at_gradients_above_takes_nothing_away() -> None:
@@ -259,7 +259,7 @@ def test_a_loss_that_is_not_finite_is_dropped() -> None:
 
 def test_streams_in_turn_teach_nothing_and_that_is_said() -> None:
     net, streams = cut(Lstm), [Lstm.begin(), pytree.tree_map(lambda t: t + 1.0, Lstm.begin())]
-    with pytest.warns(UserWarning, match="has learned nothing: what comes in is neither zero"):
+    with pytest.warns(UserWarning, match="has learned nothing: no row of the state was zero"):
         for k in range(24):
             streams[k % 2] = window(net, 0, streams[k % 2])[1]
 

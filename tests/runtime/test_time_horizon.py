@@ -104,8 +104,8 @@ def test_a_horizon_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"training": Training(horizon=2), "compile": True}, "leave scaler and compile out"),
-        ({"training": Training(horizon=2), "scaler": torch.amp.GradScaler("cpu")}, "leave scaler and compile out"),
+        ({"training": Training(horizon=2), "compile": True}, "leave compile out, or set"),
+        ({"training": Training(horizon=2), "scaler": torch.amp.GradScaler("cpu")}, "leave scaler out, or set"),
     ],
 )
 def test_what_a_horizon_does_not_go_with(options: dict[str, Any], message: str) -> None:

@@ -37,7 +37,7 @@ def test_the_order_in_which_states_are_named_makes_no_difference(state: dict[str
         y, h, c = net(X[:, k : k + 1], h, c)
         y.sum().backward()
     assert net.dni.metrics()["time0"]["steps"] == 2
-    assert net.dni.time0.before.rows.shape == (N, H + 6)
+    assert net.dni.time0.memory.handed_on.shape == (N, H + 6)
     y, h, c = net(X[:, 3:4], h, c)  # every row went on
     prediction = net.dni.time0.synthesizer.net[-1].weight
     net.zero_grad()
