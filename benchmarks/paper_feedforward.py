@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -292,12 +291,9 @@ def command_report(arguments: argparse.Namespace) -> None:
         *[f"| {net} | " + " | ".join(str(v) for v in row.values()) + " |" for net, row in PAPER.items()],
         "",
         *tables(results),
-        f"![test error by step]({picture.name})",
-        "",
+        f"`python benchmarks/paper_feedforward.py report` draws the test error by step: `{picture.name}`.",
     ]
-    notes = arguments.runs.with_suffix(".notes.md")
-    text = "\n".join(lines) + (notes.read_text() if notes.is_file() else "")
-    arguments.runs.with_suffix(".md").write_text(text)
+    runs.write_report(arguments.runs, lines)
     plot(results, picture)
 
 
@@ -363,7 +359,7 @@ def main() -> None:
     run.add_argument("--steps", type=int, default=10_000)
     run.add_argument("--seeds", type=int, default=3)
     run.add_argument("--channels", type=int, default=64)
-    run.add_argument("--workers", type=int, default=os.cpu_count())
+    run.add_argument("--workers", type=int, default=runs.CORES)
     run.set_defaults(do=command_run)
     commands.add_parser("report").set_defaults(do=command_report)
     small = commands.add_parser("subset")
