@@ -258,7 +258,7 @@ def command_report(arguments: argparse.Namespace) -> None:
         "The paper: an LSTM of 1,024 on the Penn Treebank.",
         "",
         *tables(results),
-        f"![validation by characters seen]({picture.name})",
+        f"`python benchmarks/language_model.py report` draws the validation by characters seen: `{picture.name}`.",
         "",
     ]
     runs.write_report(arguments.runs, lines)

@@ -233,7 +233,11 @@ def report(found: dict[str, Any]) -> str:
     for name in (name for name in NETS if name in found):
         section = found[name]
         lines += [f"## {section['title']}", "", f"torch {section['torch']}, {section['steps']} steps of each.", ""]
-        lines += ["```", section["table"].rstrip(), "```", "", f"![memory over the step](memory_{name}.png)", ""]
+        lines += ["```", section["table"].rstrip(), "```", ""]
+        lines += [
+            f"`python benchmarks/memory.py --nets {name}` draws the memory over the step: `memory_{name}.png`.",
+            "",
+        ]
     notes = RESULTS / "memory.notes.md"
     return "\n".join(lines) + (notes.read_text() if notes.is_file() else "")
 

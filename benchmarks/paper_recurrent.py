@@ -189,7 +189,7 @@ def command_report(arguments: argparse.Namespace) -> None:
     for steps in sorted({run.steps for run in results}):
         for task in TASKS:
             lines += table(results, task, steps)
-    lines += [f"![longest answer by steps]({picture.name})", ""]
+    lines += [f"`python benchmarks/paper_recurrent.py report` draws the longest answer by steps: `{picture.name}`.", ""]
     runs.write_report(arguments.runs, lines)
     plot(results, picture)
 
