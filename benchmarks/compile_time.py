@@ -33,6 +33,8 @@ COLUMNS = ("symbolic_trace", "trace", "compare", "annotate", "plan", "rewrite")
 
 
 class Block(nn.Module):
+    """Two linear layers beside a skip."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second, self.act = nn.Linear(width, width), nn.Linear(width, width), nn.Tanh()

@@ -3,7 +3,7 @@
 Run:     python benchmarks/paper_feedforward.py run --steps 10000 --seeds 3
 Report:  python benchmarks/paper_feedforward.py report
 
-Every run is one line in the file of runs, and is not repeated: stop it and start it again at will; after a change to a
+Every run is one line in the file of runs, and is not repeated: stop and start at will; after a change to a
 method, take its lines out. `transform` alone makes the networks; the training loop is the ordinary one, Adam 1e-3
 divided by ten at 60 % and 80 % of the steps.
 """
@@ -133,7 +133,7 @@ def build(run: Run) -> nn.Module:
 
 
 def transformed(net: nn.Module, x: Tensor, options: dict[str, Any]) -> nn.Module:
-    """With a cut after every hidden layer, or where `options` say."""
+    """With a cut after every hidden layer, or where `options` name them."""
     cuts = [name for name, module in net.named_modules() if isinstance(module, Block)]
     return dni_fx.transform(net, x, verify=False, **({"cuts": cuts} | options))
 
