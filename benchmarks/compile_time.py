@@ -1,18 +1,17 @@
 """Seconds to trace and to rewrite against the size of the graph, beside torch.fx.symbolic_trace alone.
 
-    python benchmarks/compile_time.py            # writes benchmarks/results/compile_time.md; --largest N for less
+Run:  python benchmarks/compile_time.py       writes benchmarks/results/compile_time.md
 
-The model is a chain of residual blocks, five nodes a block; a tenth of the blocks is cut after. "trace" is the tracer
-alone, "compare" what proves the capture, "annotate" shapes and costs, "plan" the choice of the cuts, "rewrite" the
-passes that put them in. Best of three runs.
+The model is a chain of residual blocks, five nodes a block, with a cut after every tenth block. "trace" is the tracer
+alone, "compare" the check that the capture is the same network, "annotate" finds shapes and costs, "plan" checks and
+prices the cuts, "rewrite" runs the passes that put them in. Best of three runs.
 """
 
 import argparse
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
+import runs
 import torch
 from torch import Tensor, fx, nn
 
@@ -20,16 +19,22 @@ from dni_fx.capture.annotate import annotate
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.verify import verify
 from dni_fx.compiler import rewrite
-from dni_fx.cuts.decide import decide
-from dni_fx.cuts.plan import make_plan
-from dni_fx.graph.flow import dataflow
-from dni_fx.model.inputs import Inputs
+from dni_fx.cost import OPTIMIZER_STATES, CostModel, resident, synthesizer_prices
+from dni_fx.cuts import Limits, decide, make_plan
+from dni_fx.graph import dataflow
+from dni_fx.model import Inputs
+from dni_fx.plans import Plan
+from dni_fx.runtime import DecoupledModule
+from dni_fx.settings import DEFAULTS
 
 RESULTS = Path(__file__).parent / "results" / "compile_time.md"
-T = TypeVar("T")
+NODES = (100, 300, 1_000, 3_000, 10_000, 20_000)
+COLUMNS = ("symbolic_trace", "trace", "compare", "annotate", "plan", "rewrite")
 
 
 class Block(nn.Module):
+    """Two linear layers beside a skip."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second, self.act = nn.Linear(width, width), nn.Linear(width, width), nn.Tanh()
@@ -38,59 +43,43 @@ class Block(nn.Module):
         return self.act(x + self.second(self.act(self.first(x))))
 
 
-def timed(function: Callable[[], T]) -> tuple[float, T]:
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
 def stages(blocks: int) -> dict[str, float]:
     """Seconds of each stage for a model of that many blocks."""
     model = nn.Sequential(*(Block(4) for _ in range(blocks)))
     inputs = Inputs((torch.rand(3, 4),))
-    seconds: dict[str, Any] = {}
-    seconds["symbolic_trace"], plain = timed(lambda: fx.symbolic_trace(model))
-    seconds["nodes"] = len(plain.graph.nodes)
-    seconds["trace"], module = timed(lambda: capture_by_fx(model, inputs))
-    seconds["compare"], _ = timed(lambda: verify(model, module, inputs))
-    seconds["annotate"], _ = timed(lambda: annotate(module, inputs))
     cuts = [str(i) for i in range(9, blocks - 1, 10)]
-
-    def plan() -> Any:
-        chosen, why = decide(module.graph, dataflow(module.graph), cuts)
-        return make_plan("Sequential", module.graph, chosen, why, (), "benchmark")
-
-    seconds["plan"], decided = timed(plan)
-    settings: dict[str, Any] = {"unlock": "backward", "mix": 0.0, "classes": None, "context_size": None}
-    seconds["rewrite"], _ = timed(lambda: rewrite(module, decided, synthesizer="linear", **settings))
+    seconds: dict[str, float] = {}
+    seconds["symbolic_trace"], plain = runs.timed(lambda: fx.symbolic_trace(model))
+    seconds["nodes"] = len(plain.graph.nodes)
+    seconds["trace"], module = runs.timed(lambda: capture_by_fx(model, inputs))
+    seconds["compare"], _ = runs.timed(lambda: verify(model, module, inputs))
+    seconds["annotate"], _ = runs.timed(lambda: annotate(module, inputs))
+    seconds["plan"], plan = runs.timed(lambda: plan_cuts(module, inputs, cuts))
+    seconds["rewrite"], _ = runs.timed(lambda: rewrite(module, plan, "linear"))
     return seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--largest", type=int, default=20_000, help="nodes of the largest graph")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+def plan_cuts(module: DecoupledModule, inputs: Inputs, cuts: list[str]) -> Plan:
+    """The plan for `cuts` of a captured, annotated module."""
+    prices, refused = synthesizer_prices(module.graph, "linear", DEFAULTS)
+    always = resident(module, inputs, OPTIMIZER_STATES)
+    cost_model = CostModel(dataflow(module.graph), prices, always, refused=refused)
+    decision = decide(module.graph, cost_model, cuts, Limits())
+    return make_plan("Sequential", module.graph, cost_model, decision, (), "benchmark")
+
+
+def report(arguments: argparse.Namespace) -> Iterator[str]:
     torch.set_num_threads(1)
-    columns = ("symbolic_trace", "trace", "compare", "annotate", "plan", "rewrite")
-    lines = [
-        "# Time to compile",
-        "",
-        f"`python benchmarks/compile_time.py`, torch {torch.__version__}, one thread; seconds, best of three.",
-        "",
-        f"| nodes | {' | '.join(columns)} | rewrite / trace |",
-        f"|{'---|' * (len(columns) + 2)}",
-    ]
-    for nodes in (100, 300, 1_000, 3_000, 10_000, 20_000):
-        if nodes > arguments.largest:
-            break
-        runs = [stages(nodes // 5) for _ in range(3)]
-        best = {name: min(run[name] for run in runs) for name in runs[0]}
+    yield "# Time to compile\n"
+    yield f"`python benchmarks/compile_time.py`, torch {torch.__version__}, one thread; seconds, best of three.\n"
+    yield f"| nodes | {' | '.join(COLUMNS)} | rewrite / trace |"
+    yield f"|{'---|' * (len(COLUMNS) + 2)}"
+    for nodes in (n for n in NODES if n <= arguments.largest):
+        turns = [stages(nodes // 5) for _ in range(3)]
+        best = {name: min(turn[name] for turn in turns) for name in turns[0]}
         share = best["rewrite"] / best["trace"]
-        lines.append(f"| {best['nodes']} | {' | '.join(f'{best[c]:.3f}' for c in columns)} | {share:.2f} |")
-        print(lines[-1], flush=True)
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        yield f"| {best['nodes']} | {' | '.join(f'{best[c]:.3f}' for c in COLUMNS)} | {share:.2f} |"
 
 
 if __name__ == "__main__":
-    main()
+    runs.measure(__doc__, RESULTS, report, largest=20_000)

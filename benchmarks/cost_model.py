@@ -1,19 +1,20 @@
 """How far off the cost model is: predicted memory and time of a training step beside measured ones.
 
 Run:  python benchmarks/cost_model.py          writes benchmarks/results/cost_model.md
-Memory is measured op by op, exactly (`dni_fx/live_bytes.py`): all that a step makes; parameters, optimizer state and
-batch, which are known, are not counted. Times are medians of steps taken in turn, as a ratio to backprop's.
+
+Memory is measured exactly, operation by operation (`dni_fx/bench/live_bytes.py`): all tensors that a step makes, not
+the parameters, optimizer state and batch, whose sizes are known. Times are medians of steps taken in turn, as a ratio
+to backprop's.
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import runs
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,8 +24,8 @@ from dni_fx.bench.live_bytes import training_peak
 from dni_fx.errors import DniFxError
 from dni_fx.model.inputs import tensors_in
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent / "examples"))
+RESULTS = Path(__file__).parent / "results" / "cost_model.md"
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
 EXAMPLES = ("mlp", "cnn", "resnet", "transformer", "unet")
 
 
@@ -96,14 +97,9 @@ class Step:
         self.optimizer.zero_grad()
         return training_peak(self, self.net.parameters()).peak
 
-    def seconds(self) -> float:
-        start = time.perf_counter()
-        self()
-        return time.perf_counter() - start
-
 
 def backward_flops(net: nn.Module, args: tuple[Any, ...]) -> tuple[int, int]:
-    """Of matrix products and convolutions, forward and backward, as torch counts them."""
+    """FLOPs of matrix products and convolutions, forward and backward, as torch counts them."""
     with FlopCounterMode(display=False) as forward:
         outputs = tensors_in(net(*args))
     with FlopCounterMode(display=False) as backward:
@@ -111,7 +107,8 @@ def backward_flops(net: nn.Module, args: tuple[Any, ...]) -> tuple[int, int]:
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-def rows(name: str, build: Callable[[], nn.Module], example: Any, steps: int) -> Iterator[str]:
+def rows(name: str, build: Callable[[], nn.Module], example: Any, steps: int) -> Iterator[tuple[str, float]]:
+    """A row for each number of segments, and by what percentage its memory is off."""
     args = example if isinstance(example, tuple) else (example,)
     torch.manual_seed(0)
     plain = Step(build(), args)
@@ -128,53 +125,48 @@ def rows(name: str, build: Callable[[], nn.Module], example: Any, steps: int) ->
         predicted = outlook.peak_bytes - forecast.resident_bytes - static
         step = plain if segments == 1 else Step(net, args)
         measured = step.peak()
-        memory = f"{predicted / 2**20:.2f} | {measured / 2**20:.2f} | {100 * (predicted / measured - 1):+.1f} %"
-        pairs = [(plain.seconds(), step.seconds()) for _ in range(steps)]
-        ratios = sorted(cut / backprop for backprop, cut in pairs)
-        spread = (
-            f"{statistics.median(ratios):.2f} ({ratios[len(ratios) // 10]:.2f} to {ratios[-1 - len(ratios) // 10]:.2f})"
-        )
-        yield f"| {name} | {segments} | {memory} | {outlook.step / forecast.backprop.step:.2f} | {spread} |"
+        off = 100 * (predicted / measured - 1)
+        base, times = runs.in_turn([plain, step], steps)
+        cells = [
+            name,
+            str(segments),
+            f"{predicted / 2**20:.2f}",
+            f"{measured / 2**20:.2f}",
+            f"{off:+.1f} %",
+            f"{outlook.step / forecast.backprop.step:.2f}",
+            runs.ratio(times, base),
+        ]
+        yield "| " + " | ".join(cells) + " |", off
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30, help="of each, for the times")
-    arguments = parser.parse_args()
-    lines = [
-        "# Cost model",
-        "",
-        f"`python benchmarks/cost_model.py --steps {arguments.steps}`, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads, CPU.",
-        "",
-        '`unlock="backward"`, default synthesizers, no labels, Adam. Memory in MiB: the peak of all that a step makes, '
-        "the optimizer's temporaries too. Time as a ratio to backprop's step: predicted from `--profile`; measured: "
-        f"median of {arguments.steps} pairs (10th to 90th percentile).",
-        "",
-        "| model | segments | predicted | measured | off | time predicted | time measured |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def flops(name: str, build: Callable[[], nn.Module], example: Any) -> str:
+    plan = dni_fx.plan(build(), example, cuts=2)
+    forward, backward = backward_flops(build(), example if isinstance(example, tuple) else (example,))
+    ruled = sum(s.backward for s in plan.segments)
+    return f"| {name} | {forward:.4g} | {ruled:.4g} | {backward:.4g} ({100 * (ruled / backward - 1):+.1f} %) |"
+
+
+def report(arguments: argparse.Namespace) -> Iterator[str]:
+    steps, threads = arguments.steps, torch.get_num_threads()
+    yield "# Cost model\n"
+    yield f"`python benchmarks/cost_model.py --steps {steps}`, torch {torch.__version__}, {threads} threads, CPU.\n"
+    yield '`unlock="backward"`, default synthesizers, no labels, Adam. Memory in MiB: the peak of all that a step'
+    yield "makes, the optimizer's temporaries too. Time as a ratio to backprop's step: predicted from `--profile`;"
+    yield f"measured: median of {steps} pairs (10th to 90th percentile).\n"
+    yield "| model | segments | predicted | measured | off | time predicted | time measured |"
+    yield "|---|---|---|---|---|---|---|"
     worst = 0.0
     for name, build, example in models():
-        for row in rows(name, build, example(), arguments.steps):
-            print(row, flush=True)
-            lines.append(row)
-            worst = max(worst, abs(float(row.split("|")[5].strip(" %"))))
-    lines += ["", f"Memory is off by {worst:.1f} % at most.", "", "FLOPs of the backward pass: rule beside count.", ""]
-    lines += ["| model | forward | backward by rule | backward counted |", "|---|---|---|---|"]
-    for name, build, example in models():
-        if "LSTM" in name:
-            continue  # torch does not count those
-        given = example()
-        plan = dni_fx.plan(build(), given, cuts=2)
-        forward, backward = backward_flops(build(), given if isinstance(given, tuple) else (given,))
-        ruled = sum(s.backward for s in plan.segments)
-        lines.append(
-            f"| {name} | {forward:.4g} | {ruled:.4g} | {backward:.4g} ({100 * (ruled / backward - 1):+.1f} %) |"
-        )
-        print(lines[-1], flush=True)
-    (HERE / "results" / "cost_model.md").write_text("\n".join(lines) + "\n")
+        for row, off in rows(name, build, example(), steps):
+            worst = max(worst, abs(off))
+            yield row
+    yield f"\nMemory is off by {worst:.1f} % at most.\n"
+    yield "FLOPs of the backward pass: rule beside count.\n"
+    yield "| model | forward | backward by rule | backward counted |"
+    yield "|---|---|---|---|"
+    # torch does not count an LSTM
+    yield from (flops(name, build, example()) for name, build, example in models() if "LSTM" not in name)
 
 
 if __name__ == "__main__":
-    main()
+    runs.measure(__doc__, RESULTS, report, steps=30)

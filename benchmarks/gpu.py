@@ -2,7 +2,7 @@
 
 Run:  python benchmarks/gpu.py                  writes benchmarks/results/gpu.md and .json
       python benchmarks/gpu.py --nets resnet50   some of them
-Where there is no CUDA device it says so, and measures nothing.
+Without a CUDA device, prints that and measures nothing.
 """
 
 import argparse

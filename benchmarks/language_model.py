@@ -2,9 +2,9 @@
 
 Run:     python benchmarks/language_model.py run       goes on where it was stopped
 Report:  python benchmarks/language_model.py report    writes benchmarks/results/language_model.md and .png
-An LSTM reads parallel streams window by window. Every method sees the same characters; what differs is how far a
-gradient reaches: to the beginning of the window, or past it by what a synthesizer predicts at its end. After a change
-to a method, take its lines out of the file of runs.
+An LSTM reads parallel streams window by window. Every method sees the same characters; the methods differ in how
+far a gradient reaches: to the beginning of the window, or past it by what a synthesizer predicts at its end.
+After a change to a method, take its lines out of the file of runs.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Run:
 
 
 class Reader(nn.Module):
-    """An LSTM that says what character comes next."""
+    """An LSTM that predicts the next character."""
 
     def __init__(self, characters: int) -> None:
         super().__init__()
@@ -95,14 +95,14 @@ def bits(model: nn.Module, text: Tensor) -> float:
     """A character, read in 64 streams that begin with zero states."""
     rows = text[: (len(text) - 1) // 64 * 64].view(64, -1)
     with torch.no_grad():
-        said, _ = model(rows[:, :-1], start(64))
-        return float(nn.functional.cross_entropy(said.flatten(0, 1), rows[:, 1:].flatten())) / math.log(2)
+        logits, _ = model(rows[:, :-1], start(64))
+        return float(nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())) / math.log(2)
 
 
 def windows(text: Tensor, window: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What is read, what comes next, and which streams go on (N, 1); without an end.
+    """Endless windows: characters, next characters, and 1 for each stream that continues, else 0 (N, 1).
 
-    A stream that has come to the end of the text begins at its beginning.
+    At the end of the text a stream starts again at its beginning.
     """
     size = (len(text) - 1) // (STREAMS * LONGEST) * LONGEST  # from one stream to the next
     at = torch.arange(STREAMS)[:, None] * size
@@ -132,18 +132,18 @@ def train(run: Run, text: Text) -> dict[str, Any]:
         net = decoupled(run, model, optimizer, (text.train[: STREAMS * run.window].view(STREAMS, -1), state)).train()
     every = (run.steps_every or run.window) // run.window
     total = run.characters // (STREAMS * run.window)
-    # Towards zero: at a constant rate what is found swings by more than what windows differ by.
+    # Towards zero: at a constant rate the results swing by more than the windows differ.
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total // every)
     curve: list[tuple[int, float]] = []
     seconds = 0.0
     for index, (x, y, goes_on) in zip(range(1, total + 1), windows(text.train, run.window), strict=False):
-        begun = time.process_time()  # of one thread: what else the machine does counts less
+        begun = time.process_time()  # CPU time of one thread: other load on the machine counts less
         state = state[0] * goes_on, state[1] * goes_on
-        said, state = net(x, state)
+        logits, state = net(x, state)
         state = state[0].detach(), state[1].detach()
         # The mean of the window, also where several make a step: the synthesizer's targets are then the same, and
         # Adam does not mind a factor.
-        nn.functional.cross_entropy(said.flatten(0, 1), y.flatten()).backward()
+        nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()).backward()
         if index % every == 0:
             optimizer.step()
             scheduler.step()
@@ -254,11 +254,11 @@ def command_report(arguments: argparse.Namespace) -> None:
         f"parallel streams, Adam {LR:g} falling to zero, neither dropout nor clipping; a line a run in",
         f"[{arguments.runs.name}]({arguments.runs.name}). Bits a character at the end: mean of the seeds, their range,",
         "their number. BPTT T: windows of T characters, the state handed on, cut off. DNI T: with a cut in time",
-        "between them, with all defaults but where it says so. The time is that of one core, beside the first row's.",
+        "between them, with all defaults but those in its name. The time is that of one core, beside the first row's.",
         "The paper: an LSTM of 1,024 on the Penn Treebank.",
         "",
         *tables(results),
-        f"![validation by characters seen]({picture.name})",
+        f"`python benchmarks/language_model.py report` draws the validation by characters seen: `{picture.name}`.",
         "",
     ]
     runs.write_report(arguments.runs, lines)

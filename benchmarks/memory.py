@@ -2,7 +2,7 @@
 
 Run:  python benchmarks/memory.py                    writes benchmarks/results/memory.md, .json and .png
       python benchmarks/memory.py --nets resnet110   some of them; their sections are replaced
-One thread. Memory is exact: what is alive after every operation, parameters, optimizer state and batch not counted.
+One thread. Memory is exact: all live tensors after every operation, less parameters, optimizer state and batch.
 """
 
 import argparse
@@ -150,13 +150,13 @@ def tokens(rows: int, length: int, vocabulary: int) -> Tensor:
 
 
 def equal(prefix: str, blocks: int, *counts: int) -> dict[str, Any]:
-    """Cuts after every so many blocks."""
+    """Cuts into segments of equally many blocks."""
     return {f"{k} segments": [f"{prefix}.{blocks * i // k - 1}" for i in range(1, k)] for k in counts}
 
 
 @dataclass(frozen=True)
 class Net:
-    """What is measured."""
+    """A net to measure."""
 
     title: str
     build: Callable[[], nn.Module]
@@ -188,7 +188,7 @@ NETS = {
 
 
 def cross_entropy(output: Any) -> Tensor:
-    """To labels that mean nothing."""
+    """Cross-entropy with arbitrary labels."""
     logits = getattr(output, "logits", output)
     rows = logits.flatten(0, -2)
     return nn.functional.cross_entropy(rows, torch.arange(len(rows), device=rows.device) % rows.shape[1])
@@ -233,7 +233,11 @@ def report(found: dict[str, Any]) -> str:
     for name in (name for name in NETS if name in found):
         section = found[name]
         lines += [f"## {section['title']}", "", f"torch {section['torch']}, {section['steps']} steps of each.", ""]
-        lines += ["```", section["table"].rstrip(), "```", "", f"![memory over the step](memory_{name}.png)", ""]
+        lines += ["```", section["table"].rstrip(), "```", ""]
+        lines += [
+            f"`python benchmarks/memory.py --nets {name}` draws the memory over the step: `memory_{name}.png`.",
+            "",
+        ]
     notes = RESULTS / "memory.notes.md"
     return "\n".join(lines) + (notes.read_text() if notes.is_file() else "")
 

@@ -3,7 +3,7 @@
 Run:     python benchmarks/paper_feedforward.py run --steps 10000 --seeds 3
 Report:  python benchmarks/paper_feedforward.py report
 
-Every run is one line in the file of runs, and is not repeated: stop it and start it again at will; after a change to a
+Every run is one line in the file of runs, and is not repeated: stop and start at will; after a change to a
 method, take its lines out. `transform` alone makes the networks; the training loop is the ordinary one, Adam 1e-3
 divided by ten at 60 % and 80 % of the steps.
 """
@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,7 +133,7 @@ def build(run: Run) -> nn.Module:
 
 
 def transformed(net: nn.Module, x: Tensor, options: dict[str, Any]) -> nn.Module:
-    """With a cut after every hidden layer, or where `options` say."""
+    """With a cut after every hidden layer, or where `options` name them."""
     cuts = [name for name, module in net.named_modules() if isinstance(module, Block)]
     return dni_fx.transform(net, x, verify=False, **({"cuts": cuts} | options))
 
@@ -292,12 +291,9 @@ def command_report(arguments: argparse.Namespace) -> None:
         *[f"| {net} | " + " | ".join(str(v) for v in row.values()) + " |" for net, row in PAPER.items()],
         "",
         *tables(results),
-        f"![test error by step]({picture.name})",
-        "",
+        f"`python benchmarks/paper_feedforward.py report` draws the test error by step: `{picture.name}`.",
     ]
-    notes = arguments.runs.with_suffix(".notes.md")
-    text = "\n".join(lines) + (notes.read_text() if notes.is_file() else "")
-    arguments.runs.with_suffix(".md").write_text(text)
+    runs.write_report(arguments.runs, lines)
     plot(results, picture)
 
 
@@ -363,7 +359,7 @@ def main() -> None:
     run.add_argument("--steps", type=int, default=10_000)
     run.add_argument("--seeds", type=int, default=3)
     run.add_argument("--channels", type=int, default=64)
-    run.add_argument("--workers", type=int, default=os.cpu_count())
+    run.add_argument("--workers", type=int, default=runs.CORES)
     run.set_defaults(do=command_run)
     commands.add_parser("report").set_defaults(do=command_report)
     small = commands.add_parser("subset")

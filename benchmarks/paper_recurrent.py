@@ -4,7 +4,7 @@ Run:     python benchmarks/paper_recurrent.py run       an hour or more; goes on
 Report:  python benchmarks/paper_recurrent.py report    writes benchmarks/results/paper_recurrent.md and .png
 Truncated backpropagation through time beside a cut in time, in windows of 2 to 5 steps, with an equal number of
 optimizer steps. A sequence grows when its loss is below 0.15 bits a bit (examples/tasks); the longest answer whose
-loss fell below that is what counts, in symbols of 8 bits. After a change to a method, take its lines out of the file of
+loss fell below that counts, in symbols of 8 bits. After a change to a method, take its lines out of the file of
 runs.
 """
 
@@ -60,7 +60,7 @@ class Run:
 
 
 def methods(task: str, window: int, steps: int) -> list[Run]:
-    """What is beside each other in a row of the table."""
+    """The runs in one row of the table."""
     truncated, dni = (Run(task, method, window, 0, steps) for method in ("truncated", "DNI"))
     return [truncated, dni, dataclasses.replace(dni, horizon=REACH // window)]
 
@@ -81,7 +81,7 @@ def train(run: Run) -> dict[str, Any]:
     torch.manual_seed(run.seed)  # the same sequences for all
     steps, longest = 0, 0
     curve: list[int] = []
-    begun = time.process_time()  # of one thread: what else the machine does counts less
+    begun = time.process_time()  # CPU time of one thread: other load on the machine counts less
     while steps < run.steps:
         batch = task.batch(BATCH)
         answer = int(batch.answer.sum()) - 1  # without the end mark
@@ -189,7 +189,7 @@ def command_report(arguments: argparse.Namespace) -> None:
     for steps in sorted({run.steps for run in results}):
         for task in TASKS:
             lines += table(results, task, steps)
-    lines += [f"![longest answer by steps]({picture.name})", ""]
+    lines += [f"`python benchmarks/paper_recurrent.py report` draws the longest answer by steps: `{picture.name}`.", ""]
     runs.write_report(arguments.runs, lines)
     plot(results, picture)
 

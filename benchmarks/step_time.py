@@ -1,7 +1,8 @@
 """What a rewrite costs: the example MLP's step beside plain backprop; `net.dni.metrics()`; the command line's seconds.
 
-Run:  python benchmarks/step_time.py
-The steps of both are taken in turn, so that the machine's drift touches both alike; ratios are pair by pair.
+Run:  python benchmarks/step_time.py      writes benchmarks/results/step_time.md
+
+Both nets take their steps in turn; ratios are pair by pair.
 """
 
 import argparse
@@ -10,11 +11,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import runs
 import torch
 from torch import nn
 
@@ -22,33 +24,27 @@ import dni_fx
 from dni_fx.model.loading import load_target
 from dni_fx.runtime import crossing
 
+RESULTS = Path(__file__).parent / "results" / "step_time.md"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "mlp.py"
 
 
-def stepper(net: nn.Module, conditioned: bool) -> Callable[[], float]:
-    """A function that takes one training step on random digits, batch 256, and says how long it took."""
+def stepper(net: nn.Module, conditioned: bool = False) -> Callable[[], None]:
+    """One training step on random digits, batch 256."""
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     x, y = torch.rand(256, 1, 28, 28), torch.randint(0, 10, (256,))
     context = {"dni_context": y} if conditioned else {}
 
-    def step() -> float:
-        start = time.perf_counter()
+    def step() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x, **context), y).backward()
         optimizer.step()
-        return time.perf_counter() - start
 
     return step
 
 
-def spread(values: list[float], digits: int) -> str:
-    low, middle, high = (statistics.quantiles(values, n=10)[i] for i in (0, 4, 8))
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 LABELLED = {"cuts": 4, "classes": 10}
 LOSS = LABELLED | {"loss": "cross_entropy"}
-REWRITES = {
+REWRITES: dict[str, dict[str, Any]] = {
     "cuts='auto'": {},
     "cuts='auto', classes=10": {"classes": 10},
     "cuts=4, classes=10": LABELLED,
@@ -58,76 +54,63 @@ REWRITES = {
 }
 
 
-def steps(count: int) -> list[str]:
-    rows = []
+def rewritten(options: dict[str, Any]) -> nn.Module:
+    model, _ = load_target(str(EXAMPLE))
+    return dni_fx.transform(model, torch.rand(256, 1, 28, 28), **options)
+
+
+def steps(count: int) -> Iterator[str]:
+    """A table of steps beside backprop's."""
+    yield "| rewritten with | segments | backprop ms | rewritten ms | ratio |"
+    yield "|---|---|---|---|---|"
     for name, options in REWRITES.items():
         plain, _ = load_target(str(EXAMPLE))
-        model, _ = load_target(str(EXAMPLE))
-        net = dni_fx.transform(model, torch.rand(256, 1, 28, 28), **options)
-        both = stepper(plain, False), stepper(net, "classes" in options)
-        times = [[step() for step in both] for _ in range(count + 20)][20:]
-        ratio = [t[1] / t[0] for t in times]
-        backprop, ours = ([t[i] * 1e3 for t in times] for i in (0, 1))
-        rows.append(
-            f"| {name} | {len(net.dni.plan.segments)} | {spread(backprop, 2)} | {spread(ours, 2)} "
-            f"| {spread(ratio, 2)} |"
-        )
-    return rows
+        net = rewritten(options)
+        base, times = runs.in_turn([stepper(plain), stepper(net, "classes" in options)], count)
+        cells = [*(runs.spread(1e3 * t for t in column) for column in (base, times)), runs.ratio(times, base)]
+        yield f"| {name} | {len(net.dni.plan.segments)} | " + " | ".join(cells) + " |"
 
 
 def metrics(count: int) -> str:
-    """What watching the synthesizers adds: steps that are looked at, in turn with steps that are not."""
+    """What the synthesizers' metrics add: measured steps in turn with unmeasured ones."""
     every = crossing.MEASURE_EVERY
-    model, _ = load_target(str(EXAMPLE))
-    step = stepper(dni_fx.transform(model, torch.rand(256, 1, 28, 28), cuts=4, classes=10), True)
-    added = []
-    for _ in range(count):
-        with mock.patch.object(crossing, "MEASURE_EVERY", 1):
-            looked_at = step()
-        with mock.patch.object(crossing, "MEASURE_EVERY", sys.maxsize):
-            added.append(looked_at / step() - 1)
-    low, middle, high = statistics.quantiles(added, n=4)
+    step = stepper(rewritten(LABELLED), True)
+    measured = mock.patch.object(crossing, "MEASURE_EVERY", 1)(step)
+    unmeasured = mock.patch.object(crossing, "MEASURE_EVERY", sys.maxsize)(step)
+    pairs = zip(*runs.in_turn([measured, unmeasured], count), strict=True)
+    added = [with_metrics / without - 1 for with_metrics, without in pairs]
+    low, middle, high = (100 * q for q in statistics.quantiles(added, n=4))
     return (
-        f"`net.dni.metrics()`, 4 segments: a look at the targets adds {100 * middle:.1f} % to its step (quartiles "
-        f"{100 * low:.1f} and {100 * high:.1f} %, {count} pairs); one step in {every} is looked at, so "
-        f"{100 * middle / every:.2f} % to all"
+        f"`net.dni.metrics()`, 4 segments: measuring adds {middle:.1f} % to a step (quartiles {low:.1f} and {high:.1f} "
+        f"%, {count} pairs); one step in {every} is measured, so {middle / every:.2f} % to all"
     )
 
 
 def rewrites(count: int) -> str:
-    seconds = []
+    """How long the command line needs."""
+
+    def run(*arguments: str) -> float:
+        command = [sys.executable, *arguments]
+        return runs.timed(lambda: subprocess.run(command, check=True, capture_output=True))[0]
+
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(count):
-            command = [sys.executable, "-m", "dni_fx.cli", "rewrite", str(EXAMPLE), "-o", f"{folder}/{i}"]
-            start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            seconds.append(time.perf_counter() - start)
-    imports = []
-    for _ in range(count):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import torch"], check=True)
-        imports.append(time.perf_counter() - start)
+        seconds = [run("-m", "dni_fx.cli", "rewrite", str(EXAMPLE), "-o", f"{folder}/{i}") for i in range(count)]
+    imports = [run("-c", "import torch") for _ in range(count)]
     return (
         f"`dni-fx rewrite examples/mlp.py`: median {statistics.median(seconds):.1f} s ({min(seconds):.1f} to "
         f"{max(seconds):.1f}, {count} runs), of which `import torch` alone {statistics.median(imports):.1f} s"
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rewrites", type=int, default=5)
-    arguments = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, batch 256, 784-3x256-10"
-    )
-    print(f"{arguments.steps} steps of each in turn; median (10th to 90th percentile)\n")
-    print("| rewritten with | segments | backprop ms | rewritten ms | ratio |")
-    print("|---|---|---|---|---|")
-    print("\n".join(steps(arguments.steps)), end="\n\n")
-    print(metrics(5 * arguments.steps), end="\n\n")
-    print(rewrites(arguments.rewrites))
+def report(arguments: argparse.Namespace) -> Iterator[str]:
+    yield "# What a rewrite costs\n"
+    yield f"`python benchmarks/step_time.py --steps {arguments.steps}`\n"
+    yield f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, batch 256, 784-3x256-10"
+    yield f"{arguments.steps} steps of each in turn; median (10th to 90th percentile)\n"
+    yield from steps(arguments.steps)
+    yield "\n" + metrics(5 * arguments.steps)
+    yield "\n" + rewrites(arguments.rewrites)
 
 
 if __name__ == "__main__":
-    main()
+    runs.measure(__doc__, RESULTS, report, steps=300, rewrites=5)

@@ -1,18 +1,18 @@
 """Which settings train synthesizers best: the experiment behind the defaults of `dni_fx.Training`.
 
-Run:  python benchmarks/synthesizer_training.py
+Run:  python benchmarks/synthesizer_training.py      writes benchmarks/results/synthesizer_training.md
 
 The paper's MNIST networks of 4 and 6 layers, with a cut after each hidden layer.
 """
 
 import argparse
 import itertools
-import multiprocessing
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import paper_feedforward as paper
+import runs
 import torch
 
 from dni_fx import Training
@@ -60,7 +60,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def error(job: tuple[str, int, int, int]) -> float:
     """Test error in percent."""
     name, layers, seed, steps = job
-    torch.set_num_threads(1)
     digits = paper.common.load_digits()
     torch.manual_seed(seed)
     net = paper.fcn(layers)
@@ -72,32 +71,18 @@ def error(job: tuple[str, int, int, int]) -> float:
     return float(result["error"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    arguments = parser.parse_args()
-    jobs = list(itertools.product(SETTINGS, LAYERS, range(arguments.seeds), [arguments.steps]))
-    found: dict[tuple[str, int], list[str]] = {}
-    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-        for (name, layers, *_), percent in zip(jobs, pool.imap(error, jobs), strict=True):
-            found.setdefault((name, layers), []).append(f"{percent:.2f}")
-            print(f"{name}, {layers} layers: {percent:.2f} %", flush=True)
-    lines = [
-        "# How synthesizers are trained",
-        "",
-        f"`python benchmarks/synthesizer_training.py --steps {arguments.steps} --seeds {arguments.seeds}`, torch",
-        f"{torch.__version__}. MNIST, hidden layers of 256 with batch norm, a cut after each; batch {paper.BATCH},",
-        "Adam 1e-3 for everything; linear synthesizers with labels unless said. Test error in percent, of each seed.",
-        "",
-        "| settings | " + " | ".join(f"{layers} layers" for layers in LAYERS) + " |",
-        "|---|" + "---|" * len(LAYERS),
-        *[f"| {name} | " + " | ".join(", ".join(found[name, n]) for n in LAYERS) + " |" for name in SETTINGS],
-    ]
-    print("\n".join(lines))
-    RESULTS.write_text("\n".join(lines) + "\n")
+def report(arguments: argparse.Namespace) -> Iterator[str]:
+    found = runs.errors_by_setting(error, itertools.product(SETTINGS, LAYERS), arguments)
+    yield "# How synthesizers are trained\n"
+    yield f"`python benchmarks/synthesizer_training.py --steps {arguments.steps} --seeds {arguments.seeds}`, torch"
+    yield f"{torch.__version__}. MNIST, hidden layers of 256 with batch norm, a cut after each; batch {paper.BATCH},"
+    yield "Adam 1e-3 for everything; linear synthesizers with labels, but where the settings say another. Test error in"
+    yield "percent, of each seed.\n"
+    yield "| settings | " + " | ".join(f"{layers} layers" for layers in LAYERS) + " |"
+    yield "|---|" + "---|" * len(LAYERS)
+    for name in SETTINGS:
+        yield f"| {name} | " + " | ".join(found[name, layers] for layers in LAYERS) + " |"
 
 
 if __name__ == "__main__":
-    main()
+    runs.measure(__doc__, RESULTS, report, steps=2000, seeds=1, workers=runs.CORES)

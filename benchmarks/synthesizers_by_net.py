@@ -1,18 +1,18 @@
 """Which synthesizer suits which network: the example CNN, ResNet and transformer on digits, cut early and often.
 
-Run:  python benchmarks/synthesizers_by_net.py
+Run:  python benchmarks/synthesizers_by_net.py      writes benchmarks/results/synthesizers_by_net.md
 
 Adam 1e-3 for everything. What `synthesizer="auto"` picks is decided here and in paper_feedforward.py.
 """
 
 import argparse
 import itertools
-import multiprocessing
-import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import runs
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +54,6 @@ def inputs(kind: type[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
 def error(job: tuple[type[nn.Module], str, int, int]) -> float:
     """Test error in percent."""
     kind, name, seed, steps = job
-    torch.set_num_threads(1)
     digits = common.load_digits()
     torch.manual_seed(seed)
     net = kind()
@@ -76,36 +75,18 @@ def error(job: tuple[type[nn.Module], str, int, int]) -> float:
     return 100 * float((outputs.argmax(1) != digits.test_y).float().mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    arguments = parser.parse_args()
-    jobs = list(itertools.product(CUTS, SYNTHESIZERS, range(arguments.seeds), [arguments.steps]))
-    found: dict[tuple[type[nn.Module], str], list[str]] = {}
-    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-        for (kind, name, *_), percent in zip(jobs, pool.imap(error, jobs), strict=True):
-            found.setdefault((kind, name), []).append(f"{percent:.2f}")
-            print(f"{kind.__name__}, {name}: {percent:.2f} %", flush=True)
-    lines = [
-        "# Synthesizers by network",
-        "",
-        f"`python benchmarks/synthesizers_by_net.py --steps {arguments.steps} --seeds {arguments.seeds}`, torch",
-        f"{torch.__version__}. The networks of `examples/` on MNIST, batch {BATCH}, Adam 1e-3 for everything; with",
-        "labels unless said. Test error in percent, of each seed.",
-        "",
-        "| network | cuts after | " + " | ".join(SYNTHESIZERS) + " |",
-        "|---|---|" + "---|" * len(SYNTHESIZERS),
-        *[
-            f"| {kind.__name__} | {', '.join(cuts)} | "
-            + " | ".join(", ".join(found[kind, name]) for name in SYNTHESIZERS)
-            + " |"
-            for kind, cuts in CUTS.items()
-        ],
-    ]
-    RESULTS.write_text("\n".join(lines) + "\n")
+def report(arguments: argparse.Namespace) -> Iterator[str]:
+    found = runs.errors_by_setting(error, itertools.product(CUTS, SYNTHESIZERS), arguments)
+    yield "# Synthesizers by network\n"
+    yield f"`python benchmarks/synthesizers_by_net.py --steps {arguments.steps} --seeds {arguments.seeds}`, torch"
+    yield f"{torch.__version__}. The networks of `examples/` on MNIST, batch {BATCH}, Adam 1e-3 for everything; with"
+    yield "labels, but where the column says otherwise. Test error in percent, of each seed.\n"
+    yield "| network | cuts after | " + " | ".join(SYNTHESIZERS) + " |"
+    yield "|---|---|" + "---|" * len(SYNTHESIZERS)
+    for kind, cuts in CUTS.items():
+        cells = [kind.__name__, ", ".join(cuts), *(found[kind, name] for name in SYNTHESIZERS)]
+        yield "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":
-    main()
+    runs.measure(__doc__, RESULTS, report, steps=600, seeds=2, workers=runs.CORES)

@@ -26,7 +26,7 @@ State = tuple[Tensor, Tensor]
 
 
 class Copier(nn.Module):
-    """An LSTM that reads symbols and two marks, and says bits."""
+    """An LSTM that reads symbols and two marks, and predicts bits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Run:
 
 
 def sequences() -> tuple[Tensor, Tensor]:
-    """A mark, symbols, another mark, and as many steps to repeat them in; and the symbols where they are wanted."""
+    """Inputs: a mark, symbols, a mark, steps to repeat the symbols in. Targets: the symbols in these last steps."""
     symbols = torch.randint(0, 2, (BATCH, SYMBOLS, BITS)).float()
     x = torch.zeros(BATCH, 2 * SYMBOLS + 2, BITS + 2)
     x[:, 0, BITS] = x[:, SYMBOLS + 1, BITS + 1] = 1
@@ -78,10 +78,10 @@ def train(run: Run) -> dict[str, Any]:
         state, total = start(), 0.0
         for t in range(0, x.shape[1], WINDOW):
             optimizer.zero_grad()
-            said, state = net(x[:, t : t + WINDOW], state)
-            asked = slice(max(SYMBOLS + 2 - t, 0), None)
+            logits, state = net(x[:, t : t + WINDOW], state)
+            answer = slice(max(SYMBOLS + 2 - t, 0), None)
             errors = nn.functional.binary_cross_entropy_with_logits(
-                said[:, asked], y[:, t : t + WINDOW][:, asked], reduction="sum"
+                logits[:, answer], y[:, t : t + WINDOW][:, answer], reduction="sum"
             )
             (errors / BATCH / (ANSWER if run.reduction == "mean" else 1)).backward()
             optimizer.step()

@@ -33,13 +33,13 @@ LIMIT = 300  # seconds for one model
 
 
 def models() -> dict[str, Callable[[], tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]]]:
-    """What makes each model and its inputs, by name."""
+    """Builders of each model and its inputs, by name."""
     return larger_packages() | MORE
 
 
 @dataclass
 class Row:
-    """What became of one model."""
+    """The result for one model."""
 
     name: str
     outcome: str  # passed, refused, failed
@@ -48,7 +48,7 @@ class Row:
     segments: int = 0
     transform: float = 0.0  # seconds
     check: float = 0.0
-    why: str = ""  # what failed, or why an earlier front end was ruled out
+    why: str = ""  # the failed checks, or why an earlier front end was ruled out
 
 
 def examine(name: str) -> Row:

@@ -4,8 +4,6 @@ import common
 import torch
 from torch import Tensor, nn
 
-import dni_fx
-
 BATCH = 64
 
 
@@ -40,18 +38,9 @@ def example_inputs() -> Tensor:
 
 
 def main() -> None:
-    steps = common.steps_asked_for(__doc__, 200)
-    digits = common.load_digits()
-    results = {}
-    for name in ("backprop", "decoupled"):
-        torch.manual_seed(0)
-        net: nn.Module = CNN(digits.side)
-        if name == "decoupled":
-            net = dni_fx.transform(net, digits.train_x[:BATCH], cuts=["hidden"], classes=10)
-        batch = common.batches(digits.train_x, digits.train_y, BATCH)
-        score = common.error_percent(digits)
-        results[name] = common.train(net, steps, batch, nn.functional.cross_entropy, score, name)
-    common.table("test error %", digits.name, steps, BATCH, results)
+    steps, digits = common.set_up(__doc__, 200)
+    task = common.classification(digits, BATCH, cuts=["hidden"])
+    common.run(lambda: CNN(digits.side), task, steps)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,9 @@ dni-fx rewrite examples/mlp.py --cuts auto      shows the rewrite
 python examples/mlp.py                          trains it beside backprop on real digits
 """
 
-import statistics
-import time
-
 import common
 import torch
 from torch import Tensor, nn
-
-import dni_fx
 
 BATCH = 256
 
@@ -42,34 +37,9 @@ def example_inputs() -> Tensor:
 
 
 def main() -> None:
-    steps = common.steps_asked_for(__doc__, 1000)
-    digits = common.load_digits()
-    criterion = nn.CrossEntropyLoss()
-    results = {}
-    for name in ("backprop", "decoupled"):
-        torch.manual_seed(0)
-        net: nn.Module = MLP(digits.side**2)
-        if name == "decoupled":
-            net = dni_fx.transform(net, digits.train_x[:64], classes=10)
-        opt = torch.optim.Adam(net.parameters(), lr=1e-3)
-        seconds = []
-        for step in range(1, steps + 1):
-            rows = torch.randint(len(digits.train_y), (BATCH,))
-            x, y = digits.train_x[rows], digits.train_y[rows]
-            start = time.perf_counter()
-            opt.zero_grad()
-            loss = criterion(net(x, dni_context=y) if name == "decoupled" else net(x), y)
-            loss.backward()
-            opt.step()
-            seconds.append(time.perf_counter() - start)
-            if step % 200 == 0:
-                print(f"{name:9s} step {step:5d}  loss {loss.item():.4f}")
-        net.eval()
-        with torch.no_grad():
-            error = common.error_percent(digits)(net)
-        metrics = net.dni.metrics() if isinstance(net, torch.fx.GraphModule) else {}
-        results[name] = common.Result(error, statistics.median(seconds) * 1e3, metrics)
-    common.table("test error %", digits.name, steps, BATCH, results)
+    steps, digits = common.set_up(__doc__, 1000)
+    task = common.classification(digits, BATCH)
+    common.run(lambda: MLP(digits.side**2), task, steps)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import common
 import torch
 from torch import Tensor, nn
 
-import dni_fx
-
 BATCH = 64
 
 
@@ -30,7 +28,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Classifies images (N, 1, H, W) row by row; `seen` (N, H) says which rows may be looked at."""
+    """Classifies images (N, 1, H, W) row by row; `seen` (N, H) is true where a row may be read."""
 
     def __init__(self, side: int = 28, width: int = 64, heads: int = 4, blocks: int = 3) -> None:
         super().__init__()
@@ -66,29 +64,9 @@ def hidden_rows(count: int, side: int) -> Tensor:
 
 
 def main() -> None:
-    steps = common.steps_asked_for(__doc__, 200)
-    digits = common.load_digits()
-    images = common.batches(digits.train_x, digits.train_y, BATCH)
-
-    def batch() -> tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
-        (x,), y, context = images()
-        return (x, hidden_rows(len(x), digits.side)), y, context
-
-    def score(net: nn.Module) -> float:
-        torch.manual_seed(2)
-        seen = hidden_rows(len(digits.test_x), digits.side)
-        chunks = zip(digits.test_x.split(1000), seen.split(1000), digits.test_y.split(1000), strict=True)
-        return 100 * float(sum((net(x, s).argmax(1) != y).sum() for x, s, y in chunks)) / len(digits.test_y)
-
-    results = {}
-    for name in ("backprop", "decoupled"):
-        torch.manual_seed(0)
-        net: nn.Module = Transformer(digits.side)
-        if name == "decoupled":
-            example = (digits.train_x[:BATCH], hidden_rows(BATCH, digits.side))
-            net = dni_fx.transform(net, example, cuts=["neck"], classes=10)
-        results[name] = common.train(net, steps, batch, nn.functional.cross_entropy, score, name)
-    common.table("test error %", digits.name, steps, BATCH, results)
+    steps, digits = common.set_up(__doc__, 200)
+    task = common.classification(digits, BATCH, lambda x: (x, hidden_rows(len(x), digits.side)), cuts=["neck"])
+    common.run(lambda: Transformer(digits.side), task, steps)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import common
 import torch
 from torch import Tensor, nn
 
-import dni_fx
-
 BATCH = 64
 
 
@@ -50,27 +48,21 @@ def noisy(images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    steps = common.steps_asked_for(__doc__, 100)
-    digits = common.load_digits()
+    steps, digits = common.set_up(__doc__, 100)
 
-    def batch() -> tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
+    def batch() -> common.Batch:
         clean = digits.train_x[torch.randint(len(digits.train_x), (BATCH,))]
         return (noisy(clean),), clean, {}
 
     def score(net: nn.Module) -> float:
-        torch.manual_seed(2)
         clean = digits.test_x[:2000]
         return float(nn.functional.mse_loss(net(noisy(clean)), clean)) / float(clean.var())
 
-    results = {}
-    for name in ("backprop", "decoupled"):
-        torch.manual_seed(0)
-        net: nn.Module = UNet()
-        if name == "decoupled":
-            # `first` crosses both cuts, and gets a synthesizer at each
-            net = dni_fx.transform(net, digits.train_x[:BATCH], cuts=["down2", "up2"])
-        results[name] = common.train(net, steps, batch, nn.functional.mse_loss, score, name)
-    common.table("error left (1: none gone)", digits.name, steps, BATCH, results)
+    # `first` crosses both cuts, and gets a synthesizer at each
+    options = {"cuts": ["down2", "up2"]}
+    what = "error left (1: none gone)"
+    task = common.Task(digits.name, BATCH, batch, nn.functional.mse_loss, what, score, options)
+    common.run(UNet, task, steps)
 
 
 if __name__ == "__main__":
