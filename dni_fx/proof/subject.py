@@ -97,8 +97,8 @@ def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
             device = net.dni.crossings[name].measured.device
             activation = Activation(tensor.shape, getattr(torch, tensor.dtype), device, tensor.axis)
             net.dni.add_module(name, Crossing(Told(activation).to(device), activation, Settings()))
-        told = ops.Segment(mix)
-        told.hold(segment.__dict__["held"])
+        told = ops.Segment(mix, index=index)
+        told.hold(segment.held)
         net.dni.add_module(f"segment{index}", told)
     states = [time_name(index) for index in range(len(net.dni.plan.states))]
     if states:

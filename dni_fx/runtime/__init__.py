@@ -10,9 +10,10 @@ from dni_fx.runtime.flat import Calling, Leaf
 from dni_fx.runtime.hooked import HookedModule, Output
 from dni_fx.runtime.metrics import log_metrics
 from dni_fx.runtime.module import DecoupledModule, adopt, call_original, plain, share_state
+from dni_fx.runtime.parameter_groups import attach_synthesizers
 from dni_fx.runtime.parameters import hold_parameters
 from dni_fx.runtime.retrace import rename, retrace
-from dni_fx.runtime.stepping import OptimizerFactory, SegmentOptimizer, attach_synthesizers, check_stepping
+from dni_fx.runtime.stepping import OptimizerFactory, SegmentOptimizer, check_stepping
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_activation
 from dni_fx.runtime.time_horizon import replay_windows
 from dni_fx.runtime.time_windows import next_window, placeholders, places

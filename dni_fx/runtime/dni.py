@@ -1,7 +1,7 @@
 """`net.dni`: everything that a rewrite adds, and how it is built from a plan."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from dni_fx.plans import Plan, crossing_name
 from dni_fx.runtime.crossing import MEASURES, Crossing, LossScale
 from dni_fx.settings import Settings, Training, check_scaler, loss_function
 from dni_fx.synthesizers import Activation, Factory, Link, LossHead, Outcome
+
+if TYPE_CHECKING:
+    from dni_fx.runtime.averaging import Averaging
 
 __all__ = ["Interfaces", "build_dni"]
 
@@ -24,6 +27,7 @@ class Interfaces(nn.Module):
         self.plan = plan
         # That of all segments, with step="segment"; else that of the synthesizers, where they have one of their own.
         self.optimizer: torch.optim.Optimizer | None = None
+        self.averaging: Averaging | None = None  # with unlock="backward": averages gradients over processes
         self.replay: Any = None  # with a horizon: what keeps the last windows, a `dni_fx.runtime.time_horizon.Replay`
 
     def __getstate__(self) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def build_dni(
                 raise DniFxError(f"the synthesizer for {name} is a {type(made).__name__}, not an nn.Module")
             made.to(device=activation.device, dtype=dtype)
             dni.add_module(name, Crossing(made, activation, settings))
-        dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training).to(device))
+        dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training, index).to(device))
     _tell_critics(dni, settings)
     return dni
 
