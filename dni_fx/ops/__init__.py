@@ -4,9 +4,9 @@ In: activations, predictions, a segment. Out: the same activations, decoupled.
 """
 
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, decouple, writable
-from dni_fx.ops.gradients import batch_size, clipped, finite
+from dni_fx.ops.gradients import batch_size, clipped
 from dni_fx.ops.inject import inject
-from dni_fx.ops.segment import Segment
+from dni_fx.ops.segment import Segment, SegmentListener
 from dni_fx.ops.specialised import specialised
 from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, leaves
 
@@ -14,13 +14,13 @@ __all__ = [
     "FROM_WINDOW_TO_WINDOW",
     "ONE_BY_ONE",
     "Segment",
+    "SegmentListener",
     "batch_size",
     "boundary",
     "carry",
     "clipped",
     "decouple",
     "enter",
-    "finite",
     "inject",
     "learn",
     "leave",
@@ -29,6 +29,6 @@ __all__ = [
     "writable",
 ]
 
-# Generated code, saved plans and pickles name them by their public place.
+# Generated code, saved plans and pickles name these by the public module.
 for _public in (Segment, decouple, enter, inject, leave, leaves, specialised, writable):
     _public.__module__ = "dni_fx.ops"

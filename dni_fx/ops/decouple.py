@@ -1,4 +1,4 @@
-"""The boundary of unlock="backward": the segment goes backward during the forward pass."""
+"""The boundary of unlock="backward": a segment runs its backward pass during the forward pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,11 @@ from dni_fx.ops.segment import TWICE, Accumulated, Segment, check_not_erased
 
 __all__ = ["boundary", "decouple", "writable"]
 
-ONE_BY_ONE = 'unlock="backward" goes backward at every cut: its segments are compiled one by one'
+ONE_BY_ONE = 'unlock="backward" runs a backward pass at every cut: segments are compiled one by one'
 
 
 class _Boundary(torch.autograd.Function):
-    """Hands a detached activation on; what comes back is the synthesizer's target."""
+    """The identity on a detached activation, whose gradient is the target of the synthesizer."""
 
     @staticmethod
     def forward(
@@ -51,16 +51,16 @@ def decouple(
     predictions: Sequence[Tensor | None],
     segment: Segment,
 ) -> tuple[Tensor, ...]:
-    """Run a segment's backward pass now, from predicted gradients, and hand its outputs on, cut off.
+    """Run a segment's backward pass now, from predicted gradients, and return its outputs, detached.
 
-    The local backward starts from all crossing tensors at once, and frees the segment's graph. The target of
-    each prediction arrives when the part above runs its own backward pass.
+    The local backward pass starts from all crossing tensors at once, and frees the segment's graph. The target of
+    each prediction arrives when the next segment runs its own backward pass.
 
     Args:
         outputs: All tensors that cross the cut, attached to the segment's graph.
-        detached: The same tensors, detached: what the synthesizers saw.
-        predictions: One for each, shaped like it; None (eval, no grad) hands `outputs` on unchanged.
-        segment: Holds the parameters whose gradients the local backward accumulates.
+        detached: The same tensors, detached: the inputs of the synthesizers.
+        predictions: One for each tensor, of its shape; None (eval, no grad): return `outputs` unchanged.
+        segment: Holds the parameters whose gradients the local backward pass accumulates.
 
     Raises:
         BackwardOrderError: In a later backward pass, if the gradients were erased in between.
@@ -82,8 +82,7 @@ def _decoupled(
     _check_not_recomputed()
     if segment.next_mix() == 1.0:  # the warm-up
         following = injected(outputs, predictions, segment, 1.0)
-        if segment.__dict__["averaging"] is not None:
-            segment.__dict__["averaging"].at_the_end(segment.index, following)
+        segment.post_forward(following)
         return following
     roots, gradients = [], []
     for h, prediction in zip(outputs, predictions, strict=True):
@@ -100,26 +99,26 @@ def _decoupled(
 def boundary(
     detached: Tensor, prediction: Tensor | None, segment: Segment, accumulated: Sequence[Accumulated] = ()
 ) -> Tensor:
-    """The tensor, handed on; the gradient that comes back to it is the target of `prediction`."""
+    """Return the tensor; its gradient is the target of `prediction`."""
     apply: Any = _Boundary.apply
     following: Tensor = apply(detached, prediction, accumulated, segment)
     return following
 
 
 def _check_not_recomputed() -> None:
-    """A checkpoint around the net would run it again in the backward pass, local backward passes and all."""
+    """A checkpoint around the net would run the net again in the backward pass, with all local backward passes."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
         raise DniFxError(
-            'unlock="backward" goes backward while the net runs; inside of torch.utils.checkpoint, it '
-            "would do so twice: checkpoint modules inside of the net, or rely on the cuts to save memory"
+            'unlock="backward" runs backward passes while the net runs forward; inside of torch.utils.checkpoint, '
+            "they would run twice: checkpoint modules inside of the net, or rely on the cuts to save memory"
         )
 
 
 def writable(h: Tensor, prediction: Tensor | None) -> Tensor:
-    """A copy of what `decouple` handed on, for a segment that writes to it; `h` itself where nothing was cut.
+    """A copy of an output of `decouple`, for a segment that writes to it; `h` itself where nothing was cut.
 
-    Autograd lets nobody write to the view that `decouple` gives, and the synthesizer's saved input must not change.
+    Autograd forbids writes to the view that `decouple` returns, and the synthesizer's saved input must not change.
     """
     if has_torch_function((h, prediction)):
         traced: Tensor = handle_torch_function(writable, (h, prediction), h, prediction)

@@ -1,12 +1,11 @@
 """Gradients: their batch size, whether they are finite, and their norms."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["batch_size", "cast", "clipped", "finite", "is_finite"]
+__all__ = ["batch_size", "cast", "clipped", "is_finite", "without_nonfinite"]
 
 
 def batch_size(activation: Tensor) -> int:
@@ -14,23 +13,24 @@ def batch_size(activation: Tensor) -> int:
     return activation.shape[0] if activation.dim() > 1 else 1
 
 
-def can_look(tensor: Tensor) -> bool:
-    """Whether its values are there to be looked at, and nobody has to wait for them."""
+def is_readable(tensor: Tensor) -> bool:
+    """Whether its values can be read without waiting for a device."""
     traced = torch.compiler.is_compiling() or type(tensor) is not Tensor
     return tensor.device.type == "cpu" and not traced
 
 
-def is_finite(gradient: Tensor) -> Any:
-    """Whether all of it is, in one pass: a bool where one can look, else a tensor on its device."""
+def is_finite(gradient: Tensor) -> bool | Tensor:
+    """Whether all values are finite, in one pass: a bool where they are readable, else a tensor on their device."""
     wide = torch.float32 if gradient.dtype.itemsize < 4 else None
     total = gradient.sum(dtype=wide)
-    return math.isfinite(total.item()) if can_look(gradient) else total.isfinite()
+    return math.isfinite(total.item()) if is_readable(gradient) else total.isfinite()
 
 
-def finite(gradient: Tensor) -> tuple[Tensor | None, Any]:
-    """The gradient, and whether all of it is finite; if not, None in its place, or zeros where a look would wait.
+def without_nonfinite(gradient: Tensor) -> tuple[Tensor | None, bool | Tensor]:
+    """The gradient, and whether all its values are finite.
 
-    None is the better one: zeros times an activation that is not finite are not finite again.
+    If not, the gradient is replaced: by None where values are readable, else its values that are not finite by zeros.
+    None is better: zeros times an activation that is not finite are not finite again.
     """
     ok = is_finite(gradient)
     if isinstance(ok, bool):
@@ -39,12 +39,12 @@ def finite(gradient: Tensor) -> tuple[Tensor | None, Any]:
 
 
 def clipped(target: Tensor, clip: float, batch: int) -> Tensor:
-    """The target with the norm of each sample's own gradient (target times batch) held down to `clip`; 0: no limit."""
+    """The target, with the norm of each sample's own gradient (target times batch) at most `clip`; 0: no limit."""
     if not clip:
         return target
     norms = torch.linalg.vector_norm(target.reshape(batch, -1), dim=1, keepdim=True) * batch
-    held: Tensor = target.reshape(batch, -1) * (clip / norms.clamp(min=clip))
-    return held.reshape(target.shape)
+    limited: Tensor = target.reshape(batch, -1) * (clip / norms.clamp(min=clip))
+    return limited.reshape(target.shape)
 
 
 def cast(gradient: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dni_fx.ops.gradients import batch_size, cast, clipped, finite, is_finite
+from dni_fx.ops.gradients import batch_size, cast, clipped, is_finite, without_nonfinite
 from dni_fx.ops.library import LIBRARY
 from dni_fx.ops.segment import Segment
 
@@ -29,16 +29,16 @@ def _inject_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _inject_backward(ctx: Any, target: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
     (synthetic,) = ctx.saved_tensors
-    if target is None:  # dropped by the cut above
-        return None if ctx.mix == 1.0 else cast(finite(synthetic)[0], ctx.dtype), None, None, None
+    if target is None:  # the cut above dropped a gradient that was not finite
+        return None if ctx.mix == 1.0 else cast(without_nonfinite(synthetic)[0], ctx.dtype), None, None, None
     error = (synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype)).mul_(ctx.batch)
     upstream = synthetic
     if ctx.mix == 1.0:
         upstream = target.clone()
     elif ctx.mix != 0.0:
         upstream = ctx.mix * target + (1 - ctx.mix) * synthetic
-    # What overflows when it is cast is handed on: a GradScaler is to see it.
-    return cast(finite(upstream)[0], ctx.dtype), finite(error)[0], None, None
+    # Values that overflow in the cast stay: a GradScaler must see them.
+    return cast(without_nonfinite(upstream)[0], ctx.dtype), without_nonfinite(error)[0], None, None
 
 
 torch.library.register_autograd("dni_fx::inject", _inject_backward, setup_context=_inject_setup, lib=LIBRARY)
@@ -50,17 +50,17 @@ def inject(
     predictions: Sequence[Tensor | None],
     segment: Segment,
 ) -> tuple[Tensor, ...]:
-    """Hand the outputs of a segment on, unchanged, so that the backward pass hands synthetic gradients down.
+    """Return the outputs of a segment unchanged; in the backward pass the segment gets synthetic gradients.
 
-    One differentiable op a tensor: upstream goes `mix * target + (1 - mix) * prediction` (BP(lambda), Jaderberg et
-    al. 2017, supplement), and the synthesizer receives `batch * (prediction - target)`, the gradient of the batch
-    mean of half the squared per-sample error. What is not finite is dropped.
+    One differentiable op a tensor: it sends `mix * target + (1 - mix) * prediction` upstream (BP(lambda), Jaderberg et
+    al. 2017, supplement), and `batch * (prediction - target)` to the synthesizer, the gradient of the batch mean of
+    half the squared per-sample error. Gradients that are not finite are dropped.
 
     Args:
         outputs: All tensors that cross the cut, any floating dtype, batch first.
-        detached: The same tensors, detached: what the synthesizers saw.
-        predictions: One for each, shaped like it; None (eval, no grad) makes this the identity.
-        segment: Says what `mix` is.
+        detached: The same tensors, detached: the inputs of the synthesizers.
+        predictions: One for each tensor, of its shape; None (eval, no grad): return `outputs` unchanged.
+        segment: Gives `mix`.
     """
     tensors = (*outputs, *detached, *predictions)
     if has_torch_function(tensors):
@@ -74,25 +74,26 @@ def inject(
 def injected(
     outputs: Sequence[Tensor], predictions: Sequence[Tensor | None], segment: Segment, mix: float
 ) -> tuple[Tensor, ...]:
-    injected = []
+    """`outputs` through the op, with this `mix`."""
+    following = []
     for h, prediction in zip(outputs, predictions, strict=True):
         assert prediction is not None
-        following = torch.ops.dni_fx.inject(h, prediction, mix, segment.clip)
-        if following.requires_grad and not torch.compiler.is_compiling():
-            following.register_hook(_counter(prediction.detach(), segment))
-        injected.append(following)
-    return tuple(injected)
+        h = torch.ops.dni_fx.inject(h, prediction, mix, segment.clip)
+        if h.requires_grad and not torch.compiler.is_compiling():
+            h.register_hook(_counter(prediction.detach(), segment))
+        following.append(h)
+    return tuple(following)
 
 
 def _counter(prediction: Tensor, segment: Segment) -> Callable[[Tensor], None]:
-    """Counts what the op drops."""
+    """A hook that counts the gradients that the op drops."""
 
     def count(target: Tensor | None) -> None:
-        good = is_finite(prediction)
+        ok = is_finite(prediction)
         if target is not None:
-            good &= is_finite(target)
-        if good is not True:
-            segment.skipped += 1 if good is False else ~good
+            ok = ok & is_finite(target)
+        if ok is not True:
+            segment.skipped += 1 if ok is False else ~ok
 
     return count
 

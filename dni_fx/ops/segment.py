@@ -3,23 +3,36 @@
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import BackwardOrderError, DniFxError
-from dni_fx.ops.gradients import finite
+from dni_fx.ops.gradients import without_nonfinite
 from dni_fx.settings import Mix, Training
 
-__all__ = ["TWICE", "Accumulated", "Segment", "check_not_erased"]
+__all__ = ["TWICE", "Accumulated", "Segment", "SegmentListener", "check_not_erased"]
 
-_WITNESSES = 4  # gradients of a segment that are looked at, to see later whether they were erased
+_VALUES_READ = 4  # gradients of a segment whose values are read, to see later whether they were erased
+
+
+class SegmentListener(Protocol):
+    """Methods that a segment calls while it runs, each with the index of the segment."""
+
+    def pre_backward(self, index: int) -> None:
+        """Before the local backward pass."""
+
+    def post_backward(self, index: int) -> None:
+        """After the local backward pass: the parameters have their gradients."""
+
+    def post_forward(self, index: int, outputs: Sequence[Tensor]) -> None:
+        """After a forward pass without a local backward pass: that of the loss will go through `outputs`."""
 
 
 @dataclass
 class Accumulated:
-    """A gradient at the end of a local backward pass."""
+    """The gradient of a parameter at the end of a local backward pass."""
 
     parameter: nn.Parameter
     version: int
@@ -27,65 +40,72 @@ class Accumulated:
 
 
 class Segment(nn.Module):
-    """What is to be known, while the net runs, of one segment and of the cut above it.
+    """The state of one segment, and of the cut above it, while the net runs.
 
     Holds the segment's parameters without owning them: state_dict does not list them twice.
 
     Attributes:
-        mix: Share of the true gradient that is handed upstream; or from where to where it goes, in how many steps.
+        mix: Share of the true gradient that is handed upstream; or its start, its end, and the steps between them.
         warmup: Steps at the beginning in which that share is 1.
         clip: Largest norm of one sample's target; 0: no limit.
         steps: Training steps so far, always on the CPU, where the share varies.
-        skipped: How often a prediction or a target was dropped, for it was not finite.
+        skipped: How often a prediction or a target was dropped because it was not finite.
+        index: The number of the segment, from below.
+        held: Parameters that the local backward pass gives gradients to, the smallest first.
+        listeners: Called in this order at every event. The averaging of gradients over processes stands before an
+            optimizer, which uses the averages.
+        generation: How often the gradients were used and freed.
     """
 
     skipped: Tensor
 
-    def __init__(self, mix: Mix = 0.0, training: Training = Training()) -> None:  # noqa: B008  # frozen
+    def __init__(self, mix: Mix = 0.0, training: Training = Training(), index: int = 0) -> None:  # noqa: B008  # frozen
         super().__init__()
         self.mix = mix
         self.warmup = training.warmup
         self.clip = training.clip or 0.0
         self.steps = torch.zeros((), dtype=torch.int64)
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.hold(())
-        self.index = self.generation = 0
-        self.__dict__.update(optimizer=None, averaging=None)
+        self.index = index
+        self.held: tuple[nn.Parameter, ...] = ()
+        self.listeners: list[SegmentListener] = []
+        self.generation = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a net has no optimizer: its parameters are others."""
+        copied = [listener for listener in self.listeners if not isinstance(listener, torch.optim.Optimizer)]
+        return self.__dict__ | {"listeners": copied}
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
-        # The smallest first: they are the witnesses.
-        self.__dict__["held"] = tuple(sorted(parameters, key=lambda p: p.numel()))
-
-    def tell(self, index: int, **who: Any) -> None:
-        """Who is told when this segment, by its number, has gone backward: an `optimizer`, or an `averaging`."""
-        self.index = index
-        self.__dict__.update(who)
-
-    def freed(self) -> None:
-        """The gradients have been used: from now on nobody misses them."""
-        self.generation += 1
+        """Set the parameters that the local backward pass gives gradients to."""
+        self.held = tuple(sorted(parameters, key=lambda p: p.numel()))
 
     def run_backward(self, roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """The local backward pass."""
-        optimizer, averaging = self.__dict__["optimizer"], self.__dict__["averaging"]
+        """Run the local backward pass, from `roots` with their `gradients`."""
         device = self.skipped.device.type
         cast = torch.is_autocast_enabled(device)  # a backward pass takes the dtypes that forward took
-        with (
-            torch.autocast(device, enabled=False) if cast else contextlib.nullcontext(),
-            contextlib.nullcontext() if optimizer is None else optimizer.local(self.index),
-        ):
+        with torch.autocast(device, enabled=False) if cast else contextlib.nullcontext():
+            for listener in self.listeners:
+                listener.pre_backward(self.index)
             if roots:
                 _go_backward(roots, gradients)
-            if averaging is not None:
-                averaging.start(self.index)
-                if optimizer is not None:
-                    averaging.finish()
+            for listener in self.listeners:
+                listener.post_backward(self.index)
+
+    def post_forward(self, outputs: Sequence[Tensor]) -> None:
+        """After a forward pass without a local backward pass."""
+        for listener in self.listeners:
+            listener.post_forward(self.index, outputs)
+
+    def post_step(self) -> None:
+        """After an optimizer has used and freed the gradients: they count as erased no more."""
+        self.generation += 1
 
     def accumulated(self) -> list[Accumulated]:
-        """What the parameters have for a gradient now; of the smallest ones, also whether it is zero."""
-        found = [Accumulated(p, p.grad._version) for p in self.__dict__["held"] if p.grad is not None]
-        for one in found[:_WITNESSES]:
-            one.nonzero = one.parameter.grad.any()  # type: ignore[union-attr]  # stays on the device: nobody waits
+        """The gradients that the parameters have now; of the smallest ones, also whether each is not zero."""
+        found = [Accumulated(p, p.grad._version) for p in self.held if p.grad is not None]
+        for one in found[:_VALUES_READ]:
+            one.nonzero = one.parameter.grad.any()  # type: ignore[union-attr]  # stays on the device: no wait
         return found
 
     @property
@@ -98,7 +118,7 @@ class Segment(nn.Module):
         if not self.varies:
             return float(self.mix)  # type: ignore[arg-type]
         if torch.compiler.is_compiling():
-            raise DniFxError("a warm-up or a mix that changes cannot be compiled: compile when they are over")
+            raise DniFxError("a warm-up or a mix that changes cannot be compiled: compile after its last step")
         self.steps += 1
         done = int(self.steps) - 1 - self.warmup
         if done < 0:
@@ -109,8 +129,8 @@ class Segment(nn.Module):
         return start + (end - start) * min(done / steps, 1.0)
 
     def keep_finite(self, gradient: Tensor) -> Tensor | None:
-        """The gradient; if anything in it is not finite, it is counted, and None, or zeros where a look would wait."""
-        kept, ok = finite(gradient)
+        """The gradient; one that is not finite is counted, and replaced as `without_nonfinite` does."""
+        kept, ok = without_nonfinite(gradient)
         if ok is not True:
             self.skipped += 1 if ok is False else ~ok
         return kept
@@ -134,29 +154,34 @@ def _go_backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         if "second time" not in str(error):
             raise
         raise BackwardOrderError(
-            "a segment's backward pass ran into a graph that another one has freed: with unlock='backward' an input "
-            "must not carry gradient from an earlier call of the net, or of layers that others use, too: detach it, or "
-            "use unlock='none'"
+            "a segment's backward pass ran into a graph that an earlier backward pass has freed: with "
+            "unlock='backward' an input must not carry gradient from an earlier call of the net, or from layers that "
+            "are used elsewhere, too: detach it, or use unlock='none'"
         ) from error
 
 
 TWICE = (
-    "two backward passes through one forward pass: the target of a synthesizer comes once, and with "
-    "unlock='backward' what is below the cuts has gone backward in forward. Add the losses up, and go backward from "
-    "the sum"
+    "two backward passes through one forward pass: a synthesizer gets its target once, and with unlock='backward' the "
+    "segments below the cuts have run their backward passes during forward. Add the losses, and call backward() once, "
+    "on the sum"
 )
 
 
 def check_not_erased(accumulated: Sequence[Accumulated]) -> None:
+    """Raise a BackwardOrderError if gradients of a local backward pass were erased before that of the loss."""
     erased = any(one.parameter.grad is None for one in accumulated)
     if not erased:
-        # zero_grad(set_to_none=False) leaves zeros. Look at values only where something wrote to them: on a
-        # GPU a look waits for the device. A gradient that was zero before tells nothing.
-        witnesses = [(one.nonzero, one.parameter.grad, one.version) for one in accumulated]
-        now = [
-            g for was, g, version in witnesses if was is not None and g is not None and g._version != version and was
+        # zero_grad(set_to_none=False) leaves zeros. Read values only of gradients that something wrote to: on a GPU
+        # that waits for the device. A gradient that was zero before shows nothing.
+        written = [
+            gradient
+            for one in accumulated
+            if (gradient := one.parameter.grad) is not None
+            and one.nonzero is not None
+            and gradient._version != one.version
+            and one.nonzero
         ]
-        erased = bool(now) and not any(bool(g.any()) for g in now)
+        erased = bool(written) and not any(bool(gradient.any()) for gradient in written)
     if erased:
         raise BackwardOrderError(
             "zero_grad() was called between the forward and the backward pass, and erased gradients that "

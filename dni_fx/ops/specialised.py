@@ -1,4 +1,4 @@
-"""Refuse an argument value that the capture fixed, if it changes."""
+"""Refuse other values of an argument whose value the capture fixed."""
 
 import torch
 from torch import Tensor

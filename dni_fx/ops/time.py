@@ -1,6 +1,6 @@
-"""Both ends of a cut in time: what a window begins with, and what it ends with."""
+"""Both ends of a cut in time: at the beginning of a window, and at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +10,13 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.model import by_path
-from dni_fx.ops.gradients import batch_size, cast, finite
+from dni_fx.ops.gradients import batch_size, cast, without_nonfinite
 from dni_fx.ops.library import LIBRARY
 from dni_fx.ops.segment import TWICE, Segment
 
 __all__ = ["carry", "enter", "learn", "leave", "leaves"]
 
-FROM_WINDOW_TO_WINDOW = "a cut in time remembers the window before: what is between its ends is compiled"
+FROM_WINDOW_TO_WINDOW = "a cut in time remembers the window before: only the code between its ends is compiled"
 
 LIBRARY.define("carry(Tensor[] outputs, Tensor[] others, Tensor[] gradients) -> Tensor[]")
 
@@ -34,28 +34,28 @@ def _carry_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> Non
     ctx.save_for_backward(*gradients)
 
 
-def _carry_backward(ctx: Any, came: list[Tensor]) -> tuple[list[Tensor], list[Tensor | None], list[None]]:
-    # Whoever asks for gradients of what lies above only, as torch.autograd.grad may, does not get there.
+def _carry_backward(ctx: Any, gradients: list[Tensor]) -> tuple[list[Tensor], list[Tensor | None], list[None]]:
+    # torch.autograd.grad of tensors above these does not reach their nodes: carry nothing.
     if not any(node is None or torch._C._will_engine_execute_node(node) for node in ctx.origins):
-        return list(came), [None] * len(ctx.dtypes), [None] * len(ctx.dtypes)
-    once, ctx.done = not ctx.done, True  # whoever goes backward twice, from two losses, gets it once
+        return list(gradients), [None] * len(ctx.dtypes), [None] * len(ctx.dtypes)
+    once, ctx.done = not ctx.done, True  # with two losses, backward passes run twice: carry once
     carried: list[Tensor | None] = [
-        cast(finite(gradient)[0], dtype) if once else None
+        cast(without_nonfinite(gradient)[0], dtype) if once else None
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
     ]
-    return list(came), carried, [None] * len(carried)
+    return list(gradients), carried, [None] * len(carried)
 
 
 torch.library.register_autograd("dni_fx::carry", _carry_backward, setup_context=_carry_setup, lib=LIBRARY)
 
 
 def carry(outputs: Sequence[Tensor], others: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-    """The outputs, unchanged; when their gradients come, others get the ones that are given for them.
+    """Return the outputs unchanged; a backward pass through them also gives other tensors their gradients.
 
     Args:
-        outputs: All tensors of one backward pass that follows, any shapes.
-        others: Tensors with their gradients, as what a window hands on, (N, F), with the predicted gradient of the mean
-            loss of all later windows.
+        outputs: All tensors that one backward pass will start from, of any shapes.
+        others: Pairs of a tensor and its gradient, such as the state at the end of a window, (N, F), and the predicted
+            gradient of the mean loss of all later windows.
     """
     attached = [h for h in outputs if h.requires_grad]
     others = [(other, gradient) for other, gradient in others if other.requires_grad]
@@ -66,10 +66,10 @@ def carry(outputs: Sequence[Tensor], others: Sequence[tuple[Tensor, Tensor]]) ->
 
 
 def leaves(state: Any, paths: Sequence[Sequence[int | str]]) -> tuple[Tensor, ...]:
-    """The tensors at these places of a tuple or dict, however nested, which must hold no others.
+    """The tensors of a nested tuple or dict, in the order of `paths`.
 
     Raises:
-        DniFxError: If it does.
+        DniFxError: If the state holds other tensors than those at `paths`.
     """
     if has_torch_function((state,)):
         traced: tuple[Tensor, ...] = handle_torch_function(leaves, (state,), state, paths)
@@ -84,30 +84,30 @@ def leaves(state: Any, paths: Sequence[Sequence[int | str]]) -> tuple[Tensor, ..
 
 
 def enter(states: Sequence[Any], cut: nn.Module) -> tuple[Any, ...]:
-    """What a window begins with: see `dni_fx.runtime.time_cut.TimeCut.enter`."""
+    """The states at the beginning of a window: see `dni_fx.runtime.time_cut.TimeCut.enter`."""
     if has_torch_function(tuple(states)):
         traced: tuple[Any, ...] = handle_torch_function(enter, tuple(states), states, cut)
         return traced
-    found: tuple[Any, ...] = _apart(cut.enter, tuple(states))
+    found: tuple[Any, ...] = _not_compiled(cut.enter, tuple(states))
     return found
 
 
 def leave(outputs: Sequence[Tensor], states: Sequence[Tensor], cut: nn.Module) -> tuple[Tensor, ...]:
-    """What a window ends with: see `dni_fx.runtime.time_cut.TimeCut.leave`."""
+    """The outputs and states at the end of a window: see `dni_fx.runtime.time_cut.TimeCut.leave`."""
     if has_torch_function((*outputs, *states)):
         traced: tuple[Tensor, ...] = handle_torch_function(leave, (*outputs, *states), outputs, states, cut)
         return traced
-    found: tuple[Tensor, ...] = _apart(cut.leave, tuple(outputs), tuple(states))
+    found: tuple[Tensor, ...] = _not_compiled(cut.leave, tuple(outputs), tuple(states))
     return found
 
 
 @torch.compiler.disable(reason=FROM_WINDOW_TO_WINDOW)  # type: ignore[untyped-decorator]
-def _apart(end: Any, *arguments: Any) -> Any:
-    return end(*arguments)
+def _not_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 class _Learn(torch.autograd.Function):
-    """Hands a tensor on; with its gradient, that of half the squared error of a prediction goes to this."""
+    """The identity on a tensor; its backward also gives `prediction` the gradient of half the squared error."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, prediction: Tensor, target: Tensor, segment: Segment) -> Tensor:
@@ -127,7 +127,7 @@ class _Learn(torch.autograd.Function):
 
 
 def learn(h: Tensor, prediction: Tensor, target: Tensor, segment: Segment) -> Tensor:
-    """The tensor, handed on; when a gradient comes to it, `prediction` learns its `target`, both of one shape."""
+    """Return the tensor; its backward pass also trains `prediction` on `target`, both of one shape."""
     apply: Any = _Learn.apply
     following: Tensor = apply(h, prediction, target, segment)
     return following

@@ -92,8 +92,8 @@ def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
             device = net.dni.crossings[name].measured.device
             activation = activation_of(tensor, device)
             net.dni.add_module(name, Crossing(Scripted(activation).to(device), activation, Settings()))
-        fresh = ops.Segment(mix)
-        fresh.hold(segment.__dict__["held"])
+        fresh = ops.Segment(mix, index=index)
+        fresh.hold(segment.held)
         net.dni.add_module(f"segment{index}", fresh)
     states = [time_name(index) for index in range(len(net.dni.plan.states))]
     if states:

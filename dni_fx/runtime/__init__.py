@@ -11,9 +11,10 @@ from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
 from dni_fx.runtime.metrics import log_metrics
 from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, plain, share_state
 from dni_fx.runtime.outputs import Place, ReturnedValue
+from dni_fx.runtime.parameter_groups import attach_synthesizers
 from dni_fx.runtime.parameters import hold_parameters
 from dni_fx.runtime.retrace import rename, retrace
-from dni_fx.runtime.stepping import OptimizerFactory, SegmentOptimizer, attach_synthesizers, check_stepping
+from dni_fx.runtime.stepping import OptimizerFactory, SegmentOptimizer, check_stepping
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts
 from dni_fx.runtime.time_horizon import replay_windows
 from dni_fx.runtime.time_windows import next_window, state_positions

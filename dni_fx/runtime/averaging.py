@@ -1,24 +1,39 @@
 """DistributedDataParallel with unlock="backward": a segment's gradients are averaged while the next one runs forward.
 
-DistributedDataParallel averages what comes in the backward pass of the loss: the last segment. All others go backward
-before that, within the forward pass, where it does not look: it is told to leave them out, and they are averaged here.
+DistributedDataParallel averages the gradients of the backward pass of the loss: those of the last segment. All other
+segments run their backward passes earlier, during the forward pass, where DistributedDataParallel averages nothing.
+So it ignores the parameters of these segments, and `Averaging` averages their gradients.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import Variable
+from torch.nn.parallel import DistributedDataParallel
 
 from dni_fx.errors import DniFxError
+from dni_fx.runtime.module import DecoupledModule
 from dni_fx.runtime.parameters import owned_parameters
 
 __all__ = ["Averaging", "average_segments", "is_averaged"]
 
 
+@dataclass
+class _Pending:
+    """An average that is being computed: `flat` will hold the averages of all `gradients`, one after the other."""
+
+    work: "distributed.Work"  # in quotes: PyTorch may be built without it
+    flat: Tensor
+    gradients: list[Tensor]
+
+
 class Averaging:
     """Averages gradients over the processes of the DistributedDataParallel that is running the net, if there is one.
+
+    A `SegmentListener`: it starts to average a segment's gradients right after the segment's backward pass.
 
     Args:
         groups: Parameters of each segment but the last.
@@ -26,11 +41,11 @@ class Averaging:
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
         self.groups = groups
-        self.pending: list[tuple[Any, Tensor, list[Tensor]]] = []
+        self.pending: list[_Pending] = []
         self.begun = False
 
-    def begin(self, net: nn.Module) -> None:
-        """Before the first pass: all processes start from the parameters of the first one."""
+    def pre_forward(self, net: nn.Module) -> None:
+        """Before the first forward pass: copy the parameters of the first process to all others."""
         wrapper = _wrapper()
         if wrapper is None or self.begun:
             return
@@ -38,44 +53,47 @@ class Averaging:
             raise DniFxError(
                 'with unlock="backward" DistributedDataParallel must wrap the net itself, and nothing around it'
             )
+        first = distributed.get_global_rank(wrapper.process_group, 0)
         for group in self.groups:
             for parameter in group:
-                distributed.broadcast(
-                    parameter.detach(), distributed.get_global_rank(wrapper.process_group, 0), wrapper.process_group
-                )
+                distributed.broadcast(parameter.detach(), first, wrapper.process_group)
         self.begun = True
 
-    def start(self, index: int) -> None:
-        """Average the gradients of a segment, without waiting; those of the one before are awaited."""
-        self.finish()
+    def pre_backward(self, index: int) -> None:
+        """Nothing to do."""
+
+    def post_backward(self, index: int) -> None:
+        """Start to average the gradients of a segment, after the averages of the segment before are there."""
+        self.wait()
         wrapper = _wrapper()
         gradients = [p.grad for p in self.groups[index] if p.grad is not None]
         if wrapper is None or not wrapper.require_backward_grad_sync or not gradients:
             return
         flat = torch.cat([g.reshape(-1) for g in gradients]) / distributed.get_world_size(wrapper.process_group)
         work = distributed.all_reduce(flat, group=wrapper.process_group, async_op=True)
-        self.pending.append((work, flat, gradients))
+        self.pending.append(_Pending(work, flat, gradients))
 
-    def finish(self) -> None:
-        """Wait for what was started."""
+    def wait(self) -> None:
+        """Wait for the averages that were started, and put them in the place of the gradients."""
         while self.pending:
-            work, flat, gradients = self.pending.pop()
-            work.wait()
-            for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(averaged.view_as(gradient))
+            one = self.pending.pop()
+            one.work.wait()
+            averages = one.flat.split([g.numel() for g in one.gradients])
+            for gradient, average in zip(one.gradients, averages, strict=True):
+                gradient.copy_(average.view_as(gradient))
 
-    def at_the_end(self, index: int, outputs: Sequence[Tensor]) -> None:
-        """Average the gradients of a segment after the backward pass of the loss, which will reach `outputs`."""
+    def post_forward(self, index: int, outputs: Sequence[Tensor]) -> None:
+        """Let the gradients of a segment be averaged at the end of the backward pass of the loss."""
         wrapper = _wrapper()
         if wrapper is None:
             return
 
         def average() -> None:
             with wrapper._inside_ddp_forward():
-                self.start(index)
-            self.finish()
+                self.post_backward(index)
+            self.wait()
 
-        def queue(gradients: Any) -> None:
+        def queue(_gradient: Tensor) -> None:
             engine: Any = Variable._execution_engine
             engine.queue_callback(average)
 
@@ -84,41 +102,45 @@ class Averaging:
             torch.autograd.graph.register_multi_grad_hook(reached, queue, mode="any")
 
 
-def _wrapper() -> Any:
+def _wrapper() -> DistributedDataParallel | None:
     """The DistributedDataParallel that is running forward."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
-    return nn.parallel.DistributedDataParallel._get_active_ddp_module()
+    wrapper: DistributedDataParallel | None = DistributedDataParallel._get_active_ddp_module()
+    return wrapper
 
 
 def is_averaged() -> bool:
-    """Whether one is running forward, which waits for a gradient of every parameter."""
+    """Whether a DistributedDataParallel is running forward, which needs a gradient of every parameter."""
     return _wrapper() is not None
 
 
 def ignored(net: nn.Module) -> list[str]:
     """Names of the parameters that DistributedDataParallel leaves out."""
-    found: list[str] = net.__dict__.get("_ddp_params_and_buffers_to_ignore", [])
+    found: list[str] = getattr(net, "_ddp_params_and_buffers_to_ignore", [])
     return found
 
 
-def average_segments(net: Any) -> None:
+def average_segments(net: DecoupledModule) -> None:
     """Average the gradients of all segments but the last, wherever `net` is run by DistributedDataParallel."""
-    averaging = Averaging([(*own, *synthesizers) for own, synthesizers in owned_parameters(net, net.dni)[:-1]])
+    averaging = Averaging([owned.every() for owned in owned_parameters(net, net.dni)[:-1]])
     apart = {id(p) for group in averaging.groups for p in group}
-    net.__dict__["_ddp_params_and_buffers_to_ignore"] = [n for n, p in net.named_parameters() if id(p) in apart]
-    net.dni.__dict__["averaging"] = averaging
-    for index, segment in enumerate(net.dni.segments):
-        segment.tell(index, averaging=averaging)
-    net.register_forward_pre_hook(_begin)
-    net.register_forward_hook(_end)
+    names: Any = [name for name, parameter in net.named_parameters() if id(parameter) in apart]
+    net._ddp_params_and_buffers_to_ignore = names  # where DistributedDataParallel looks for them
+    net.dni.averaging = averaging
+    for segment in net.dni.segments:
+        segment.listeners.insert(0, averaging)
+    net.register_forward_pre_hook(_pre_forward)
+    net.register_forward_hook(_post_forward)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _begin(net: Any, _args: Any) -> None:
-    net.dni.__dict__["averaging"].begin(net)
+def _pre_forward(net: DecoupledModule, _args: Any) -> None:
+    if net.dni.averaging is not None:
+        net.dni.averaging.pre_forward(net)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _end(net: Any, _args: Any, _output: Any) -> None:
-    net.dni.__dict__["averaging"].finish()
+def _post_forward(net: DecoupledModule, _args: Any, _output: Any) -> None:
+    if net.dni.averaging is not None:
+        net.dni.averaging.wait()

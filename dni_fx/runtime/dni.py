@@ -16,8 +16,16 @@ from dni_fx.synthesizers import Factory, Link, LossHead, LossScale, Outcome, act
 __all__ = ["Dni", "build_dni"]
 
 
+class GradientAverager(Protocol):
+    """Averages gradients over processes; `averaging.Averaging` is the one class."""
+
+    def pre_forward(self, net: nn.Module) -> None: ...
+
+    def wait(self) -> None: ...
+
+
 class KeptWindows(Protocol):
-    """What a horizon keeps from call to call; `time_horizon.Replay` is the one class."""
+    """The windows that a horizon keeps from call to call; `time_horizon.Replay` is the one class."""
 
     def forget(self) -> None: ...
 
@@ -34,6 +42,7 @@ class Dni(nn.Module):
         self.plan = plan
         # With step="segment", the optimizer of all segments; else that of the synthesizers, from Training.optimizer.
         self.optimizer: torch.optim.Optimizer | None = None
+        self.averaging: GradientAverager | None = None  # with unlock="backward": averages gradients over processes
         self.replay: KeptWindows | None = None  # with a horizon
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def build_dni(
                 raise DniFxError(f"the synthesizer for {name} is a {type(made).__name__}, not an nn.Module")
             made.to(device=activation.device, dtype=activation.dtype)
             dni.add_module(name, Crossing(made, activation, settings))
-        dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training).to(device))
+        dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training, index).to(device))
     _link_critics(dni, settings)
     return dni
 

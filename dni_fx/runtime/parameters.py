@@ -1,6 +1,7 @@
 """Which segment owns which parameter."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 from torch import fx, nn
@@ -8,7 +9,18 @@ from torch import fx, nn
 from dni_fx.plans import Plan, crossing_name, time_name
 from dni_fx.runtime.dni import Dni
 
-__all__ = ["hold_parameters", "owned_parameters"]
+__all__ = ["SegmentParameters", "hold_parameters", "owned_parameters"]
+
+
+@dataclass
+class SegmentParameters:
+    """The parameters that get their gradients in the backward pass of one segment: its own, and of synthesizers."""
+
+    own: list[nn.Parameter] = field(default_factory=list)
+    synthesizers: list[nn.Parameter] = field(default_factory=list)
+
+    def every(self) -> list[nn.Parameter]:
+        return [*self.own, *self.synthesizers]
 
 
 def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
@@ -36,32 +48,33 @@ def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Param
     return found
 
 
-def owned_parameters(net: fx.GraphModule, dni: Dni) -> list[tuple[list[nn.Parameter], list[nn.Parameter]]]:
-    """Parameters of every segment, and of the synthesizers whose targets come when it goes backward.
+def owned_parameters(net: fx.GraphModule, dni: Dni) -> list[SegmentParameters]:
+    """Parameters of every segment, and of the synthesizers whose targets come from its backward pass.
 
-    One that several segments use is in the last of them; one that no node is known to use, in the last of all.
+    A parameter that several segments use is in the last of these segments; a parameter that no node is known to use,
+    in the last segment of all.
     """
     owner: dict[nn.Parameter, int] = {}
     for index, used in enumerate(parameters_by_segment(net, dni.plan)):
         owner |= dict.fromkeys(used, index)
-    theirs = set(dni.parameters())
-    for parameter in net.parameters():  # what modules use that are no leaves is not in a record of calls
-        if parameter not in theirs:
+    of_synthesizers = set(dni.parameters())
+    for parameter in net.parameters():  # a record of calls does not show the parameters of modules that contain others
+        if parameter not in of_synthesizers:
             owner.setdefault(parameter, len(dni.plan.cuts))
-    found: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = [([], []) for _ in dni.plan.segments]
+    found = [SegmentParameters() for _ in dni.plan.segments]
     for parameter, index in owner.items():
-        found[index][0].append(parameter)
+        found[index].own.append(parameter)
     for index, cut in enumerate(dni.plan.cuts):
         for tensor in cut.tensors:
             synthesizer = dni.crossings[crossing_name(index, tensor.node)]
-            found[index + 1][1].extend(p for p in synthesizer.parameters() if p not in owner)
-    for index, state in enumerate(dni.plan.states):  # their targets come when what they enter goes backward
-        found[state.enters[-1]][1].extend(dni.crossings[time_name(index)].parameters())
+            found[index + 1].synthesizers.extend(p for p in synthesizer.parameters() if p not in owner)
+    for index, state in enumerate(dni.plan.states):  # targets come from the segment that the state enters
+        found[state.enters[-1]].synthesizers.extend(dni.crossings[time_name(index)].parameters())
     return found
 
 
 def _own_parameters(net: fx.GraphModule, name: str, called: set[str]) -> Iterator[nn.Parameter]:
-    """Of a module, without those of modules inside of it whose calls are nodes themselves."""
+    """The parameters of a module, without those of inner modules whose calls are nodes themselves."""
     module = net.get_submodule(name)
     yield from module.parameters(recurse=False)
     for child in dict(module.named_children()):
