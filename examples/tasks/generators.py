@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
-REPEATS_UNIT = 10  # the number of repeats is told in tens, so that it is about as large as a bit
+REPEATS_UNIT = 10  # the number of repeats is given in tens, so that it is about as large as a bit
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class MemoryCell(nn.Module):
         self.slots, self.width = slots, width
         self.controller = nn.LSTMCell(inputs + width, hidden)
         self.interface = nn.Linear(hidden, 4 * width + 4)
-        # Slots that are empty are alike; without a name of its own none would ever be told from the others.
+        # Empty slots have equal contents: only their names differ.
         self.names = nn.Parameter(torch.randn(slots, width))
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
