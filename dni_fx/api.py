@@ -8,12 +8,13 @@ from torch import nn
 
 from dni_fx.capture import StateOption
 from dni_fx.compiler import Request, capture_and_plan, rewrite
-from dni_fx.cuts import Cuts, Limits, check_limits
+from dni_fx.cuts import Cuts, Limits
 from dni_fx.errors import DniFxError
 from dni_fx.model import Inputs, probe, to_inputs
+from dni_fx.partition import checked_objective
 from dni_fx.plans import Plan
 from dni_fx.runtime import DecoupledModule, OptimizerFactory, SegmentOptimizer, attach_synthesizers, check_stepping
-from dni_fx.settings import DEFAULTS, Loss, Mix, Settings, Training, check_horizon, check_scaler, check_settings
+from dni_fx.settings import DEFAULTS, Loss, Mix, Settings, Training, check_horizon, check_scaler
 from dni_fx.synthesizers import Factory
 from dni_fx.units import parse_bytes
 
@@ -113,7 +114,6 @@ def transform(
         NoLegalCutError: If there is no place to cut.
     """
     settings = Settings(unlock, mix, classes, context_size, loss, training)
-    check_settings(settings)
     _check_step(step, optimizer, accumulate, training)
     if scaler is not None:
         check_scaler(scaler, training, step)
@@ -180,7 +180,6 @@ def plan(
     The arguments and errors are the same as for `transform`.
     """
     settings = Settings(classes=classes, context_size=context_size, loss=loss)
-    check_settings(settings)
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state)
     return capture_and_plan(model, example_inputs_of(model, example_inputs, example_kwargs), request)[1]
@@ -189,9 +188,7 @@ def plan(
 def limits_of(objective: str, memory_budget: str | int | None, synthesizer_share: float | None) -> Limits:
     """Check the arguments of `transform` that limit the search for cuts."""
     budget = None if memory_budget is None else parse_bytes(memory_budget)
-    limits = Limits(objective, synthesizer_share, budget)
-    check_limits(limits)
-    return limits
+    return Limits(checked_objective(objective), synthesizer_share, budget)
 
 
 def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs:

@@ -33,7 +33,7 @@ from dni_fx.runtime import (
     replay_windows,
     share_state,
 )
-from dni_fx.settings import DEFAULTS, Settings, check_settings, with_defaults
+from dni_fx.settings import DEFAULTS, Settings, with_defaults
 from dni_fx.synthesizers import Factory, factories
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
@@ -123,7 +123,6 @@ def rewrite(
 
     The arguments and errors are the same as for `dni_fx.transform`.
     """
-    check_settings(settings)
     if plan.states:
         _check_time_cuts(settings, plan)
     names, makers = factories(plan, {name: synthesizer for name, _ in crossings(plan)}, settings.loss)

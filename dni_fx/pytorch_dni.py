@@ -12,9 +12,10 @@ from dni_fx import ops
 from dni_fx.api import example_inputs_of
 from dni_fx.compiler import Request, capture_and_plan, rewrite
 from dni_fx.errors import DniFxError
+from dni_fx.graph import default_axis
 from dni_fx.model import tensors_in
 from dni_fx.runtime import Crossing, DecoupledModule
-from dni_fx.settings import Settings, check_settings, with_defaults
+from dni_fx.settings import Settings, with_defaults
 from dni_fx.synthesizers import Activation, Factory, Synthesizer, adapt, resolve
 
 __all__ = ["DNI"]
@@ -81,7 +82,6 @@ class DNI(nn.Module):
         if format_fn is not None:
             warnings.warn("format_fn is not needed, and ignored", stacklevel=2)
         self.settings = Settings(unlock="none", mix=λ if lam is None else lam)
-        check_settings(self.settings)
         self.synthesizer = _synthesizer(dni_network, dict(dni_params or {}), hidden_size or 10)
         self.settings = with_defaults(self.settings, named=isinstance(self.synthesizer, str))
         self.recursive, self.skip_last_layer = recursive, skip_last_layer
@@ -129,7 +129,7 @@ class DNI(nn.Module):
         """Make the synthesizer at the output of the network."""
         with torch.no_grad():
             output = tensors_in(self.network(*args, **kwargs))[0]
-        axis = 1 if output.dim() in (4, 5) else output.dim() - 1
+        axis = default_axis(output.dim()) % output.dim()
         activation = Activation(tuple(output.shape), output.dtype, output.device, axis)
         factory = resolve(self.synthesizer, activation.shape, axis)[1]
         self.last = Crossing(factory(activation, 0).to(output), activation, self.settings)

@@ -18,7 +18,6 @@ __all__ = [
     "Training",
     "check_horizon",
     "check_scaler",
-    "check_settings",
     "loss_function",
     "loss_name",
     "with_defaults",
@@ -156,6 +155,30 @@ class Settings:
         """Entries of the context of the synthesizers; 0: no context."""
         return self.classes or self.context_size or 0
 
+    def __post_init__(self) -> None:
+        unlock, mix = self.unlock, self.mix
+        if unlock not in ("none", "backward"):
+            raise DniFxError(f"unlock={unlock!r}: there are 'none' and 'backward'")
+        _check_mix(mix)
+        if mix and unlock != "none":
+            raise DniFxError(f"mix={mix} needs unlock='none': with unlock={unlock!r} the true gradient comes too late")
+        classes, context_size = self.classes, self.context_size
+        if classes is not None and context_size is not None:
+            raise DniFxError("classes and context_size exclude each other: labels are the context")
+        for size in (classes, context_size):
+            if size is not None and not _whole(size):
+                raise DniFxError(f"classes and context_size are whole numbers, not {size!r}")
+        if (classes is not None and classes < 2) or (context_size is not None and context_size < 1):
+            raise DniFxError("classes must be 2 or more, context_size 1 or more")
+        if not isinstance(self.training, Training):
+            raise DniFxError(f"training={self.training!r}: a dni_fx.Training")
+        if self.loss is not None:
+            loss_function(self.loss)
+            if not self.size:
+                raise DniFxError(
+                    "loss needs classes (or context_size): it compares outputs with the argument dni_context of the net"
+                )
+
 
 def with_defaults(settings: Settings, *, named: bool, in_time: bool = False) -> Settings:
     """Set the scale, and in time the centering, to suit the synthesizer, where these are None.
@@ -170,32 +193,6 @@ def with_defaults(settings: Settings, *, named: bool, in_time: bool = False) -> 
         scale = 1.0 if scale == "rms" else scale
         centered = named if centered is None else centered
     return replace(settings, training=replace(settings.training, scale=scale, centered=centered))
-
-
-def check_settings(settings: Settings) -> None:
-    """Raise a DniFxError with the first setting that is wrong."""
-    unlock, mix = settings.unlock, settings.mix
-    if unlock not in ("none", "backward"):
-        raise DniFxError(f"unlock={unlock!r}: there are 'none' and 'backward'")
-    _check_mix(mix)
-    if mix and unlock != "none":
-        raise DniFxError(f"mix={mix} needs unlock='none': with unlock={unlock!r} the true gradient comes too late")
-    classes, context_size = settings.classes, settings.context_size
-    if classes is not None and context_size is not None:
-        raise DniFxError("classes and context_size exclude each other: labels are the context")
-    for size in (classes, context_size):
-        if size is not None and not _whole(size):
-            raise DniFxError(f"classes and context_size are whole numbers, not {size!r}")
-    if (classes is not None and classes < 2) or (context_size is not None and context_size < 1):
-        raise DniFxError("classes must be 2 or more, context_size 1 or more")
-    if not isinstance(settings.training, Training):
-        raise DniFxError(f"training={settings.training!r}: a dni_fx.Training")
-    if settings.loss is not None:
-        loss_function(settings.loss)
-        if not settings.size:
-            raise DniFxError(
-                "loss needs classes (or context_size): it compares outputs with the argument dni_context of the net"
-            )
 
 
 def check_scaler(scaler: object, training: Training, step: str = "segment") -> None:

@@ -1,9 +1,9 @@
-"""Give the graph the input that synthesizers are conditioned on."""
+"""Add to the graph the input that synthesizers are conditioned on."""
 
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx.graph import NodeMeta
+from dni_fx.graph import NodeRecord, set_record
 
 __all__ = ["AddContext"]
 
@@ -16,5 +16,5 @@ class AddContext(PassBase):
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         with graph.inserting_after(placeholders[-1]):
             context = graph.placeholder("dni_context", default_value=None)
-        context.meta["dni"] = NodeMeta(role="context", segment=0)
+        set_record(context, NodeRecord(role="context", segment=0))
         return PassResult(graph_module, True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx.graph import NodeMeta, record_of
+from dni_fx.graph import NodeRecord, record_of, set_record
 from dni_fx.plans import crossing_name
 
 __all__ = ["AddSynthesizers"]
@@ -44,6 +44,6 @@ def _call_synthesizer(graph: Graph, cut: int, tensor: Node, context: Node | None
         arguments = (detached,) if context is None else (detached, context)
         target = f"dni.{crossing_name(cut, tensor.name)}"
         prediction = graph.create_node("call_module", target, arguments, name=f"{tensor.name}_synthetic")
-    detached.meta["dni"] = NodeMeta(role="detach", segment=cut, cut=cut)
-    prediction.meta["dni"] = NodeMeta(role="synthesizer", segment=cut, cut=cut)
+    set_record(detached, NodeRecord(role="detach", segment=cut, cut=cut))
+    set_record(prediction, NodeRecord(role="synthesizer", segment=cut, cut=cut))
     return prediction

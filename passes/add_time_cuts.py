@@ -9,8 +9,9 @@ from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx import ops
-from dni_fx.graph import NodeMeta, record_of, returned_nodes
+from dni_fx.graph import NodeRecord, record_of, returned_nodes, set_record
 from dni_fx.model import Path
+from dni_fx.passes.boundary import BOUNDARIES, passed_on
 from dni_fx.plans import StateTensor, TimeCutPlan, time_name
 
 __all__ = ["AddTimeCuts"]
@@ -31,13 +32,13 @@ class AddTimeCuts(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
         nodes = _unpack(graph, [tensor for state in self.states for tensor in state.tensors])
-        given = returned_nodes(graph)
+        returned = returned_nodes(graph)
         state_places = {tensor.output for state in self.states for tensor in state.tensors}
-        others = [i for i, n in enumerate(given) if i not in state_places and record_of(n).carries_gradient]
+        others = [i for i, n in enumerate(returned) if i not in state_places and record_of(n).carries_gradient]
         for index, state in enumerate(self.states):
             name = f"dni.{time_name(index)}"
             _enter(graph, name, tuple(nodes[tensor] for tensor in state.tensors), state.enters[0])
-            cut_off = [given[tensor.output] for tensor in state.tensors]
+            cut_off = [returned[tensor.output] for tensor in state.tensors]
             boundary = _boundary(graph, state.leaves)
             if boundary is None:
                 _leave_at_the_end(graph, name, cut_off, others)
@@ -47,7 +48,7 @@ class AddTimeCuts(PassBase):
 
 
 def _unpack(graph: Graph, tensors: Sequence[StateTensor]) -> dict[StateTensor, Node]:
-    """Give the node of each tensor of a state: its placeholder, or a result of `ops.leaves` on a tuple or dict."""
+    """The node of each tensor of a state: its placeholder, or a result of `ops.leaves` on a tuple or dict."""
     nodes: dict[StateTensor, Node] = {}
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for placeholder in placeholders:
@@ -101,22 +102,21 @@ def _enter(graph: Graph, name: str, states: tuple[Node, ...], segment: int) -> N
 
 def _boundary(graph: Graph, segment: int) -> Node | None:
     """The boundary above a segment; None for the last segment."""
-    boundaries = [node for node in graph.nodes if node.target in (ops.decouple, ops.inject)]
+    boundaries = [node for node in graph.nodes if node.target in BOUNDARIES]
     return boundaries[segment] if segment < len(boundaries) else None
 
 
 def _leave_at_a_cut(graph: Graph, name: str, cut_off: Sequence[Node], boundary: Node) -> None:
-    outputs: tuple[Node, ...] = tuple(boundary.args[0])  # type: ignore[arg-type]
-    boundary.args = (_leave(graph, name, outputs, cut_off, boundary), *boundary.args[1:])
+    boundary.args = (_leave(graph, name, passed_on(boundary), cut_off, boundary), *boundary.args[1:])
 
 
 def _leave_at_the_end(graph: Graph, name: str, cut_off: Sequence[Node], places: Sequence[int]) -> None:
-    """Put `ops.leave` before the graph's output, on the given nodes at these places."""
+    """Put `ops.leave` before the graph's output, on the returned nodes at these places."""
     output = graph.output_node()
-    given = returned_nodes(graph)
-    outputs = tuple(dict.fromkeys(given[i] for i in places))
+    returned = returned_nodes(graph)
+    outputs = tuple(dict.fromkeys(returned[i] for i in places))
     carrying = dict(zip(outputs, _leave(graph, name, outputs, cut_off, output), strict=True))
-    count = iter(range(len(given)))
+    count = iter(range(len(returned)))
     output.args = map_arg(output.args, lambda node: carrying[node] if next(count) in places else node)
 
 
@@ -128,7 +128,7 @@ def _leave(
     Returns:
         The results for the outputs. Those for the states replace the nodes of `cut_off`.
     """
-    states: tuple[Node, ...] = tuple(node.args[0] for node in cut_off)  # type: ignore[misc]
+    states = tuple(node.all_input_nodes[0] for node in cut_off)
     with graph.inserting_before(before):
         cut = graph.get_attr(name)
         left = graph.call_function(ops.leave, (outputs, states, cut))
@@ -151,4 +151,4 @@ def _parts(graph: Graph, whole: Node, values: Sequence[Node]) -> list[Node]:
 
 def _mark(added: Sequence[Node], segment: int | None) -> None:
     for node in added:
-        node.meta["dni"] = NodeMeta(role="boundary", segment=segment)
+        set_record(node, NodeRecord(role="boundary", segment=segment))

@@ -1,4 +1,4 @@
-"""What the passes share that know boundaries: which value a result stands for, how the values are called and used."""
+"""Helpers for passes that add or read boundaries: the value behind each result, its name, its users."""
 
 import operator
 import re
@@ -9,13 +9,15 @@ from torch.fx import Graph, Node
 from dni_fx import ops
 from dni_fx.graph import record_of
 
-__all__ = ["next_name", "origin", "passed_on", "rewire", "synthesizers_by_cut", "written_by_segment"]
+__all__ = ["BOUNDARIES", "next_name", "origin", "passed_on", "rewire", "synthesizers_by_cut", "written_by_segment"]
+
+BOUNDARIES = (ops.decouple, ops.inject)
 
 
 def passed_on(call: Node) -> tuple[Node, ...]:
     """The values that a boundary, or an end of a cut in time, passes on, in the order of its results; else none."""
     args: Any = call.args
-    if call.target in (ops.decouple, ops.inject, ops.enter):
+    if call.target in (*BOUNDARIES, ops.enter):
         return tuple(args[0])
     return (*args[0], *args[1]) if call.target is ops.leave else ()
 

@@ -1,12 +1,13 @@
 """Copy a decoupled tensor that the segment above writes to in place."""
 
 import operator
+from typing import Any
 
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx import ops
-from dni_fx.graph import NodeMeta, record_of
+from dni_fx.graph import NodeRecord, record_of, set_record
 from dni_fx.passes.boundary import origin, rewire, synthesizers_by_cut, written_by_segment
 
 __all__ = ["CopyWritten"]
@@ -28,11 +29,13 @@ class CopyWritten(PassBase):
             for following in [n for n in decoupled.users if n.target is operator.getitem]:
                 if not record_of(origin(following)).storages & written.get(cut + 1, frozenset()):
                     continue
-                prediction = predictions[following.args[1]]  # type: ignore[index]
+                index: Any = following.args[1]
                 with graph.inserting_after(following):
                     name = f"{following}_copy"
-                    copied = graph.create_node("call_function", ops.writable, (following, prediction), name=name)
-                copied.meta["dni"] = NodeMeta(role="copy", segment=cut, cut=cut)
+                    copied = graph.create_node(
+                        "call_function", ops.writable, (following, predictions[index]), name=name
+                    )
+                set_record(copied, NodeRecord(role="copy", segment=cut, cut=cut))
                 rewire(following, copied, cut)
                 changed = True
         return PassResult(graph_module, changed)

@@ -7,7 +7,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx import ops
-from dni_fx.graph import NodeMeta
+from dni_fx.graph import NodeRecord, set_record
 from dni_fx.passes.boundary import next_name, rewire, synthesizers_by_cut
 
 __all__ = ["DecoupleCuts"]
@@ -46,6 +46,6 @@ def _decouple(graph: Graph, cut: int, predictions: list[Node], boundary: Callabl
         with graph.inserting_after(added[-1]):
             added.append(graph.create_node("call_function", operator.getitem, (decoupled, i), name=next_name(output)))
     for node in added:
-        node.meta["dni"] = NodeMeta(role="boundary", segment=cut, cut=cut)
+        set_record(node, NodeRecord(role="boundary", segment=cut, cut=cut))
     for output, following in zip(outputs, added[2:], strict=True):
         rewire(output, following, cut)

@@ -3,7 +3,7 @@
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx.graph import NodeMeta, record_of
+from dni_fx.graph import NodeRecord, record_of, set_record
 
 __all__ = ["ObserveOutput"]
 
@@ -23,5 +23,5 @@ class ObserveOutput(PassBase):
             return PassResult(graph_module, False)
         with graph.inserting_before(output):
             observed: Node = graph.call_module("dni.outcome", (found[0], context))
-        observed.meta["dni"] = NodeMeta(role="outcome", segment=record_of(found[0]).segment)
+        set_record(observed, NodeRecord(role="outcome", segment=record_of(found[0]).segment))
         return PassResult(graph_module, True)

@@ -37,7 +37,7 @@ class RemoveDni(PassBase):
 
 
 def _take_out(part: Node, state: Node, paths: Any) -> None:
-    """Index the tuple or dict `state` again where `ops.leaves` gave one of its tensors."""
+    """Index the tuple or dict `state` again where `ops.leaves` returned one of its tensors."""
     value, index = state, part.args[1]
     with part.graph.inserting_before(part):
         for key in paths[index]:

@@ -8,13 +8,12 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from dni_fx import ops
-from dni_fx.graph import record_of, returned_nodes
-from dni_fx.passes.boundary import origin, written_by_segment
+from dni_fx.graph import has_record, record_of, returned_nodes
+from dni_fx.passes.boundary import BOUNDARIES, origin, passed_on, written_by_segment
 
 __all__ = ["RULES", "Stage", "check"]
 
-_BOUNDARIES = (ops.decouple, ops.inject)
-_IMPURE = (*_BOUNDARIES, ops.enter, ops.leave, ops.leaves)
+_IMPURE = (*BOUNDARIES, ops.enter, ops.leave, ops.leaves)
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ Rule = Callable[[Stage], Iterator[str]]
 
 
 def every_node_has_a_record(stage: Stage) -> Iterator[str]:
-    yield from (f"{node} has no record" for node in stage.graph.nodes if "dni" not in node.meta)
+    yield from (f"{node} has no record" for node in stage.graph.nodes if not has_record(node))
 
 
 def captured_names_stay(stage: Stage) -> Iterator[str]:
@@ -58,7 +57,7 @@ def segments_grow(stage: Stage) -> Iterator[str]:
 
 def memory_written_above_a_cut_crosses_it_once(stage: Stage) -> Iterator[str]:
     """Before boundaries stand: the segment above writes to a copy of one value, and no other value sees that."""
-    if stage.calls(*_BOUNDARIES):
+    if stage.calls(*BOUNDARIES):
         return
     last_write = {s: segment for segment, written in sorted(written_by_segment(stage.graph).items()) for s in written}
     crossing: dict[tuple[int, int], list[Node]] = {}
@@ -75,13 +74,13 @@ def memory_written_above_a_cut_crosses_it_once(stage: Stage) -> Iterator[str]:
 
 
 def states_are_not_written_to_above(stage: Stage) -> Iterator[str]:
-    """A state is given by the segment that makes it, so a later segment must not write to its memory."""
+    """A state is returned by the segment that makes it, so a later segment must not write to its memory."""
     written = written_by_segment(stage.graph)
     for detached in _detached_states(stage):
         state, segment = _state_of(detached), record_of(detached).segment or 0
         for later, storages in written.items():
             if later > segment and storages & record_of(state).storages:
-                yield f"segment {later} writes to the state {state}, which segment {segment} gives"
+                yield f"segment {later} writes to the state {state}, which segment {segment} returns"
 
 
 def no_gradient_path_goes_round_a_cut(stage: Stage) -> Iterator[str]:
@@ -144,7 +143,7 @@ def time_cuts_have_two_ends(stage: Stage) -> Iterator[str]:
             yield f"{name} has {len(enters)} calls of ops.enter and {len(leaves)} of ops.leave"
         elif len(_states(enters[0])) != len(_states(leaves[0])):
             counts = len(_states(enters[0])), len(_states(leaves[0]))
-            yield f"{enters[0]} takes {counts[0]} states of {name}, and {leaves[0]} gives {counts[1]}"
+            yield f"{enters[0]} takes {counts[0]} states of {name}, and {leaves[0]} returns {counts[1]}"
 
 
 def states_come_in_through_enter(stage: Stage) -> Iterator[str]:
@@ -159,15 +158,15 @@ def states_come_in_through_enter(stage: Stage) -> Iterator[str]:
 
 
 def states_go_out_through_leave(stage: Stage) -> Iterator[str]:
-    """Once `ops.leave` stands: its results for states are given and used by nothing else; no other state is cut off."""
+    """Once `ops.leave` stands: only the graph's output uses its results for states, and no other state is cut off."""
     leaves = stage.calls(ops.leave)
     for detached in _detached_states(stage) if leaves else ():
-        yield f"the state {_state_of(detached)} is given as {detached}, not as a result of ops.leave"
+        yield f"the state {_state_of(detached)} is returned as {detached}, not as a result of ops.leave"
     for leave in leaves:
-        outputs: Any = leave.args[0]
+        first_state = len(passed_on(leave)) - len(_states(leave))
         for part in leave.users:
             index: Any = part.args[1]
-            for user in [user for user in part.users if index >= len(outputs) and user.op != "output"]:
+            for user in [user for user in part.users if index >= first_state and user.op != "output"]:
                 yield f"{user} uses {part}, which is the state for the next call"
 
 
@@ -175,11 +174,10 @@ def results_of_a_segment_go_through_leave(stage: Stage) -> Iterator[str]:
     """Where a segment has an `ops.leave`, all that the segment passes on takes the predicted gradient along."""
     leaves = {record_of(leave).segment: leave for leave in stage.calls(ops.leave)}
     results: dict[int | None, list[Node]] = {}
-    for boundary in stage.calls(*_BOUNDARIES):
-        outputs: Any = boundary.args[0]
-        results[record_of(boundary).segment] = list(outputs)
-    given = [node for node in returned_nodes(stage.graph) if record_of(node).carries_gradient]
-    results[record_of(stage.graph.output_node()).segment] = given
+    for boundary in stage.calls(*BOUNDARIES):
+        results[record_of(boundary).segment] = list(passed_on(boundary))
+    returned = [node for node in returned_nodes(stage.graph) if record_of(node).carries_gradient]
+    results[record_of(stage.graph.output_node()).segment] = returned
     for segment, leave in leaves.items():
         for value in dict.fromkeys(results.get(segment, ())):
             if all(source.target is not ops.leave for source in value.all_input_nodes):
@@ -224,5 +222,5 @@ def _state_of(detached: Node) -> Node:
 
 def _states(end: Node) -> tuple[Node, ...]:
     """The states that an `ops.enter` or `ops.leave` takes."""
-    states: Any = end.args[0 if end.target is ops.enter else 1]
-    return tuple(states)
+    args: Any = end.args
+    return passed_on(end) if end.target is ops.enter else tuple(args[1])

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
-from dni_fx.graph import NodeMeta, record_of
+from dni_fx.graph import NodeRecord, record_of, set_record
 
 __all__ = ["UnpackTuples"]
 
@@ -39,7 +39,8 @@ def _unpack(node: Node) -> bool:
         with node.graph.inserting_after(elements[-1] if elements else node):
             elements.append(node.graph.call_function(operator.getitem, (node, index)))
     for element, one in zip(elements, value, strict=True):
-        element.meta |= {"val": one, "dni": NodeMeta(carries_gradient=True)}
+        set_record(element, NodeRecord(carries_gradient=True))
+        element.meta["val"] = one
         if "nn_module_stack" in node.meta:
             element.meta["nn_module_stack"] = node.meta["nn_module_stack"]
     whole = type(value)(elements)

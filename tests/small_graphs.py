@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from dni_fx.graph import NodeMeta
+from dni_fx.graph import NodeRecord, set_record
 from dni_fx.ops import Segment
 
 
@@ -77,7 +77,7 @@ class SmallGraph:
 
 def _recorded(node: Node, record: dict[str, Any]) -> Node:
     sets = {key: frozenset(value) for key, value in record.items() if key in ("storages", "mutates")}
-    node.meta["dni"] = NodeMeta(**(record | sets))
+    set_record(node, NodeRecord(**(record | sets)))
     return node
 
 

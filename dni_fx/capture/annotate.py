@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 from dni_fx.errors import CaptureError, first_line
-from dni_fx.graph import NodeMeta, Saving, feature_axis, flop_counter, record_of, storage_key
+from dni_fx.graph import NodeRecord, Saving, feature_axis, flop_counter, record_of, set_record, storage_key
 from dni_fx.model import Inputs, in_train_mode, preserved, tensors_in
 from dni_fx.runtime import DecoupledModule
 
@@ -31,7 +31,7 @@ class _Workspace:
 
 
 class _Annotator(fx.Interpreter):
-    """Runs the graph, and writes `node.meta["dni"]` and `node.meta["val"]`."""
+    """Runs the graph, and writes the record and `meta["val"]` of each node."""
 
     def __init__(self, module: fx.GraphModule, counter: FlopCounterMode, saving: Saving) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -48,8 +48,9 @@ class _Annotator(fx.Interpreter):
         versions = [t._version for t in read]
         before = self.counter.get_total_flops()
         value = super().run_node(n)
-        record = NodeMeta(flops=self.counter.get_total_flops() - before, parameters=self._parameters(n))
-        n.meta["dni"], n.meta["val"] = record, value
+        record = NodeRecord(flops=self.counter.get_total_flops() - before, parameters=self._parameters(n))
+        set_record(n, record)
+        n.meta["val"] = value
         tensors = tensors_in(value)
         record.carries_gradient = n.op not in ("placeholder", "get_attr") and any(t.requires_grad for t in tensors)
         record.mutates = frozenset(self._storage(t) for t, v in zip(read, versions, strict=True) if t._version != v)
@@ -60,7 +61,7 @@ class _Annotator(fx.Interpreter):
             self._spread_gradient(n, record.mutates)
         return value
 
-    def _count_memory(self, node: fx.Node, record: NodeMeta, tensors: list[Tensor]) -> None:
+    def _count_memory(self, node: fx.Node, record: NodeRecord, tensors: list[Tensor]) -> None:
         """Count the bytes that the node allocates and that autograd saves for it; each storage at its first node."""
         record.storages = frozenset(map(self._storage, tensors))
         if node.op.startswith("call"):
@@ -75,13 +76,13 @@ class _Annotator(fx.Interpreter):
             rest = self._bytes_saved(node) - sum(record.saves.values())
             record.saves[self._number(_Workspace(node.name))] = max(0, rest)
 
-    def _count_flops(self, node: fx.Node, record: NodeMeta, tensors: list[Tensor]) -> None:
+    def _count_flops(self, node: fx.Node, record: NodeRecord, tensors: list[Tensor]) -> None:
         if not record.flops and (record.owns or record.mutates) and node.op.startswith("call"):
             record.flops = sum(t.numel() for t in tensors)  # element-wise: one operation each
         if record.carries_gradient or record.mutates:
             record.backward_flops = self._backward_flops(node, record)
 
-    def _describe(self, node: fx.Node, record: NodeMeta, value: Any) -> None:
+    def _describe(self, node: fx.Node, record: NodeRecord, value: Any) -> None:
         """Record the shape and feature axis of the value, and the modules that the node belongs to."""
         if isinstance(value, Tensor):
             record.shape, record.dtype, record.device = tuple(value.shape), value.dtype, value.device
@@ -92,7 +93,7 @@ class _Annotator(fx.Interpreter):
         if node.target is torch.amp.autocast_mode._enter_autocast:
             record.obstacle = "an autocast block is open there"
 
-    def _backward_flops(self, node: fx.Node, record: NodeMeta) -> int:
+    def _backward_flops(self, node: fx.Node, record: NodeRecord) -> int:
         """FLOPs of the backward pass: those of forward for each operand that gets a gradient, twice at most.
 
         Fused attention takes 2.5 times those of forward, since it computes its matrix again.
@@ -143,7 +144,7 @@ class _Annotator(fx.Interpreter):
 
 
 def annotate(module: DecoupledModule, inputs: Inputs) -> None:
-    """Write a `NodeMeta` to every node of a captured module, in train mode.
+    """Write a `NodeRecord` to every node of a captured module, in train mode.
 
     Raises:
         CaptureError: If the graph does not run on these inputs.

@@ -18,7 +18,7 @@ from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import CaptureError, first_line
-from dni_fx.graph import NodeMeta, Saving, flop_counter, record_of, sequence_number
+from dni_fx.graph import NodeRecord, Saving, default_axis, flop_counter, record_of, sequence_number, set_record
 from dni_fx.model import Inputs, in_train_mode, preserved, tensors_in
 from dni_fx.runtime import HookedCapture, HookedModule, Output, make_module
 
@@ -57,7 +57,7 @@ def capture_by_modules(model: nn.Module, inputs: Inputs) -> HookedModule:
     with preserved(model), torch.enable_grad():
         in_train_mode(model)
         fresh = inputs.map(lambda t: t.detach().clone())
-        calls, output = _record(model, fresh)
+        calls, output = _recorded_calls(model, fresh)
         roots = [edge for edge in map(_edge, tensors_in(output)) if edge is not None]
         if not roots or not calls:
             raise CaptureError("the model calls no submodule, or returns nothing that carries gradient")
@@ -117,7 +117,7 @@ class _Recorder:
         return pytree.tree_unflatten(leaves, spec)
 
 
-def _record(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
+def _recorded_calls(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
     """Run the model; return its calls and its result."""
     recorder = _Recorder(model, inputs)
     handles = [m.register_forward_pre_hook(recorder.pre_forward) for m in recorder.names]
@@ -188,7 +188,7 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, writt
     graph = fx.Graph()
     names = {id(p): name for name, p in model.named_parameters()}
     start = graph.placeholder("inputs")
-    start.meta["dni"] = NodeMeta()
+    set_record(start, NodeRecord())
     last: tuple[fx.Node, ...] = (start,)
     outputs: dict[str, Output] = {}
     flops = 0
@@ -196,7 +196,7 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, writt
     for call, ids in zip(calls, used, strict=False):
         node = graph.call_module(call.name, last)
         parameters = tuple(names[i] for i in ids if i in names)
-        node.meta["dni"] = _record_of(call, parameters, call.flops - flops, owned)
+        set_record(node, _node_record(call, parameters, call.flops - flops, owned))
         flops = call.flops
         if len(call.leaves) == 1 and call.carrying:
             last = (node,)
@@ -214,18 +214,18 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, writt
             record_of(
                 last[-1]
             ).obstacle = "another value that carries gradient bypasses it, which the front end modules cannot cut"
-    graph.output(last).meta["dni"] = NodeMeta(parameters=tuple(names[i] for i in used[-1] if i in names))
+    set_record(graph.output(last), NodeRecord(parameters=tuple(names[i] for i in used[-1] if i in names)))
     return make_module(model, graph, HookedCapture(model, outputs=outputs, written=written), HookedModule)
 
 
-def _record_of(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[int]) -> NodeMeta:
+def _node_record(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[int]) -> NodeRecord:
     sizes = {
         key: t.untyped_storage().nbytes() for key, t in zip(call.keys, call.outputs, strict=True) if key is not None
     }
     owns = {key: size for key, size in sizes.items() if key not in owned}
     owned.update(owns)
     elements = sum(t.numel() for t in _tensors(call.outputs))  # element-wise: one operation each
-    return NodeMeta(
+    return NodeRecord(
         flops=flops or elements,
         parameters=parameters,
         carries_gradient=bool(call.carrying),
@@ -240,7 +240,7 @@ def _record_of(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[
 def _element(graph: fx.Graph, node: fx.Node, call: _Call, leaf: int) -> fx.Node:
     """A node for one leaf of the output of a call."""
     element = graph.call_function(operator.getitem, (node, leaf))
-    element.meta["dni"] = NodeMeta(carries_gradient=True, scope=record_of(node).scope, classes=record_of(node).classes)
+    set_record(element, NodeRecord(carries_gradient=True, scope=record_of(node).scope, classes=record_of(node).classes))
     _describe(element, call.outputs[leaf], call.keys[leaf])
     return element
 
@@ -249,5 +249,5 @@ def _describe(node: fx.Node, tensor: Tensor, key: int | None) -> None:
     record = record_of(node)
     record.shape, record.dtype, record.device = tuple(tensor.shape), tensor.dtype, tensor.device
     record.storages = frozenset() if key is None else frozenset({key})
-    record.axis = 1 if tensor.dim() in (4, 5) else -1
+    record.axis = default_axis(tensor.dim())
     node.meta["val"] = tensor.detach().to("meta")

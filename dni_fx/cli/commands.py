@@ -234,12 +234,12 @@ def bench(
 def _bench_options(segments: str, steps: int, synthesizer: str, classes: int | None) -> "Options":
     """The checked options of `bench`."""
     from dni_fx.bench import Options, parse_segments
-    from dni_fx.settings import Settings, check_settings
+    from dni_fx.settings import Settings
     from dni_fx.synthesizers import resolve
 
     options = Options(parse_segments(segments), steps, synthesizer, classes)
     resolve(synthesizer, (), -1, None)
-    check_settings(Settings(classes=classes))
+    Settings(classes=classes)  # raises an error if the number of classes is wrong
     return options
 
 

@@ -136,11 +136,9 @@ class PlanOptions:
         Raises:
             DniFxError: If an option is wrong.
         """
-        from dni_fx.settings import Settings, check_settings
+        from dni_fx.settings import Settings
 
-        settings = Settings(classes=self.classes, loss=self.loss)
-        check_settings(settings)
-        return settings
+        return Settings(classes=self.classes, loss=self.loss)
 
     def request(self) -> "Request":
         """The checked options, for the compiler.
@@ -189,11 +187,9 @@ class RewriteOptions(PlanOptions):
     ] = "0"
 
     def settings(self) -> "Settings":
-        from dni_fx.settings import Settings, check_settings
+        from dni_fx.settings import Settings
 
-        settings = Settings(self.unlock, parse_mix(self.mix), self.classes, loss=self.loss)
-        check_settings(settings)
-        return settings
+        return Settings(self.unlock, parse_mix(self.mix), self.classes, loss=self.loss)
 
 
 def with_options(options: type[PlanOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -4,16 +4,15 @@ In: an annotated graph. Out: predictions for any cuts.
 """
 
 from dni_fx.cost.memory import resident
-from dni_fx.cost.model import OBJECTIVES, OPTIMIZER_STATES, CostModel, Prediction, SegmentCost
+from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
 from dni_fx.cost.synthesizers import synthesizer_prices
 from dni_fx.cost.times import node_times
 
 __all__ = [
-    "OBJECTIVES",
     "OPTIMIZER_STATES",
     "CostModel",
-    "Prediction",
     "SegmentCost",
+    "StepCost",
     "node_times",
     "resident",
     "synthesizer_prices",

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from dni_fx.model import Inputs
-from dni_fx.partition import LoadsFrom, Numbers, flow_node
+from dni_fx.partition import LoadsFrom, Numbers, flow_node, largest_parameter
 
 __all__ = ["Memory", "Peak", "resident"]
 
@@ -35,7 +35,7 @@ class Peak(NamedTuple):
 
 @dataclass(frozen=True)
 class _Storage:
-    """One piece of memory that a node allocates; nodes are given by number."""
+    """One piece of memory that a node allocates; nodes are numbers."""
 
     size: int
     made: int
@@ -87,7 +87,7 @@ class Memory:
         # Storages that autograd keeps from this node on. If a cut follows, they stay when the node has run backward.
         self.saved_here = _sums(count, ((size, saver, saver + 1) for size, saver, _ in kept_and_used))
         # Adam makes two temporaries of one parameter at a time, while the gradients of all are there.
-        self.optimizer = float(parameters[-1]) + 2 * flow.graph["largest"]
+        self.optimizer = float(parameters[-1]) + 2 * largest_parameter(flow)
 
     def segment_peaks(self, cuts: Sequence[int], synthesizers: Numbers, training: Numbers) -> LoadsFrom:
         """The peak of every segment between two cuts, or the peak of the optimizer's step if that is higher.

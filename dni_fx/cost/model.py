@@ -3,20 +3,15 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
 
 from dni_fx.cost.memory import Memory, Peak
-from dni_fx.partition import LoadsFrom, Position, flow_node
+from dni_fx.cost.synthesizers import Price
+from dni_fx.partition import LoadsFrom, Objective, Position, flow_node, largest_parameter
 
-if TYPE_CHECKING:
-    from dni_fx.cost.synthesizers import Price
-
-__all__ = ["OBJECTIVES", "OPTIMIZER_STATES", "CostModel", "Prediction", "SegmentCost"]
-
-OBJECTIVES = ("memory", "throughput")
+__all__ = ["OPTIMIZER_STATES", "CostModel", "SegmentCost", "StepCost"]
 
 OPTIMIZER_STATES = 2  # tensors that the optimizer keeps for each parameter: Adam's
 
@@ -50,7 +45,7 @@ class SegmentCost:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class StepCost:
     """Costs of one training step."""
 
     segments: tuple[SegmentCost, ...]
@@ -88,7 +83,7 @@ class CostModel:
     def __init__(
         self,
         flow: "nx.DiGraph[str]",
-        prices: "Mapping[str, Price]",
+        prices: Mapping[str, Price],
         resident: int,
         *,
         refused: Mapping[str, str] | None = None,
@@ -124,7 +119,7 @@ class CostModel:
             training=max(2 * sum(p.bytes for p in prices.values()), size),  # target and error; or gradients
         )
 
-    def segment_loads(self, objective: str, candidates: Sequence[Position]) -> LoadsFrom:
+    def segment_loads(self, objective: Objective, candidates: Sequence[Position]) -> LoadsFrom:
         """The load (bytes, or time) of every segment between two candidates, for the searches of `chain`."""
         ends = [0, *(p.index + 1 for p in candidates), self.count]
         cuts = [self.cut(p) for p in candidates]
@@ -137,7 +132,7 @@ class CostModel:
         transfer = np.array([0.0, *(c.transfer for c in cuts), 0.0])
         return lambda i: time[i + 1 :] - time[i] + transfer[i] + (synthesizers + transfer)[i + 1 :]
 
-    def predict(self, cuts: Sequence[Position]) -> Prediction:
+    def predict(self, cuts: Sequence[Position]) -> StepCost:
         """Predict a step of the model with these cuts and `unlock="backward"`; without any cut, a step of backprop."""
         ends = [0, *(p.index + 1 for p in cuts), self.count]
         nothing = CutCost(0.0, 0.0, 0, 0, 0, 0)
@@ -154,7 +149,6 @@ class CostModel:
             for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
         )
         largest = max(c.gradient for c in costs)
-        optimizer = (
-            self.memory.optimizer + sum(c.gradient for c in costs) + 2 * max(0, largest - self.flow.graph["largest"])
-        )
-        return Prediction(segments, self.resident, sum(c.static for c in costs), optimizer)
+        temporaries = 2 * max(0, largest - largest_parameter(self.flow))
+        optimizer = self.memory.optimizer + sum(c.gradient for c in costs) + temporaries
+        return StepCost(segments, self.resident, sum(c.static for c in costs), optimizer)

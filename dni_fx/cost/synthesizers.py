@@ -73,7 +73,7 @@ def _price(activation: Activation, synthesizer: str | Factory, settings: Setting
                 return _measured(replace(activation, device=device), factory, settings, activation.device)
         except DniFxError as error:
             return str(error)
-        except Exception as error:  # the person's factory or module may raise anything
+        except Exception as error:  # the user's factory or module may raise anything
             reason = first_line(error)
     return f"synthesizer {name} does not run on a tensor of shape {list(activation.shape)}: {reason}"
 
@@ -92,9 +92,9 @@ def _measured(activation: Activation, factory: Factory, settings: Settings, devi
     with counter, saving:
         prediction = module(h, context)
         if not isinstance(prediction, Tensor) or prediction.shape != h.shape:
-            gave = list(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
+            returned = list(prediction.shape) if isinstance(prediction, Tensor) else type(prediction).__name__
             name = type(module).__name__
-            raise DniFxError(f"synthesizer {name} returned {gave} for an activation of shape {list(h.shape)}")
+            raise DniFxError(f"synthesizer {name} returned {returned} for an activation of shape {list(h.shape)}")
         kept = sum(saving.take().values())
         if prediction.requires_grad:
             prediction.backward(torch.ones_like(prediction))

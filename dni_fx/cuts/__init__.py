@@ -1,10 +1,10 @@
-"""Where to cut: at the places that the person asks for, or at the best ones.
+"""Where to cut: at the places that the user asks for, or at the best ones.
 
 In: an annotated graph and its costs. Out: a `Plan`.
 """
 
 from dni_fx.cuts.decide import Cuts, decide
 from dni_fx.cuts.plan import Decision, fingerprint, make_plan
-from dni_fx.cuts.search import Limits, check_limits
+from dni_fx.cuts.search import Limits
 
-__all__ = ["Cuts", "Decision", "Limits", "check_limits", "decide", "fingerprint", "make_plan"]
+__all__ = ["Cuts", "Decision", "Limits", "decide", "fingerprint", "make_plan"]

@@ -1,4 +1,4 @@
-"""Cuts that the person asks for: by name, by class, by layer, by mark, by a saved plan."""
+"""Cuts that the user asks for: by name, by class, by layer, by mark, by a saved plan."""
 
 import difflib
 from collections.abc import Sequence
@@ -92,8 +92,8 @@ def positions_of_marks(graph: fx.Graph, flow: "nx.DiGraph[str]") -> tuple[Positi
     last = {mark: node for node in graph.nodes for mark in [mark_of(node)] if mark is not None}
     if not last:
         raise DniFxError(
-            "cuts='marked': the graph holds no mark. Say `with dni_fx.cut_after(): h = ...` in forward; a mark is not "
-            "seen inside a module that is kept whole, nor by the front end modules"
+            "cuts='marked': the graph holds no mark. Write `with dni_fx.cut_after(): h = ...` in forward; a mark is "
+            "not seen inside a module that is kept whole, nor by the front end modules"
         )
     positions = find_positions(flow)
     found = [position_after(flow, positions, node.name, f"the mark at {node}") for node in last.values()]

@@ -1,4 +1,4 @@
-"""From `cuts=` to positions in the graph: the ones that the person asks for, or the best ones."""
+"""From `cuts=` to positions in the graph: those that the user asks for, or the best ones."""
 
 from collections.abc import Sequence, Set
 
@@ -27,12 +27,12 @@ Cuts = str | int | Sequence[str] | Plan
 
 
 def decide(
-    graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, preferred: Set[str] = frozenset()
+    graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits, preferred: Set[str] = frozenset()
 ) -> Decision:
     """Decide where to cut.
 
     Args:
-        model: The costs of any cuts of the graph.
+        cost_model: The costs of any cuts of the graph.
         limits: For "auto" and a number of segments.
         preferred: For these, too: cut only after these nodes, if one of them is legal.
 
@@ -40,19 +40,19 @@ def decide(
         DniFxError: If a name in `cuts` does not exist or cannot be cut after, or no plan keeps the limits.
         NoLegalCutError: If the model has no legal cut, or no cuts keep the memory budget.
     """
-    decision = _decide(graph, model, cuts, limits, preferred)
-    refusals = [refusal for cut in decision.cuts if (refusal := model.refusal(cut))]
+    decision = _decide(graph, cost_model, cuts, limits, preferred)
+    refusals = [refusal for cut in decision.cuts if (refusal := cost_model.refusal(cut))]
     if refusals:
         raise DniFxError(refusals[0])
     return decision
 
 
-def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, preferred: Set[str]) -> Decision:
-    flow = model.flow
+def _decide(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits, preferred: Set[str]) -> Decision:
+    flow = cost_model.flow
     if isinstance(cuts, int) and cuts < 2:  # True and False too
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
     if isinstance(cuts, int) or cuts == "auto":
-        return _automatic(model, cuts if isinstance(cuts, int) else None, limits, preferred)
+        return _automatic(cost_model, cuts if isinstance(cuts, int) else None, limits, preferred)
     if limits != Limits():
         raise DniFxError("objective, memory budget and synthesizer share are for cuts='auto' or a number of segments")
     if isinstance(cuts, Plan):
@@ -60,7 +60,7 @@ def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, prefe
             positions_of_plan(graph, flow, cuts), f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
         )
     if cuts == "marked":
-        return Decision(positions_of_marks(graph, flow), "where the model's code says dni_fx.cut_after()")
+        return Decision(positions_of_marks(graph, flow), "after the blocks under dni_fx.cut_after()")
     if isinstance(cuts, str) and cuts.startswith("every:"):
         return after_every(graph, flow, cuts.removeprefix("every:"))
     if cuts == "leaves":
@@ -72,27 +72,27 @@ def _decide(graph: fx.Graph, model: CostModel, cuts: Cuts, limits: Limits, prefe
             "'leaves', 'marked' or a Plan"
         )
     if not names:
-        raise DniFxError("no cuts given: name a module or node to cut after, or say auto")
+        raise DniFxError("no cuts given: name a module or node to cut after, or give cuts='auto'")
     positions, calls = find_positions(flow), last_nodes(graph)
     chosen = {p.index: p for name in names for p in positions_after(flow, positions, calls, name)}
     return Decision(separated(flow, [chosen[i] for i in sorted(chosen)]), f"after {', '.join(names)}, as asked for")
 
 
-def _automatic(model: CostModel, segments: int | None, limits: Limits, preferred: Set[str]) -> Decision:
+def _automatic(cost_model: CostModel, segments: int | None, limits: Limits, preferred: Set[str]) -> Decision:
     most = max(MOST_CANDIDATES, 4 * (segments or 0))
-    legal = find_candidates(model.flow, preferred, most)
-    candidates = [c for c in legal if not model.refusal(c.position)]
+    legal = find_candidates(cost_model.flow, preferred, most)
+    candidates = [c for c in legal if not cost_model.refusal(c.position)]
     if not candidates:
-        raise DniFxError(model.refusal(legal[0].position))
+        raise DniFxError(cost_model.refusal(legal[0].position))
     if segments is not None and segments > len(candidates) + 1 and limits.budget is None:
         raise DniFxError(f"cannot make {segments} segments: the model has legal cuts for {len(candidates) + 1} at most")
-    found, others, share = best_cuts(model, candidates, segments, limits)
+    found, others, share = best_cuts(cost_model, candidates, segments, limits)
     verdict = Verdict(
         objective=limits.objective,
         places=len(candidates),
         bound=found.bound,
         share=share,
-        weighed=tuple(_weighed(model, choice) for choice in (found, *others)),
+        weighed=tuple(_weighed(cost_model, choice) for choice in (found, *others)),
     )
     asked = "auto" if segments is None else f"{segments} segments asked for"
     if limits.budget is not None:
@@ -107,7 +107,8 @@ def _automatic(model: CostModel, segments: int | None, limits: Limits, preferred
     return Decision(found.cuts, why, verdict)
 
 
-def _weighed(model: CostModel, choice: Choice) -> Weighed:
+def _weighed(cost_model: CostModel, choice: Choice) -> Weighed:
     names = tuple(p.after for p in choice.cuts)
     count = sum(len(p.crossing) for p in choice.cuts)
-    return Weighed(names, count, choice.value, choice.charges, choice.share, outlook_of(model.predict(choice.cuts)))
+    outlook = outlook_of(cost_model.predict(choice.cuts))
+    return Weighed(names, count, choice.value, choice.charges, choice.share, outlook)

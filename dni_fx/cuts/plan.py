@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
-from dni_fx.cost import CostModel, Prediction, SegmentCost
+from dni_fx.cost import CostModel, SegmentCost, StepCost
 from dni_fx.graph import record_of
 from dni_fx.partition import Position
 from dni_fx.plans import CrossingTensor, Cut, Forecast, Outlook, Plan, SegmentPlan, Verdict
@@ -22,8 +22,8 @@ class Decision(NamedTuple):
     verdict: Verdict | None = None  # of the search for the best cuts, if there was one
 
 
-def outlook_of(prediction: Prediction) -> Outlook:
-    return Outlook(round(prediction.peak), prediction.step, prediction.slowest)
+def outlook_of(step_cost: StepCost) -> Outlook:
+    return Outlook(round(step_cost.peak), step_cost.step, step_cost.slowest)
 
 
 def fingerprint(graph: fx.Graph) -> str:
@@ -43,24 +43,24 @@ def fingerprint(graph: fx.Graph) -> str:
 
 
 def make_plan(
-    name: str,
+    model_name: str,
     graph: fx.Graph,
-    model: CostModel,
+    cost_model: CostModel,
     decision: Decision,
     inputs: tuple[str, ...],
     inputs_from: str,
     frontend: str = "fx",
     tried: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan for the decided cuts of an annotated graph; `name` is the class of the model."""
+    """The plan for the decided cuts of an annotated graph; `model_name` is the class of the model."""
     nodes = list(graph.nodes)
     by_name = {node.name: node for node in nodes}
     ends = [-1, *(p.index for p in decision.cuts), len(nodes) - 1]
     first = _first_uses(graph)
-    predicted = model.predict(decision.cuts)
-    backprop, cut = outlook_of(model.predict([])), outlook_of(predicted)
+    predicted = cost_model.predict(decision.cuts)
+    backprop, cut = outlook_of(cost_model.predict([])), outlook_of(predicted)
     return Plan(
-        model=name,
+        model=model_name,
         fingerprint=fingerprint(graph),
         inputs=inputs,
         inputs_from=inputs_from,
@@ -74,7 +74,7 @@ def make_plan(
         tried=tried,
         tied=_tied(nodes, ends),
         forecast=Forecast(
-            model.unit, predicted.resident, predicted.synthesizers, round(predicted.optimizer), backprop, cut
+            cost_model.unit, predicted.resident, predicted.synthesizers, round(predicted.optimizer), backprop, cut
         ),
         verdict=decision.verdict,
     )

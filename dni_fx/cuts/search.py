@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dni_fx.cost import OBJECTIVES, CostModel
+from dni_fx.cost import CostModel
 from dni_fx.errors import DniFxError, NoLegalCutError
-from dni_fx.partition import Candidate, Numbers, Position, chain
+from dni_fx.partition import Candidate, Numbers, Objective, Position, chain
 from dni_fx.units import bytes_text
 
-__all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "best_cuts", "check_limits"]
+__all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "best_cuts"]
 
 # A synthesizer at the top must make the heaviest segment lighter by CHARGE, a share of the whole net's load; one at the
 # bottom, by CHARGE_BELOW more. Few and late cuts train better (Jaderberg et al. 2017, Table 1: the error grows with
@@ -32,11 +32,20 @@ SHARE = 0.05  # of the time of backprop's step: all synthesizers together may ta
 
 @dataclass(frozen=True)
 class Limits:
-    """The person's limits for a plan."""
+    """The user's limits for a plan."""
 
-    objective: str = "memory"
+    objective: Objective = "memory"
     share: float | None = None  # of a step, for the synthesizers; None: SHARE, or _ROOM times the least
     budget: int | None = None  # bytes at the peak of a training step
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
+        if self.share is not None and not (number and 0 < self.share < math.inf):
+            raise DniFxError(
+                f"a synthesizer share of {self.share!r}: it is a number above 0, as in 0.05 for 5 % of a step"
+            )
+        if self.budget is not None and self.budget <= 0:
+            raise DniFxError(f"a memory budget of {self.budget} bytes: it must be more than 0")
 
 
 @dataclass(frozen=True)
@@ -50,21 +59,8 @@ class Choice:
     share: float  # of the time of backprop's step, for the synthesizers
 
 
-def check_limits(limits: Limits) -> None:
-    """Raise DniFxError for limits that make no sense."""
-    if limits.objective not in OBJECTIVES:
-        raise DniFxError(f"objective={limits.objective!r}: there are {', '.join(OBJECTIVES)}")
-    number = isinstance(limits.share, int | float) and not isinstance(limits.share, bool)
-    if limits.share is not None and not (number and 0 < limits.share < math.inf):
-        raise DniFxError(
-            f"a synthesizer share of {limits.share!r}: it is a number above 0, as in 0.05 for 5 % of a step"
-        )
-    if limits.budget is not None and limits.budget <= 0:
-        raise DniFxError(f"a memory budget of {limits.budget} bytes: it must be more than 0")
-
-
 def best_cuts(
-    model: CostModel, candidates: Sequence[Candidate], segments: int | None, limits: Limits
+    cost_model: CostModel, candidates: Sequence[Candidate], segments: int | None, limits: Limits
 ) -> tuple[Choice, list[Choice], float]:
     """Find the best plan.
 
@@ -80,7 +76,7 @@ def best_cuts(
         DniFxError: If no plan keeps the limits, with the numbers.
         NoLegalCutError: If no cuts bring the peak below the memory budget.
     """
-    places = _places(model, candidates, limits)
+    places = _places(cost_model, candidates, limits)
     most = min(len(candidates), MOST_CUTS if segments is None else segments - 1)
     counts = range(1, most + 1) if segments is None or limits.budget is not None else [segments - 1]
     least = float(np.sort(places.times)[: counts[0]].sum())
@@ -92,7 +88,7 @@ def best_cuts(
         )
     if limits.budget is not None:
         share = math.inf if limits.share is None else limits.share  # memory comes first
-        memory = _places(model, candidates, replace(limits, objective="memory"))
+        memory = _places(cost_model, candidates, replace(limits, objective="memory"))
         memory = replace(memory, charges=np.zeros_like(memory.charges))
         found = _fewest(places, memory, counts, share, limits.budget)
         return found, [], found.share
@@ -102,7 +98,7 @@ def best_cuts(
     bounds = [choice.bound for choice in weighed]
     if segments is None and len(candidates) > MOST_CUTS:
         # A plan with more cuts costs at least their charges and the load of one segment.
-        loads_from = model.segment_loads(limits.objective, places.candidates)
+        loads_from = cost_model.segment_loads(limits.objective, places.candidates)
         least_load = min(float(loads_from(i).min()) for i in range(len(candidates) + 1))
         bounds.append(least_load + float(np.sort(places.charges + places.static)[: MOST_CUTS + 1].sum()))
     found = replace(found, bound=min(found.value, *bounds))
@@ -113,8 +109,8 @@ def best_cuts(
 class _Places:
     """The candidates, and arrays with one entry for each."""
 
-    model: CostModel
-    objective: str
+    cost_model: CostModel
+    objective: Objective
     candidates: tuple[Position, ...]
     charges: Numbers
     static: Numbers
@@ -127,13 +123,13 @@ class _Places:
         )
 
 
-def _places(model: CostModel, candidates: Sequence[Candidate], limits: Limits) -> _Places:
-    whole = float(model.segment_loads(limits.objective, [])(0)[0])
-    step = model.predict([]).step
-    costs = [model.cut(c.position) for c in candidates]
+def _places(cost_model: CostModel, candidates: Sequence[Candidate], limits: Limits) -> _Places:
+    whole = float(cost_model.segment_loads(limits.objective, [])(0)[0])
+    step = cost_model.predict([]).step
+    costs = [cost_model.cut(c.position) for c in candidates]
     charges = [len(c.position.crossing) * (CHARGE + CHARGE_BELOW * (1 - c.depth)) * whole for c in candidates]
     return _Places(
-        model,
+        cost_model,
         limits.objective,
         tuple(c.position for c in candidates),
         np.array(charges),
@@ -145,7 +141,7 @@ def _places(model: CostModel, candidates: Sequence[Candidate], limits: Limits) -
 def _weigh(places: _Places, counts: Sequence[int], share: float) -> list[Choice]:
     """The best plan for each number of cuts, except numbers whose best plan cannot be the best of all."""
     n = len(places.candidates) + 1
-    floors = chain.lightest(places.model.segment_loads(places.objective, places.candidates), n, counts[-1])
+    floors = chain.lightest(places.cost_model.segment_loads(places.objective, places.candidates), n, counts[-1])
     prices = np.cumsum(np.sort(places.charges + places.static))
     weighed: list[Choice] = []
     for cuts in counts:
@@ -168,7 +164,7 @@ def _least(places: _Places, cuts: int, share: float) -> Choice | None:
         return None
     places = places.keep(places.times <= allowed - float(sorted_times[: cuts - 1].sum()) + _TINY)
     n = len(places.candidates) + 1
-    floor = chain.lightest(places.model.segment_loads(places.objective, places.candidates), n, cuts)[cuts].value
+    floor = chain.lightest(places.cost_model.segment_loads(places.objective, places.candidates), n, cuts)[cuts].value
     found = _relaxed(places, cuts, floor, 0.0)
     if found.share <= allowed:
         return found
@@ -189,7 +185,7 @@ def _least(places: _Places, cuts: int, share: float) -> Choice | None:
 def _relaxed(places: _Places, cuts: int, floor: float, multiplier: float) -> Choice:
     """The best plan if the synthesizers' time costs `multiplier` times its share; infinity: only this share counts."""
     n = len(places.candidates) + 1
-    loads_from = places.model.segment_loads(places.objective, places.candidates)
+    loads_from = places.cost_model.segment_loads(places.objective, places.candidates)
     if math.isinf(multiplier):
         split = chain.cheapest(loads_from, n, cuts, _with_ends(places.times))
     else:
@@ -202,7 +198,7 @@ def _valued(places: _Places, cuts: Sequence[Position]) -> Choice:
     """The value of a plan with these cuts."""
     chosen = [places.candidates.index(cut) for cut in cuts]
     charges = float(places.charges[chosen].sum())
-    loads_from = places.model.segment_loads(places.objective, cuts)
+    loads_from = places.cost_model.segment_loads(places.objective, cuts)
     heaviest = chain.heaviest(loads_from, len(chosen) + 1, range(1, len(chosen) + 1))
     value = heaviest + charges + float(places.static[chosen].sum())
     return Choice(tuple(cuts), value, charges, value, float(places.times[chosen].sum()))
@@ -233,13 +229,13 @@ def _fewest(places: _Places, memory: _Places, counts: Sequence[int], share: floa
     Args:
         memory: The same places; their value counts memory only.
     """
-    model = places.model
+    cost_model = places.cost_model
     least = math.inf
     for cuts in counts:
         best, smallest = _least(places, cuts, share), _least(memory, cuts, share)
         if best is None or smallest is None:
             continue
-        peaks = [model.predict(choice.cuts).peak for choice in (best, smallest)]
+        peaks = [cost_model.predict(choice.cuts).peak for choice in (best, smallest)]
         if peaks[0] <= budget:
             return best
         if peaks[1] <= budget:
@@ -247,6 +243,6 @@ def _fewest(places: _Places, memory: _Places, counts: Sequence[int], share: floa
         least = min(least, *peaks)
     raise NoLegalCutError(
         f"no plan of up to {counts[-1] + 1} segments was found that fits into {bytes_text(budget)}: the least "
-        f"predicted peak is {bytes_text(least)}, {bytes_text(model.resident)} of it parameters, optimizer state, batch"
-        + (f"; synthesizers were held to {100 * share:.3g} % of a step" if math.isfinite(share) else "")
+        f"predicted peak is {bytes_text(least)}, {bytes_text(cost_model.resident)} of it parameters, optimizer state, "
+        "batch" + (f"; synthesizers were held to {100 * share:.3g} % of a step" if math.isfinite(share) else "")
     )

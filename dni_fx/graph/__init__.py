@@ -1,25 +1,35 @@
 """Facts about each node of a captured graph.
 
-In: an fx graph. Out: a `NodeMeta` for each node, counts of FLOPs and saved bytes, the networkx graph.
+In: an fx graph. Out: a `NodeRecord` for each node, counts of FLOPs and saved bytes, the networkx graph.
 """
 
 from dni_fx.graph.counters import Saving, flop_counter, sequence_number, storage_key
-from dni_fx.graph.features import feature_axis
+from dni_fx.graph.features import default_axis, feature_axis
 from dni_fx.graph.flow import dataflow
 from dni_fx.graph.marks import cut_after, mark_of
-from dni_fx.graph.record import NodeMeta, module_calls, record_of, returned_nodes
+from dni_fx.graph.record import (
+    NodeRecord,
+    has_record,
+    module_calls,
+    record_of,
+    returned_nodes,
+    set_record,
+)
 
 __all__ = [
-    "NodeMeta",
+    "NodeRecord",
     "Saving",
     "cut_after",
     "dataflow",
+    "default_axis",
     "feature_axis",
     "flop_counter",
+    "has_record",
     "mark_of",
     "module_calls",
     "record_of",
     "returned_nodes",
     "sequence_number",
+    "set_record",
     "storage_key",
 ]

@@ -45,7 +45,7 @@ def _stack_flops(sequence: Any, weights: Any, *_: Any, out_shape: Any = None, **
 
 
 def sequence_number() -> int:
-    """The number that autograd gives to the next node that it makes."""
+    """The number of the next node that autograd makes."""
     marker: Any = torch.zeros((), requires_grad=True).clone().grad_fn
     return int(marker._sequence_nr())
 
@@ -64,7 +64,7 @@ class Saving(saved_tensors_hooks):
         self._seen = {storage_key(t) for t in ignore}
         self._fresh: dict[int, int] = {}
         self._alias: dict[int, int] = {}
-        self.unknown = False  # an operator has a workspace whose size the fake kernel does not know
+        self.unknown = False  # an operator has a workspace whose size the fake kernel does not report
 
     def _pack(self, tensor: Tensor) -> Tensor:
         key = self.key(tensor)

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dni_fx.graph.record import NodeMeta, record_of
+from dni_fx.graph.record import NodeRecord, operation_name, record_of
 
-__all__ = ["feature_axis"]
+__all__ = ["default_axis", "feature_axis"]
 
 _MAPS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
@@ -20,7 +20,7 @@ _ROW_FUNCTIONS = ("linear", "layer_norm", "embedding", "scaled_dot_product_atten
 _MOVES = ("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims")
 
 
-def feature_axis(node: fx.Node, fetch: Any, record: NodeMeta) -> int:
+def feature_axis(node: fx.Node, fetch: Any, record: NodeRecord) -> int:
     """Find the feature axis as the nearest layer upstream has it: 1 for maps (N, C, ...), -1 for vectors and sequences.
 
     Args:
@@ -35,30 +35,34 @@ def feature_axis(node: fx.Node, fetch: Any, record: NodeMeta) -> int:
             return 1
         if isinstance(layer, _ROWS):
             return -1
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    name = name.split(".")[0]  # the name of an ATen operator ends in its overload
+    name = operation_name(node)
     if name in _MAP_FUNCTIONS:
         return 1
     if name in _ROW_FUNCTIONS:
         return -1
     for source in node.all_input_nodes:
-        above = record_of(source)
-        if source.op.startswith("call") and above.carries_gradient and above.shape is not None:
-            axis = _carried(node, name, above.shape, above.axis, record.shape)
+        operand = record_of(source)
+        if source.op.startswith("call") and operand.carries_gradient and operand.shape is not None:
+            axis = _carried(node, name, operand.shape, operand.axis, record.shape)
             if axis is not None:
                 return axis
-    return 1 if len(record.shape) in (4, 5) and name not in _MOVES else -1
+    return -1 if name in _MOVES else default_axis(len(record.shape))
 
 
-def _carried(node: fx.Node, name: str, above: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> int | None:
+def default_axis(dimensions: int) -> int:
+    """The feature axis of a tensor that comes from no known layer: 1 for maps of 4 or 5 axes, else -1."""
+    return 1 if dimensions in (4, 5) else -1
+
+
+def _carried(node: fx.Node, name: str, operand: tuple[int, ...], axis: int, shape: tuple[int, ...]) -> int | None:
     """The feature axis of the result, from the shape and axis of an operand; None: the axis is lost."""
     if name in _MOVES:
-        return _moved(node, name, axis % len(above), len(above))
-    if len(above) == len(shape):
+        return _moved(node, name, axis % len(operand), len(operand))
+    if len(operand) == len(shape):
         return axis
-    if axis == 1 and len(above) > 2:  # flattened, or averaged over space
-        return 1 if above[:2] == shape[:2] else None
-    return axis if above[-1] == shape[-1] else None
+    if axis == 1 and len(operand) > 2:  # flattened, or averaged over space
+        return 1 if operand[:2] == shape[:2] else None
+    return axis if operand[-1] == shape[-1] else None
 
 
 def _moved(node: fx.Node, name: str, axis: int, rank: int) -> int | None:

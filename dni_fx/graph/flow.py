@@ -6,9 +6,9 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
-from dni_fx.graph.record import NodeMeta, record_of, returned_nodes
+from dni_fx.graph.record import NodeRecord, operation_name, record_of, returned_nodes
 from dni_fx.model import tensors_in
-from dni_fx.partition import FlowNode, add_flow_node
+from dni_fx.partition import FlowNode, add_flow_node, set_largest_parameter
 
 __all__ = ["dataflow"]
 
@@ -20,9 +20,7 @@ def dataflow(
     times: Mapping[str, tuple[float, float]] | None = None,
     states: Set[int] = frozenset(),
 ) -> "nx.DiGraph[str]":
-    """Convert an annotated graph: nodes in order, with a `FlowNode` each.
-
-    The attribute `largest` of the result's `graph` holds the bytes of the largest trainable parameter.
+    """Convert an annotated graph: nodes in order, with a `FlowNode` each, and the size of the largest parameter.
 
     Args:
         times: Measured seconds of each node, forward and backward, in place of FLOPs.
@@ -36,7 +34,7 @@ def dataflow(
     state_nodes = {returned[i] for i in states}
     state_only = state_nodes - {name for i, name in enumerate(returned) if i not in states}
     unused = {name: p.nbytes for name, p in parameters.items() if p.requires_grad}
-    flow.graph["largest"] = max(unused.values(), default=0)
+    set_largest_parameter(flow, max(unused.values(), default=0))
     for node in graph.nodes:
         record = record_of(node)
         forward, backward = times[node.name] if times else (record.flops, record.backward_flops)
@@ -72,12 +70,11 @@ def _bytes(node: fx.Node) -> int:
 
 def _is_sum(node: fx.Node) -> bool:
     """Whether the node is a sum of tensors of one shape: its gradient is also the gradient of each term."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     shapes = {record_of(source).shape for source in node.all_input_nodes}
-    return name.split(".")[0] in _SUMS and not node.kwargs and shapes == {record_of(node).shape}
+    return operation_name(node) in _SUMS and not node.kwargs and shapes == {record_of(node).shape}
 
 
-def _description(record: NodeMeta) -> str:
+def _description(record: NodeRecord) -> str:
     if record.dtype is None:
         return "no single tensor"
     return f"a {str(record.dtype).removeprefix('torch.')} tensor of shape {list(record.shape or ())}"

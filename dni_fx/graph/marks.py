@@ -1,4 +1,4 @@
-"""Marks in the person's own code: where to cut."""
+"""Marks in the user's code: where to cut."""
 
 import itertools
 from contextlib import AbstractContextManager

@@ -7,7 +7,18 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-__all__ = ["NodeMeta", "Role", "module_calls", "record_of", "returned_nodes"]
+__all__ = [
+    "NodeRecord",
+    "Role",
+    "has_record",
+    "module_calls",
+    "operation_name",
+    "record_of",
+    "returned_nodes",
+    "set_record",
+]
+
+_KEY = "dni"
 
 
 def module_calls(stack: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -24,7 +35,7 @@ Role = Literal["model", "context", "detach", "synthesizer", "boundary", "copy", 
 
 
 @dataclass
-class NodeMeta:
+class NodeRecord:
     """Facts about a node: `capture` writes the first block, `passes` the second."""
 
     shape: tuple[int, ...] | None = None  # of the value; None: the value is not one tensor
@@ -56,11 +67,27 @@ def returned_nodes(graph: Graph) -> list[Node]:
     return returned
 
 
-def record_of(node: Node) -> NodeMeta:
+def operation_name(node: Node) -> str:
+    """The name of the function or method that a node calls, without the overload of an ATen operator."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.split(".")[0]
+
+
+def set_record(node: Node, record: NodeRecord) -> None:
+    """Add a record to a node, or replace the record of a node."""
+    node.meta[_KEY] = record
+
+
+def has_record(node: Node) -> bool:
+    """Whether a node has a record."""
+    return _KEY in node.meta
+
+
+def record_of(node: Node) -> NodeRecord:
     """The record of a node.
 
     Raises:
         KeyError: If the graph was not annotated.
     """
-    record: NodeMeta = node.meta["dni"]
+    record: NodeRecord = node.meta[_KEY]
     return record

@@ -4,8 +4,9 @@ In: a networkx DAG whose nodes hold costs. Out: places to cut.
 """
 
 from dni_fx.partition import chain
-from dni_fx.partition.chain import LoadsFrom, Numbers, Split
-from dni_fx.partition.flow_node import FlowNode, add_flow_node, flow_node
+from dni_fx.partition.chain import LoadsFrom, Split
+from dni_fx.partition.flow_node import FlowNode, add_flow_node, flow_node, largest_parameter, set_largest_parameter
+from dni_fx.partition.instance import checked_objective
 from dni_fx.partition.places import (
     MOST_CANDIDATES,
     Candidate,
@@ -15,6 +16,7 @@ from dni_fx.partition.places import (
     position_after,
 )
 from dni_fx.partition.split import Partition, loads, partition
+from dni_fx.partition.workload import Numbers, Objective
 
 __all__ = [
     "MOST_CANDIDATES",
@@ -22,15 +24,19 @@ __all__ = [
     "FlowNode",
     "LoadsFrom",
     "Numbers",
+    "Objective",
     "Partition",
     "Position",
     "Split",
     "add_flow_node",
     "chain",
+    "checked_objective",
     "find_candidates",
     "find_positions",
     "flow_node",
+    "largest_parameter",
     "loads",
     "partition",
     "position_after",
+    "set_largest_parameter",
 ]

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["LoadsFrom", "Numbers", "Split", "best", "cheapest", "heaviest", "lightest"]
+from dni_fx.partition.workload import Integers, Numbers
 
-Numbers = NDArray[np.float64]
+__all__ = ["LoadsFrom", "Split", "best", "cheapest", "heaviest", "lightest"]
 
 LoadsFrom = Callable[[int], Numbers]
 
@@ -102,7 +101,7 @@ def _search(
     return [Split(float(scores[k, places]), _trace(came_from, k, places)) for k in range(1, cuts + 2)]
 
 
-def _trace(came_from: NDArray[np.int_], segments: int, place: int) -> tuple[int, ...]:
+def _trace(came_from: Integers, segments: int, place: int) -> tuple[int, ...]:
     cuts: list[int] = []
     for k in range(segments, 1, -1):
         place = int(came_from[k, place])

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
-__all__ = ["FlowNode", "add_flow_node", "flow_node"]
+__all__ = ["FlowNode", "add_flow_node", "flow_node", "largest_parameter", "set_largest_parameter"]
 
 _KEY = "flow_node"
+
+_LARGEST = "largest"
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,14 @@ def flow_node(flow: "nx.DiGraph[str]", name: str) -> FlowNode:
     """The `FlowNode` of a node."""
     node: FlowNode = flow.nodes[name][_KEY]
     return node
+
+
+def set_largest_parameter(flow: "nx.DiGraph[str]", nbytes: int) -> None:
+    """Set the bytes of the largest trainable parameter."""
+    flow.graph[_LARGEST] = nbytes
+
+
+def largest_parameter(flow: "nx.DiGraph[str]") -> int:
+    """The bytes of the largest trainable parameter."""
+    nbytes: int = flow.graph[_LARGEST]
+    return nbytes

@@ -1,4 +1,4 @@
-"""Read the arguments of `partition` from the person's graph and numbers, and refuse wrong ones."""
+"""Read the arguments of `partition` from the user's graph and numbers, and refuse wrong ones."""
 
 import math
 import operator
@@ -77,13 +77,13 @@ class Instance:
 
 
 def _number(graph: "nx.DiGraph[Any]", node: Any, attribute: str) -> float:
-    given = graph.nodes[node].get(attribute, 0)
+    value = graph.nodes[node].get(attribute, 0)
     try:
-        number = float(given)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or number < 0:
-        raise DniFxError(f"node {node!r}: the attribute {attribute!r} is {given!r}, not a number from 0 on")
+        raise DniFxError(f"node {node!r}: the attribute {attribute!r} is {value!r}, not a number from 0 on")
     return number
 
 
@@ -104,7 +104,7 @@ def checked_objective(name: str) -> Objective:
     for objective in known:
         if name == objective:
             return objective
-    raise DniFxError(f"objective is {name!r}; there are {', '.join(map(repr, known))}")
+    raise DniFxError(f"objective={name!r}: there are {', '.join(known)}")
 
 
 def checked_budget(budget: Any) -> float:

@@ -18,7 +18,7 @@ def is_chain(work: Workload) -> bool:
 
 
 def orders(work: Workload) -> list[Integers]:
-    """Topological orders: the given one, a depth-first one, and one in which few outputs are alive."""
+    """Topological orders: the order of the graph, a depth-first one, and one in which few outputs are alive."""
     if is_chain(work):
         return [np.arange(len(work.weight))]
     return [np.arange(len(work.weight)), _depth_first(work), _narrow(work)]

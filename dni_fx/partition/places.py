@@ -148,7 +148,7 @@ def position_after(flow: "nx.DiGraph[str]", positions: list[Position], node: str
 
     Args:
         positions: All positions of `flow`.
-        name: The person's name for the node, for messages.
+        name: The user's name for the node, for messages.
 
     Raises:
         DniFxError: If this cut is not legal.

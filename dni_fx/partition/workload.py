@@ -19,7 +19,7 @@ Numbers = NDArray[np.float64]
 
 Integers = NDArray[np.int64]
 
-Objective = Literal["throughput", "memory"]
+Objective = Literal["memory", "throughput"]
 
 FLOATING = -1  # the producer of a floating output
 

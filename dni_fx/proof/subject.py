@@ -14,7 +14,7 @@ from dni_fx import ops
 from dni_fx.capture import annotate, capture_by_modules
 from dni_fx.compiler import restore, rewrite
 from dni_fx.errors import DniFxError, first_line
-from dni_fx.graph import record_of
+from dni_fx.graph import has_record, record_of, set_record
 from dni_fx.model import Inputs
 from dni_fx.plans import crossing_name, time_name
 from dni_fx.proof.scripted import Scripted, scripted_synthesizers
@@ -106,10 +106,10 @@ def uncut(net: DecoupledModule, inputs: Inputs) -> DecoupledModule:
     if not net.dni_runs_graph:
         return capture_by_modules(restore(net), inputs)
     graph = plain(net)
-    if any("dni" not in node.meta for node in graph.graph.nodes):  # it was loaded from a folder
+    if any(not has_record(node) for node in graph.graph.nodes):  # it was loaded from a folder
         annotate(graph, inputs)
     for node in graph.graph.nodes:
-        node.meta["dni"] = replace(record_of(node), segment=None)
+        set_record(node, replace(record_of(node), segment=None))
     return graph
 
 

@@ -17,6 +17,7 @@ from dni_fx.cost import memory
 from dni_fx.cost.memory import Memory, resident
 from dni_fx.graph.flow import dataflow
 from dni_fx.model.inputs import to_inputs
+from dni_fx.partition import set_largest_parameter
 
 
 class Attention(nn.Module):
@@ -150,7 +151,7 @@ def test_gradients_of_parameters_add_up_on_the_way_back() -> None:
 
 def test_the_optimizer_may_be_the_peak() -> None:
     flow = flow_of({"gradient": 1000}, {"gradient": 3000})
-    flow.graph["largest"] = 3000
+    set_largest_parameter(flow, 3000)
     assert row_of(flow) == 4000 + 2 * 3000
 
 

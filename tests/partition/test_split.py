@@ -224,7 +224,7 @@ def _with(**attributes: Any) -> "nx.DiGraph[str]":
         (nx.DiGraph(), {"segments": 0}, "segments is 0: .* at least 1"),
         (_with(), {"segments": -2}, "segments is -2"),
         (_with(), {"segments": 1.5}, "segments is 1.5"),
-        (_with(), {"objective": "latency"}, "objective is 'latency'; there are 'throughput', 'memory'$"),
+        (_with(), {"objective": "latency"}, "objective='latency': there are memory, throughput$"),
         (_with(), {"together": [("a", "z")]}, "'z' is to stay together"),
         (_with(), {"together": [("a", [])]}, r"\[\] is to stay together"),
         (_with(), {"budget": -1}, "budget is -1"),

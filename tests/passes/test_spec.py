@@ -91,7 +91,7 @@ def written_in_place(how: str) -> Stage:
 
 
 @breaks("states_are_cut_off_once", twice="h_detached_1 cuts off h_detached, which is cut off")
-@breaks("states_are_not_written_to_above", written="segment 1 writes to the state h, which segment 0 gives")
+@breaks("states_are_not_written_to_above", written="segment 1 writes to the state h, which segment 0 returns")
 def detached_state(how: str) -> Stage:
     small = SmallGraph()
     h = small.call(torch.sin, small.input("x", segment=0), name="h", segment=0, storages={7})
@@ -159,7 +159,7 @@ def unused_calls(how: str) -> Stage:
     "time_cuts_have_two_ends",
     no_enter="dni.time0 has 0 calls of ops.enter and 1 of ops.leave",
     left_twice="dni.time0 has 1 calls of ops.enter and 2 of ops.leave",
-    fewer="enter takes 1 states of dni.time0, and leave gives 2",
+    fewer="enter takes 1 states of dni.time0, and leave returns 2",
 )
 @breaks(
     "states_come_in_through_enter",
@@ -168,7 +168,7 @@ def unused_calls(how: str) -> Stage:
 )
 @breaks(
     "states_go_out_through_leave",
-    still_detached="the state r is given as r_detached, not as a result of ops.leave",
+    still_detached="the state r is returned as r_detached, not as a result of ops.leave",
     state_used="again uses r_next, which is the state for the next call",
 )
 @breaks("results_of_a_segment_go_through_leave", round_leave="y is passed on by segment 0, but not through leave")
