@@ -480,7 +480,7 @@ FOUND = [
 ]
 
 
-@pytest.mark.parametrize("frontend", ["auto", "export"])
+@pytest.mark.parametrize("frontend", ["auto", pytest.param("export", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("program", FOUND, ids=range(len(FOUND)))
 def test_what_was_found_before(program: Program, frontend: str) -> None:
     """Found by random nets: gradients or values at some legal place were wrong."""

@@ -12,7 +12,7 @@ from dni_fx.partition.orders import orders, split_along_order
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_along_an_order_no_split_is_lighter(objective: Any) -> None:
-    for seed in range(250):
+    for seed in range(100):
         graph, count, _ = random_graph(seed)
         work = _workload(graph)
         n = len(work.weight)

@@ -43,15 +43,14 @@ def trained(steps: int = 4, **options: Any) -> nn.Module:
 @pytest.mark.parametrize(
     "options",
     [
-        {"cuts": 3},
-        {"cuts": 3, "frontend": "export"},
-        {"cuts": 3, "frontend": "modules"},
-        {"cuts": 3, "unlock": "none"},
-        {"cuts": 3, "classes": 3},
-        {"cuts": 3, "classes": 3, "loss": "cross_entropy", "synthesizer": "guided_head"},
-        {"cuts": 3, "step": "segment"},
-        {"cuts": 3, "training": Training(warmup=2)},
-        {"cuts": 3, "training": Training(every=2)},
+        {"cuts": 2, "frontend": "modules"},
+        {"cuts": 2, "classes": 3, "loss": "cross_entropy", "synthesizer": "guided_head"},
+        {"cuts": 2, "step": "segment", "training": Training(every=2)},
+        pytest.param({"cuts": 3}, marks=pytest.mark.slow),
+        pytest.param({"cuts": 3, "frontend": "export"}, marks=pytest.mark.slow),
+        pytest.param({"cuts": 3, "unlock": "none"}, marks=pytest.mark.slow),
+        pytest.param({"cuts": 3, "classes": 3}, marks=pytest.mark.slow),
+        pytest.param({"cuts": 3, "training": Training(warmup=2)}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
