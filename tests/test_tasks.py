@@ -137,9 +137,9 @@ def test_losses() -> None:
     guess = torch.zeros(2, 3, 9)
     assert Copy().losses(guess, guess) == pytest.approx(torch.ones(2, 3))  # bits
     assert DncCopy(4, 6).losses(guess, guess) == pytest.approx(torch.full((2, 3), math.log(2)))
-    said, wanted = torch.tensor([[[1.4], [2.0]]]), torch.tensor([[[1.0], [4.0]]])
-    assert Adding(4, 6).losses(said, wanted).tolist() == [[pytest.approx(0.16), 4.0]]
-    assert Argmax(4, 6).right(said, wanted).tolist() == [[1.0, 0.0]]
+    guess, wanted = torch.tensor([[[1.4], [2.0]]]), torch.tensor([[[1.0], [4.0]]])
+    assert Adding(4, 6).losses(guess, wanted).tolist() == [[pytest.approx(0.16), 4.0]]
+    assert Argmax(4, 6).right(guess, wanted).tolist() == [[1.0, 0.0]]
     bits = torch.tensor([[[5.0, -5.0, 5.0]]])
     assert DncCopy(4, 3).right(bits, torch.tensor([[[1.0, 1.0, 0.0]]])).tolist() == [[0.5]]  # the flag is left out
 

@@ -135,7 +135,7 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("make", "state", "options", "message"), REFUSED)
-def test_what_is_wrong_is_said(make: Any, state: Any, options: dict[str, Any], message: str) -> None:
+def test_refused_states(make: Any, state: Any, options: dict[str, Any], message: str) -> None:
     example = (X[:, :T], make.begin()) if make is Lstm else (make.begin(), X[:, :T])
     with pytest.raises(DniFxError, match=message):
         dni_fx.transform(make(), example, state=state, **options)

@@ -14,7 +14,8 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
-from random_graphs import OBJECTIVES, _workload, check, labels, random_graph
+from random_graphs import OBJECTIVES, check, labels, random_graph, workload
+from seeds import seeds
 
 from dni_fx.errors import DniFxError
 from dni_fx.partition.orders import split_along_order
@@ -52,7 +53,7 @@ def scores(graph: "nx.DiGraph[str]", rows: np.ndarray, count: int, objective: st
     return result
 
 
-@pytest.mark.parametrize("block", [*range(5), *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 20))])
+@pytest.mark.parametrize("block", seeds(5, 20))
 def test_no_split_of_any_is_lighter(block: int) -> None:
     for seed in range(block * 60, block * 60 + 60):
         graph, count, groups = random_graph(seed)
@@ -95,7 +96,7 @@ def test_the_graphs_have_everything() -> None:
     assert sum(bool(groups) for _, _, groups in graphs) > 100
     apart = 0
     for graph, count, _ in graphs:
-        work = _workload(graph)
+        work = workload(graph)
         if work.total and count > 1:
             along = split_along_order(work, np.arange(len(work.weight)), count, "throughput", 1e-3)
             best = solve(work, count, "throughput").label
