@@ -43,7 +43,7 @@ class Half(Synthesizer):
 
     def __init__(self, activation: Activation, context_size: int = 0) -> None:
         super().__init__(activation, context_size)
-        self.said = nn.Parameter(torch.full(activation.shape, 0.5))
+        self.value = nn.Parameter(torch.full(activation.shape, 0.5))
 
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.said * 1.0
+        return self.value * 1.0

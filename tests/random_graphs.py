@@ -72,7 +72,7 @@ def check(graph: "nx.DiGraph[Any]", found: Partition, count: int, objective: str
     assert found.lower_bound <= found.load
 
 
-def _workload(graph: "nx.DiGraph[Any]") -> Any:
+def workload(graph: "nx.DiGraph[Any]") -> Any:
     return Instance.of(graph, "weight", "transfer").contract(())[0].workload
 
 

@@ -1,6 +1,7 @@
-"""The order of the packages: each imports only what stands below it, and says in a few lines what it is for."""
+"""The order of the packages, their docstrings, short files, plain words, and a test file for each file."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def imported(path: Path) -> Iterator[tuple[str, ...]]:
     """The dotted path below `dni_fx` of everything that a file imports, also inside of functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
+        assert not isinstance(node, ast.ImportFrom) or node.level == 0, f"{path}: write a relative import in full"
         if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] == "dni_fx":
             for name in node.names:
                 yield (*node.module.split("."), name.name)[1:]
@@ -66,7 +68,7 @@ def only_for_types(path: Path) -> set[tuple[str, ...]]:
     }
 
 
-def climbs(name: str, path: Path) -> list[str]:
+def forbidden_imports(name: str, path: Path) -> list[str]:
     below = ORDER[: ORDER.index(name) + 1]
     return [
         ".".join(what) for what in imported(path) if what and what[0] not in below and what not in only_for_types(path)
@@ -80,12 +82,12 @@ def test_the_order_names_every_package_and_file() -> None:
 
 @pytest.mark.parametrize("name", ORDER)
 def test_imports_what_stands_below(name: str) -> None:
-    found = {str(path.relative_to(ROOT)): climbs(name, path) for path in files_of(name)}
+    found = {str(path.relative_to(ROOT)): forbidden_imports(name, path) for path in files_of(name)}
     assert not {path: names for path, names in found.items() if names}
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_imports_other_packages_by_their_face(name: str) -> None:
+def test_imports_other_packages_from_their_init(name: str) -> None:
     """A name that is not in the `__init__` of a package is private to it; passes are one class a file."""
     inside = {
         str(path.relative_to(ROOT)): [".".join(what) for what in imported(path) if _is_inside(name, what)]
@@ -98,19 +100,22 @@ def _is_inside(name: str, what: tuple[str, ...]) -> bool:
     return len(what) > 2 and what[0] in PACKAGES and what[0] not in (name, "passes")
 
 
-def test_a_climb_is_seen(tmp_path: Path) -> None:
+def test_a_forbidden_import_is_found(tmp_path: Path) -> None:
     """The tests above can fail."""
     path = tmp_path / "broken.py"
     path.write_text("from dni_fx.compiler import rewrite\n\n\ndef late() -> None:\n    from dni_fx import cli\n")
-    assert climbs("graph", path) == ["compiler.rewrite", "cli"]
-    assert climbs("cli", path) == []
+    assert forbidden_imports("graph", path) == ["compiler.rewrite", "cli"]
+    assert forbidden_imports("cli", path) == []
+    path.write_text("from .capture import capture\n")
+    with pytest.raises(AssertionError, match="relative import"):
+        forbidden_imports("graph", path)
     assert _is_inside("graph", ("capture", "verify", "verify")) and not _is_inside(
         "capture", ("capture", "verify", "x")
     )
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_package_says_what_it_is_for(name: str) -> None:
+def test_package_docstrings(name: str) -> None:
     """What it is for, what comes in, what goes out: in five lines at most."""
     folder = ROOT / "passes" if name == "passes" else ROOT / "dni_fx" / name
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
@@ -136,13 +141,30 @@ def test_files_are_short(name: str) -> None:
     assert not long_files
 
 
+TRICKS = re.compile(r"""isinstance\(.*HookedModule|__dict__\["dni_|SimpleNamespace""")
+PEOPLE = re.compile(r"\b(told|heard|lessons?|strangers?|nobody|whoever)\b", re.IGNORECASE)
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_no_tricks(name: str) -> None:
+    """A class is asked for what it can do by a method; attributes and options have types."""
+    found = {path.name: TRICKS.findall(path.read_text(encoding="utf-8")) for path in files_of(name)}
+    assert not {path: tricks for path, tricks in found.items() if tricks}
+
+
+def test_plain_words() -> None:
+    """Data and code do not speak or hear."""
+    paths = [path for name in ORDER for path in files_of(name)] + TEXTS
+    found = {str(path.relative_to(ROOT)): PEOPLE.findall(path.read_text(encoding="utf-8")) for path in paths}
+    assert not {path: words for path, words in found.items() if words}
+
+
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 IN_PACKAGES = [path for path in TESTS if path.parent.name != "tests"]
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in TESTS if p.parent.name != "tests"], ids=lambda p: f"{p.parent.name}/{p.stem}"
-)
+@pytest.mark.parametrize("path", IN_PACKAGES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_a_test_file_is_named_as_a_file(path: Path) -> None:
     """The tests of `dni_fx/cost/times.py` are in `tests/cost/test_times.py`, or a longer name."""
     name = path.stem.removeprefix("test_")

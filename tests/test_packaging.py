@@ -69,6 +69,7 @@ def test_torch_is_imported_late(module: str, tmp_path: Path) -> None:
     assert _python(f"import sys, {module}; print('torch' in sys.modules)", tmp_path).strip() == "False"
 
 
+@pytest.mark.slow
 def test_names_that_start_alone(tmp_path: Path) -> None:
     """Any module may be the first that is imported: no circle of imports."""
     files = [p.relative_to(ROOT) for p in (ROOT / "dni_fx").rglob("*.py") if not p.stem.startswith("__")]

@@ -67,9 +67,9 @@ def _cosines_with_the_true_gradient(net: Any, digits: Any) -> dict[str, float]:
     for name, synthesizer in net.dni.synthesizers.items():
         synthesizer.register_forward_hook(lambda _, __, output, name=name: predicted.update({name: output.detach()}))
     net.train()(x, dni_context=y)
-    told = dni_fx.transform(dni_fx.restore(net), x, cuts=net.dni.plan, synthesizer=Scripted)
-    tell_truth(told, lambda m: m(x), loss=lambda output: nn.functional.cross_entropy(output, y))
-    truth = {name: synthesizer.prediction for name, synthesizer in told.dni.synthesizers.items()}
+    exact = dni_fx.transform(dni_fx.restore(net), x, cuts=net.dni.plan, synthesizer=Scripted)
+    tell_truth(exact, lambda m: m(x), loss=lambda output: nn.functional.cross_entropy(output, y))
+    truth = {name: synthesizer.prediction for name, synthesizer in exact.dni.synthesizers.items()}
     return {n: float(torch.cosine_similarity(predicted[n].flatten(), truth[n].flatten(), dim=0)) for n in truth}
 
 

@@ -58,8 +58,15 @@ def step(net: nn.Module) -> int:
     return training_peak(run).peak
 
 
-@pytest.mark.parametrize("unlock", ["backward", "none"])
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("reentrant", "unlock"),
+    [
+        (False, "backward"),
+        (True, "none"),
+        pytest.param(False, "none", marks=pytest.mark.slow),
+        pytest.param(True, "backward", marks=pytest.mark.slow),
+    ],
+)
 def test_blocks_that_checkpoint_themselves(reentrant: bool, unlock: str) -> None:
     plain, net = (dni_fx.transform(stack(r), X, cuts=["3"], unlock=unlock) for r in (None, reentrant))
     assert net.dni.plan.frontend == "fx"

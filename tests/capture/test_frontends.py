@@ -123,7 +123,7 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(20, 8)
-        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(3)])
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2)])
         self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
         self.head = nn.Linear(8, 20)
 
@@ -195,8 +195,12 @@ REFUSED = {  # with a part of the reason
 
 
 @pytest.mark.filterwarnings("ignore:.*activation checkpointing")
-@pytest.mark.parametrize("frontend", ["export", "modules"])
-@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("case", "frontend"),
+    # What auto takes by a front end is in the test above.
+    [(case, frontend) for case in CASES for frontend in ("export", "modules") if frontend != case[4]],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
 def test_a_front_end_by_name_is_right_or_refuses(case: Case, frontend: str) -> None:
     name, make, args, kwargs, _ = case
     if (name, frontend) in REFUSED:
@@ -209,8 +213,20 @@ def test_a_front_end_by_name_is_right_or_refuses(case: Case, frontend: str) -> N
     assert failures(net, args, kwargs) == {}
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c[4] != "fx"], ids=lambda c: c[0])
-@pytest.mark.parametrize("unlock", ["none", "backward"])
+@pytest.mark.parametrize(
+    ("case", "unlock"),
+    [
+        pytest.param(
+            case,
+            unlock,
+            marks=pytest.mark.slow if case[0] == "attention" or (unlock == "none" and case[4] == "export") else (),
+        )
+        for case in CASES
+        if case[4] != "fx"
+        for unlock in ("none", "backward")
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
 def test_copies_pickles_and_folders(case: Case, unlock: str, tmp_path: Path) -> None:
     _, make, args, kwargs, _ = case
     model = make()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from windows import DOUBLE, FRONTENDS, Cell, H, Lstm, Memory, N, State, T, X, cut, window
+from windows import DOUBLE, Cell, H, Lstm, Memory, N, State, T, X, cut, window
 
 import dni_fx
 from dni_fx import DniFxError, Training
@@ -47,8 +47,17 @@ class Alone(nn.Module):
         return (after, after) if self.once_more else after
 
 
-@pytest.mark.parametrize("frontend", FRONTENDS)
-@pytest.mark.parametrize("kind", [nn.GRUCell, nn.LSTMCell])
+@pytest.mark.parametrize(
+    ("kind", "frontend"),
+    [
+        (nn.GRUCell, "fx"),
+        (nn.LSTMCell, "modules"),
+        (nn.GRUCell, "export"),
+        pytest.param(nn.LSTMCell, "fx", marks=pytest.mark.slow),
+        pytest.param(nn.GRUCell, "modules", marks=pytest.mark.slow),
+        pytest.param(nn.LSTMCell, "export", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_that_gives_its_state_alone_is_refused_and_the_advice_works(kind: Any, frontend: str) -> None:
     state: Any = torch.zeros(5, H)
     state = state if kind is nn.GRUCell else (state, state)
@@ -126,7 +135,7 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("make", "state", "options", "message"), REFUSED)
-def test_what_is_wrong_is_said(make: Any, state: Any, options: dict[str, Any], message: str) -> None:
+def test_refused_states(make: Any, state: Any, options: dict[str, Any], message: str) -> None:
     example = (X[:, :T], make.begin()) if make is Lstm else (make.begin(), X[:, :T])
     with pytest.raises(DniFxError, match=message):
         dni_fx.transform(make(), example, state=state, **options)

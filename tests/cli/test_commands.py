@@ -177,7 +177,7 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("unlock", ["none", "backward"])
+@pytest.mark.parametrize("unlock", ["none", pytest.param("backward", marks=pytest.mark.slow)])
 def test_check_a_model_and_a_folder(
     unlock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The command `dni-fx bench`."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +10,47 @@ from typer.testing import CliRunner
 
 from dni_fx import DniFxError
 from dni_fx.bench.measure import Row
+from dni_fx.bench.ways import Options
 from dni_fx.cli.commands import app
 
 
-def test_the_command(tmp_path: Path) -> None:
+@pytest.fixture
+def target(tmp_path: Path) -> str:
     (tmp_path / "net.py").write_text(
         "import torch\nfrom torch import nn\n"
         "model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(8, 8), nn.Tanh())])\n"
         "example_inputs = torch.rand(16, 8)\n"
     )
-    target = str(tmp_path / "net.py")
+    return str(tmp_path / "net.py")
+
+
+@pytest.fixture
+def no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the other ways to train: tests/bench/test_measure.py measures each."""
+    monkeypatch.setattr("dni_fx.bench.Options", partial(Options, others=False))
+
+
+@pytest.mark.usefixtures("no_others")
+def test_json(target: str) -> None:
     done = CliRunner().invoke(app, ["bench", target, "--segments", "2", "--steps", "2", "--json"])
     assert done.exit_code == 0, done.output
     found: list[dict[str, Any]] = json.loads(done.stdout)
     assert [row["name"] for row in found][-2:] == ["2 segments", "2 segments, stepping"]
     assert found[0]["peak_bytes"] > 0 and set(found[0]["time_ratio"]) == {"median", "low", "high"}
+
+
+@pytest.mark.slow
+def test_the_table_of_all_ways(target: str) -> None:
     done = CliRunner().invoke(app, ["bench", target, "--segments", "2,auto", "--steps", "2"])
     assert done.exit_code == 0 and "stepping" in done.stdout and "KiB that the step makes" in done.stdout
+
+
+def test_bad_options(target: str) -> None:
     done = CliRunner().invoke(app, ["bench", target, "--classes", "1"])
     assert isinstance(done.exception, DniFxError) and "classes must be 2 or more" in str(done.exception)
 
 
+@pytest.mark.usefixtures("no_others")
 def test_the_command_when_nothing_of_ours_runs_or_it_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

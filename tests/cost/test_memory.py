@@ -96,7 +96,9 @@ def test_backprop_is_predicted(name: str) -> None:
         assert real <= made * 1.1  # the optimizer's step, which is not run here, takes more
 
 
-@pytest.mark.parametrize("segments", [2, 3, 4])
+@pytest.mark.parametrize(
+    "segments", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", NETS)
 def test_cut_models_are_predicted(name: str, segments: int) -> None:
     make, shape = NETS[name]

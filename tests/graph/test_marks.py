@@ -30,7 +30,7 @@ def test_marks_in_the_code(frontend: str) -> None:
     assert failures(net, X, None) == {}
 
 
-def test_no_mark_is_said() -> None:
+def test_no_mark_is_refused() -> None:
     for frontend in ("fx", "modules"):
         with pytest.raises(DniFxError, match="holds no mark"):
             dni_fx.transform(Stack(), X, cuts="marked", frontend=frontend)

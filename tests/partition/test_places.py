@@ -6,6 +6,7 @@ import random
 import networkx as nx
 import pytest
 from flows import Flow, add, change
+from seeds import seeds
 
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import places as positions
@@ -76,7 +77,7 @@ def naive_position(flow: Flow, index: int) -> tuple[list[str], int, bool]:
     return crossing, sum(flow_node(flow, n).bytes for n in crossing), legal
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", seeds(100, 300))
 def test_positions_are_those_of_the_definition(seed: int) -> None:
     rng = random.Random(seed)
     flow = random_flow(rng, rng.randrange(1, 16))
@@ -109,7 +110,7 @@ def layers(flow: Flow) -> list[bool]:
 
 
 @pytest.mark.parametrize("clean", [True, False])
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", seeds(50, 150))
 def test_candidates_are_the_narrowest_between_two_layers(seed: int, clean: bool) -> None:
     flow = random_flow(random.Random(seed), 11, clean=clean)
     owned = list(itertools.accumulate(layers(flow)))

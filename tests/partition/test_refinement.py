@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_graphs import OBJECTIVES, _workload, layered
+from random_graphs import OBJECTIVES, layered, workload
 
 from dni_fx.partition.orders import orders, split_along_order
 from dni_fx.partition.refinement import _least_cut, refine
@@ -14,7 +14,7 @@ from dni_fx.partition.refinement import _least_cut, refine
 def test_refining_makes_no_split_heavier_and_some_lighter(objective: Any) -> None:
     lighter = 0
     for seed in range(6):
-        work = _workload(layered(150, 10, seed))
+        work = workload(layered(150, 10, seed))
         for order in orders(work):
             assert sorted(order) == list(range(150))
             assert all(np.argsort(order)[a] < np.argsort(order)[b] for b in range(150) for a in work.before[b])
@@ -31,7 +31,7 @@ def test_the_cut_between_two_segments_is_least() -> None:
     """Of all ways to put the nodes near it on its two sides."""
     changed = 0
     for seed in range(60):
-        work = _workload(layered(18, 3, seed))
+        work = workload(layered(18, 3, seed))
         label = (np.arange(18) >= 9).astype(np.int64)
         near = range(5, 13)
         room = work.weight[5:9].sum() + 1e-9, work.weight[9:13].sum() + 1e-9

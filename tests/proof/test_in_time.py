@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from windows import FRONTENDS, WITH_CUTS, Cell, H, Lstm, Memory, T, X, cut
+from windows import FRONTENDS, IN_DEPTH, WITH_CUTS, Cell, H, Lstm, Memory, T, X, cut
 
 import dni_fx
 from dni_fx import ops
@@ -33,8 +33,23 @@ class Itself(nn.Module):
         return h, 7, x.size(0), {"h": h}
 
 
-@pytest.mark.parametrize(("frontend", "options"), WITH_CUTS, ids=str)
-@pytest.mark.parametrize("make", [Lstm, Cell])
+QUICK = [
+    (Lstm, "fx", {}),
+    (Lstm, "export", IN_DEPTH),
+    (Lstm, "modules", {"unlock": "none"}),
+    (Cell, "fx", {"unlock": "none"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "frontend", "options"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for make in (Lstm, Cell)
+        for case in ((make, *cuts) for cuts in WITH_CUTS)
+    ],
+    ids=str,
+)
 def test_the_check_looks_at_two_windows(make: Any, options: dict[str, Any], frontend: str, tmp_path: Path) -> None:
     example = (X[:, :T], make.begin()) if make is Lstm else (make.begin(), X[:, :T])
     net = cut(make, frontend=frontend, **options)

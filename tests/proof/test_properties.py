@@ -21,8 +21,17 @@ def failures(net: Any, *inputs: Tensor) -> dict[str, str]:
     return {check.name: check.figure for check in dni_fx.check(net, inputs).checks if not check.passed}
 
 
-@pytest.mark.parametrize("frontend", ["fx", "export", "modules"])
-@pytest.mark.parametrize("unlock", ["none", "backward"])
+@pytest.mark.parametrize(
+    ("frontend", "unlock"),
+    [
+        ("fx", "none"),
+        ("fx", "backward"),
+        pytest.param("export", "none", marks=pytest.mark.slow),
+        ("export", "backward"),
+        ("modules", "none"),
+        pytest.param("modules", "backward", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_every_rewrite_is_right(case: Any, unlock: str, frontend: str) -> None:
     _, make, inputs, cuts = case

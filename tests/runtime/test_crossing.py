@@ -55,7 +55,7 @@ def test_plain_settings_put_nothing_into_the_state_dict() -> None:
 def test_scale(unlock: str, scale: float) -> None:
     """The synthesizer regresses scale * target; its gradient is that of the batch mean of half the squared error."""
     net = transformed(unlock, synthesizer=Half, training=Training(scale=scale))
-    found = gradients(net)["dni.cut0__1.synthesizer.said"]
+    found = gradients(net)["dni.cut0__1.synthesizer.value"]
     torch.testing.assert_close(found, (0.5 - scale * target_of(net)) / 16)
     model: Any = three_layers()
     h = model[:2](X)
@@ -68,7 +68,7 @@ def test_scale_by_the_running_root_mean_square() -> None:
     gradients(net)
     square = target_of(net).square().mean()
     torch.testing.assert_close(net.dni.cut0__1.square, square)
-    found = gradients(net)["dni.cut0__1.synthesizer.said"]
+    found = gradients(net)["dni.cut0__1.synthesizer.value"]
     torch.testing.assert_close(found, (0.5 - target_of(net) / square.sqrt()) / 16)
 
 
@@ -78,8 +78,8 @@ def test_without_labels_the_synthesizers_chosen_by_name_follow_faster() -> None:
         for kind, options in [("linear", {}), ("linear", {"classes": 3}), ("linear", {"context_size": 2}), (Half, {})]
     ]
     assert scales == [1 / 16, 1.0, 1.0, 1.0]
-    said = transformed(synthesizer="linear", training=Training(scale=0.5))
-    assert said.dni.cut0__1.scale == said.dni.plan.rewrite.settings.training.scale == 0.5
+    net = transformed(synthesizer="linear", training=Training(scale=0.5))
+    assert net.dni.cut0__1.scale == net.dni.plan.rewrite.settings.training.scale == 0.5
 
 
 @pytest.mark.parametrize("unlock", WITH)
@@ -106,7 +106,7 @@ def test_clip(unlock: str) -> None:
     norms = target.norm(dim=1, keepdim=True)
     assert bool((norms > 0.1).any())
     held = target * (0.1 / norms).clamp(max=1)
-    torch.testing.assert_close(gradients(net)["dni.cut0__1.synthesizer.said"], (0.5 - held) / 16)
+    torch.testing.assert_close(gradients(net)["dni.cut0__1.synthesizer.value"], (0.5 - held) / 16)
 
 
 @pytest.mark.parametrize("unlock", WITH)
@@ -121,7 +121,7 @@ def test_every(unlock: str) -> None:
 def test_a_prediction_that_is_not_finite_goes_nowhere(unlock: str, bad: float) -> None:
     net = transformed(unlock, synthesizer=Half)
     with torch.no_grad():
-        synthesizer_of(net).said[3, 2] = bad  # type: ignore[index]
+        synthesizer_of(net).value[3, 2] = bad  # type: ignore[index]
     found = gradients(net)
     assert all(g.isfinite().all() for g in found.values())
     assert not any(g.any() for n, g in found.items() if n.startswith(("0.", "dni.")))
@@ -135,8 +135,8 @@ def test_a_target_that_is_not_finite_trains_nobody(unlock: str) -> None:
     (output.sum() * float("inf")).backward()
     grads = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
     assert all(g.isfinite().all() for n, g in grads.items() if n.startswith(("0.", "dni.")))
-    said = grads.get("dni.cut0__1.synthesizer.said")
-    assert said is None or not said.any()
+    gradient = grads.get("dni.cut0__1.synthesizer.value")
+    assert gradient is None or not gradient.any()
     assert net.dni.metrics()["cut0__1"]["skipped"] == 1
     assert grads["0.weight"].any()  # its prediction was good
 

@@ -378,7 +378,7 @@ def test_copies_have_none_and_a_check_changes_nothing() -> None:
         ({"accumulate": 2}, "accumulate needs step='segment'"),
     ],
 )
-def test_what_is_wrong_is_said(options: dict[str, Any], message: str) -> None:
+def test_refused_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DniFxError, match=message):
         dni_fx.transform(perceptron(), X, cuts=2, **options)
 

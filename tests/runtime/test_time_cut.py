@@ -118,21 +118,21 @@ def test_rows_that_begin_anew_teach_that_nothing_came_after(monkeypatch: pytest.
     _, table = whole(Lstm)
     monkeypatch.setattr(Exact, "table", table)
     net = cut(Lstm, synthesizer=Exact)
-    heard = net.dni.synthesizers["time0"].targets
+    targets = net.dni.synthesizers["time0"].targets
 
     def target_after(change: Any) -> Tensor:
         net.dni.reset()
         _, state = window(net, 0, Lstm.begin())
         net.zero_grad()
         loss, _ = window(net, 1, change(state))
-        heard.clear()
+        targets.clear()
         loss.backward()
-        return heard[0]
+        return targets[0]
 
     plain = target_after(lambda state: state)
     assert plain.any(1).all()
-    told = target_after(lambda state: net.dni.reset(torch.tensor([True, False, False])) or state)
-    assert not told[0].any() and torch.allclose(told[1:], plain[1:])
+    target = target_after(lambda state: net.dni.reset(torch.tensor([True, False, False])) or state)
+    assert not target[0].any() and torch.allclose(target[1:], plain[1:])
 
     def begun(state: State) -> State:
         return pytree.tree_map(lambda t: t * torch.tensor([[1.0], [0.0], [1.0]]), state)
@@ -186,12 +186,12 @@ def test_another_stream_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     _, table = whole(Lstm)
     monkeypatch.setattr(Exact, "table", table)
     net = cut(Lstm, synthesizer=Exact)
-    heard = net.dni.synthesizers["time0"].targets
+    targets = net.dni.synthesizers["time0"].targets
     _, one = window(net, 0, Lstm.begin())
     _, two = window(net, 0, pytree.tree_map(lambda t: t + 1.0, Lstm.begin()))
     loss, _ = window(net, 1, one)
     loss.backward()
-    assert not heard and two[0].any()
+    assert not targets and two[0].any()
 
 
 def test_two_losses_bring_one_prediction() -> None:
@@ -257,7 +257,7 @@ def test_a_loss_that_is_not_finite_is_dropped() -> None:
         assert net.dni.synthesizers["time0"].weight.isfinite().all()
 
 
-def test_streams_in_turn_teach_nothing_and_that_is_said() -> None:
+def test_streams_in_turn_train_no_synthesizer_and_warn() -> None:
     net, streams = cut(Lstm), [Lstm.begin(), pytree.tree_map(lambda t: t + 1.0, Lstm.begin())]
     with pytest.warns(UserWarning, match="has learned nothing: no row of the state was zero"):
         for k in range(24):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from windows import DOUBLE, WINDOWS, WITH_CUTS, Cell, T, X, cut, window
+from windows import DOUBLE, IN_DEPTH, WINDOWS, Cell, T, X, cut, window
 
 import dni_fx
 
@@ -28,7 +28,17 @@ def trained(net: Any, make: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at tensors
-@pytest.mark.parametrize(("frontend", "options"), [case for case in WITH_CUTS if len(case[1]) != 1], ids=str)
+@pytest.mark.parametrize(
+    ("frontend", "options"),
+    [
+        ("fx", IN_DEPTH),
+        ("modules", {}),
+        pytest.param("fx", {}, marks=pytest.mark.slow),
+        pytest.param("export", {}, marks=pytest.mark.slow),
+        pytest.param("export", IN_DEPTH, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_compiled_and_plain_train_alike(options: dict[str, Any], frontend: str) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")

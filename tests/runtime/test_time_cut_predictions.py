@@ -52,7 +52,7 @@ def test_the_fixed_point_is_the_analytic_one(synthesizer: str) -> None:
 
 def test_the_auxiliary_task_reaches_the_window_before() -> None:
     """Half the squared error of the predicted next synthetic gradient, as a share of the mean squares."""
-    heard = {}
+    nets = {}
     for weight in (0.0, 3.0):
         net, state = cut(Cell, synthesizer=Constant, training=Training(auxiliary=weight)), Cell.begin()
         if weight:
@@ -64,22 +64,22 @@ def test_the_auxiliary_task_reaches_the_window_before() -> None:
         net.zero_grad()
         loss, _ = window(net, 1, state)
         loss.backward()
-        heard[weight] = net
+        nets[weight] = net
     head = copy.deepcopy(net.dni.time0.auxiliary)
     head.zero_grad()
     rows = state.detach().requires_grad_()
-    said, following = head(rows), torch.ones(N, H, dtype=DOUBLE)
-    mean_square = (following.square() + said.detach().square()).mean()
-    (3.0 * 0.5 * (said - following).square().mean() / mean_square).backward()
+    prediction, following = head(rows), torch.ones(N, H, dtype=DOUBLE)
+    mean_square = (following.square() + prediction.detach().square()).mean()
+    (3.0 * 0.5 * (prediction - following).square().mean() / mean_square).backward()
     for own, expected in zip(net.dni.time0.auxiliary.parameters(), head.parameters(), strict=True):
         torch.testing.assert_close(own.grad, expected.grad)
-    slopes = [heard[weight].dni.time0.synthesizer.slope.grad for weight in (0.0, 3.0)]
+    slopes = [nets[weight].dni.time0.synthesizer.slope.grad for weight in (0.0, 3.0)]
     torch.testing.assert_close(slopes[0] - slopes[1], rows.grad.sum())  # its target is more by that
-    assert len(gradients(heard[0.0])) == len(gradients(heard[3.0]))
+    assert len(gradients(nets[0.0])) == len(gradients(nets[3.0]))
 
 
 @pytest.mark.parametrize("scale", [None, 0.25, 4.0])
-def test_predictions_are_what_the_synthesizer_says_at_its_scale(scale: float | None) -> None:
+def test_predictions_are_outputs_of_the_synthesizer_at_its_scale(scale: float | None) -> None:
     net = cut(Cell, synthesizer=Constant, training=Training(scale=scale))
     before, state = cut(Cell, synthesizer="zero"), Cell.begin()
     found = []
@@ -101,10 +101,10 @@ class Twice(dni_fx.Synthesizer):
         self.slope = nn.Parameter(torch.full((), 2.0, dtype=DOUBLE))
 
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-        said = self.slope * activation
-        if said.requires_grad:
-            said.register_hook(self.errors.append)
-        return said
+        prediction = self.slope * activation
+        if prediction.requires_grad:
+            prediction.register_hook(self.errors.append)
+        return prediction
 
 
 @pytest.mark.parametrize("rows", [N, 1])
@@ -122,9 +122,9 @@ def test_centered_predictions_are_deviations_from_the_mean_of_the_batch(frontend
             assert error.any() and (rows == 1 or error.sum(0).abs().max() < 1e-12)
     model = Cell()
     last = model(Cell.begin(rows), X[:rows, :T])["last"]
-    said = 2 * last.detach()
-    said -= said.mean(0) if rows > 1 else 0  # of one row nothing would be left
-    (last * said).sum().div(rows).backward()
+    prediction = 2 * last.detach()
+    prediction -= prediction.mean(0) if rows > 1 else 0  # of one row nothing would be left
+    (last * prediction).sum().div(rows).backward()
     torch.testing.assert_close(found[0] - found[1], gradients(model)["inner.bias"])
 
 
@@ -132,9 +132,9 @@ def test_centered_predictions_are_deviations_from_the_mean_of_the_batch(frontend
 def test_means_of_narrow_predictions(dtype: torch.dtype) -> None:
     """Their sum is more than float16 holds, and bfloat16 would round it."""
     rows = (1000 + torch.arange(-32.0, 32.0)[:, None]).to(dtype).repeat(16, 2)
-    said = centered(rows)
-    assert said.dtype == dtype
-    torch.testing.assert_close(said.double(), rows.double() - rows.double().mean(0), rtol=1e-2, atol=1e-2)
+    prediction = centered(rows)
+    assert prediction.dtype == dtype
+    torch.testing.assert_close(prediction.double(), rows.double() - rows.double().mean(0), rtol=1e-2, atol=1e-2)
 
 
 def test_in_time_the_unit_of_targets_does_not_follow_them() -> None:
@@ -143,7 +143,7 @@ def test_in_time_the_unit_of_targets_does_not_follow_them() -> None:
     assert [crossing.scale for crossing in net.dni.crossings.values() if not crossing.in_time] == ["rms"]
 
 
-def test_metrics_are_of_what_is_said() -> None:
+def test_metrics_are_of_the_centered_predictions() -> None:
     """Deviations beside deviations, where they are centered."""
     net: Any = cut(Cell, synthesizer=Twice, training=Training(centered=True))
     _, state = window(net, 0, Cell.begin())
@@ -154,8 +154,8 @@ def test_metrics_are_of_what_is_said() -> None:
     assert isinstance(after, Tensor)
     (truth,) = torch.autograd.grad(own + (after * centered(2 * after.detach()) / N).sum(), before)
     loss.backward()
-    said = centered(2 * before.detach()) / N
-    cosine = torch.cosine_similarity(centered(truth).flatten(), said.flatten(), 0)
+    prediction = centered(2 * before.detach()) / N
+    cosine = torch.cosine_similarity(centered(truth).flatten(), prediction.flatten(), 0)
     assert abs(net.dni.metrics()["time0"]["cosine"] - cosine.item()) < 1e-6
 
 
@@ -171,7 +171,7 @@ def test_those_chosen_by_name_are_centered() -> None:
         assert net.dni.time0.centered is wanted
 
 
-def test_least_squares_learns_whole_targets_and_says_deviations() -> None:
+def test_least_squares_learns_whole_targets_and_predicts_deviations() -> None:
     """By itself, for errors of deviations would not tell it the rest."""
     example = torch.randn(8, 1, dtype=DOUBLE), torch.zeros(8, 1, dtype=DOUBLE)
     net: Any = dni_fx.transform(Linear(0.5), example, state=True, synthesizer="least_squares(ridge=1e-9)").train()

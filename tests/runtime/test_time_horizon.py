@@ -32,7 +32,7 @@ import dni_fx
 from dni_fx import DniFxError, Training
 
 
-def heard_over(make: Any, horizon: int, trace: float = 1.0, **options: Any) -> dict[str, list[Tensor]]:
+def targets_over(make: Any, horizon: int, trace: float = 1.0, **options: Any) -> dict[str, list[Tensor]]:
     """Targets of a sequence, first to last, where predictions are zero; then one window of the next sequence."""
     training = Training(horizon=horizon, trace=trace)
     net, state = cut(make, synthesizer=Exact, training=training, **options), make.begin()
@@ -48,7 +48,7 @@ def heard_over(make: Any, horizon: int, trace: float = 1.0, **options: Any) -> d
 @pytest.mark.parametrize("make", [Lstm, Cell])
 def test_over_a_horizon_targets_are_the_true_gradients(make: Any, frontend: str) -> None:
     _, table = whole(make)
-    (targets,) = heard_over(make, WINDOWS, frontend=frontend).values()
+    (targets,) = targets_over(make, WINDOWS, frontend=frontend).values()
     assert len(targets) == WINDOWS - 1
     for target, (_, future) in zip(targets, table[:-1], strict=True):
         torch.testing.assert_close(target, future, rtol=1e-10, atol=1e-10)
@@ -57,15 +57,15 @@ def test_over_a_horizon_targets_are_the_true_gradients(make: Any, frontend: str)
 @pytest.mark.parametrize("unlock", ["backward", "none"])
 def test_over_a_horizon_with_cuts_in_depth(unlock: str) -> None:
     _, table = whole(Stack)
-    heard = heard_over(Stack, WINDOWS, cuts=["one"], unlock=unlock)
+    found = targets_over(Stack, WINDOWS, cuts=["one"], unlock=unlock)
     sizes = [2 * H, 2 * H + 2]
-    for index, targets in enumerate(heard.values()):
+    for index, targets in enumerate(found.values()):
         for target, (_, future) in zip(targets, table[:-1], strict=True):
             torch.testing.assert_close(target, future.split(sizes, 1)[index], rtol=1e-10, atol=1e-10)
 
 
 def test_without_a_trace_they_are_those_of_single_windows() -> None:
-    (one,), (other,) = heard_over(Cell, 1).values(), heard_over(Cell, WINDOWS, trace=0.0).values()
+    (one,), (other,) = targets_over(Cell, 1).values(), targets_over(Cell, WINDOWS, trace=0.0).values()
     for target, expected in zip(other, one, strict=True):
         torch.testing.assert_close(target, expected)
 
@@ -133,7 +133,7 @@ def test_an_output_that_the_loss_does_not_use() -> None:
 def test_windows_are_run_again_as_they_were(dropout: float) -> None:
     """With the same dropout masks, and as if they had not been: buffers and random numbers go on."""
     net, twin = two(dropout, horizon=4), two(dropout)
-    heard = []
+    drawn = []
     for one in (net, twin):
         torch.manual_seed(3)
         state, states, losses = torch.zeros(N, H, dtype=DOUBLE), [], []
@@ -143,8 +143,8 @@ def test_windows_are_run_again_as_they_were(dropout: float) -> None:
             losses.append(y.square().mean())
             losses[-1].backward()
             state = following if k < 3 else torch.zeros(N, H, dtype=DOUBLE)
-        heard.append(torch.rand(()))
-    assert heard[0] == heard[1]
+        drawn.append(torch.rand(()))
+    assert drawn[0] == drawn[1]
     assert torch.equal(net.get_buffer("norm.running_mean"), twin.get_buffer("norm.running_mean"))
     torch.manual_seed(3)
     model, state, total, states = Two(dropout).train(), torch.zeros(N, H, dtype=DOUBLE), torch.zeros(()), []

@@ -125,7 +125,7 @@ def test_states_that_nobody_took_are_given_back(tmp_path: Path) -> None:
     assert rest == {"scheduler": run.scheduler.state_dict()}
 
 
-def test_what_is_wrong_is_said_and_nothing_changes(tmp_path: Path) -> None:
+def test_wrong_checkpoints_are_refused_and_change_nothing(tmp_path: Path) -> None:
     run = Run(0)
     path = tmp_path / "run.pt"
     dni_fx.save_checkpoint(path, run.net, optimizer=run.optimizer)

@@ -215,7 +215,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parametrization", "hook"])
-def test_what_cannot_be_written_is_said_and_loads_into_a_model(kind: str, tmp_path: Path) -> None:
+def test_code_that_cannot_be_written_is_refused_and_loads_into_a_model(kind: str, tmp_path: Path) -> None:
     """A class made on the fly, and a layer that works through a hook: silent loss would be a wrong network."""
 
     def make() -> nn.Module:

@@ -50,7 +50,7 @@ def test_it_is_saved_loaded_checked_and_shown(frontend: str, tmp_path: Path) -> 
     copy.deepcopy(net)
 
 
-@pytest.mark.parametrize("frontend", FRONTENDS)
+@pytest.mark.parametrize("frontend", ["fx", pytest.param("export", marks=pytest.mark.slow), "modules"])
 def test_a_plan_repeats_it(frontend: str) -> None:
     example = (X[:, :T], Lstm.begin())
     for options in ({}, {"cuts": ["lstm"], "unlock": "none"})[: 1 if frontend == "modules" else 2]:

@@ -86,7 +86,7 @@ def test_it_descends_the_weighted_sum(kind: str, own: float, gradient: float, va
 
 @pytest.mark.parametrize("frontend", ["fx", "export", "modules"])
 @pytest.mark.parametrize("unlock", ["none", "backward"])
-def test_each_critic_hears_the_losses_of_the_one_above(unlock: str, frontend: str) -> None:
+def test_each_critic_trains_on_the_losses_of_the_one_above(unlock: str, frontend: str) -> None:
     net = dni_fx.transform(
         three_layers(),
         X,

@@ -22,11 +22,11 @@ def fitted(shape: tuple[int, ...], unit: float, known: int | None = None, steps:
     rule = torch.randn(shape[-1], shape[-1])
     for _ in range(steps):
         h = torch.randn(shape)
-        said = synthesizer(h)
-        error = said.detach() - unit * (h @ rule + 1)
+        prediction = synthesizer(h)
+        error = prediction.detach() - unit * (h @ rule + 1)
         if known is not None:
             error[known:] = 0
-        said.backward(error / shape[0])  # as at a `Crossing`: the gradient of the mean
+        prediction.backward(error / shape[0])  # as at a `Crossing`: the gradient of the mean
     return synthesizer, rule
 
 
@@ -49,8 +49,8 @@ def test_least_squares_forget() -> None:
     synthesizer, _ = fitted((32, 4), 1.0)
     for _ in range(2000):
         h = torch.randn(32, 4)
-        said = synthesizer(h)
-        said.backward((said.detach() + h) / 32)
+        prediction = synthesizer(h)
+        prediction.backward((prediction.detach() + h) / 32)
     h = torch.randn(5, 4)
     torch.testing.assert_close(synthesizer(h), -h, rtol=1e-3, atol=1e-3)
 

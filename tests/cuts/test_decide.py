@@ -1,0 +1,56 @@
+"""Each kind of `cuts=`, and the sentence that says why the plan cuts there."""
+
+from typing import Any
+
+import pytest
+import torch
+from nets import mlp
+from torch import nn
+
+import dni_fx
+from dni_fx import DniFxError
+
+X = torch.rand(5, 6)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "after", "why"),
+    [
+        ("4", ["_4"], "after 4, as asked for"),
+        (["6", "2"], ["_2", "_6"], "after 6, 2, as asked for"),
+        (2, None, "2 segments asked for: optimal for memory"),
+        ("auto", None, "auto: optimal for memory"),
+    ],
+)
+def test_why(cuts: Any, after: list[str] | None, why: str) -> None:
+    plan = dni_fx.plan(mlp(), X, cuts=cuts)
+    assert plan.why.startswith(why)
+    assert after is None or [cut.after for cut in plan.cuts] == after
+
+
+@pytest.mark.parametrize(
+    ("cuts", "message"),
+    [
+        (1, "a number of segments is 2 or more"),
+        (True, "a number of segments is 2 or more"),
+        ([], "no cuts given"),
+        (2.5, "is not 'auto', a number of segments"),
+        (["2", 4], "is not 'auto', a number of segments"),
+        (9, "cannot make 9 segments: the model has legal cuts for"),
+    ],
+)
+def test_refused_cuts(cuts: Any, message: str) -> None:
+    with pytest.raises(DniFxError, match=message):
+        dni_fx.plan(mlp(), X, cuts=cuts)
+
+
+def test_limits_are_for_cuts_that_are_searched() -> None:
+    with pytest.raises(DniFxError, match="are for cuts='auto' or a number of segments"):
+        dni_fx.plan(mlp(), X, cuts=["4"], objective="throughput")
+
+
+def test_a_saved_plan_gives_its_reason_once() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    plan = dni_fx.plan(model, X, cuts=["1"])
+    again = dni_fx.plan(model, X, cuts=dni_fx.plan(model, X, cuts=plan))
+    assert again.why == "a saved plan: after 1, as asked for"
