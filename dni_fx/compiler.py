@@ -29,6 +29,7 @@ from dni_fx.runtime import (
     average_segments,
     build_dni,
     hold_parameters,
+    not_rewritten,
     plain,
     replay_windows,
     share_state,
@@ -126,7 +127,7 @@ def rewrite(
     if plan.states:
         _check_time_cuts(settings, plan)
     names, makers = factories(plan, {name: synthesizer for name, _ in crossings(plan)}, settings.loss)
-    rewritten = plan.with_rewrite(Rewrite.of(settings, names))
+    rewritten = replace(plan, rewrite=Rewrite.of(settings, names))
     if not plan.states and settings.training.for_time:
         raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: give state=")
     named = isinstance(synthesizer, str)
@@ -147,7 +148,7 @@ def rewrite(
             MarkSegments([cut.after for cut in plan.cuts]),
             *([CutStatesOff([t.output for state in states for t in state.tensors])] if states else []),
             *([AddContext()] if settings.size else []),
-            *([ObserveOutput()] if hasattr(dni, "outcome") else []),
+            *([ObserveOutput()] if dni.outcome is not None else []),
             AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
             DecoupleCuts(ops.decouple if unlocked else ops.inject),
             *([CopyWritten()] if unlocked else []),
@@ -192,7 +193,7 @@ def restore(net: DecoupledModule) -> nn.Module:
         DniFxError: If `net` was not made by dni-fx.
     """
     if not isinstance(net, DecoupledModule):
-        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+        raise not_rewritten(net)
     dni = getattr(net, "dni", None)
     if dni is not None and isinstance(dni.optimizer, SegmentOptimizer):
         dni.optimizer.remove()

@@ -250,10 +250,6 @@ class Plan:
                 raise TypeError(f"{entry.name} is no text")
         return plan
 
-    def with_rewrite(self, rewrite: Rewrite) -> "Plan":
-        """The same plan with another `rewrite`."""
-        return replace(self, rewrite=rewrite)
-
 
 def _read_state(data: dict[str, Any]) -> TimeCutPlan:
     tuples = [{key: tuple(t[key]) for key in ("path", "result", "shape")} for t in data["tensors"]]

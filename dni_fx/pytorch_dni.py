@@ -14,9 +14,10 @@ from dni_fx.compiler import Request, capture_and_plan, rewrite
 from dni_fx.errors import DniFxError
 from dni_fx.graph import default_axis
 from dni_fx.model import tensors_in
+from dni_fx.plans import Plan
 from dni_fx.runtime import Crossing, DecoupledModule
 from dni_fx.settings import Settings, with_defaults
-from dni_fx.synthesizers import Activation, Factory, Synthesizer, adapt, resolve
+from dni_fx.synthesizers import Activation, Factory, Synthesizer, adapt, make_synthesizer, resolve
 
 __all__ = ["DNI"]
 
@@ -90,6 +91,7 @@ class DNI(nn.Module):
         own = [p for p in network.parameters() if p.requires_grad]
         self.optim = optim if optim is not None or not own else self._optimizer(own)
         self.grad_optim: torch.optim.Optimizer | None = None
+        self.last: Crossing | None = None  # at the output of the network
         self.__dict__["net"] = self.network  # later the rewritten network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -99,8 +101,8 @@ class DNI(nn.Module):
         if self.grad_optim is None:
             self.build(*args, **kwargs)
         output = self.__dict__["net"](*args, **kwargs)
-        if hasattr(self, "last"):
-            output = self._cut(output)
+        if self.last is not None:
+            output = self._cut(output, self.last)
         for tensor in tensors_in(output):
             if tensor.requires_grad:
                 tensor.register_hook(self._step_at_the_end)
@@ -120,7 +122,7 @@ class DNI(nn.Module):
     def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return OPTIMIZERS[self.grad_optim_name](parameters, lr=self.grad_lr)
 
-    def _captured(self, args: Any, kwargs: Any) -> tuple[DecoupledModule, Any]:
+    def _captured(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[DecoupledModule, Plan]:
         example = example_inputs_of(self.network, args, kwargs)
         request = Request(cuts="leaves", synthesizer=self.synthesizer, settings=self.settings)
         return capture_and_plan(self.network, example, request)
@@ -132,15 +134,15 @@ class DNI(nn.Module):
         axis = default_axis(output.dim()) % output.dim()
         activation = Activation(tuple(output.shape), output.dtype, output.device, axis)
         factory = resolve(self.synthesizer, activation.shape, axis)[1]
-        self.last = Crossing(factory(activation, 0).to(output), activation, self.settings)
+        self.last = Crossing(make_synthesizer(factory, activation, 0), activation, self.settings)
         self.segment = ops.Segment(self.settings.mix).to(output.device)
 
-    def _cut(self, output: Any) -> Any:
+    def _cut(self, output: Any, last: Crossing) -> Tensor:
         """The output; the backward pass mixes its gradient with a synthetic one."""
         if not isinstance(output, Tensor):
             raise DniFxError("the output of the network is not one tensor: use recursive=True and skip_last_layer=True")
         detached = output.detach()
-        return ops.inject((output,), (detached,), (self.last(detached),), self.segment)[0]
+        return ops.inject((output,), (detached,), (last(detached),), self.segment)[0]
 
     def _step_at_the_end(self, _gradient: Tensor) -> None:
         """Step when the current backward pass ends."""
@@ -154,7 +156,7 @@ class DNI(nn.Module):
                 optimizer.zero_grad()
 
 
-def _synthesizer(network: Any, options: dict[str, Any], hidden_size: int) -> str | Factory:
+def _synthesizer(network: str | type[nn.Module] | None, options: dict[str, Any], hidden_size: int) -> str | Factory:
     """The name or factory for a `dni_network` and its arguments."""
     if network is None:
         network, options = "mlp", {"hidden_layers": 2, "hidden_size": 4 * hidden_size} | options

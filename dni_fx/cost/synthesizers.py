@@ -9,7 +9,7 @@ from dni_fx.cost.times import seconds
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.graph import Saving, flop_counter, record_of
 from dni_fx.settings import Settings, loss_function
-from dni_fx.synthesizers import Activation, Factory, LossHead, resolve
+from dni_fx.synthesizers import Activation, Factory, LossHead, make_synthesizer, resolve
 
 __all__ = ["Price", "synthesizer_prices"]
 
@@ -81,10 +81,7 @@ def _price(activation: Activation, synthesizer: str | Factory, settings: Setting
 def _measured(activation: Activation, factory: Factory, settings: Settings, device: torch.device) -> Price:
     """Build a synthesizer and run it: count its FLOPs or, unless `device` is meta, measure its time."""
     with activation.device:
-        module = factory(activation, settings.size)
-        if not isinstance(module, nn.Module):
-            raise DniFxError(f"the synthesizer is a {type(module).__name__}, not an nn.Module")
-        module = module.to(activation.dtype)
+        module = make_synthesizer(factory, activation, settings.size)
         h, context = example(activation, settings, module)
     parameters = list(module.parameters())
     counter = flop_counter()

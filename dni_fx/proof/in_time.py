@@ -11,7 +11,7 @@ from dni_fx.proof.compare import close
 from dni_fx.proof.scripted import scripted_synthesizers
 from dni_fx.proof.step import SEED, call, forget_windows, gradients_of, output_gradients, without_dni
 from dni_fx.proof.subject import Subject, uncut
-from dni_fx.runtime import DecoupledModule, TimeCut, next_window, state_positions
+from dni_fx.runtime import DecoupledModule, next_window, state_positions, time_cuts
 
 __all__ = ["two_windows"]
 
@@ -95,9 +95,8 @@ def _rows_by_cut(subject: Subject, states: list[Tensor]) -> Gradients:
     """The gradients of the states, as one tensor (N, F) for each cut in time."""
     gradients = iter([torch.zeros_like(state) if state.grad is None else state.grad for state in states])
     rows = {}
-    for index, state in enumerate(subject.exact.dni.plan.states):
-        cut = subject.exact.dni.crossings[time_name(index)]
-        assert isinstance(cut, TimeCut)
+    dni = subject.exact.dni
+    for index, (cut, state) in enumerate(zip(time_cuts(dni), dni.plan.states, strict=True)):
         rows[time_name(index)] = cut.rows_of([next(gradients) for _ in state.tensors])
     return rows
 

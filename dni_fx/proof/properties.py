@@ -104,9 +104,8 @@ def _keys(subject: Subject) -> tuple[bool, str]:
 def _round_trip(subject: Subject) -> tuple[bool, str]:
     """The net that is saved and loaded again trains as the net does."""
     net, context = subject.net, context_of(subject.net, subject.inputs)
-    settings = net.dni.plan.rewrite
-    assert settings is not None
-    foreign = [n for n in settings.synthesizers.values() if n.split("(")[0] not in REGISTRY]
+    rewrite = net.dni.rewrite
+    foreign = [n for n in rewrite.synthesizers.values() if n.split("(")[0] not in REGISTRY]
     with tempfile.TemporaryDirectory() as folder:
         try:
             save(net, Path(folder, "net"))
@@ -114,7 +113,7 @@ def _round_trip(subject: Subject) -> tuple[bool, str]:
             return True, f"refused: {error}"
         if foreign:
             return True, f"written, not read back: {foreign[0]} is no registered synthesizer"
-        if settings.loss == "":
+        if rewrite.loss == "":
             return True, "written, not read back: the loss is a function of your own"
         try:
             again = load(Path(folder, "net"))

@@ -18,7 +18,7 @@ from dni_fx.plans import Plan
 from dni_fx.proof.in_time import two_windows
 from dni_fx.proof.properties import CHECKS
 from dni_fx.proof.subject import Subject
-from dni_fx.runtime import DecoupledModule
+from dni_fx.runtime import DecoupledModule, rewritten
 
 __all__ = ["Check", "Report", "check", "check_table"]
 
@@ -64,8 +64,7 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
     Raises:
         DniFxError: If `net` was not made by dni-fx, or does not run on the inputs.
     """
-    if not isinstance(net, DecoupledModule) or not hasattr(net, "dni"):
-        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    net = rewritten(net)
     example = inputs if isinstance(inputs, Inputs) else to_inputs(inputs, kwargs)
     with preserved(net), torch.enable_grad():
         try:

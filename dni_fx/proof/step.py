@@ -134,12 +134,11 @@ def call(net: nn.Module, inputs: Inputs, **context: Any) -> Any:
 
 def context_of(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:
     """Make up the labels, or the vector, that a conditioned net takes."""
-    settings = net.dni.plan.rewrite
-    assert settings is not None
+    rewrite = net.dni.rewrite
     rows = ops.batch_size(inputs.tensors()[0]) if inputs.tensors() else 1
-    if settings.classes is not None:
-        return {"dni_context": torch.arange(rows) % settings.classes}
-    return {"dni_context": torch.ones(rows, settings.context_size)} if settings.context_size else {}
+    if rewrite.classes is not None:
+        return {"dni_context": torch.arange(rows) % rewrite.classes}
+    return {"dni_context": torch.ones(rows, rewrite.context_size)} if rewrite.context_size else {}
 
 
 def without_dni(gradients: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -46,8 +46,7 @@ class Subject:
         original = net.dni_captured.original
         self.keys = list((original if original is not None else plain(net)).state_dict())
         self.model = restore(net)
-        assert net.dni.plan.rewrite is not None
-        self.unlock = net.dni.plan.rewrite.unlock
+        self.unlock = net.dni.rewrite.unlock
         self.exact, self.precise = in_float64(net, inputs)
         self.tensors = [tensor for state in net.dni.plan.states for tensor in state.tensors]
         self.backprop = step(uncut(self.exact, self.precise), self.precise, state=self.tensors)

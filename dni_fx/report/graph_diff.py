@@ -11,11 +11,10 @@ from rich.text import Text
 from torch import fx, nn
 
 from dni_fx.capture import capture_by_fx
-from dni_fx.errors import DniFxError
 from dni_fx.model import Inputs
 from dni_fx.ops import specialised
 from dni_fx.plans import Plan
-from dni_fx.runtime import DecoupledModule, plain
+from dni_fx.runtime import DecoupledModule, plain, rewritten
 
 __all__ = ["GraphDiff", "Line", "code_lines", "diff", "paint"]
 
@@ -74,8 +73,7 @@ def diff(model_or_graph: nn.Module | fx.Graph, net: DecoupledModule) -> GraphDif
         DniFxError: If `net` was not made by dni-fx.
         CaptureError: If the model cannot be traced.
     """
-    if not isinstance(net, DecoupledModule):
-        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    net = rewritten(net)
     if isinstance(model_or_graph, fx.Graph):
         before = model_or_graph
     elif isinstance(model_or_graph, fx.GraphModule):

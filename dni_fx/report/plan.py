@@ -32,16 +32,16 @@ def plan_table(plan: Plan) -> RenderableType:
         if plan.rewrite is not None:
             head.append(f", synthesizer {plan.rewrite.synthesizers[time_name(index)]}")
     if plan.rewrite is not None:
-        settings = plan.rewrite
-        head.append(f"\nunlock: {settings.unlock}")
-        if settings.mix:
-            head.append(f", mix {settings.mix}")
-        if settings.classes:
-            head.append(f", synthesizers conditioned on {settings.classes} labels: net(..., dni_context=labels)")
-        if settings.loss is not None:
-            head.append(f", loss {settings.loss or 'of your own'}")
-        if settings.context_size:
-            head.append(f", synthesizers conditioned on a context of {settings.context_size}")
+        rewrite = plan.rewrite
+        head.append(f"\nunlock: {rewrite.unlock}")
+        if rewrite.mix:
+            head.append(f", mix {rewrite.mix}")
+        if rewrite.classes:
+            head.append(f", synthesizers conditioned on {rewrite.classes} labels: net(..., dni_context=labels)")
+        if rewrite.loss is not None:
+            head.append(f", loss {rewrite.loss or 'of your own'}")
+        if rewrite.context_size:
+            head.append(f", synthesizers conditioned on a context of {rewrite.context_size}")
     tables: list[RenderableType] = [_segments(plan), *([_cuts(plan)] if plan.cuts else [])]
     if plan.forecast is not None:
         tables.append(_forecast(plan, plan.forecast))

@@ -117,6 +117,11 @@ class Crossing(nn.Module):
             self.synthesizer.configure(loss_scale=loss_scale, centered=self.centered)
 
     @property
+    def own_segment(self) -> ops.Segment | None:
+        """The segment that belongs to this crossing alone; None: the segment below the cut."""
+        return None
+
+    @property
     def _own_unit(self) -> bool:
         return isinstance(self.synthesizer, Synthesizer) and self.synthesizer.own_unit
 

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx import ops
-from dni_fx.errors import DniFxError
 from dni_fx.plans import Plan, crossing_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
-from dni_fx.settings import Settings, Training, check_scaler, loss_function
-from dni_fx.synthesizers import Factory, Link, LossHead, LossScale, Outcome, activation_of
+from dni_fx.settings import Settings, check_scaler, loss_function
+from dni_fx.synthesizers import Factory, Link, LossHead, LossScale, Outcome, activation_of, make_synthesizer
 
 __all__ = ["Dni", "build_dni"]
 
@@ -39,11 +38,13 @@ class Dni(nn.Module):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.plan = plan
+        assert plan.rewrite is not None
+        self.plan, self.rewrite = plan, plan.rewrite
         # With step="segment", the optimizer of all segments; else that of the synthesizers, from Training.optimizer.
         self.optimizer: torch.optim.Optimizer | None = None
         self.averaging: GradientAverager | None = None  # with unlock="backward": averages gradients over processes
         self.replay: KeptWindows | None = None  # with a horizon
+        self.outcome: Outcome | None = None  # with critics
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizer out: a copy of a net has other parameters."""
@@ -65,7 +66,7 @@ class Dni(nn.Module):
         Raises:
             DniFxError: If targets are clipped, or there is a horizon.
         """
-        check_scaler(scaler, self.plan.rewrite.training if self.plan.rewrite is not None else Training())
+        check_scaler(scaler, self.rewrite.training)
         for crossing in self.crossings.values():
             crossing.scale_with(LossScale(scaler) if scaler.is_enabled() else None)
 
@@ -106,14 +107,22 @@ class Dni(nn.Module):
             Empty until a step has run; NaN until a target has been computed.
         """
         found = {}
-        segments = self.segments
+        segments = self._segment_by_crossing()
         for name, crossing in self.crossings.items():
             if crossing.steps:
-                own = getattr(crossing, "segment", None)  # of a cut in time
-                segment = own or segments[int(name.removeprefix("cut").split("_")[0])]
                 measured = dict(zip(MEASURES, crossing.measured.tolist(), strict=True))
-                found[name] = measured | {"steps": crossing.steps, "skipped": int(segment.skipped)}
+                found[name] = measured | {"steps": crossing.steps, "skipped": int(segments[name].skipped)}
         return found
+
+    def _segment_by_crossing(self) -> dict[str, ops.Segment]:
+        """The segment below each crossing; for a cut in time, the cut's own."""
+        found = {
+            crossing_name(index, tensor.node): segment
+            for index, (cut, segment) in enumerate(zip(self.plan.cuts, self.segments, strict=True))
+            for tensor in cut.tensors
+        }
+        crossings = self.crossings.items()
+        return found | {name: crossing.own_segment for name, crossing in crossings if crossing.own_segment is not None}
 
 
 def build_dni(
@@ -123,16 +132,16 @@ def build_dni(
 
     Args:
         factories: The factory of the synthesizer at each crossing.
+
+    Raises:
+        DniFxError: If a synthesizer is no nn.Module.
     """
     dni = Dni(plan)
     for index, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)
             activation = activation_of(tensor, device)
-            made = factories[name](activation, settings.size)
-            if not isinstance(made, nn.Module):
-                raise DniFxError(f"the synthesizer for {name} is a {type(made).__name__}, not an nn.Module")
-            made.to(device=activation.device, dtype=activation.dtype)
+            made = make_synthesizer(factories[name], activation, settings.size)
             dni.add_module(name, Crossing(made, activation, settings))
         dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training, index).to(device))
     _link_critics(dni, settings)
@@ -145,8 +154,7 @@ def _link_critics(dni: Dni, settings: Settings) -> None:
     if not any(head.fits_value for head in heads.values()):
         return
     assert settings.loss is not None
-    outcome = Outcome(loss_function(settings.loss))
-    dni.add_module("outcome", outcome)
+    outcome = dni.outcome = Outcome(loss_function(settings.loss))
     below: list[Link] = []
     for index, cut in enumerate(dni.plan.cuts):
         here = [heads[name].link for t in cut.tensors if (name := crossing_name(index, t.node)) in heads]

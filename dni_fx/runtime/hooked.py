@@ -25,9 +25,10 @@ from dni_fx.model import (
     with_arguments,
     with_leaves,
 )
-from dni_fx.plans import crossing_name, time_name
+from dni_fx.plans import crossing_name
 from dni_fx.runtime.module import DecoupledModule, Stamp, call_original
 from dni_fx.runtime.outputs import Place, Result, ReturnedValue
+from dni_fx.runtime.time_cut import time_cuts
 
 __all__ = ["HookedCapture", "HookedModule", "Output"]
 
@@ -122,8 +123,10 @@ def _forward(self: HookedModule, *args: Any, dni_context: Tensor | None = None, 
         result = call_original(self, *args, **kwargs)
     if in_time:
         result = _leave_window(self, result)
-    if hasattr(self.dni, "outcome"):
-        self.dni.get_submodule("outcome")(next(t for t in tensors_in(result) if t.requires_grad), dni_context)
+    if self.dni.outcome is not None:
+        trained = next((tensor for tensor in tensors_in(result) if tensor.requires_grad), None)
+        if trained is not None:
+            self.dni.outcome(trained, dni_context)
     return result
 
 
@@ -140,7 +143,7 @@ def _enter_window(
         for name in names
         for value in ops.leaves(arguments.get(name), [tensor.path for tensor in state if tensor.input == name])
     ]
-    entered = dict(zip(state, ops.enter(values, net.dni.get_submodule(time_name(0))), strict=True))
+    entered = dict(zip(state, ops.enter(values, time_cuts(net.dni)[0]), strict=True))
     new_arguments = {
         name: with_leaves(arguments[name], {tensor.path: v for tensor, v in entered.items() if tensor.input == name})
         for name in names
@@ -156,7 +159,7 @@ def _leave_window(net: HookedModule, result: Any) -> Any:
     others = {path: leaf for path, leaf in leaves.items() if path not in state_paths and isinstance(leaf, Tensor)}
     outputs = {id(leaf): leaf for leaf in others.values() if leaf.requires_grad}  # a tensor may be at several paths
     state = [leaves[path] for path in state_paths]
-    left = ops.leave(list(outputs.values()), state, net.dni.get_submodule(time_name(0)))
+    left = ops.leave(list(outputs.values()), state, time_cuts(net.dni)[0])
     new_outputs = dict(zip(outputs, left, strict=False))
     new_leaves = {path: new_outputs[id(leaf)] for path, leaf in others.items() if id(leaf) in new_outputs}
     return with_leaves(result, new_leaves | dict(zip(state_paths, left[len(outputs) :], strict=True)))
@@ -213,12 +216,10 @@ def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None) -> An
     crossing = [leaves[i] for i in indices]
     detached = [h.detach() for h in crossing]
     arguments = () if context is None else (context,)
-    synthesizers = [net.dni.get_submodule(crossing_name(cut, name)) for name in names]
+    synthesizers = [net.dni.crossings[crossing_name(cut, name)] for name in names]
     predictions = [synthesizer(h, *arguments) for synthesizer, h in zip(synthesizers, detached, strict=True)]
-    settings = net.dni.plan.rewrite
-    assert settings is not None
     segment = net.dni.segments[cut]
-    if settings.unlock == "none":
+    if net.dni.rewrite.unlock == "none":
         cut_off = list(ops.inject(crossing, detached, predictions, segment))
     else:
         cut_off = list(ops.decouple(crossing, detached, predictions, segment))

@@ -7,7 +7,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from dni_fx.errors import DniFxError
-from dni_fx.runtime.module import DecoupledModule
+from dni_fx.runtime.module import DecoupledModule, rewritten
 
 __all__ = ["Writer", "log_metrics"]
 
@@ -36,8 +36,7 @@ def log_metrics(net: DecoupledModule, to: Writer | LogFunction, every: int = 100
     Raises:
         DniFxError: If an argument is wrong.
     """
-    if not isinstance(net, DecoupledModule) or not hasattr(net, "dni"):
-        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    net = rewritten(net)
     if not isinstance(every, int) or every < 1:
         raise DniFxError(f"every={every!r}: a number of steps, 1 or more")
     log: Any = _to_writer(to.add_scalar) if hasattr(to, "add_scalar") else to

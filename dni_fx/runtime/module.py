@@ -7,13 +7,24 @@ from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
 
+from dni_fx.errors import DniFxError
 from dni_fx.model import Captured, Inputs, Path, by_path
 from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.runtime.dni import Dni
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
 
-__all__ = ["DecoupledModule", "Stamp", "call_original", "has_attribute", "make_module", "plain", "share_state"]
+__all__ = [
+    "DecoupledModule",
+    "Stamp",
+    "call_original",
+    "has_attribute",
+    "make_module",
+    "not_rewritten",
+    "plain",
+    "rewritten",
+    "share_state",
+]
 
 Module = TypeVar("Module", bound="DecoupledModule")
 
@@ -109,6 +120,22 @@ class DecoupledModule(fx.GraphModule):
             # Sorted as in the generated code, which has all placeholders first.
             [n.name for n in sorted(self.graph.nodes, key=lambda node: node.op != "placeholder")],
         )
+
+
+def rewritten(net: object) -> DecoupledModule:
+    """Return `net`, if `dni_fx.transform` or `dni_fx.load` made it.
+
+    Raises:
+        DniFxError: If not.
+    """
+    if not isinstance(net, DecoupledModule) or not hasattr(net, "dni"):
+        raise not_rewritten(net)
+    return net
+
+
+def not_rewritten(net: object) -> DniFxError:
+    """The error for an argument that is no rewritten module."""
+    return DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
 
 
 class _Stamping(fx.Interpreter):

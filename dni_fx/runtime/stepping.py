@@ -12,7 +12,7 @@ from torch.autograd import Variable
 from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
 from dni_fx.runtime.dni import Dni
-from dni_fx.runtime.module import DecoupledModule
+from dni_fx.runtime.module import DecoupledModule, rewritten
 from dni_fx.runtime.parameter_groups import add_synthesizers, rated_groups
 from dni_fx.runtime.parameters import SegmentParameters, owned_parameters
 from dni_fx.settings import Training
@@ -93,8 +93,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         check_stepping(factory, accumulate)
-        if not isinstance(net, DecoupledModule):
-            raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+        net = rewritten(net)
         if isinstance(net.dni.optimizer, SegmentOptimizer):
             net.dni.optimizer.remove()
         self.accumulate = accumulate
@@ -103,7 +102,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
             net.dni.scale_with(self.scaler)
             # The first loss that is scaled makes a scaler ready, but segments step before that.
             self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
-        training = training or (net.dni.plan.rewrite.training if net.dni.plan.rewrite else Training())
+        training = training or net.dni.rewrite.training
         owned = owned_parameters(net, net.dni)
         self.optimizers = [_optimizers(parameters, factory, net.dni, training) for parameters in owned]
         if not any(self.optimizers):

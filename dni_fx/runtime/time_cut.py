@@ -21,9 +21,9 @@ from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni
 from dni_fx.runtime.time_memory import Memory, Origin
 from dni_fx.settings import Settings
-from dni_fx.synthesizers import Activation, Factory, Synthesizer, activation_of, zero_
+from dni_fx.synthesizers import Activation, Factory, Synthesizer, activation_of, make_synthesizer, zero_
 
-__all__ = ["TimeCut", "add_time_cuts"]
+__all__ = ["TimeCut", "add_time_cuts", "time_cuts"]
 
 UNKNOWN_CALLS = 20  # calls in a row without a target, after which a warning is given
 
@@ -34,16 +34,20 @@ def add_time_cuts(
     """Add the synthesizers of the plan's states to `dni`; labels and context are for cuts in depth.
 
     Raises:
-        DniFxError: If a synthesizer carries a state of its own.
+        DniFxError: If a synthesizer is no nn.Module, or carries a state of its own.
     """
     for index, state in enumerate(dni.plan.states):
         activation = activation_of(state, device)
-        made = factories[time_name(index)](activation, 0)
+        made = make_synthesizer(factories[time_name(index)], activation, 0)
         if isinstance(made, Synthesizer) and made.carried is not None:
             raise DniFxError("a synthesizer that carries a state of its own cannot predict for one: mlp can")
-        made.to(device=activation.device, dtype=activation.dtype)
         own = Settings(unlock="none", training=settings.training)
         dni.add_module(time_name(index), TimeCut(made, activation, own, [tensor.axis for tensor in state.tensors]))
+
+
+def time_cuts(dni: Dni) -> "list[TimeCut]":
+    """The cuts in time, in the order of the plan's states."""
+    return [crossing for crossing in dni.crossings.values() if isinstance(crossing, TimeCut)]
 
 
 class TimeCut(Crossing):
@@ -73,6 +77,10 @@ class TimeCut(Crossing):
             self.auxiliary = zero_(nn.Linear(size, size, device=activation.device, dtype=activation.dtype))
         self.segment = ops.Segment(training=settings.training).to(activation.device)
         self.memory = Memory()
+
+    @property
+    def own_segment(self) -> ops.Segment:
+        return self.segment
 
     def enter(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the states that a window begins with; the gradient that arrives at them trains the synthesizer.

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.model import Inputs, tensors_in
-from dni_fx.plans import time_name
 from dni_fx.runtime.averaging import is_averaged
 from dni_fx.runtime.module import DecoupledModule, share_state
-from dni_fx.runtime.time_cut import TimeCut
+from dni_fx.runtime.time_cut import TimeCut, time_cuts
 from dni_fx.runtime.time_memory import Origin, Target
 from dni_fx.runtime.time_windows import next_window, state_in, state_positions
 from dni_fx.settings import check_horizon
@@ -80,7 +79,7 @@ class Replay:
         complete = all(window.gradients for window in windows)
         if len(windows) < self.horizon or not (complete or len(rest) > PATIENCE * self.horizon):
             return
-        cuts, self.windows = _cuts(net), rest
+        cuts, self.windows = time_cuts(net.dni), rest
         following = rest[0].starts if rest else following
         starts = [*(window.starts for window in windows), following]
         gradients: list[Tensor | None] = [None] * len(cuts)  # at the start of window k + 1
@@ -122,7 +121,7 @@ class Replay:
         outputs = tensors_in(result)
         given = iter([outputs[place] for place in state_positions(tensors, result)])
         pairs = [(outputs[i], gradient) for i, gradient in window.gradients.items()]
-        for cut, own, gradient in zip(_cuts(net), states, at_end, strict=True):
+        for cut, own, gradient in zip(time_cuts(net.dni), states, at_end, strict=True):
             handed_on = [next(given) for _ in own]
             pairs += zip(handed_on, cut.tensors_of(gradient, handed_on), strict=True)
         pairs = [(output, gradient) for output, gradient in pairs if output.requires_grad]
@@ -131,7 +130,7 @@ class Replay:
             roots, gradients = zip(*pairs, strict=True)
             found = torch.autograd.grad(roots, values, gradients, allow_unused=True)
         filled = iter(torch.zeros_like(v) if g is None else g for v, g in zip(values, found, strict=True))
-        return [cut.rows_of([next(filled) for _ in own]) for cut, own in zip(_cuts(net), states, strict=True)]
+        return [cut.rows_of([next(filled) for _ in own]) for cut, own in zip(time_cuts(net.dni), states, strict=True)]
 
     def _call(self, net: DecoupledModule, inputs: Inputs) -> Any:
         """Call the model in train mode, as its submodules are; leave the values of buffers unchanged."""
@@ -160,27 +159,27 @@ class Replay:
 
 def replay_windows(net: DecoupledModule) -> None:
     """Let the targets of a net's cuts in time reach as far as the horizon in its plan."""
-    rewrite = net.dni.plan.rewrite
-    if rewrite is None or rewrite.training.horizon == 1 or not net.dni.plan.states:
+    training = net.dni.rewrite.training
+    if training.horizon == 1 or not net.dni.plan.states:
         return
-    net.dni.replay = Replay(net, rewrite.training.horizon, rewrite.training.trace)
+    net.dni.replay = Replay(net, training.horizon, training.trace)
     net.register_forward_pre_hook(_pre_forward, with_kwargs=True)
     net.register_forward_hook(_post_forward)
 
 
-def _pre_forward(net: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    if net.dni.replay is None:
+def _pre_forward(net: DecoupledModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    replay = net.dni.replay
+    if not isinstance(replay, Replay):
         return
-    net.dni.replay.current = None  # a call may have failed
+    replay.current = None  # a call may have failed
     if not (net.training and torch.is_grad_enabled()):
         return
     if is_averaged():
-        check_horizon(net.dni.plan.rewrite.training, "DistributedDataParallel")
-    replay: Replay = net.dni.replay
+        check_horizon(net.dni.rewrite.training, "DistributedDataParallel")
     own = {name: value for name, value in kwargs.items() if name != "dni_context"}
     inputs = Inputs(args, own).map(lambda tensor: tensor.detach().clone())
     starts = []
-    for cut, state in zip(_cuts(net), net.dni.plan.states, strict=True):
+    for cut, state in zip(time_cuts(net.dni), net.dni.plan.states, strict=True):
         values = state_in(net, state.tensors, inputs)
         if not all(isinstance(value, Tensor) for value in values):
             return  # the cut raises an error
@@ -189,11 +188,12 @@ def _pre_forward(net: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     replay.current = Window(inputs, starts, _random(_devices(inputs.tensors())))
 
 
-def _post_forward(net: Any, _args: tuple[Any, ...], output: Any) -> None:
-    if net.dni.replay is None or net.dni.replay.current is None:
+def _post_forward(net: DecoupledModule, _args: tuple[Any, ...], output: Any) -> None:
+    replay = net.dni.replay
+    if not isinstance(replay, Replay) or replay.current is None:
         return
-    window, net.dni.replay.current = net.dni.replay.current, None
-    net.dni.replay.windows.append(window)
+    window, replay.current = replay.current, None
+    replay.windows.append(window)
     states = set(state_positions([tensor for state in net.dni.plan.states for tensor in state.tensors], output))
     hooked: set[int] = set()  # one tensor may be at two places
     for place, tensor in enumerate(tensors_in(output)):
@@ -205,10 +205,6 @@ def _post_forward(net: Any, _args: tuple[Any, ...], output: Any) -> None:
 def _pre_backward(window: Window, place: int, gradient: Tensor | None) -> None:
     if gradient is not None:  # None: the loss does not use this output
         window.gradients[place] = gradient.detach().clone()
-
-
-def _cuts(net: DecoupledModule) -> list[TimeCut]:
-    return [net.dni.crossings[time_name(i)] for i in range(len(net.dni.plan.states))]  # type: ignore[misc]
 
 
 def _random(devices: Sequence[int]) -> list[Tensor]:

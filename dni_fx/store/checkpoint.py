@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dni_fx.errors import DniFxError, first_line
-from dni_fx.runtime import DecoupledModule, SegmentOptimizer
+from dni_fx.runtime import DecoupledModule, SegmentOptimizer, rewritten
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -38,7 +38,7 @@ def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
         DniFxError: If the file cannot be written, or gradients are being accumulated.
     """
     path = Path(os.path.realpath(Path(path).expanduser()))
-    optimizer = _checked(net).dni.optimizer
+    optimizer = rewritten(net).dni.optimizer
     if isinstance(optimizer, SegmentOptimizer) and optimizer.accumulates:
         raise DniFxError(f"gradients are being accumulated: save after every {optimizer.accumulate} passes")
     state = net.state_dict()
@@ -84,7 +84,7 @@ def load_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
     """
     path = Path(path).expanduser()
     content = _read(path)
-    optimizer = _checked(net).dni.optimizer
+    optimizer = rewritten(net).dni.optimizer
     _check_same(path, net, content)
     rest = dict(content["others"])
     takers = dict(others) if optimizer is None else others | {"net.dni.optimizer": optimizer}
@@ -99,13 +99,6 @@ def load_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
     net.dni.resume(content["progress"])
     _set_random_state(content["random"])
     return {name: value for name, value in rest.items() if name not in others}
-
-
-def _checked(net: DecoupledModule) -> DecoupledModule:
-    """The net, if it is a rewritten one."""
-    if not isinstance(net, DecoupledModule):
-        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
-    return net
 
 
 def _stateful(value: Any) -> bool:
@@ -160,12 +153,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _kind(net: DecoupledModule) -> dict[str, Any]:
     """The properties that a net must share with the saved one."""
     plan = net.dni.plan
-    assert plan.rewrite is not None
     return {
         "model": f"{plan.model}, graph {plan.fingerprint}",
         "cuts": ", ".join(cut.after for cut in plan.cuts),
         "states": [[tensor.input for tensor in state.tensors] for state in plan.states],
-        **asdict(plan.rewrite),
+        **asdict(net.dni.rewrite),
         "tensors": {k: (tuple(v.shape), v.dtype) for k, v in net.state_dict().items() if isinstance(v, Tensor)},
         "optimizer": type(net.dni.optimizer).__name__,
     }

@@ -28,6 +28,7 @@ from dni_fx.runtime import (
     rename,
     replay_windows,
     retrace,
+    rewritten,
     share_state,
 )
 from dni_fx.store.saved import import_beside, needs_model, saved_dni
@@ -52,8 +53,7 @@ def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> No
     Raises:
         DniFxError: If the folder exists, or cannot be written.
     """
-    if not isinstance(net, DecoupledModule):
-        raise DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
+    net = rewritten(net)
     folder = Path(folder)
     check_destination(folder, force=force)
     writer = SourceWriter(net)
@@ -167,7 +167,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         base = _MODULES[plan.frontend]
         net = make_module(shell, graph, replace(base.dni_captured, original=model), base)
         hold_parameters(net, net.dni)
-        if plan.rewrite is not None and plan.rewrite.unlock == "backward":
+        if net.dni.rewrite.unlock == "backward":
             average_segments(net)
         net.dni_apply_settings(vars(cls))
     replay_windows(net)

@@ -1,4 +1,7 @@
-"""The functions that the `model.py` of a saved folder calls."""
+"""The functions that the `model.py` of a saved folder calls, and `saved_dni`.
+
+Saved files depend on the names of this module and of these functions: a rename would break them.
+"""
 
 import importlib.util
 import sys
@@ -16,7 +19,7 @@ from dni_fx.runtime import Dni, add_time_cuts, build_dni
 from dni_fx.settings import with_defaults
 from dni_fx.synthesizers import factories
 
-__all__ = ["import_beside", "needs_model", "saved_dni"]
+__all__ = ["import_beside", "missing", "needs_model", "read_dni", "rebuild", "saved_dni"]
 
 
 def import_beside(file: str, name: str) -> ModuleType:

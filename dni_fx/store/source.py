@@ -182,7 +182,7 @@ class SourceWriter:
         first: dict[int, str] = {}
         for name, parameter in self.net.named_parameters(remove_duplicate=False):
             module, _, attribute = name.rpartition(".")
-            if first.setdefault(id(parameter), name) != name and self.net.get_submodule(module) is not None:
+            if first.setdefault(id(parameter), name) != name:
                 yield f"self.get_submodule({module!r}).{attribute} = self.get_parameter({first[id(parameter)]!r})"
 
     def _graph_imports(self, forward: str) -> Iterator[str]:
@@ -275,7 +275,7 @@ def _makes(call: str, module: nn.Module) -> bool:
 def _literal(value: Any) -> str | None:
     """Source for a plain value; None for any other value."""
     if isinstance(value, torch.dtype | torch.device):
-        return f"torch.{value!r}".replace("torch.torch.", "torch.").replace("torch.device", "torch.device", 1)
+        return f"torch.{value!r}".replace("torch.torch.", "torch.")
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if callable(value) and module in ("torch.nn.functional", "torch", "torch._C._nn", "torch._VariableFunctionsClass"):
         for home in ("torch.nn.functional", "torch"):

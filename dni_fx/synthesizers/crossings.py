@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.plans import CrossingTensor, Plan, TimeCutPlan, crossings
@@ -10,7 +11,7 @@ from dni_fx.settings import Loss, loss_function
 from dni_fx.synthesizers.base import Activation, Factory
 from dni_fx.synthesizers.registry import resolve
 
-__all__ = ["activation_of", "factories"]
+__all__ = ["activation_of", "factories", "make_synthesizer"]
 
 # Above this, `least_squares` is too slow for a default: its equations take time with the cube of the features.
 _MOST_SOLVED = 2048
@@ -55,6 +56,21 @@ def factories(
     if strange:
         raise DniFxError(f"the plan has a synthesizer for {strange[0]!r}, which is no crossing of it")
     return names, made
+
+
+def make_synthesizer(factory: Factory, activation: Activation, context_size: int) -> nn.Module:
+    """Call a factory; the synthesizer has the device and the dtype of the activation.
+
+    Raises:
+        DniFxError: If the factory returns no nn.Module.
+    """
+    made: object = factory(activation, context_size)
+    if not isinstance(made, nn.Module):
+        raise DniFxError(
+            f"the synthesizer for an activation of shape {list(activation.shape)} is a {type(made).__name__}, "
+            "not an nn.Module"
+        )
+    return made.to(device=activation.device, dtype=activation.dtype)
 
 
 def _auto_in_time(activation: Activation) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import dni_fx
 from dni_fx import DniFxError
 from dni_fx.plans import Plan, crossings
-from dni_fx.synthesizers import REGISTRY, activation_of, factories
+from dni_fx.synthesizers import REGISTRY, Activation, activation_of, factories, make_synthesizer
 
 
 class Recurrent(nn.Module):
@@ -58,3 +58,16 @@ def test_a_plan_and_its_synthesizers_fit(plan: Plan) -> None:
     del chosen["time0"]
     with pytest.raises(DniFxError, match="no synthesizer for its crossing 'time0'"):
         factories(plan, chosen)
+
+
+def test_a_synthesizer_takes_device_and_dtype_of_its_activation() -> None:
+    activation = Activation((3, 4), torch.float64, torch.device("meta"), 1)
+    weight = make_synthesizer(lambda activation, size: nn.Linear(4, 4), activation, 0).weight
+    assert isinstance(weight, Tensor) and (weight.dtype, weight.device.type) == (torch.float64, "meta")
+
+
+@pytest.mark.parametrize("cuts", [{"state": True}, {"cuts": ["below"]}, {"state": True, "cuts": ["below"]}])
+def test_a_factory_must_return_a_module(cuts: dict[str, Any]) -> None:
+    inputs = (torch.rand(3, 4), torch.zeros(3, 6))
+    with pytest.raises(DniFxError, match=r"is a NoneType, not an nn\.Module"):
+        dni_fx.transform(Recurrent(), inputs, synthesizer=lambda activation, size: None, **cuts)
