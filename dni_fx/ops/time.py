@@ -80,7 +80,7 @@ def leaves(state: Any, paths: Sequence[Sequence[int | str]]) -> tuple[Tensor, ..
             return tuple(given[tuple(path)] for path in paths)
     except KeyError:
         pass
-    raise DniFxError(f"the state has {len(paths)} tensors, but others were given: begin a sequence with zeros")
+    raise DniFxError(f"the state has {len(paths)} tensors, which were not all given: begin a sequence with zeros")
 
 
 def enter(states: Sequence[Any], cut: nn.Module) -> tuple[Any, ...]:

@@ -104,7 +104,8 @@ _IN_TIME: dict[str, Callable[[Subject], tuple[bool, str]]] = {
 
 def check_table(plan: Plan, report: Report) -> RenderableType:
     """A row for each check: its name, pass or FAIL, and its figure."""
-    table = Table(title=f"{plan.model}: {len(plan.cuts)} cuts, front end {plan.frontend}", title_justify="left")
+    cuts = f"cuts: {len(plan.cuts)} in depth, {len(plan.states)} in time"
+    table = Table(title=f"{plan.model}: {cuts}; front end {plan.frontend}", title_justify="left")
     for name in ("check", "result", "figure"):
         table.add_column(name, overflow="fold")
     for check in report.checks:

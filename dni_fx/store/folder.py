@@ -83,7 +83,7 @@ def check_destination(folder: Path, *, force: bool) -> None:
             f"{folder} holds a file that dni-fx did not write ({strange[0]}): choose another output folder"
         )
     if not force and any(folder.iterdir()):
-        raise DniFxError(f"{folder} exists: choose another output folder, or replace it with --force (force=True)")
+        raise DniFxError(f"{folder} exists: choose another output folder, or replace it (force=True, --force)")
 
 
 @contextmanager

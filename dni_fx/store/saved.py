@@ -56,7 +56,7 @@ def saved_dni(plan: Plan) -> Dni:
 def needs_model(file: str) -> None:
     """Raise the error of a class that holds a graph without modules."""
     raise SourceError(
-        f"{file} holds no modules, since no symbolic trace of the model was possible: load it with "
+        f"{file} holds the graph without modules, since the model was not captured by the front end fx: load it with "
         "dni_fx.load(folder, model=model)"
     )
 
