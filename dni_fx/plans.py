@@ -54,9 +54,9 @@ class StateTensor:
     """A tensor that goes from one call of a recurrent model to the next."""
 
     input: str  # the placeholder that takes the tensor; without a graph, the argument
-    path: tuple[int | str, ...]  # the place in this input, if the input is a tuple or dict of tensors
-    result: tuple[int | str, ...]  # the place of the next state in the result of the model
-    output: int  # the place of the next state among the output nodes of the graph
+    path: tuple[int | str, ...]  # the path in this input, if the input is a tuple or dict of tensors
+    result: tuple[int | str, ...]  # the path of the next state in the result of the model
+    output: int  # the index of the next state among the output nodes of the graph
     shape: tuple[int, ...]
     dtype: str
     axis: int  # the batch axis
@@ -136,7 +136,7 @@ class Verdict:
     """
 
     objective: str
-    places: int  # number of legal places for a cut
+    places: int  # number of legal positions of a cut
     bound: float
     share: float  # the limit for the time of all synthesizers, as a share of backprop's step
     weighed: tuple[Weighed, ...]  # this plan and the runners-up, best first

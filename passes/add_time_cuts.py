@@ -33,8 +33,8 @@ class AddTimeCuts(PassBase):
         graph = graph_module.graph
         nodes = _unpack(graph, [tensor for state in self.states for tensor in state.tensors])
         returned = returned_nodes(graph)
-        state_places = {tensor.output for state in self.states for tensor in state.tensors}
-        others = [i for i, n in enumerate(returned) if i not in state_places and record_of(n).carries_gradient]
+        state_indices = {tensor.output for state in self.states for tensor in state.tensors}
+        others = [i for i, n in enumerate(returned) if i not in state_indices and record_of(n).carries_gradient]
         for index, state in enumerate(self.states):
             name = f"dni.{time_name(index)}"
             _enter(graph, name, tuple(nodes[tensor] for tensor in state.tensors), state.enters[0])
@@ -110,14 +110,14 @@ def _leave_at_a_cut(graph: Graph, name: str, cut_off: Sequence[Node], boundary: 
     boundary.args = (_leave(graph, name, passed_on(boundary), cut_off, boundary), *boundary.args[1:])
 
 
-def _leave_at_the_end(graph: Graph, name: str, cut_off: Sequence[Node], places: Sequence[int]) -> None:
-    """Put `ops.leave` before the graph's output, on the returned nodes at these places."""
+def _leave_at_the_end(graph: Graph, name: str, cut_off: Sequence[Node], indices: Sequence[int]) -> None:
+    """Put `ops.leave` before the graph's output, on the returned nodes at these indices."""
     output = graph.output_node()
     returned = returned_nodes(graph)
-    outputs = tuple(dict.fromkeys(returned[i] for i in places))
+    outputs = tuple(dict.fromkeys(returned[i] for i in indices))
     carrying = dict(zip(outputs, _leave(graph, name, outputs, cut_off, output), strict=True))
     count = iter(range(len(returned)))
-    output.args = map_arg(output.args, lambda node: carrying[node] if next(count) in places else node)
+    output.args = map_arg(output.args, lambda node: carrying[node] if next(count) in indices else node)
 
 
 def _leave(

@@ -18,17 +18,17 @@ class CutStatesOff(PassBase):
     So a state crosses no cut in depth between the node that makes the state and the graph's output.
 
     Args:
-        places: The places of the states among the nodes that the graph returns.
+        indices: The indices of the states among the nodes that the graph returns.
     """
 
-    def __init__(self, places: Sequence[int]) -> None:
+    def __init__(self, indices: Sequence[int]) -> None:
         super().__init__()
-        self.places = set(places)
+        self.indices = set(indices)
 
     def call(self, graph_module: GraphModule) -> PassResult:
         output = graph_module.graph.output_node()
         returned = returned_nodes(graph_module.graph)
-        cut_off = {i: _cut_off(returned[i]) for i in self.places}
+        cut_off = {i: _cut_off(returned[i]) for i in self.indices}
         count = iter(range(len(returned)))
         output.args = map_arg(output.args, lambda node: cut_off.get(next(count), node))
         return PassResult(graph_module, True)

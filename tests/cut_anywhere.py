@@ -7,7 +7,7 @@ from torch import fx
 from dni_fx.cost.model import CostModel
 from dni_fx.cuts.plan import Decision, make_plan
 from dni_fx.graph.flow import dataflow
-from dni_fx.partition.places import Position
+from dni_fx.partition.positions import Position
 from dni_fx.plans import Plan
 
 

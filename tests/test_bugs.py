@@ -40,7 +40,7 @@ from dni_fx.capture.frontends import capture
 from dni_fx.errors import CaptureError, DniFxError
 from dni_fx.graph.flow import dataflow
 from dni_fx.model.inputs import Inputs
-from dni_fx.partition.places import find_positions
+from dni_fx.partition.positions import find_positions
 
 X = torch.rand(4, 6)
 IDS = torch.randint(0, 20, (4, 10))

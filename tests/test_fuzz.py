@@ -30,7 +30,7 @@ from dni_fx.cuts.asked import separated
 from dni_fx.errors import CaptureError, NoLegalCutError
 from dni_fx.graph.flow import dataflow
 from dni_fx.model.inputs import Inputs
-from dni_fx.partition.places import find_positions
+from dni_fx.partition.positions import find_positions
 from dni_fx.settings import Settings
 
 MODELS = {"auto": 900, "modules": 1000, "export": 100}

@@ -11,7 +11,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.graph import returned_nodes
 from dni_fx.model import Inputs, Path, by_name, by_path, canonical, tensors_in
 from dni_fx.plans import Cut, StateTensor, TimeCutPlan
-from dni_fx.runtime import DecoupledModule, Place, ReturnedValue
+from dni_fx.runtime import DecoupledModule, ReturnedIndex, ReturnedValue
 
 __all__ = ["StateOption", "find_state", "plan_time_cuts"]
 
@@ -39,7 +39,7 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, option: S
     result, returned = net.dni_result(inputs)
     _check_option(option, arguments, returned)
     outputs = dict(option) if isinstance(option, Mapping) else _default_outputs(arguments, result)
-    placeholders = net.dni_state_places(arguments)
+    placeholders = net.dni_state_paths(arguments)
     layers = _recurrent_layers(model)
     tensors: list[StateTensor] = []
     for argument, key in outputs.items():
@@ -47,8 +47,8 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, option: S
         if argument not in arguments:
             raise DniFxError(f"state: the example has no argument {argument!r}; there are {', '.join(arguments)}")
         leaves = by_path(arguments[argument])
-        next_places = _next_places(argument, leaves, key, _output(result, key), returned)
-        if net.dni_keeps_key_order and list(next_places) != list(leaves):
+        next_indices = _next_indices(argument, leaves, key, _output(result, key), returned)
+        if net.dni_keeps_key_order and list(next_indices) != list(leaves):
             raise DniFxError(
                 f"state: output {key!r} has its keys in another order than the example's {argument!r}, and a graph by "
                 "the front end export takes the order of the example alone: give the example in the order of the output"
@@ -57,8 +57,8 @@ def find_state(model: nn.Module, net: DecoupledModule, inputs: Inputs, option: S
         for (placeholder, inside), (path, leaf) in zip(placeholders[argument], leaves.items(), strict=True):
             dtype = str(leaf.dtype).removeprefix("torch.")
             axis = _batch_axis(leaf, sizes, argument, layers)
-            shape, place = tuple(leaf.shape), next_places[path]
-            tensors.append(StateTensor(placeholder, inside, (key, *path), place, shape, dtype, axis))
+            shape, output = tuple(leaf.shape), next_indices[path]
+            tensors.append(StateTensor(placeholder, inside, (key, *path), output, shape, dtype, axis))
     if len({tensor.dtype for tensor in tensors}) > 1:
         raise DniFxError("state: its tensors are of several dtypes")
     _check_loss(tensors, returned)
@@ -88,7 +88,7 @@ def _check_option(option: StateOption, arguments: Mapping[str, Any], returned: S
 def _check_loss(tensors: Sequence[StateTensor], returned: Sequence[ReturnedValue]) -> None:
     """Raise a DniFxError if no output besides the state can carry a loss."""
     state = {tensor.output for tensor in tensors}
-    if not any(value.carries_gradient for place, value in enumerate(returned) if place not in state):
+    if not any(value.carries_gradient for index, value in enumerate(returned) if index not in state):
         raise DniFxError(_NOTHING_TO_TRAIN)
 
 
@@ -102,10 +102,10 @@ def _recurrent_layers(model: nn.Module) -> set[tuple[int, int]]:
     }
 
 
-def _next_places(
+def _next_indices(
     argument: str, leaves: Mapping[Path, Any], key: int | str, output: Any, returned: Sequence[ReturnedValue]
 ) -> dict[Path, int]:
-    """For each tensor of an argument, by path: the place of its next value among the returned tensors.
+    """For each tensor of an argument, by path: the index of its next value among the returned tensors.
 
     The paths are in the order of the output.
     """
@@ -117,12 +117,12 @@ def _next_places(
         holds = ["one tensor" if () in paths else f"tensors at {_text(paths)}" for paths in (leaves, next_leaves)]
         raise DniFxError(f"state: {argument!r} holds {holds[0]}, but output {key!r} {holds[1]}")
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    next_shapes = [returned[p].shape if isinstance(p := next_leaves[path], Place) else None for path in leaves]
+    next_shapes = [returned[p].shape if isinstance(p := next_leaves[path], ReturnedIndex) else None for path in leaves]
     if shapes != next_shapes:
         raise DniFxError(f"state: {argument!r} has shapes {shapes}, but output {key!r} has {next_shapes}")
     if len({tensor.dtype for tensor in tensors}) > 1 or not tensors[0].dtype.is_floating_point:
         raise DniFxError(f"state: {argument!r} is not of one floating dtype: {[str(t.dtype) for t in tensors]}")
-    return {path: int(place) for path, place in next_leaves.items()}
+    return {path: int(index) for path, index in next_leaves.items()}
 
 
 def _text(paths: Iterable[Path]) -> str:

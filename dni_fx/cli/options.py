@@ -124,8 +124,8 @@ class PlanOptions:
         str | None,
         typer.Option(
             help="Cut a recurrent model in time, where its state goes from one call to the next. auto: for "
-            "forward(x, state) -> (y, state). NAME=OUTPUT: the argument that takes the state, and the place or key of "
-            "the output that is the next state, as in hidden=1; several with commas.",
+            "forward(x, state) -> (y, state). NAME=OUTPUT: the argument that takes the state, and the position or key "
+            "of the output that is the next state, as in hidden=1; several with commas.",
             show_default=False,
         ),
     ] = None

@@ -38,7 +38,7 @@ def seconds(run: Callable[[], Any]) -> float:
 def _step(module: DecoupledModule, inputs: Inputs, names: list[str]) -> list[list[float]]:
     """Seconds of one training step: forward by node, backward by node."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    place = {name: i for i, name in enumerate(names)}
+    index = {name: i for i, name in enumerate(names)}
     forward, backward = [0.0] * len(names), [0.0] * len(names)
     ends: list[int] = []  # autograd's sequence number at the end of each node that was stamped
     owners: list[str] = []
@@ -46,7 +46,7 @@ def _step(module: DecoupledModule, inputs: Inputs, names: list[str]) -> list[lis
 
     def stamp(name: str) -> None:
         nonlocal last
-        forward[place[name]] += _now(device) - last
+        forward[index[name]] += _now(device) - last
         ends.append(sequence_number())
         owners.append(name)
         last = _now(device)
@@ -56,7 +56,7 @@ def _step(module: DecoupledModule, inputs: Inputs, names: list[str]) -> list[lis
     for node in _autograd_nodes(roots):
         owner = bisect.bisect_right(ends, node._sequence_nr())
         if owner < len(owners):
-            _time_backward(node, backward, place[owners[owner]], device)
+            _time_backward(node, backward, index[owners[owner]], device)
     torch.autograd.backward(roots, [torch.ones_like(t) for t in roots])
     module.zero_grad()
     return [forward, backward]
@@ -68,7 +68,7 @@ def _now(device: torch.device) -> float:
     return perf_counter()
 
 
-def _time_backward(node: Any, seconds: list[float], place: int, device: torch.device) -> None:
+def _time_backward(node: Any, seconds: list[float], index: int, device: torch.device) -> None:
     began = 0.0
 
     def before(_gradients: Any) -> None:
@@ -76,7 +76,7 @@ def _time_backward(node: Any, seconds: list[float], place: int, device: torch.de
         began = _now(device)
 
     def after(_inputs: Any, _outputs: Any) -> None:
-        seconds[place] += _now(device) - began
+        seconds[index] += _now(device) - began
 
     node.register_prehook(before)
     node.register_hook(after)

@@ -106,7 +106,7 @@ def best_cuts(
 
 
 @dataclass(frozen=True)
-class _Places:
+class _Candidates:
     """The candidates, and arrays with one entry for each."""
 
     cost_model: CostModel
@@ -116,19 +116,19 @@ class _Places:
     static: Numbers
     times: Numbers  # of the synthesizers, as shares of backprop's step
 
-    def keep(self, wanted: NDArray[np.bool_]) -> "_Places":
+    def keep(self, wanted: NDArray[np.bool_]) -> "_Candidates":
         kept = tuple(c for c, w in zip(self.candidates, wanted, strict=True) if w)
         return replace(
             self, candidates=kept, charges=self.charges[wanted], static=self.static[wanted], times=self.times[wanted]
         )
 
 
-def _places(cost_model: CostModel, candidates: Sequence[Candidate], limits: Limits) -> _Places:
+def _places(cost_model: CostModel, candidates: Sequence[Candidate], limits: Limits) -> _Candidates:
     whole = float(cost_model.segment_loads(limits.objective, [])(0)[0])
     step = cost_model.predict([]).step
     costs = [cost_model.cut(c.position) for c in candidates]
     charges = [len(c.position.crossing) * (CHARGE + CHARGE_BELOW * (1 - c.depth)) * whole for c in candidates]
-    return _Places(
+    return _Candidates(
         cost_model,
         limits.objective,
         tuple(c.position for c in candidates),
@@ -138,7 +138,7 @@ def _places(cost_model: CostModel, candidates: Sequence[Candidate], limits: Limi
     )
 
 
-def _weigh(places: _Places, counts: Sequence[int], share: float) -> list[Choice]:
+def _weigh(places: _Candidates, counts: Sequence[int], share: float) -> list[Choice]:
     """The best plan for each number of cuts, except numbers whose best plan cannot be the best of all."""
     n = len(places.candidates) + 1
     floors = chain.lightest(places.cost_model.segment_loads(places.objective, places.candidates), n, counts[-1])
@@ -152,7 +152,7 @@ def _weigh(places: _Places, counts: Sequence[int], share: float) -> list[Choice]
     return weighed
 
 
-def _least(places: _Places, cuts: int, share: float) -> Choice | None:
+def _least(places: _Candidates, cuts: int, share: float) -> Choice | None:
     """The best plan of exactly so many cuts whose synthesizers take no more than `share`; None: there is none.
 
     If the share binds, search its Lagrange multiplier: each multiplier yields a bound, and a plan that may keep the
@@ -182,7 +182,7 @@ def _least(places: _Places, cuts: int, share: float) -> Choice | None:
     return replace(found, bound=min(bound, found.value))
 
 
-def _relaxed(places: _Places, cuts: int, floor: float, multiplier: float) -> Choice:
+def _relaxed(places: _Candidates, cuts: int, floor: float, multiplier: float) -> Choice:
     """The best plan if the synthesizers' time costs `multiplier` times its share; infinity: only this share counts."""
     n = len(places.candidates) + 1
     loads_from = places.cost_model.segment_loads(places.objective, places.candidates)
@@ -194,7 +194,7 @@ def _relaxed(places: _Places, cuts: int, floor: float, multiplier: float) -> Cho
     return _valued(places, [places.candidates[i - 1] for i in split.cuts])
 
 
-def _valued(places: _Places, cuts: Sequence[Position]) -> Choice:
+def _valued(places: _Candidates, cuts: Sequence[Position]) -> Choice:
     """The value of a plan with these cuts."""
     chosen = [places.candidates.index(cut) for cut in cuts]
     charges = float(places.charges[chosen].sum())
@@ -210,7 +210,7 @@ def _with_ends(prices: Numbers) -> Numbers:
 
 
 def _runners_up(
-    places: _Places, found: Choice, weighed: Sequence[Choice], counts: Sequence[int], share: float
+    places: _Candidates, found: Choice, weighed: Sequence[Choice], counts: Sequence[int], share: float
 ) -> list[Choice]:
     """The best plan with one cut more, and with one fewer; the second best with as many; the best above the share."""
     count = len(found.cuts)
@@ -223,7 +223,7 @@ def _runners_up(
     return sorted(others, key=lambda c: c.value)
 
 
-def _fewest(places: _Places, memory: _Places, counts: Sequence[int], share: float, budget: int) -> Choice:
+def _fewest(places: _Candidates, memory: _Candidates, counts: Sequence[int], share: float, budget: int) -> Choice:
     """The plan with the fewest cuts that fits into the budget: the best plan, or else the plan with the least memory.
 
     Args:

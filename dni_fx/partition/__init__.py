@@ -7,7 +7,7 @@ from dni_fx.partition import chain
 from dni_fx.partition.chain import LoadsFrom, Split
 from dni_fx.partition.flow_node import FlowNode, add_flow_node, flow_node, largest_parameter, set_largest_parameter
 from dni_fx.partition.instance import checked_objective
-from dni_fx.partition.places import (
+from dni_fx.partition.positions import (
     MOST_CANDIDATES,
     Candidate,
     Position,

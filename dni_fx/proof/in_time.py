@@ -11,7 +11,7 @@ from dni_fx.proof.compare import close
 from dni_fx.proof.scripted import scripted_synthesizers
 from dni_fx.proof.step import SEED, call, forget_windows, gradients_of, output_gradients, without_dni
 from dni_fx.proof.subject import Subject, uncut
-from dni_fx.runtime import DecoupledModule, next_window, state_positions, time_cuts
+from dni_fx.runtime import DecoupledModule, next_window, state_indices, time_cuts
 
 __all__ = ["two_windows"]
 
@@ -69,13 +69,13 @@ def _both_uncut(subject: Subject, connected: bool) -> tuple[Gradients, Gradients
         for number in (SEED, SEED + 1):
             seed(number)
             result = call(net, inputs)
-            tensors, state_places = tensors_in(result), state_positions(subject.tensors, result)
-            trained, their_gradients = output_gradients(tensors, set(state_places), number)
+            tensors, indices = tensors_in(result), state_indices(subject.tensors, result)
+            trained, their_gradients = output_gradients(tensors, set(indices), number)
             outputs += trained
             gradients += their_gradients
             if states:
                 break
-            for tensor in (tensors[place] for place in state_places):
+            for tensor in (tensors[index] for index in indices):
                 state = tensor.clone() if connected and tensor.requires_grad else tensor.detach().requires_grad_()
                 state.retain_grad()
                 states.append(state)
@@ -128,7 +128,7 @@ def _both_cut(
             outputs = tensors_in(result)
             torch.autograd.backward(*output_gradients(outputs, number=number))
             targets.append({n: one.target for n, one in synthesizers.items() if one.target is not None})
-            inputs = next_window(net, tensors, inputs, [outputs[place] for place in state_positions(tensors, result)])
+            inputs = next_window(net, tensors, inputs, [outputs[index] for index in state_indices(tensors, result)])
         gradients = without_dni(gradients_of(net))
         net.zero_grad()
     return gradients, targets

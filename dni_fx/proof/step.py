@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dni_fx import ops
 from dni_fx.model import Inputs, in_train_mode, preserved, seed, tensors_in
 from dni_fx.plans import StateTensor
-from dni_fx.runtime import DecoupledModule, Dni, TimeCut, state_positions
+from dni_fx.runtime import DecoupledModule, Dni, TimeCut, state_indices
 
 __all__ = [
     "RATE",
@@ -84,7 +84,7 @@ def step_in_place(
     with Narrow() as narrow:  # type: ignore[no-untyped-call]
         result = call(net, inputs.map(torch.detach), **(context or {}))
     outputs = tensors_in(result)
-    torch.autograd.backward(*output_gradients(outputs, set(state_positions(state, result))))
+    torch.autograd.backward(*output_gradients(outputs, set(state_indices(state, result))))
     gradients = gradients_of(net)
     net.zero_grad()
     buffers = {n: b.detach().clone() for n, b in net.named_buffers() if not n.startswith("dni.")}
@@ -147,5 +147,5 @@ def without_dni(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def named(outputs: list[Tensor]) -> dict[str, Tensor]:
-    """Give each output a name by its place."""
+    """Give each output a name by its index."""
     return {f"output {i}": o.detach() for i, o in enumerate(outputs)}

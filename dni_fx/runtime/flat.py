@@ -197,7 +197,7 @@ class FlatModule(DecoupledModule):
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
         return list(self.dni_calling.flatten(self.dni_original.forward, inputs.args, inputs.kwargs))
 
-    def dni_state_places(self, arguments: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
+    def dni_state_paths(self, arguments: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
         placeholders = iter([node.name for node in self.graph.nodes if node.op == "placeholder"])
         return {
             name: [(next(placeholders), ()) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -27,7 +27,7 @@ from dni_fx.model import (
 )
 from dni_fx.plans import crossing_name
 from dni_fx.runtime.module import DecoupledModule, Stamp, call_original
-from dni_fx.runtime.outputs import Place, Result, ReturnedValue
+from dni_fx.runtime.outputs import Result, ReturnedIndex, ReturnedValue
 from dni_fx.runtime.time_cut import time_cuts
 
 __all__ = ["HookedCapture", "HookedModule", "Output"]
@@ -78,7 +78,7 @@ class HookedModule(DecoupledModule):
         outputs = {node: Output(*o) for node, o in settings["dni_outputs"].items()}
         self.dni_captured = replace(self.dni_captured, outputs=outputs, written=settings["dni_written"])
 
-    def dni_state_places(self, arguments: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
+    def dni_state_paths(self, arguments: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
         return {name: [(name, path) for path in by_path(value)] for name, value in arguments.items()}
 
     def dni_result(self, inputs: Inputs) -> Result:
@@ -90,7 +90,7 @@ class HookedModule(DecoupledModule):
         boxes = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor) and tensors_in(leaf)]
         if boxes:
             raise DniFxError(f"state: the model returns tensors in a {boxes[0]}: return them in a tuple or dict")
-        structure = [Place(i) if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
+        structure = [ReturnedIndex(i) if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
         shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else None for leaf in leaves]
         carries = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
         return Result(pytree.tree_unflatten(structure, spec), list(map(ReturnedValue, shapes, carries)))

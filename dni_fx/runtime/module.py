@@ -72,7 +72,7 @@ class DecoupledModule(fx.GraphModule):
             values.append(inputs.kwargs.get(str(node.target), default))
         return values
 
-    def dni_state_places(self, arguments: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
+    def dni_state_paths(self, arguments: Mapping[str, Any]) -> dict[str, list[tuple[str, Path]]]:
         """For each tensor of each argument: the name of its placeholder, and its path in the placeholder's value."""
         names = {str(node.target): node.name for node in self.graph.nodes if node.op == "placeholder"}
         return {n: [(names[n], path) for path in by_path(value)] for n, value in arguments.items() if n in names}

@@ -21,7 +21,7 @@ from dni_fx.runtime.averaging import is_averaged
 from dni_fx.runtime.module import DecoupledModule, share_state
 from dni_fx.runtime.time_cut import TimeCut, time_cuts
 from dni_fx.runtime.time_memory import Origin, Target
-from dni_fx.runtime.time_windows import next_window, state_in, state_positions
+from dni_fx.runtime.time_windows import next_window, state_in, state_indices
 from dni_fx.settings import check_horizon
 
 __all__ = ["replay_windows"]
@@ -119,7 +119,7 @@ class Replay:
             again = next_window(net, tensors, window.inputs, values)
             result = self._call(net, again)
         outputs = tensors_in(result)
-        given = iter([outputs[place] for place in state_positions(tensors, result)])
+        given = iter([outputs[place] for place in state_indices(tensors, result)])
         pairs = [(outputs[i], gradient) for i, gradient in window.gradients.items()]
         for cut, own, gradient in zip(time_cuts(net.dni), states, at_end, strict=True):
             handed_on = [next(given) for _ in own]
@@ -194,7 +194,7 @@ def _post_forward(net: DecoupledModule, _args: tuple[Any, ...], output: Any) -> 
         return
     window, replay.current = replay.current, None
     replay.windows.append(window)
-    states = set(state_positions([tensor for state in net.dni.plan.states for tensor in state.tensors], output))
+    states = set(state_indices([tensor for state in net.dni.plan.states for tensor in state.tensors], output))
     hooked: set[int] = set()  # one tensor may be at two places
     for place, tensor in enumerate(tensors_in(output)):
         if place not in states and tensor.requires_grad and id(tensor) not in hooked:

@@ -10,10 +10,10 @@ from dni_fx.model import Inputs, Path, by_name, by_path, canonical, tensors_in
 from dni_fx.plans import StateTensor
 from dni_fx.runtime.module import DecoupledModule
 
-__all__ = ["next_window", "state_in", "state_positions"]
+__all__ = ["next_window", "state_in", "state_indices"]
 
 
-def state_positions(tensors: Sequence[StateTensor], result: Any) -> list[int]:
+def state_indices(tensors: Sequence[StateTensor], result: Any) -> list[int]:
     """The indices of the state's tensors in `tensors_in(result)`, where `result` is the result of a call."""
     leaves = by_path(result) if tensors else {}
     starts = [0, *itertools.accumulate(len(tensors_in(leaf)) for leaf in leaves.values())]
@@ -42,6 +42,6 @@ def _by_placeholder(net: DecoupledModule, inputs: Inputs) -> dict[tuple[str, Pat
     forward = net.forward if net.dni_captured.original is None else net.dni_captured.original.forward
     arguments = by_name(forward, *canonical(forward, inputs.args, inputs.kwargs))
     tensors: dict[tuple[str, Path], Any] = {}
-    for name, places in net.dni_state_places(arguments).items():
+    for name, places in net.dni_state_paths(arguments).items():
         tensors |= zip(places, tensors_in(arguments[name]), strict=False)
     return tensors

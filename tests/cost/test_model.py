@@ -6,7 +6,7 @@ from flows import add
 
 from dni_fx.cost.model import CostModel
 from dni_fx.cost.synthesizers import Price
-from dni_fx.partition.places import find_positions
+from dni_fx.partition.positions import find_positions
 
 PRICE = Price(parameter_bytes=8, time=0.5, bytes=4, transfer=3.0, kept=2)
 

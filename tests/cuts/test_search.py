@@ -16,7 +16,7 @@ from dni_fx.cuts import search as choosing
 from dni_fx.cuts.search import CHARGE, CHARGE_BELOW, SHARE, Limits, best_cuts
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import Objective
-from dni_fx.partition.places import Candidate, find_candidates
+from dni_fx.partition.positions import Candidate, find_candidates
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 

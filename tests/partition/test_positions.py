@@ -11,7 +11,7 @@ from seeds import seeds
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import places as positions
 from dni_fx.partition.flow_node import flow_node
-from dni_fx.partition.places import find_candidates, find_positions, position_after
+from dni_fx.partition.positions import find_candidates, find_positions, position_after
 
 
 def chain(*nodes: tuple[int, int]) -> Flow:
