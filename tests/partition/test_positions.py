@@ -9,7 +9,7 @@ from flows import Flow, add, change
 from seeds import seeds
 
 from dni_fx.errors import DniFxError, NoLegalCutError
-from dni_fx.partition import places as positions
+from dni_fx.partition import positions
 from dni_fx.partition.flow_node import flow_node
 from dni_fx.partition.positions import find_candidates, find_positions, position_after
 
