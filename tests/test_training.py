@@ -14,7 +14,7 @@ import dni_fx
 import dni_fx.ops
 from dni_fx.model.loading import load_target
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 torch.manual_seed(0)
 
 
