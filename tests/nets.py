@@ -258,3 +258,19 @@ class Dicts(Base):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         h = self.a(batch["x"]) * batch["mask"]
         return {"y": self.above(h), "more": (h, [h + 1])}
+
+
+class NormBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.linear(x)))
+
+
+def deep(width: int = 64) -> nn.Module:
+    """Nine blocks in a Sequential, between two layers; seeded."""
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*[NormBlock(width) for _ in range(9)])
+    return nn.Sequential(nn.Linear(width, width), blocks, nn.Linear(width, 2))

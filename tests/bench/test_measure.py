@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from nets import deep
+from torch import nn
 
 from dni_fx import DniFxError
 from dni_fx.bench.measure import Row, measure
@@ -15,20 +16,6 @@ from dni_fx.model.inputs import to_inputs
 
 WIDTH, ROWS = 64, 128
 X = torch.rand(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.linear(x)))
-
-
-def deep() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Sequential(*[Block() for _ in range(9)]), nn.Linear(WIDTH, 2))
 
 
 OPTIONS = Options(cuts=segments(3), steps=2, synthesizer="linear")

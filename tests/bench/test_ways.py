@@ -1,27 +1,13 @@
 """Blocks of a model, and numbers of segments."""
 
 import pytest
-import torch
-from torch import Tensor, nn
+from nets import deep
+from torch import nn
 
 from dni_fx import DniFxError
 from dni_fx.bench.ways import blocks, parse_segments
 
 WIDTH, ROWS = 64, 128
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.linear(x)))
-
-
-def deep() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Sequential(*[Block() for _ in range(9)]), nn.Linear(WIDTH, 2))
 
 
 def test_blocks() -> None:
