@@ -7,8 +7,6 @@ from torch import nn
 from dni_fx import DniFxError
 from dni_fx.bench.ways import blocks, parse_segments
 
-WIDTH, ROWS = 64, 128
-
 
 def test_blocks() -> None:
     assert blocks(deep()) == [f"1.{i}" for i in range(9)]
