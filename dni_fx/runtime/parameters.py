@@ -25,8 +25,15 @@ class SegmentParameters:
 
 def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
     """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
+    below: set[nn.Parameter] = set()
     for segment, used in zip(dni.segments, parameters_by_segment(net, dni.plan)[:-1], strict=True):
         segment.hold(used)
+        segment.accumulation.watch(p for p in used if p not in below)
+        below.update(used)
+    if not dni.segments:  # cuts in time alone
+        for crossing in dni.crossings.values():
+            if crossing.own_segment is not None:
+                crossing.own_segment.accumulation.watch(net.parameters())
 
 
 def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
