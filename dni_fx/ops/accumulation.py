@@ -3,18 +3,20 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dni_fx.errors import DniFxError
 
 __all__ = ["Accumulation"]
 
+_CLOSE = 0.05  # a measured factor this close to 1 is 1
 _READ = 4  # gradients whose values are read: zero_grad(set_to_none=False) leaves zeros
 
-_ADVICE = (
-    "if the loop divides the loss by k, give accumulate=k to dni_fx.transform (or call "
-    "net.dni.scale_with(accumulate=k)), since a prediction is of the undivided loss; if the loop adds whole losses, give "
-    "accumulate=1; if it does not accumulate, call zero_grad() before each forward pass"
+_KEPT = "the gradients of an earlier batch are still there, and the next ones are added"
+_UNKNOWN = (
+    "predictions are of the undivided loss, so give dni_fx.transform the number k by which the loop divides each loss, "
+    "accumulate=k (for a net that is made: net.dni.scale_with(accumulate=k)); accumulate=1 if it adds whole losses. If "
+    "the loop does not accumulate, call zero_grad() before each forward pass"
 )
 
 
@@ -23,13 +25,13 @@ class Accumulation:
 
     Attributes:
         divisor: The number by which the loop divides the loss; None: not known.
-        advice: What to do if gradients are kept and the divisor is not known.
-        parameters: Some parameters of the segment, the smallest first, which no segment below uses.
+        factor: The factor of the mean loss, as measured in a training pass; None: not measured.
+        parameters: Of the segment and the synthesizers at its end, the smallest first; no segment below uses them.
     """
 
     def __init__(self) -> None:
         self.divisor: int | None = None
-        self.advice = _ADVICE
+        self.factor: float | None = None
         self.parameters: tuple[nn.Parameter, ...] = ()
         self._task = -1  # autograd's number of the last backward pass of the loss that brought a target
         self._arrived = False  # a target has come since the last local backward pass
@@ -51,19 +53,34 @@ class Accumulation:
             self._check()
         self._task = task
 
-    def pre_backward_of(self, outputs: Iterable[Tensor]) -> None:
-        """Let the backward pass of the loss raise the same error when it reaches the outputs of a net cut in time."""
-        attached = [output for output in outputs if output.requires_grad]
-        if attached and self.divisor is None:
-            torch.autograd.graph.register_multi_grad_hook(attached, lambda _: self.pre_target(), mode="any")
-
     def post_target(self) -> None:
         """When a target arrives whose segment has already run its local backward pass."""
         self._arrived = True
 
+    def measured(self, factor: float) -> None:
+        """Keep the factor of the mean loss; raise an error if the loop does not divide the loss, but should."""
+        self.factor = factor
+        if (self.divisor or 1) > 1 and self._whole:
+            raise DniFxError(
+                f"accumulate={self.divisor} is for a loop that divides each loss by {self.divisor}, but this loss is "
+                f"the undivided mean over the batch: call (loss / {self.divisor}).backward()"
+            )
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the loss is known to be the mean over the batch itself."""
+        return self.factor is not None and abs(self.factor - 1) < _CLOSE
+
     def _check(self) -> None:
-        if self.divisor is not None:
+        if self.divisor is not None or self._whole:
             return
         kept = [p.grad for p in self.parameters if p.grad is not None][:_READ]
         if any(bool(gradient.any()) for gradient in kept):
-            raise DniFxError(f"the gradients of an earlier batch are still there, and the next ones are added: {self.advice}")
+            if self.factor is None:
+                raise DniFxError(f"{_KEPT}: {_UNKNOWN}")
+            divisor = max(1, round(1 / self.factor))
+            raise DniFxError(
+                f"{_KEPT}, and this loss is {self.factor:.3g} times the mean over the batch, which predictions do not "
+                f"know: give accumulate={divisor} to dni_fx.transform (for a net that is made: "
+                f"net.dni.scale_with(accumulate={divisor}))"
+            )

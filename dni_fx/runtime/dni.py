@@ -1,6 +1,7 @@
 """`net.dni`: all modules that a rewrite adds, built from a plan."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from dni_fx import ops
 from dni_fx.plans import Plan, crossing_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
-from dni_fx.settings import Settings, check_accumulate, check_scaler, loss_function
+from dni_fx.settings import Loss, Settings, check_accumulate, check_scaler, loss_function
 from dni_fx.synthesizers import Factory, Link, LossHead, LossScale, Outcome, activation_of, make_synthesizer
 
 __all__ = ["Dni", "build_dni"]
@@ -33,6 +34,19 @@ class KeptWindows(Protocol):
     def resume(self, progress: Sequence[Any]) -> None: ...
 
 
+@dataclass
+class LikelyLoss:
+    """The loss that a net with labels is likely to be trained by, to measure the factor of the loss.
+
+    Attributes:
+        loss: A function of (output, labels): of the loss heads, else cross entropy.
+        tries: Training passes left; then the loss counts as another function.
+    """
+
+    loss: Loss
+    tries: int = 3
+
+
 class Dni(nn.Module):
     """All that a rewrite adds to a model: the plan, a `Crossing` for each crossing tensor, the segments."""
 
@@ -45,6 +59,7 @@ class Dni(nn.Module):
         self.averaging: GradientAverager | None = None  # with unlock="backward": averages gradients over processes
         self.replay: KeptWindows | None = None  # with a horizon
         self.outcome: Outcome | None = None  # with critics
+        self.likely_loss: LikelyLoss | None = None  # with labels, until the factor of the loss has been measured
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizer out: a copy of a net has other parameters."""

@@ -28,12 +28,8 @@ def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
     below: set[nn.Parameter] = set()
     for segment, used in zip(dni.segments, parameters_by_segment(net, dni.plan)[:-1], strict=True):
         segment.hold(used)
-        segment.accumulation.watch(p for p in used if p not in below)
+        segment.accumulation.watch([p for p in used if p not in below] + _of_synthesizers(dni, segment.index))
         below.update(used)
-    if not dni.segments:  # cuts in time alone
-        for crossing in dni.crossings.values():
-            if crossing.own_segment is not None:
-                crossing.own_segment.accumulation.watch(net.parameters())
 
 
 def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
@@ -71,13 +67,17 @@ def owned_parameters(net: fx.GraphModule, dni: Dni) -> list[SegmentParameters]:
     found = [SegmentParameters() for _ in dni.plan.segments]
     for parameter, index in owner.items():
         found[index].own.append(parameter)
-    for index, cut in enumerate(dni.plan.cuts):
-        for tensor in cut.tensors:
-            synthesizer = dni.crossings[crossing_name(index, tensor.node)]
-            found[index + 1].synthesizers.extend(p for p in synthesizer.parameters() if p not in owner)
+    for index in range(len(dni.plan.cuts)):
+        found[index + 1].synthesizers.extend(p for p in _of_synthesizers(dni, index) if p not in owner)
     for index, state in enumerate(dni.plan.states):  # targets come from the segment that the state enters
         found[state.enters[-1]].synthesizers.extend(dni.crossings[time_name(index)].parameters())
     return found
+
+
+def _of_synthesizers(dni: Dni, cut: int) -> list[nn.Parameter]:
+    """The parameters of the synthesizers at one cut."""
+    names = [crossing_name(cut, tensor.node) for tensor in dni.plan.cuts[cut].tensors]
+    return [p for name in names for p in dni.crossings[name].parameters()]
 
 
 def _own_parameters(net: fx.GraphModule, name: str, called: set[str]) -> Iterator[nn.Parameter]:

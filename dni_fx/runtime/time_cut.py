@@ -142,7 +142,6 @@ class TimeCut(Crossing):
             raise DniFxError(f"the synthesizer gave shape {list(prediction.shape)} for a state of {list(rows.shape)}")
         self.memory.remember(rows)
         carrying = ops.carry(outputs, [(rows, prediction), *self._auxiliary(raw)])
-        self.segment.accumulation.pre_backward_of(carrying)
         return (*carrying, *[state.detach() for state in states])
 
     def _auxiliary(self, following: Tensor) -> list[tuple[Tensor, Tensor]]:
