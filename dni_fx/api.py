@@ -130,7 +130,8 @@ def transform(
     if mix and not found.cuts:
         raise DniFxError("mix is for cuts in depth: give cuts=")
     net = rewrite(module, found, synthesizer, settings)
-    net.dni.scale_with(scaler, accumulate=accumulate)
+    if scaler is not None or accumulate is not None:
+        net.dni.scale_with(scaler, accumulate=accumulate)
     if step == "segment":
         assert callable(optimizer)  # `_check_step` raises an error otherwise
         SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate, scaler=scaler)

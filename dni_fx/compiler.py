@@ -157,7 +157,7 @@ def rewrite(
         ],
     )
     replay_windows(module)
-    measure_loss_factor(module)
+    measure_loss_factor(module, settings.loss)
     return module
 
 

@@ -39,7 +39,7 @@ class LikelyLoss:
     """The loss that a net with labels is likely to be trained by, to measure the factor of the loss.
 
     Attributes:
-        loss: A function of (output, labels): of the loss heads, else cross entropy.
+        loss: A function of (output, labels).
         tries: Training passes left; then the loss counts as another function.
     """
 
@@ -62,8 +62,8 @@ class Dni(nn.Module):
         self.likely_loss: LikelyLoss | None = None  # with labels, until the factor of the loss has been measured
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the optimizer out: a copy of a net has other parameters."""
-        return self.__dict__ | {"optimizer": None}
+        """Leave the optimizer out: a copy of a net has other parameters. A user's loss may not be picklable."""
+        return self.__dict__ | {"optimizer": None, "likely_loss": None}
 
     @property
     def crossings(self) -> dict[str, Crossing]:

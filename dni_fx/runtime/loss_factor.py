@@ -10,19 +10,21 @@ from torch import Tensor
 from dni_fx.model import tensors_in
 from dni_fx.runtime.dni import LikelyLoss
 from dni_fx.runtime.module import DecoupledModule
-from dni_fx.settings import Loss
-from dni_fx.synthesizers import LossHead
+from dni_fx.settings import Loss, loss_function
 
 __all__ = ["measure_loss_factor"]
 
 _TOLERANCE = 1e-2  # of the gradient's norm, wide enough for bfloat16
 
 
-def measure_loss_factor(net: DecoupledModule) -> None:
-    """In the first training passes with labels, measure the factor of the loss for each segment's `accumulation`."""
-    heads = [s for s in net.dni.synthesizers.values() if isinstance(s, LossHead)]
-    if net.dni.segments and (heads or net.dni.rewrite.classes):
-        net.dni.likely_loss = LikelyLoss(heads[0].loss if heads else torch.nn.functional.cross_entropy)
+def measure_loss_factor(net: DecoupledModule, loss: str | Loss | None) -> None:
+    """In the first training passes with labels, measure the factor of the loss for each segment's `accumulation`.
+
+    Args:
+        loss: The training loss; None: cross entropy, if the labels are classes.
+    """
+    if net.dni.segments and (loss is not None or net.dni.rewrite.classes):
+        net.dni.likely_loss = LikelyLoss(loss_function(loss or "cross_entropy"))
         net.register_forward_hook(_post_forward, with_kwargs=True)
 
 

@@ -25,11 +25,13 @@ class SegmentParameters:
 
 def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
     """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
-    below: set[nn.Parameter] = set()
-    for segment, used in zip(dni.segments, parameters_by_segment(net, dni.plan)[:-1], strict=True):
+    of_segments = parameters_by_segment(net, dni.plan)[:-1]
+    for segment, used in zip(dni.segments, of_segments, strict=True):
         segment.hold(used)
-        segment.accumulation.watch([p for p in used if p not in below] + _of_synthesizers(dni, segment.index))
-        below.update(used)
+    if dni.segments:  # only the last one's targets come in the backward pass of the loss
+        below = {p for used in of_segments[:-1] for p in used}
+        last = [p for p in of_segments[-1] if p not in below] + _of_synthesizers(dni, len(of_segments) - 1)
+        dni.segments[-1].accumulation.watch(last)
 
 
 def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
