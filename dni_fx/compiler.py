@@ -29,6 +29,7 @@ from dni_fx.runtime import (
     average_segments,
     build_dni,
     hold_parameters,
+    measure_loss_factor,
     not_rewritten,
     plain,
     replay_windows,
@@ -156,6 +157,7 @@ def rewrite(
         ],
     )
     replay_windows(module)
+    measure_loss_factor(module, settings.loss)
     return module
 
 

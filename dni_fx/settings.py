@@ -16,6 +16,7 @@ __all__ = [
     "Mix",
     "Settings",
     "Training",
+    "check_accumulate",
     "check_horizon",
     "check_scaler",
     "loss_function",
@@ -207,6 +208,12 @@ def check_scaler(scaler: object, training: Training, step: str = "segment") -> N
     if training.clip is not None:
         raise DniFxError("clip takes targets as they are, but a scaler multiplies them: leave one of the two out")
     check_horizon(training, "scaler")
+
+
+def check_accumulate(accumulate: object) -> None:
+    """Raise a DniFxError if this is neither None nor a number of batches."""
+    if accumulate is not None and (not _whole(accumulate) or accumulate < 1):  # type: ignore[operator]
+        raise DniFxError(f"accumulate={accumulate!r}: the number of batches whose gradients are accumulated, 1 or more")
 
 
 def check_horizon(training: Training, feature: str) -> None:

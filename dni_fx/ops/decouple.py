@@ -38,6 +38,7 @@ class _Boundary(torch.autograd.Function):
         if ctx.done:
             raise BackwardOrderError(TWICE)
         ctx.done = True
+        ctx.segment.accumulation.post_target()
         if ctx.generation == ctx.segment.generation:
             check_not_erased(ctx.accumulated)
         target = clipped(target, ctx.segment.clip, ctx.batch)

@@ -86,9 +86,10 @@ def injected(
 
 
 def _counter(prediction: Tensor, segment: Segment) -> Callable[[Tensor], None]:
-    """A hook that counts the gradients that the op drops."""
+    """A hook that counts the gradients that the op drops, and looks whether older gradients are kept."""
 
     def count(target: Tensor | None) -> None:
+        segment.accumulation.pre_target()
         ok = is_finite(prediction)
         if target is not None:
             ok = ok & is_finite(target)

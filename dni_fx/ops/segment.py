@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import BackwardOrderError, DniFxError
+from dni_fx.ops.accumulation import Accumulation
 from dni_fx.ops.gradients import without_nonfinite
 from dni_fx.settings import Mix, Training
 
@@ -55,6 +56,7 @@ class Segment(nn.Module):
         listeners: Called in this order at every event. The averaging of gradients over processes stands before an
             optimizer, which uses the averages.
         generation: How often the gradients were used and freed.
+        accumulation: Finds out whether the loop accumulates the gradients of several batches.
     """
 
     skipped: Tensor
@@ -70,6 +72,7 @@ class Segment(nn.Module):
         self.held: tuple[nn.Parameter, ...] = ()
         self.listeners: list[SegmentListener] = []
         self.generation = 0
+        self.accumulation = Accumulation()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a net has no optimizer: its parameters are others."""
@@ -87,6 +90,7 @@ class Segment(nn.Module):
         with torch.autocast(device, enabled=False) if cast else contextlib.nullcontext():
             for listener in self.listeners:
                 listener.pre_backward(self.index)
+            self.accumulation.pre_local_backward()
             if roots:
                 _go_backward(roots, gradients)
             for listener in self.listeners:

@@ -8,6 +8,7 @@ from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni, build_dni
 from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
+from dni_fx.runtime.loss_factor import measure_loss_factor
 from dni_fx.runtime.metrics import log_metrics
 from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten, share_state
 from dni_fx.runtime.outputs import ReturnedIndex, ReturnedValue
@@ -44,6 +45,7 @@ __all__ = [
     "hold_parameters",
     "log_metrics",
     "make_module",
+    "measure_loss_factor",
     "next_window",
     "not_rewritten",
     "plain",

@@ -166,7 +166,8 @@ class Crossing(nn.Module):
             scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0)
         factor: Any = 1.0
         if self.loss_scale is not None:
-            factor, raw = self.loss_scale.factor(), raw.float()  # float16 cannot hold the factor
+            factor = self.loss_scale.factor()
+            raw = raw.float() if raw.dtype.itemsize < 4 else raw  # float16 cannot hold the factor
         # factor * raw / scale, with the slope of half (raw - scale * target)^2
         scaled: Tensor = raw / (batch / scale)
         rest = (factor / scale - scale) / batch

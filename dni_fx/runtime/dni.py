@@ -1,6 +1,7 @@
 """`net.dni`: all modules that a rewrite adds, built from a plan."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from dni_fx import ops
 from dni_fx.plans import Plan, crossing_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
-from dni_fx.settings import Settings, check_scaler, loss_function
+from dni_fx.settings import Loss, Settings, check_accumulate, check_scaler, loss_function
 from dni_fx.synthesizers import Factory, Link, LossHead, LossScale, Outcome, activation_of, make_synthesizer
 
 __all__ = ["Dni", "build_dni"]
@@ -33,6 +34,19 @@ class KeptWindows(Protocol):
     def resume(self, progress: Sequence[Any]) -> None: ...
 
 
+@dataclass
+class LikelyLoss:
+    """The loss that a net with labels is likely to be trained by, to measure the factor of the loss.
+
+    Attributes:
+        loss: A function of (output, labels).
+        tries: Training passes left; then the loss counts as another function.
+    """
+
+    loss: Loss
+    tries: int = 3
+
+
 class Dni(nn.Module):
     """All that a rewrite adds to a model: the plan, a `Crossing` for each crossing tensor, the segments."""
 
@@ -45,10 +59,11 @@ class Dni(nn.Module):
         self.averaging: GradientAverager | None = None  # with unlock="backward": averages gradients over processes
         self.replay: KeptWindows | None = None  # with a horizon
         self.outcome: Outcome | None = None  # with critics
+        self.likely_loss: LikelyLoss | None = None  # with labels, until the factor of the loss has been measured
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the optimizer out: a copy of a net has other parameters."""
-        return self.__dict__ | {"optimizer": None}
+        """Leave the optimizer out: a copy of a net has other parameters. A user's loss may not be picklable."""
+        return self.__dict__ | {"optimizer": None, "likely_loss": None}
 
     @property
     def crossings(self) -> dict[str, Crossing]:
@@ -60,15 +75,28 @@ class Dni(nn.Module):
         """Synthesizers by the name of their crossing, as in `net.code`."""
         return {name: crossing.synthesizer for name, crossing in self.crossings.items()}
 
-    def scale_with(self, scaler: torch.amp.GradScaler) -> None:
-        """Let predictions follow the scale of the loss.
+    def scale_with(self, scaler: torch.amp.GradScaler | None = None, *, accumulate: int | None = None) -> None:
+        """Let predictions follow the factor by which the training loop multiplies the mean loss of a batch.
+
+        Args:
+            scaler: The GradScaler that multiplies the loss; None: no GradScaler.
+            accumulate: The number of batches whose gradients the loop accumulates, and by which it divides the loss;
+                1: it adds whole losses. None: not known; an error is raised if the loop accumulates.
 
         Raises:
-            DniFxError: If targets are clipped, or there is a horizon.
+            DniFxError: If `accumulate` is no number of batches; with a scaler: if targets are clipped, or there is a
+                horizon.
         """
-        check_scaler(scaler, self.rewrite.training)
+        check_accumulate(accumulate)
+        if scaler is not None:
+            check_scaler(scaler, self.rewrite.training)
+            scaler = scaler if scaler.is_enabled() else None
+        divisor = accumulate or 1
         for crossing in self.crossings.values():
-            crossing.scale_with(LossScale(scaler) if scaler.is_enabled() else None)
+            crossing.scale_with(LossScale(scaler, divisor) if scaler is not None or divisor > 1 else None)
+        for segment in self._segment_by_crossing().values():
+            segment.clip = (self.rewrite.training.clip or 0.0) / divisor
+            segment.accumulation.divisor = accumulate
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Begin new sequences: recurrent synthesizers drop the state that they carry from step to step.

@@ -73,7 +73,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
         net: What `dni_fx.transform` or `dni_fx.load` returned.
         factory: Makes an optimizer from parameters, or from groups of parameters; called once for each segment.
         training: How the synthesizers are trained: the learning rate, or an optimizer.
-        accumulate: Passes of a segment for each step; their gradients add up. Call `zero_grad()` before every pass.
+        accumulate: Passes of a segment for each step; their gradients add up. The loop divides the loss by this number,
+            and calls `zero_grad()` before every pass.
         scaler: The GradScaler of the loss. The segments step through it; `scaler.step(optimizer)` in the loop has
             nothing left to do; call `scaler.update()` there, after every `accumulate` passes.
 
@@ -89,17 +90,17 @@ class SegmentOptimizer(torch.optim.Optimizer):
         factory: OptimizerFactory,
         *,
         training: Training | None = None,
-        accumulate: int = 1,
+        accumulate: int | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        check_stepping(factory, accumulate)
+        check_stepping(factory)
         net = rewritten(net)
         if isinstance(net.dni.optimizer, SegmentOptimizer):
             net.dni.optimizer.remove()
-        self.accumulate = accumulate
+        net.dni.scale_with(scaler, accumulate=accumulate)
+        self.accumulate = accumulate or 1
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         if self.scaler is not None:
-            net.dni.scale_with(self.scaler)
             # The first loss that is scaled makes a scaler ready, but segments step before that.
             self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
         training = training or net.dni.rewrite.training
@@ -300,12 +301,10 @@ def _post_forward(net: DecoupledModule, _args: Any, output: Any) -> None:
         torch.autograd.graph.register_multi_grad_hook(outputs, lambda _: optimizer.pre_loss_backward(), mode="any")
 
 
-def check_stepping(factory: object, accumulate: object) -> None:
-    """Raise a DniFxError if these cannot be arguments of `SegmentOptimizer`."""
+def check_stepping(factory: object) -> None:
+    """Raise a DniFxError if this cannot be the factory of a `SegmentOptimizer`."""
     if not callable(factory) or isinstance(factory, torch.optim.Optimizer):
         raise DniFxError('step="segment" needs optimizer=, a function from parameters to one, such as torch.optim.Adam')
-    if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
-        raise DniFxError(f"accumulate={accumulate!r}: a number of passes, 1 or more")
 
 
 def _optimizers(

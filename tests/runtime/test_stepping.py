@@ -148,7 +148,7 @@ def test_accumulating_steps_less_often() -> None:
     model = perceptron()
     optimizer = adam(model.parameters())
     torch.manual_seed(1)
-    net = dni_fx.transform(model, X, cuts=3, optimizer=optimizer).train()
+    net = dni_fx.transform(model, X, cuts=3, optimizer=optimizer, accumulate=2).train()
     torch.manual_seed(1)
     stepped = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment", accumulate=2).train()
     torch.manual_seed(2)
@@ -375,7 +375,7 @@ def test_copies_have_none_and_a_check_changes_nothing() -> None:
         ({"step": "segment", "optimizer": adam, "accumulate": 0}, "accumulate=0"),
         ({"step": "often"}, "there are 'loop' and 'segment'"),
         ({"optimizer": adam}, "needs step='segment'"),
-        ({"accumulate": 2}, "accumulate needs step='segment'"),
+        ({"accumulate": 0.5}, "accumulate=0.5"),
     ],
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:
