@@ -25,7 +25,7 @@ class Accumulation:
 
     Attributes:
         divisor: The number by which the loop divides the loss; None: not known.
-        factor: The factor of the mean loss, as measured in a training pass; None: not measured.
+        factor: The measured factor of the loss, over the factor that predictions follow; None: not measured.
         parameters: Of the segment and the synthesizers at its end, the smallest first; no segment below uses them.
     """
 
@@ -63,21 +63,16 @@ class Accumulation:
             raise self._error()
 
     def measured(self, factor: float) -> None:
-        """Keep the factor of the mean loss; raise an error if the loop does not divide the loss, but should."""
+        """Keep the measured factor; raise an error if the loop does not divide the loss, but should."""
         self.factor = factor
-        if (self.divisor or 1) > 1 and self._whole:
+        if self.divisor is not None and self.divisor > 1 and abs(factor / self.divisor - 1) < _CLOSE:
             raise DniFxError(
                 f"accumulate={self.divisor} is for a loop that divides each loss by {self.divisor}, but this loss is "
                 f"the undivided mean over the batch: call (loss / {self.divisor}).backward()"
             )
 
-    @property
-    def _whole(self) -> bool:
-        """Whether the loss is known to be the mean over the batch itself."""
-        return self.factor is not None and abs(self.factor - 1) < _CLOSE
-
     def _are_gradients_kept(self) -> bool:
-        if self.divisor is not None or self._whole:
+        if self.divisor is not None or (self.factor is not None and abs(self.factor - 1) < _CLOSE):
             return False
         kept = [p.grad for p in self.parameters if p.grad is not None][:_READ]
         return any(bool(gradient.any()) for gradient in kept)

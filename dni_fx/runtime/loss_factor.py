@@ -44,10 +44,10 @@ def _post_forward(net: DecoupledModule, _args: Any, kwargs: Mapping[str, Any], o
 
 def _measure(net: DecoupledModule, loss: Loss, output: Tensor, labels: Tensor, gradient: Tensor) -> None:
     """Compare the gradient at the output with the gradient of the mean loss; keep the factor if there is one."""
-    scales = [crossing.loss_scale for crossing in net.dni.crossings.values()]
-    scale = scales[0].scale() if scales and scales[0] is not None else 1.0
+    loss_scale = next(crossing.loss_scale for crossing in net.dni.crossings.values())
+    followed: Any = 1.0 if loss_scale is None else loss_scale.factor()
     for rows in (output, output.flatten(0, -2)) if output.dim() > 2 else (output,):
-        factor = _factor(loss, rows, labels if rows is output else labels.flatten(), gradient / scale)
+        factor = _factor(loss, rows, labels if rows is output else labels.flatten(), gradient / followed)
         if factor is not None:
             net.dni.likely_loss = None
             for segment in net.dni.segments:

@@ -23,16 +23,13 @@ class LossScale:
 
     def factor(self) -> float | Tensor:
         """A number if it is on the CPU, else a tensor, since reading a number would wait for the device."""
-        return self.scale() / self.accumulate
-
-    def scale(self) -> float | Tensor:
-        """The factor of the GradScaler alone, like `factor`."""
         if self.scaler is None:
-            return 1.0
+            return 1 / self.accumulate
         if torch.compiler.is_compiling():
             raise DniFxError("the scale of a loss changes from step to step, and cannot be compiled into one graph")
         scale = self.scaler._scale
-        return self.scaler.get_scale() if scale is None or scale.device.type == "cpu" else scale
+        scale = self.scaler.get_scale() if scale is None or scale.device.type == "cpu" else scale
+        return scale / self.accumulate
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a net is trained by itself, without a scaler: copy to None if that leaves no factor."""

@@ -156,13 +156,13 @@ def test_a_parameter_of_two_segments_is_no_accumulation() -> None:
         loss_of(net, x, y).backward()
 
 
-def test_a_factor_near_one_is_a_whole_loss() -> None:
+def test_a_factor_near_the_divisor_is_an_undivided_loss() -> None:
     watch = Accumulation()
     watch.divisor = 4
-    for factor in (0.25, 0.5, 2.0, 0.3):
+    for factor in (0.25, 0.5, 1.0, 2.0):
         watch.measured(factor)
     with pytest.raises(DniFxError, match="undivided"):
-        watch.measured(1.01)
+        watch.measured(4.01)
 
 
 def test_copies_keep_the_divisor() -> None:
