@@ -76,6 +76,7 @@ class CostModel:
         flow: The result of `graph.dataflow`.
         prices: The price of a synthesizer, by node.
         refused: The reason why there is no synthesizer, by node.
+        avoided: The reason why no automatic cut lets the tensor cross, by node.
         resident: Bytes of parameters, buffers, optimizer state and batch.
         unit: The unit of all times: "FLOPs" or "s".
     """
@@ -87,12 +88,14 @@ class CostModel:
         resident: int,
         *,
         refused: Mapping[str, str] | None = None,
+        avoided: Mapping[str, str] | None = None,
         unit: str = "FLOPs",
     ) -> None:
         self.flow = flow
         self.memory = Memory(flow)
         self.prices = prices
         self.refused = refused or {}
+        self.avoided = avoided or {}
         self.resident = resident
         self.unit = unit
         self.forward = np.cumsum([0.0, *(flow_node(flow, name).forward for name in flow)])
@@ -105,6 +108,11 @@ class CostModel:
     def refusal(self, position: Position) -> str:
         """The reason why a tensor that crosses this cut can have no synthesizer; empty: each tensor can."""
         return next((self.refused[name] for name in position.crossing if name in self.refused), "")
+
+    def automatic_refusal(self, position: Position) -> str:
+        """The reason why no automatic cut goes here, although a cut is legal; empty: one may."""
+        avoided = (self.avoided[name] for name in position.crossing if name in self.avoided)
+        return self.refusal(position) or next(avoided, "")
 
     def cut(self, position: Position) -> CutCost:
         """The costs of the synthesizers of one cut."""

@@ -7,11 +7,11 @@ from torch import Tensor, fx, nn
 
 from dni_fx.cost.times import seconds
 from dni_fx.errors import DniFxError, first_line
-from dni_fx.graph import Saving, flop_counter, record_of
+from dni_fx.graph import NodeRecord, Saving, crossing_tensor, fixed_axes, flop_counter, record_of
 from dni_fx.settings import Settings, loss_function
-from dni_fx.synthesizers import Activation, Factory, LossHead, make_synthesizer, resolve
+from dni_fx.synthesizers import Activation, Factory, LossHead, activation_of, make_synthesizer, resolve
 
-__all__ = ["Price", "synthesizer_prices"]
+__all__ = ["Price", "synthesizer_prices", "unpaired_rows"]
 
 FLOPS_PER_BYTE = 10.0  # to move a byte between processes takes as long: a few GB/s, beside tens of GFLOP/s
 
@@ -46,9 +46,13 @@ def synthesizer_prices(
         record = record_of(node)
         if not (record.carries_gradient and record.shape and record.dtype and record.dtype.is_floating_point):
             continue
-        axis = record.axis % len(record.shape)
+        own = not isinstance(synthesizer, str)
+        reason = _why_no_features(node.name, record, own=own) or _why_no_context(node.name, record, settings)
+        if reason:
+            refused[node.name] = reason
+            continue
         device = record.device if measure and record.device is not None else torch.device("meta")
-        activation = Activation(record.shape, record.dtype, device, axis)
+        activation = activation_of(crossing_tensor(node), device)
         if activation not in known:
             known[activation] = _price(activation, synthesizer, settings)
         price = known[activation]
@@ -57,6 +61,44 @@ def synthesizer_prices(
         else:
             refused[node.name] = price
     return prices, refused
+
+
+def _why_no_features(name: str, record: NodeRecord, *, own: bool) -> str:
+    """The reason why no axis of a tensor can be the features of a synthesizer; empty: one can.
+
+    Args:
+        own: The synthesizer is a factory of the user's own, which may take features of any size, but not the batch.
+    """
+    assert record.shape is not None
+    if fixed_axes(record) or (own and any(axis != record.batch for axis in range(len(record.shape)))):
+        return ""
+    axes = sorted(record.free | {record.batch} - {None})
+    which = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+    return (
+        f"no synthesizer fits {name}, of shape {list(record.shape)}, which crosses the cut: its size along {which} "
+        "follows the inputs, and a synthesizer needs an axis of fixed size, its features; cut at another place"
+    )
+
+
+def _why_no_context(name: str, record: NodeRecord, settings: Settings) -> str:
+    """The reason why no synthesizer of a tensor can have the context; a number alone needs no batch axis."""
+    if record.batch is not None or not settings.size or (settings.classes is None and settings.size == 1):
+        return ""
+    return (
+        f"{name}, of shape {list(record.shape or ())}, crosses the cut and has no batch axis, so no row of dni_context "
+        "belongs to a part of it: cut at another place, or rewrite the model without classes= and context_size="
+    )
+
+
+def unpaired_rows(graph: fx.Graph, settings: Settings) -> dict[str, str]:
+    """For nodes whose values have no rows, one a sample, to pair with a context: the reason. For automatic cuts."""
+    if not settings.size:
+        return {}
+    return {
+        node.name: f"{node.name}, of shape {list(record.shape or ())}, has not one row a sample, as dni_context has"
+        for node in graph.nodes
+        if (record := record_of(node)).shape and (record.batch is None or record.rows != 1)
+    }
 
 
 def _price(activation: Activation, synthesizer: str | Factory, settings: Settings) -> Price | str:

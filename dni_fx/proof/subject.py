@@ -55,7 +55,8 @@ class Subject:
         if not self.backprop.gradients:
             raise DniFxError("the model gives no tensor that carries gradient to a parameter")
         targets = {name: synthesizer.target for name, synthesizer in scripted_synthesizers(through).items()}
-        self.truth = {name: t * ops.batch_size(t) for name, t in targets.items() if t is not None}
+        samples = {name: one.samples for name, one in scripted_synthesizers(through).items()}
+        self.truth = {name: t * samples[name](t) for name, t in targets.items() if t is not None}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,8 +91,10 @@ def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
             name = crossing_name(index, tensor.node)
             device = net.dni.crossings[name].measured.device
             activation = activation_of(tensor, device)
-            net.dni.add_module(name, Crossing(Scripted(activation).to(device), activation, Settings()))
+            crossing = Crossing(Scripted(activation).to(device), activation, Settings(), ops.Layout.of(tensor))
+            net.dni.add_module(name, crossing)
         fresh = ops.Segment(mix, index=index)
+        fresh.layouts = segment.layouts
         fresh.hold(segment.held)
         net.dni.add_module(f"segment{index}", fresh)
     states = [time_name(index) for index in range(len(net.dni.plan.states))]

@@ -142,8 +142,10 @@ def build_dni(
             name = crossing_name(index, tensor.node)
             activation = activation_of(tensor, device)
             made = make_synthesizer(factories[name], activation, settings.size)
-            dni.add_module(name, Crossing(made, activation, settings))
-        dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training, index).to(device))
+            dni.add_module(name, Crossing(made, activation, settings, ops.Layout.of(tensor)))
+        segment = ops.Segment(settings.mix, settings.training, index).to(device)
+        segment.layouts = tuple(map(ops.Layout.of, cut.tensors))
+        dni.add_module(f"segment{index}", segment)
     _link_critics(dni, settings)
     return dni
 

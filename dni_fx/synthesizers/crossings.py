@@ -18,13 +18,19 @@ _MOST_SOLVED = 2048
 
 
 def activation_of(crossing: CrossingTensor | TimeCutPlan, device: torch.device | str = "cpu") -> Activation:
-    """The input of the synthesizer at a crossing; for a state, all of its tensors, as one vector a sample."""
+    """The input of the synthesizer at a crossing, batch first; for a state, all of its tensors, as one vector a sample.
+
+    A tensor without a batch axis is one sample: its batch has one entry.
+    """
     if isinstance(crossing, CrossingTensor):
-        axis = crossing.axis % len(crossing.shape)
-        return Activation(crossing.shape, getattr(torch, crossing.dtype), torch.device(device), axis)
+        axes = [crossing.batch, *(i for i in range(len(crossing.shape)) if i != crossing.batch)]  # in the new order
+        shape = tuple(1 if i is None else crossing.shape[i] for i in axes)
+        axis = axes.index(crossing.axis % len(crossing.shape))
+        axis = -1 if axis == len(shape) - 1 else axis
+        return Activation(shape, getattr(torch, crossing.dtype), torch.device(device), axis, crossing.rows)
     first = crossing.tensors[0]
     shape = (first.shape[first.axis], sum(tensor.features for tensor in crossing.tensors))
-    return Activation(shape, getattr(torch, first.dtype), torch.device(device), 1)
+    return Activation(shape, getattr(torch, first.dtype), torch.device(device), -1)
 
 
 def factories(
