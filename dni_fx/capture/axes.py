@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from dni_fx.graph import NodeRecord, fixed_axes, record_of
 from dni_fx.model import Axis, Inputs, in_train_mode, preserved
 from dni_fx.runtime import DecoupledModule
 
-__all__ = ["Run", "find_axes", "runs_at_other_batch_sizes", "runs_at_other_lengths"]
+__all__ = ["Run", "batch_size", "find_axes", "runs_at_other_batch_sizes", "runs_at_other_lengths"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_SMALL = 100_000  # numbers in the parameters and inputs
 
 Shapes = Mapping[str, tuple[int, ...]]  # by node
 
@@ -131,17 +134,18 @@ def find_axes(net: DecoupledModule, inputs: Inputs) -> None:
 
 
 def _runs_of(net: DecoupledModule, inputs: Inputs) -> tuple[Run[Shapes] | None, list[Run[Shapes]]]:
-    """The shapes at another batch size, and at other lengths; on real tensors if nothing runs on fake ones."""
+    """The shapes at another batch size, and at other lengths; on real tensors if nothing runs on fake ones.
+
+    A small model runs faster on real tensors.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    choices: tuple[tuple[Inputs, AbstractContextManager[Any]], ...] = (
-        (inputs.map(lambda t: mode.from_tensor(t.detach())), mode),
-        (inputs.map(torch.detach), contextlib.nullcontext()),
-    )
-    for example, context in choices:
+    real: tuple[Inputs, AbstractContextManager[Any]] = (inputs.map(torch.detach), contextlib.nullcontext())
+    is_small = sum(t.numel() for t in (*net.parameters(), *inputs.tensors())) <= _SMALL
+    for example, context in [real] if is_small else [(inputs.map(lambda t: mode.from_tensor(t.detach())), mode), real]:
 
         def run(other: Inputs, context: AbstractContextManager[Any] = context) -> Shapes | None:
             try:
-                with preserved(net), torch.enable_grad(), _without_tracebacks(), context:
+                with preserved(net), torch.enable_grad(), _quiet(), context:
                     in_train_mode(net)
                     return net.dni_shapes(other.map(torch.clone))
             except Exception as error:  # user code may raise any error on other sizes
@@ -156,12 +160,14 @@ def _runs_of(net: DecoupledModule, inputs: Inputs) -> tuple[Run[Shapes] | None, 
 
 
 @contextlib.contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Silence the logger that writes a traceback for every operation that fails on fake tensors."""
+def _quiet() -> Iterator[None]:
+    """Silence the model's warnings, and torch's logged tracebacks of operations that fail on fake tensors."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.disabled = before
 
