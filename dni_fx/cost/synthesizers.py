@@ -8,10 +8,10 @@ from torch import Tensor, fx, nn
 from dni_fx.cost.times import seconds
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.graph import NodeRecord, Saving, crossing_tensor, fixed_axes, flop_counter, record_of
-from dni_fx.settings import Settings, loss_function
-from dni_fx.synthesizers import Activation, Factory, LossHead, activation_of, make_synthesizer, resolve
+from dni_fx.settings import Loss, Settings, loss_function
+from dni_fx.synthesizers import Activation, Factory, LossHead, activation_of, make_synthesizer, resolve, settings_at
 
-__all__ = ["Price", "synthesizer_prices", "unpaired_rows"]
+__all__ = ["Price", "synthesizer_prices", "without_rows"]
 
 FLOPS_PER_BYTE = 10.0  # to move a byte between processes takes as long: a few GB/s, beside tens of GFLOP/s
 
@@ -39,7 +39,7 @@ def synthesizer_prices(
     Returns:
         The prices by node; and for nodes that can have no synthesizer, the reason.
     """
-    known: dict[Activation, Price | str] = {}
+    known: dict[tuple[Activation, int], Price | str] = {}
     prices: dict[str, Price] = {}
     refused: dict[str, str] = {}
     for node in graph.nodes:
@@ -47,15 +47,17 @@ def synthesizer_prices(
         if not (record.carries_gradient and record.shape and record.dtype and record.dtype.is_floating_point):
             continue
         own = not isinstance(synthesizer, str)
-        reason = _why_no_features(node.name, record, own=own) or _why_no_context(node.name, record, settings)
+        reason = _why_no_features(node.name, record, own=own)
         if reason:
             refused[node.name] = reason
             continue
         device = record.device if measure and record.device is not None else torch.device("meta")
-        activation = activation_of(crossing_tensor(node), device)
-        if activation not in known:
-            known[activation] = _price(activation, synthesizer, settings)
-        price = known[activation]
+        tensor = crossing_tensor(node)
+        activation, here = activation_of(tensor, device), settings_at(tensor, settings)
+        key = activation, here.size
+        if key not in known:
+            known[key] = _price(activation, synthesizer, here, (here if synthesizer == "auto" else settings).loss)
+        price = known[key]
         if isinstance(price, Price):
             prices[node.name] = price
         else:
@@ -80,35 +82,24 @@ def _why_no_features(name: str, record: NodeRecord, *, own: bool) -> str:
     )
 
 
-def _why_no_context(name: str, record: NodeRecord, settings: Settings) -> str:
-    """The reason why no synthesizer of a tensor can have the context; a number alone needs no batch axis."""
-    if record.batch is not None or not settings.size or (settings.classes is None and settings.size == 1):
-        return ""
-    return (
-        f"{name}, of shape {list(record.shape or ())}, crosses the cut and has no batch axis, so no row of dni_context "
-        "belongs to a part of it: cut at another place, or rewrite the model without classes= and context_size="
-    )
-
-
-def unpaired_rows(graph: fx.Graph, settings: Settings) -> dict[str, str]:
-    """For nodes whose values have no rows, one a sample, to pair with a context: the reason. For automatic cuts."""
+def without_rows(graph: fx.Graph, settings: Settings) -> frozenset[str]:
+    """The nodes whose values have not one row a sample, as the context has; empty if there is no context."""
     if not settings.size:
-        return {}
-    return {
-        node.name: f"{node.name}, of shape {list(record.shape or ())}, has not one row a sample, as dni_context has"
-        for node in graph.nodes
-        if (record := record_of(node)).shape and (record.batch is None or record.rows != 1)
-    }
+        return frozenset()
+    records = {node.name: record_of(node) for node in graph.nodes}
+    return frozenset(n for n, record in records.items() if record.shape and (record.batch is None or record.rows != 1))
 
 
-def _price(activation: Activation, synthesizer: str | Factory, settings: Settings) -> Price | str:
+def _price(
+    activation: Activation, synthesizer: str | Factory, settings: Settings, loss: str | Loss | None = None
+) -> Price | str:
     """The price, or the reason why there is no such synthesizer for this activation.
 
     A synthesizer that needs values does not run on the device meta: then it runs on zeros, on the CPU.
     """
     reason = ""
-    loss = None if settings.loss is None else loss_function(settings.loss)
-    name, factory = resolve(synthesizer, activation.shape, activation.axis, loss)
+    function = None if loss is None else loss_function(loss)
+    name, factory = resolve(synthesizer, activation.shape, activation.axis, function)
     for device in dict.fromkeys((activation.device, torch.device("cpu"))):
         try:
             with torch.random.fork_rng(devices=[]):

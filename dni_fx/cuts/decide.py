@@ -80,10 +80,11 @@ def _decide(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits, 
 
 def _automatic(cost_model: CostModel, segments: int | None, limits: Limits, preferred: Set[str]) -> Decision:
     most = max(MOST_CANDIDATES, 4 * (segments or 0))
-    candidates = find_candidates(cost_model.flow, preferred, most, lambda p: not cost_model.automatic_refusal(p))
+    candidates = find_candidates(cost_model.flow, preferred, most, lambda p: not cost_model.is_avoided(p))
+    candidates = candidates or find_candidates(cost_model.flow, preferred, most, lambda p: not cost_model.refusal(p))
     if not candidates:
         legal = [p for p in find_positions(cost_model.flow) if not p.obstacle]
-        raise DniFxError(cost_model.automatic_refusal(legal[0]))
+        raise DniFxError(cost_model.refusal(legal[0]))
     if segments is not None and segments > len(candidates) + 1 and limits.budget is None:
         raise DniFxError(f"cannot make {segments} segments: the model has legal cuts for {len(candidates) + 1} at most")
     found, others, share = best_cuts(cost_model, candidates, segments, limits)

@@ -1,7 +1,5 @@
 """The check of a rewrite on other batch sizes and other lengths of the inputs than those of the example."""
 
-from collections.abc import Sequence
-
 from dni_fx.capture import Run, batch_size, runs_at_other_batch_sizes, runs_at_other_lengths
 from dni_fx.errors import first_line
 from dni_fx.model import Inputs
@@ -32,7 +30,8 @@ def other_sizes(subject: Subject) -> tuple[bool, str]:
 def _runs(subject: Subject) -> list[Run[StepResult]]:
     """Steps of the model with one row more, with one row or two, and with other lengths, where the model takes them.
 
-    A length that a capture by torch.export had to fix is left out: the net refuses it, and names it.
+    A size that the net refuses by name is left out, but not more rows: torch.export fixes some lengths, and some sizes
+    of 1.
     """
 
     def run(other: Inputs) -> StepResult | None:
@@ -42,14 +41,16 @@ def _runs(subject: Subject) -> list[Run[StepResult]]:
             return None
 
     rows = batch_size(subject.inputs)
-    choices: list[Sequence[int]] = [[rows + 1], [size for size in (1, 2) if size < rows]]
-    found = [runs_at_other_batch_sizes(subject.inputs, run, sizes) for sizes in choices if sizes]
-    batches = [one for one in found if one is not None]
-    lengths = runs_at_other_lengths(subject.inputs, batches[0].axes if batches else [(0, 0)], run)
-    return batches + [one for one in lengths if not _fixed(subject, one.inputs)]
+    larger = runs_at_other_batch_sizes(subject.inputs, run, [rows + 1, 2 * rows])
+    sizes = [size for size in (1, 2) if size < rows]
+    smaller = runs_at_other_batch_sizes(subject.inputs, run, sizes) if sizes else None
+    batch = larger or smaller
+    lengths = runs_at_other_lengths(subject.inputs, batch.axes if batch else [(0, 0)], run)
+    others = [*([smaller] if smaller else []), *lengths]
+    return [*([larger] if larger else []), *(one for one in others if not _refused(subject, one.inputs))]
 
 
-def _fixed(subject: Subject, inputs: Inputs) -> bool:
+def _refused(subject: Subject, inputs: Inputs) -> bool:
     try:
         subject.net.dni_values_for(inputs)
     except TypeError:

@@ -81,7 +81,7 @@ class LossHead(Synthesizer):
         super().__init__(activation, context_size)
         name = type(self).__name__
         if not context_size:
-            raise DniFxError(f"a {name} needs labels: give classes= (or context_size=)")
+            raise DniFxError(f"a {name} needs labels, a row a sample: give classes= (or context_size=)")
         self.loss = loss
         self.dense = dense
         self.is_map = activation.axis == 1 and len(activation.shape) > 2
