@@ -7,7 +7,7 @@ from torch import nn
 
 from dni_fx import ops
 from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts
-from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices
+from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices, without_rows
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError
 from dni_fx.graph import dataflow
@@ -92,7 +92,9 @@ def _cost_model(
     times = node_times(module, example) if request.profile else None
     flow = dataflow(module.graph, times, states)
     resident_bytes = resident(model, example, OPTIMIZER_STATES)
-    return CostModel(flow, prices, resident_bytes, refused=refused, unit="s" if request.profile else "FLOPs")
+    avoided = without_rows(module.graph, request.settings)
+    unit = "s" if request.profile else "FLOPs"
+    return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, unit=unit)
 
 
 def _no_cuts_in_depth(request: Request) -> Decision:

@@ -39,6 +39,8 @@ class CrossingTensor:
     dtype: str
     bytes: int
     axis: int  # the feature axis
+    batch: int | None = 0  # the batch axis; None: no axis follows the batch
+    rows: int = 1  # entries of the batch axis for each sample; 0: their number varies
 
 
 @dataclass(frozen=True)

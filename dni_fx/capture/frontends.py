@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dni_fx.capture.annotate import annotate
+from dni_fx.capture.axes import find_axes
 from dni_fx.capture.by_export import capture_by_export
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
@@ -70,6 +71,7 @@ def capture(
     else:
         found = Capture(_capture_by(frontend, model, inputs, compare=compare, in_depth=in_depth), frontend, ())
     warn_of_lost_checkpoints(found.module)
+    find_axes(found.module, inputs)
     return found
 
 

@@ -5,13 +5,14 @@ In: a target as text, or a module. Out: the module, its example inputs, the argu
 
 from dni_fx.model.call import Path, by_name, by_path, canonical, with_arguments, with_leaves
 from dni_fx.model.captured import Captured
-from dni_fx.model.inputs import Inputs, describe, tensors_in, to_inputs
+from dni_fx.model.inputs import Axis, Inputs, describe, tensors_in, to_inputs
 from dni_fx.model.loading import errors_of, load_target
 from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
 from dni_fx.model.specs import inputs_like, parse_specs
 
 __all__ = [
+    "Axis",
     "Captured",
     "Inputs",
     "Path",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.ops.accumulation import Accumulation
 from dni_fx.ops.gradients import without_nonfinite
+from dni_fx.ops.layout import Layout
 from dni_fx.settings import Mix, Training
 
 __all__ = ["TWICE", "Accumulated", "Segment", "SegmentListener", "check_not_erased"]
@@ -53,6 +54,7 @@ class Segment(nn.Module):
         skipped: How often a prediction or a target was dropped because it was not finite.
         index: The number of the segment, from below.
         held: Parameters that the local backward pass gives gradients to, the smallest first.
+        layouts: Where the samples are in each tensor that crosses the cut above; empty: all are batch first.
         listeners: Called in this order at every event. The averaging of gradients over processes stands before an
             optimizer, which uses the averages.
         generation: How often the gradients were used and freed.
@@ -60,6 +62,7 @@ class Segment(nn.Module):
     """
 
     skipped: Tensor
+    layouts: tuple[Layout, ...] = ()  # also in a net that an older version pickled
 
     def __init__(self, mix: Mix = 0.0, training: Training = Training(), index: int = 0) -> None:  # noqa: B008  # frozen
         super().__init__()
@@ -82,6 +85,10 @@ class Segment(nn.Module):
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         """Set the parameters that the local backward pass gives gradients to."""
         self.held = tuple(sorted(parameters, key=lambda p: p.numel()))
+
+    def layout(self, index: int) -> Layout:
+        """Where the samples are in the tensor with this index among those that cross the cut above."""
+        return self.layouts[index] if self.layouts else Layout()
 
     def run_backward(self, roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Run the local backward pass, from `roots` with their `gradients`."""

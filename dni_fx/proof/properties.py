@@ -15,6 +15,7 @@ from dni_fx.errors import SourceError
 from dni_fx.graph import record_of
 from dni_fx.model import preserved, seed
 from dni_fx.proof.compare import close
+from dni_fx.proof.other_sizes import other_sizes
 from dni_fx.proof.step import RATE, SEED, StepResult, context_of, named, outputs_of, step, step_in_place, without_dni
 from dni_fx.proof.subject import Subject, in_float64, uncut
 from dni_fx.store import load, save
@@ -49,7 +50,7 @@ def _train_step(subject: Subject) -> tuple[bool, str]:
 
 def _oracle(subject: Subject) -> tuple[bool, str]:
     """With true synthetic gradients, the net trains as backpropagation does."""
-    ours = step(subject.scripted(subject.unlock, subject.truth), subject.precise)
+    ours = subject.with_gradients(subject.truth, subject.precise)
     for got in (subject.through, ours):
         passed, figure = close(without_dni(got.gradients), subject.backprop.gradients, narrow=got.narrow)
         if not passed:
@@ -157,6 +158,7 @@ CHECKS: dict[str, Callable[[Subject], tuple[bool, str]]] = {
     "outputs in eval mode": _eval_outputs,
     "outputs and gradients in train mode": _train_step,
     "true synthetic gradients give backprop's": _oracle,
+    "other batch sizes and lengths": other_sizes,
     "nothing leaks through a cut": _isolation,
     "unlock none equals backward": _unlocks,
     "state_dict keys": _keys,

@@ -43,16 +43,23 @@ class Crossing(nn.Module):
 
     A synthesizer that is a plain `nn.Module`, and no `Synthesizer`, has the defaults of one. No module is wrapped
     around it, since that would change the names of its parameters in a state_dict.
+
+    Args:
+        layout: Where the samples are in the tensor; None: it is batch first. The synthesizer gets it batch first.
     """
 
     in_time = False
     centered = False  # whether predictions are taken less their mean over the batch
+    layout = ops.Layout()  # also in a net that an older version pickled
     measured: Tensor
     square: Tensor
 
-    def __init__(self, synthesizer: nn.Module, activation: Activation, settings: Settings) -> None:
+    def __init__(
+        self, synthesizer: nn.Module, activation: Activation, settings: Settings, layout: ops.Layout | None = None
+    ) -> None:
         super().__init__()
         self.synthesizer = synthesizer
+        self.layout = layout or ops.Layout()
         self.axis = activation.axis
         self.classes = settings.classes
         self.context_size = settings.size
@@ -80,7 +87,8 @@ class Crossing(nn.Module):
     def _predict_uncompiled(self, activation: Tensor, context: Tensor | None) -> Tensor:
         return self._predict(activation, context)
 
-    def _predict(self, activation: Tensor, context: Tensor | None) -> Tensor:
+    def _predict(self, tensor: Tensor, context: Tensor | None) -> Tensor:
+        activation = self.layout.batch_first(tensor)
         context = self._conditioned(activation, context)
         trains = self._count_step()
         with contextlib.nullcontext() if trains else torch.no_grad():
@@ -92,7 +100,7 @@ class Crossing(nn.Module):
             )
         if trains and not torch.compiler.is_compiling():
             self._measure_in_backward(prediction)
-        return prediction
+        return self.layout.restored(prediction, tensor)
 
     def progress(self) -> dict[str, Any]:
         """The part of a checkpoint beside parameters and buffers."""
@@ -154,13 +162,22 @@ class Crossing(nn.Module):
             )
         if not isinstance(context, Tensor):
             raise ContextError(f"dni_context is a {type(context).__name__}; expected a tensor")
+        if self.layout.rows != 1 and context.dim() and len(context) != len(activation):
+            raise ContextError(
+                f"dni_context has {len(context)} rows, but the tensor at the cut has {len(activation)}, which are not "
+                "one a sample: give a row for each of them, in their order, or cut elsewhere"
+            )
         if isinstance(self.synthesizer, LossHead):
             return check_labels(context, self.classes, self.context_size)
         return expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)
 
+    def _samples(self, prediction: Tensor) -> int:
+        """The number of samples in a prediction, which is batch first."""
+        return ops.batch_size(prediction, rows=self.layout.rows)
+
     def _scaled(self, raw: Tensor) -> Tensor:
         """Make a gradient of the mean loss from one of each sample's own loss; in backward, keep the unit of errors."""
-        batch = ops.batch_size(raw)
+        batch = self._samples(raw)
         scale: Any = 1.0 if self._own_unit else self.scale
         if scale == "rms":
             scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0)
@@ -190,10 +207,10 @@ class Crossing(nn.Module):
         """
         if error is None:
             return
-        error = error / (ops.batch_size(prediction) * factor)
+        error = error / (self._samples(prediction) * factor)
         target = prediction - error
         if self.scale == "rms":
-            now = (target.float() * ops.batch_size(prediction)).square().mean().to(self.square)
+            now = (target.float() * self._samples(prediction)).square().mean().to(self.square)
             self.square = torch.where(self.square > 0, self.square.lerp(now, 0.01), now)
         if measures:
             target = (centered(target) if self.centered else target).flatten().float()

@@ -11,7 +11,16 @@ from dni_fx import ops
 from dni_fx.plans import Plan, crossing_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
 from dni_fx.settings import Loss, Settings, check_accumulate, check_scaler, loss_function
-from dni_fx.synthesizers import Factory, Link, LossHead, LossScale, Outcome, activation_of, make_synthesizer
+from dni_fx.synthesizers import (
+    Factory,
+    Link,
+    LossHead,
+    LossScale,
+    Outcome,
+    activation_of,
+    make_synthesizer,
+    settings_at,
+)
 
 __all__ = ["Dni", "build_dni"]
 
@@ -169,9 +178,12 @@ def build_dni(
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)
             activation = activation_of(tensor, device)
-            made = make_synthesizer(factories[name], activation, settings.size)
-            dni.add_module(name, Crossing(made, activation, settings))
-        dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training, index).to(device))
+            own = settings_at(tensor, settings)
+            made = make_synthesizer(factories[name], activation, own.size)
+            dni.add_module(name, Crossing(made, activation, own, ops.Layout.of(tensor)))
+        segment = ops.Segment(settings.mix, settings.training, index).to(device)
+        segment.layouts = tuple(map(ops.Layout.of, cut.tensors))
+        dni.add_module(f"segment{index}", segment)
     _link_critics(dni, settings)
     return dni
 

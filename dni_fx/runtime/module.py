@@ -89,6 +89,12 @@ class DecoupledModule(fx.GraphModule):
         """Run the captured model, and call `stamp` after each node."""
         return _Stamping(self, stamp).run(*self.dni_values_for(inputs))
 
+    def dni_shapes(self, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors that the nodes compute in a call on these inputs, by node."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        _Watching(self, shapes).run(*self.dni_values_for(inputs))
+        return shapes
+
     def dni_preferred_ends(self) -> frozenset[str]:
         """Names of the nodes after which automatic cuts may go; empty: after any node."""
         return frozenset()
@@ -146,6 +152,20 @@ class _Stamping(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         self.stamp(n.name)
+        return value
+
+
+class _Watching(fx.Interpreter):
+    """Writes down the shape of each tensor."""
+
+    def __init__(self, module: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__(module)
+        self.shapes = shapes
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n.name] = tuple(value.shape)
         return value
 
 

@@ -7,7 +7,7 @@ from dni_fx.synthesizers.attention import Attention
 from dni_fx.synthesizers.base import Activation, Factory, Synthesizer, centered, zero_
 from dni_fx.synthesizers.carried import Carried
 from dni_fx.synthesizers.context import check_labels, expand_context
-from dni_fx.synthesizers.crossings import activation_of, factories, make_synthesizer
+from dni_fx.synthesizers.crossings import activation_of, factories, make_synthesizer, settings_at
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
 from dni_fx.synthesizers.heads import Critic, GuidedHead, Link, LocalHead, LossHead, Outcome
@@ -47,5 +47,6 @@ __all__ = [
     "make_synthesizer",
     "register",
     "resolve",
+    "settings_at",
     "zero_",
 ]
