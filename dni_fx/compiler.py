@@ -33,6 +33,7 @@ from dni_fx.runtime import (
     plain,
     replay_windows,
     share_state,
+    watch_training,
 )
 from dni_fx.settings import DEFAULTS, Settings, with_defaults
 from dni_fx.synthesizers import Factory, factories
@@ -156,6 +157,7 @@ def rewrite(
         ],
     )
     replay_windows(module)
+    watch_training(module)
     return module
 
 

@@ -28,6 +28,7 @@ class _Boundary(torch.autograd.Function):
         ctx.batch = batch_size(detached)
         ctx.done = False
         ctx.accumulated, ctx.segment, ctx.generation = accumulated, segment, segment.generation
+        ctx.forward_pass = segment.forward_pass
         ctx.save_for_backward(prediction)
         return detached
 
@@ -40,6 +41,8 @@ class _Boundary(torch.autograd.Function):
         ctx.done = True
         if ctx.generation == ctx.segment.generation:
             check_not_erased(ctx.accumulated)
+        if ctx.forward_pass is not None:
+            ctx.forward_pass.reach()
         target = clipped(target, ctx.segment.clip, ctx.batch)
         error = (prediction - target.to(prediction.dtype)).mul_(ctx.batch)
         return None, ctx.segment.keep_finite(error), None, None
@@ -93,6 +96,8 @@ def _decoupled(
                 gradients.append(synthetic.to(h.dtype))
     segment.run_backward(roots, gradients)
     accumulated = segment.accumulated()
+    if roots:
+        segment.begin_to_wait(accumulated)
     return tuple(boundary(h_in, p, segment, accumulated) for h_in, p in zip(detached, predictions, strict=True))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import BackwardOrderError, DniFxError
+from dni_fx.ops.forward_pass import ForwardPass, LocalPass, unfinished
 from dni_fx.ops.gradients import without_nonfinite
 from dni_fx.settings import Mix, Training
 
@@ -55,9 +56,13 @@ class Segment(nn.Module):
         listeners: Called in this order at every event. The averaging of gradients over processes stands before an
             optimizer, which uses the averages.
         generation: How often the gradients were used and freed.
+        forward_pass: While the net runs forward in train mode.
+        unfinished: Passes whose gradients are there, and whose loss has had no backward pass.
     """
 
     skipped: Tensor
+    forward_pass: ForwardPass | None = None
+    unfinished: Sequence[LocalPass] = ()
 
     def __init__(self, mix: Mix = 0.0, training: Training = Training(), index: int = 0) -> None:  # noqa: B008  # frozen
         super().__init__()
@@ -74,14 +79,19 @@ class Segment(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a net has no optimizer: its parameters are others."""
         copied = [listener for listener in self.listeners if not isinstance(listener, torch.optim.Optimizer)]
-        return self.__dict__ | {"listeners": copied}
+        return self.__dict__ | {"listeners": copied, "forward_pass": None, "unfinished": ()}
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         """Set the parameters that the local backward pass gives gradients to."""
         self.held = tuple(sorted(parameters, key=lambda p: p.numel()))
 
     def run_backward(self, roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Run the local backward pass, from `roots` with their `gradients`."""
+        """Run the local backward pass, from `roots` with their `gradients`.
+
+        Raises:
+            BackwardOrderError: If gradients are there of a forward pass that had no backward pass.
+        """
+        self.unfinished = unfinished(self.unfinished)
         device = self.skipped.device.type
         cast = torch.is_autocast_enabled(device)  # a backward pass takes the dtypes that forward took
         with torch.autocast(device, enabled=False) if cast else contextlib.nullcontext():
@@ -107,6 +117,12 @@ class Segment(nn.Module):
         for one in found[:_VALUES_READ]:
             one.nonzero = one.parameter.grad.any()  # type: ignore[union-attr]  # stays on the device: no wait
         return found
+
+    def begin_to_wait(self, accumulated: Sequence[Accumulated]) -> None:
+        """Remember the gradients of a local backward pass until the backward pass of the loss comes."""
+        if self.forward_pass is not None and accumulated:
+            self.forward_pass.segments.append(self)
+            self.unfinished = [*self.unfinished, LocalPass(self.forward_pass.record, accumulated)]
 
     @property
     def varies(self) -> bool:
