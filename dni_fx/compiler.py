@@ -34,6 +34,7 @@ from dni_fx.runtime import (
     plain,
     replay_windows,
     share_state,
+    watch_training,
 )
 from dni_fx.settings import DEFAULTS, Settings, with_defaults
 from dni_fx.synthesizers import Factory, factories
@@ -160,6 +161,7 @@ def rewrite(
     )
     replay_windows(module)
     measure_loss_factor(module, settings.loss)
+    watch_training(module)
     return module
 
 

@@ -34,6 +34,7 @@ class _Boundary(torch.autograd.Function):
         ctx.samples, ctx.axis = layout.samples(detached), layout.axis(detached)
         ctx.done = False
         ctx.accumulated, ctx.segment, ctx.generation = accumulated, segment, segment.generation
+        ctx.forward_pass = segment.forward_pass
         ctx.save_for_backward(prediction)
         return detached
 
@@ -47,6 +48,8 @@ class _Boundary(torch.autograd.Function):
         ctx.segment.accumulation.post_target()
         if ctx.generation == ctx.segment.generation:
             check_not_erased(ctx.accumulated)
+        if ctx.forward_pass is not None:
+            ctx.forward_pass.reach()
         target = clipped(target, ctx.segment.clip, ctx.samples, ctx.axis)
         error = (prediction - target.to(prediction.dtype)).mul_(ctx.samples)
         return None, ctx.segment.keep_finite(error), None, None, None
@@ -100,6 +103,8 @@ def _decoupled(
                 gradients.append(synthetic.to(h.dtype))
     segment.run_backward(roots, gradients)
     accumulated = segment.accumulated()
+    if roots:
+        segment.begin_to_wait(accumulated)
     return tuple(
         boundary(h_in, p, segment, accumulated, segment.layout(index))
         for index, (h_in, p) in enumerate(zip(detached, predictions, strict=True))

@@ -11,14 +11,16 @@ from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
 from dni_fx.runtime.loss_factor import measure_loss_factor
 from dni_fx.runtime.metrics import log_metrics
 from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten, share_state
+from dni_fx.runtime.optimizers import check_stepping
 from dni_fx.runtime.outputs import ReturnedIndex, ReturnedValue
-from dni_fx.runtime.parameter_groups import attach_synthesizers
+from dni_fx.runtime.parameter_groups import OptimizerFactory, attach_synthesizers
 from dni_fx.runtime.parameters import hold_parameters
 from dni_fx.runtime.retrace import rename, retrace
-from dni_fx.runtime.stepping import OptimizerFactory, SegmentOptimizer, check_stepping
+from dni_fx.runtime.stepping import SegmentOptimizer
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_cuts
 from dni_fx.runtime.time_horizon import replay_windows
 from dni_fx.runtime.time_windows import next_window, state_indices
+from dni_fx.runtime.watch import watch_training
 
 __all__ = [
     "Calling",
@@ -56,4 +58,5 @@ __all__ = [
     "share_state",
     "state_indices",
     "time_cuts",
+    "watch_training",
 ]

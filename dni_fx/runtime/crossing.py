@@ -113,6 +113,15 @@ class Crossing(nn.Module):
         if self._carried is not None:
             self._carried.resume(progress["carried"], self.measured.device)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.every > 1:  # else a state_dict has the keys of older versions
+            destination[f"{prefix}steps"] = torch.tensor(self.steps)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        self.steps = int(state_dict.pop(f"{prefix}steps", self.steps))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def reset(self, rows: Tensor | None = None) -> None:
         """Begin new sequences, everywhere or in these rows: see `Dni.reset`."""
         if rows is None and isinstance(self.synthesizer, Resettable):

@@ -1,8 +1,9 @@
 """`net.dni`: all modules that a rewrite adds, built from a plan."""
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,24 @@ from dni_fx.synthesizers import (
     settings_at,
 )
 
-__all__ = ["Dni", "build_dni"]
+__all__ = ["Dni", "StepsSegments", "build_dni"]
 
 
 class GradientAverager(Protocol):
     """Averages gradients over processes; `averaging.Averaging` is the one class."""
 
-    def pre_forward(self, net: nn.Module) -> None: ...
+    def pre_forward(self, net: Any) -> None: ...
 
     def wait(self) -> None: ...
+
+    def take(self, net: Any) -> list[str]: ...
+
+
+@runtime_checkable
+class StepsSegments(Protocol):
+    """The optimizers of step="segment"; `stepping.SegmentOptimizer` is the one class."""
+
+    def copy_for(self, net: Any) -> torch.optim.Optimizer: ...
 
 
 class KeptWindows(Protocol):
@@ -59,20 +69,25 @@ class LikelyLoss:
 class Dni(nn.Module):
     """All that a rewrite adds to a model: the plan, a `Crossing` for each crossing tensor, the segments."""
 
+    watch: object | None = None  # a `watch.Watch`
+    unstepped = False  # True: a copy of a net with step="segment", without an optimizer so far
+
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         assert plan.rewrite is not None
         self.plan, self.rewrite = plan, plan.rewrite
         # With step="segment", the optimizer of all segments; else that of the synthesizers, from Training.optimizer.
         self.optimizer: torch.optim.Optimizer | None = None
+        self.given: weakref.ref[torch.optim.Optimizer] | None = None  # with step="loop": that `transform` got
         self.averaging: GradientAverager | None = None  # with unlock="backward": averages gradients over processes
         self.replay: KeptWindows | None = None  # with a horizon
         self.outcome: Outcome | None = None  # with critics
         self.likely_loss: LikelyLoss | None = None  # with labels, until the factor of the loss has been measured
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the optimizer out: a copy of a net has other parameters. A user's loss may not be picklable."""
-        return self.__dict__ | {"optimizer": None, "likely_loss": None}
+        """Leave optimizers out: a copy of a net has other parameters. A user's loss may not be picklable."""
+        unstepped = self.unstepped or isinstance(self.optimizer, StepsSegments)
+        return self.__dict__ | {"optimizer": None, "given": None, "unstepped": unstepped, "likely_loss": None}
 
     @property
     def crossings(self) -> dict[str, Crossing]:
@@ -144,14 +159,14 @@ class Dni(nn.Module):
             Empty until a step has run; NaN until a target has been computed.
         """
         found = {}
-        segments = self._segment_by_crossing()
+        segments = self.segment_by_crossing()
         for name, crossing in self.crossings.items():
             if crossing.steps:
                 measured = dict(zip(MEASURES, crossing.measured.tolist(), strict=True))
                 found[name] = measured | {"steps": crossing.steps, "skipped": int(segments[name].skipped)}
         return found
 
-    def _segment_by_crossing(self) -> dict[str, ops.Segment]:
+    def segment_by_crossing(self) -> dict[str, ops.Segment]:
         """The segment below each crossing; for a cut in time, the cut's own."""
         found = {
             crossing_name(index, tensor.node): segment

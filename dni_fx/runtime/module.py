@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from dni_fx.errors import DniFxError
 from dni_fx.model import Captured, Inputs, Path, by_path
 from dni_fx.passes.remove_dni import RemoveDni
-from dni_fx.runtime.dni import Dni
+from dni_fx.runtime.dni import Dni, StepsSegments
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
 
@@ -51,6 +51,11 @@ class DecoupledModule(fx.GraphModule):
         """The model that was captured, for code that runs it or reads its signature; never None."""
         assert self.dni_captured.original is not None
         return self.dni_captured.original
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """The names of the parameters that DistributedDataParallel leaves out; it reads this when it wraps the net."""
+        return [] if self.dni.averaging is None else self.dni.averaging.take(self)
 
     def dni_settings(self) -> dict[str, Any]:
         """Plain literals, by attribute name, that a saved class needs besides the graph.
@@ -113,6 +118,9 @@ class DecoupledModule(fx.GraphModule):
         state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code", "_compiled_call_impl")}
         result.__dict__.update(copy.deepcopy(state, memo))
         result.graph = copy.deepcopy(self.graph)
+        optimizer = self.dni.optimizer if hasattr(self, "dni") else None
+        if isinstance(optimizer, StepsSegments):
+            memo[id(optimizer)] = optimizer.copy_for(result)
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:

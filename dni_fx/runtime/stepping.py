@@ -1,7 +1,8 @@
 """step="segment": every segment has its own optimizer, which steps right after the segment's backward pass."""
 
+import copy
 import enum
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +12,15 @@ from torch.autograd import Variable
 
 from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
-from dni_fx.runtime.dni import Dni
 from dni_fx.runtime.module import DecoupledModule, rewritten
-from dni_fx.runtime.parameter_groups import add_synthesizers, rated_groups
-from dni_fx.runtime.parameters import SegmentParameters, owned_parameters
+from dni_fx.runtime.optimizers import check_stepping, optimizers_of
+from dni_fx.runtime.parameter_groups import OptimizerFactory
+from dni_fx.runtime.parameters import owned_parameters
+from dni_fx.runtime.replaced import take_parameters
+from dni_fx.runtime.watch import watch
 from dni_fx.settings import Training
 
-__all__ = ["OptimizerFactory", "SegmentOptimizer", "check_stepping"]
-
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+__all__ = ["SegmentOptimizer"]
 
 
 class Pass(enum.Enum):
@@ -104,8 +104,9 @@ class SegmentOptimizer(torch.optim.Optimizer):
             # The first loss that is scaled makes a scaler ready, but segments step before that.
             self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
         training = training or net.dni.rewrite.training
+        self._made_with = factory, training
         owned = owned_parameters(net, net.dni)
-        self.optimizers = [_optimizers(parameters, factory, net.dni, training) for parameters in owned]
+        self.optimizers = [optimizers_of(parameters, factory, net.dni, training) for parameters in owned]
         if not any(self.optimizers):
             raise DniFxError("no segment has a parameter to train")
         if len({id(o) for o in self._every()}) < sum(len(own) for own in self.optimizers):
@@ -123,7 +124,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
         self._segments = net.dni.segments
         for segment in self._segments:
             segment.listeners.append(self)  # behind the averaging of gradients
-        net.dni.optimizer = self
+        net.dni.optimizer, net.dni.unstepped = self, False
+        watch(net).places = take_parameters(net)
         self._net = net
 
     def remove(self) -> None:
@@ -134,9 +136,14 @@ class SegmentOptimizer(torch.optim.Optimizer):
             segment.listeners = [listener for listener in segment.listeners if listener is not self]
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Do nothing: the segments have stepped."""
+        """Do nothing: the segments have stepped.
+
+        A GradScaler calls this after it has looked at the gradients, or divided them by its factor.
+        """
         if closure is not None:
             raise DniFxError('step="segment" takes no closure: the segments step while the net runs')
+        if self.scaler is not None and self.accumulates:
+            self._after_look_of_scaler()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Free gradients that a failed backward pass has left; all others are freed when they have been used.
@@ -165,6 +172,9 @@ class SegmentOptimizer(torch.optim.Optimizer):
             for optimizer, state in zip(own, states, strict=True):
                 optimizer.load_state_dict(state)
         self._passes = list(state_dict["passes"])
+        for index, passes in enumerate(self._passes):  # no state holds the gradients of passes before a step
+            if not self._with_gradients(index):
+                self._passes[index] -= passes % self.accumulate
         self.param_groups = [group for inner in self._every() for group in inner.param_groups]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -173,8 +183,19 @@ class SegmentOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy is None: a copied net has other parameters."""
+        """A copy by itself is None: a copied net has other parameters."""
         return type(None), ()
+
+    def copy_for(self, net: DecoupledModule) -> torch.optim.Optimizer | None:
+        """Give a copy of the net an optimizer like this, with a copy of the states; None if the factory fails."""
+        factory, training = self._made_with
+        try:
+            made = SegmentOptimizer(net, factory, training=training, accumulate=self.accumulate, scaler=self.scaler)
+            made.load_state_dict(copy.deepcopy(self.state_dict()))
+        except Exception:  # a factory may run once only; a copy that is trained nevertheless gives a warning
+            net.dni.unstepped = True
+            return None
+        return made
 
     def pre_backward(self, index: int) -> None:
         """Before the local backward pass of a segment."""
@@ -206,6 +227,20 @@ class SegmentOptimizer(torch.optim.Optimizer):
     def post_loss_backward(self) -> None:
         """At the end of the backward pass of the loss."""
         self._end_batch()
+        if self.scaler is not None and self.accumulate > 1:
+            # scaler.step(optimizer) after the next pass, too: a GradScaler refuses a second one before its update().
+            self.scaler._per_optimizer_states.pop(id(self), None)
+
+    def _after_look_of_scaler(self) -> None:
+        """A GradScaler has looked at the gradients that accumulate, which wrote to them: those are no new ones."""
+        indices = range(len(self.optimizers))
+        if getattr(self, "grad_scale", self) is None and any(self._with_gradients(index) for index in indices):
+            raise DniFxError(
+                "scaler.unscale_(optimizer) has divided gradients that still accumulate: leave it out, and clip in the "
+                "function that optimizer= is"
+            )
+        if self._pass is Pass.IDLE:
+            self._gradients_before = [self._gradients_of(index) for index in indices]
 
     def _free(self) -> None:
         for index, own in enumerate(self.optimizers):
@@ -299,41 +334,3 @@ def _post_forward(net: DecoupledModule, _args: Any, output: Any) -> None:
     optimizer = net.dni.optimizer
     if net.training and outputs and isinstance(optimizer, SegmentOptimizer):
         torch.autograd.graph.register_multi_grad_hook(outputs, lambda _: optimizer.pre_loss_backward(), mode="any")
-
-
-def check_stepping(factory: object) -> None:
-    """Raise a DniFxError if this cannot be the factory of a `SegmentOptimizer`."""
-    if not callable(factory) or isinstance(factory, torch.optim.Optimizer):
-        raise DniFxError('step="segment" needs optimizer=, a function from parameters to one, such as torch.optim.Adam')
-
-
-def _optimizers(
-    parameters: SegmentParameters, factory: OptimizerFactory, dni: Dni, training: Training
-) -> list[torch.optim.Optimizer]:
-    """The optimizers of one segment: the synthesizers are further groups of the first, or have their own."""
-    made = [_made(factory, parameters.own)] if parameters.own else []
-    synthesizers = parameters.synthesizers
-    if synthesizers and training.optimizer is not None:
-        made.append(_made(training.optimizer, synthesizers))
-    elif synthesizers and made:
-        add_synthesizers(made[0], dni, synthesizers, training)
-    else:
-        for rated in rated_groups(dni, synthesizers, training):
-            made.append(_made(factory, rated.parameters))
-            for group in made[-1].param_groups:
-                group["lr"] *= rated.rate
-    return made
-
-
-def _made(factory: OptimizerFactory, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    optimizer = factory(parameters)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise DniFxError(f'step="segment": optimizer= made a {type(optimizer).__name__}, not a torch optimizer')
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise DniFxError(
-            'LBFGS runs the net again at every step, which step="segment" cannot do: use another optimizer'
-        )
-    taken = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not taken <= {id(p) for p in parameters}:
-        raise DniFxError('step="segment": optimizer= made an optimizer of parameters that it was not given')
-    return optimizer

@@ -153,12 +153,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _kind(net: DecoupledModule) -> dict[str, Any]:
     """The properties that a net must share with the saved one."""
     plan = net.dni.plan
+    steps = {f"dni.{name}.steps" for name in net.dni.crossings}  # a file of an older version has none
+    tensors = {k: v for k, v in net.state_dict().items() if isinstance(v, Tensor) and k not in steps}
     return {
         "model": f"{plan.model}, graph {plan.fingerprint}",
         "cuts": ", ".join(cut.after for cut in plan.cuts),
         "states": [[tensor.input for tensor in state.tensors] for state in plan.states],
         **asdict(net.dni.rewrite),
-        "tensors": {k: (tuple(v.shape), v.dtype) for k, v in net.state_dict().items() if isinstance(v, Tensor)},
+        "tensors": {k: (tuple(v.shape), v.dtype) for k, v in tensors.items()},
         "optimizer": type(net.dni.optimizer).__name__,
     }
 

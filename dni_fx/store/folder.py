@@ -30,6 +30,7 @@ from dni_fx.runtime import (
     retrace,
     rewritten,
     share_state,
+    watch_training,
 )
 from dni_fx.store.saved import import_beside, needs_model, saved_dni
 from dni_fx.store.source import SourceWriter
@@ -171,6 +172,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             average_segments(net)
         net.dni_apply_settings(vars(cls))
     replay_windows(net)
+    watch_training(net)
     _set_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
     return net
 
