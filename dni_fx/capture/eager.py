@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dni_fx.capture.effects import Effect, effects_of_forward
 from dni_fx.capture.places import failing_line
 from dni_fx.capture.runs import Outcome, call, train_step
-from dni_fx.errors import DniFxError, first_line
+from dni_fx.errors import CaptureError, DniFxError, first_line
 from dni_fx.model import Inputs, Snapshot, describe
 from dni_fx.ops import batch_size
 
@@ -29,6 +29,7 @@ class Eager:
 
     Raises:
         DniFxError: If the model does not run on the inputs, or returns no tensor that carries gradient.
+        CaptureError: If forward has an effect that no front end takes.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -36,8 +37,12 @@ class Eager:
         self._effects: list[Effect] = []
         self._after: list[tuple[dict[str, Any], tuple[Any, ...]]] = []  # attributes and generators, after each call
         self.step = train_step(model, model, inputs, self._observed, self._blamed("the backward pass fails"))
+        refused = next((effect for effect in self._effects if effect.remedy), None)
+        if refused is not None:
+            raise CaptureError(f"{refused.text}, {refused.remedy}")
         if not self.step.gradients and any(p.requires_grad for p in model.parameters()):
-            self._refuse_without_gradient()
+            name = type(model).__name__
+            raise DniFxError(f"forward of {name} returns no tensor that carries gradient to a parameter")
         self.whole = {effect.module: effect.text for effect in reversed(self._effects) if effect.module}
         self.no_graph = self._why_no_graph()
         self._after.clear()
@@ -71,12 +76,12 @@ class Eager:
     @contextlib.contextmanager
     def _observed(self, before: Snapshot) -> Iterator[None]:
         """Run forward, and see its effects."""
-        with effects_of_forward(self.model, before.parameters()) as effects:
-            try:
-                with self._blamed("the model does not run on the example inputs"):
-                    yield
-            finally:
-                self._effects += [effect for effect in effects if effect not in self._effects]
+        watching = effects_of_forward(self.model, before.parameters(), self._effects)
+        with watching, self._blamed("the model does not run on the example inputs"):
+            yield
+        for name in before.reshaped_buffers():
+            owner = name.rpartition(".")[0]
+            self._effects.append(Effect(f"forward changes the shape of the buffer {name!r}", owner))
         self._after.append((_attributes(self.model), _generator_states()))
 
     @contextlib.contextmanager
@@ -86,15 +91,9 @@ class Eager:
         except Exception as error:  # user code may raise any error
             place, line = failing_line(error)
             where = f"{place}: {line!r}: " if place else ""
-            differentiates = next((e.text for e in self._effects if e.differentiates), "")
-            why = f" ({differentiates})" if differentiates else ""
+            known = next((f". {e.text}, {e.remedy}" for e in self._effects if e.remedy), "")
             inputs = "; ".join(describe(self.inputs))
-            raise DniFxError(f"{what} ({inputs}): {where}{first_line(error)}{why}") from None
-
-    def _refuse_without_gradient(self) -> None:
-        why = next((f": {e.text}, and returns a result without" for e in self._effects if e.differentiates), "")
-        name = type(self.model).__name__
-        raise DniFxError(f"forward of {name} returns no tensor that carries gradient to a parameter{why}")
+            raise DniFxError(f"{what} ({inputs}): {where}{first_line(error)}{known}") from None
 
     def _why_no_graph(self) -> str:
         (first, _), (second, drawn) = self._after

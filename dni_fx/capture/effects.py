@@ -25,6 +25,14 @@ __all__ = ["Effect", "effects_of_forward", "oldest_node", "on_differentiation"]
 
 Differentiation = Callable[[Sequence[Any], Sequence[Any], bool], None]  # of outputs, to inputs; into `.grad`?
 
+_RETURN_IT = (
+    "and a cut goes backward through a segment, too: return the loss of that backward pass from forward, and add it to "
+    "the loss in the training loop"
+)
+_USE_AUTOGRAD = (
+    "which runs in no context that measures the memory of a segment: use torch.autograd.grad with create_graph=True"
+)
+
 _SETTERS = {  # of a parameter
     Tensor.data.__set__: "writes to the parameter {}",  # type: ignore[attr-defined]
     Tensor.requires_grad.__set__: "sets requires_grad of the parameter {}",  # type: ignore[attr-defined]
@@ -41,28 +49,28 @@ class Effect:
     Attributes:
         text: The line, and what happens there.
         module: The name of the smallest module that contains the effect; empty for the model itself.
-        differentiates: Forward calls `backward`, `torch.autograd.grad` or `torch.func.grad`.
+        remedy: The reason why no front end takes the effect, and the way out; empty if one takes it.
     """
 
     text: str
     module: str
-    differentiates: bool = False
+    remedy: str = ""
 
 
 @contextlib.contextmanager
-def effects_of_forward(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[list[Effect]]:
-    """Collect the effects of the code that runs in this context.
+def effects_of_forward(model: nn.Module, parameters: Mapping[str, Tensor], effects: list[Effect]) -> Iterator[None]:
+    """Add the new effects of the code that runs in this context to `effects`.
 
     Args:
-        parameters: Those of the model, and of other modules that it may write to.
+        parameters: The parameters that forward may write to, by name; also those of modules outside of the model.
     """
-    watch = _Watch(model, parameters)
+    watch = _Watch(model, parameters, effects)
     patched = mock.patch.object(nn.Module, "register_parameter", watch.around(nn.Module.register_parameter))
     entering = hooks.register_module_forward_pre_hook(watch.pre_forward)
     leaving = hooks.register_module_forward_hook(watch.post_forward, always_call=True)
     try:
         with patched, on_differentiation(watch.differentiates), _Functions(watch), _Operators(watch):
-            yield watch.effects
+            yield
     finally:
         entering.remove()
         leaving.remove()
@@ -106,8 +114,8 @@ def _edge(value: Any) -> tuple[Any, int]:
 
 
 class _Watch:
-    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-        self.effects: list[Effect] = []
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], effects: list[Effect]) -> None:
+        self.effects = effects
         self.names = {module: name for name, module in model.named_modules()}
         self.parameters = {id(p): name for name, p in parameters.items()}
         self.storages = {_storage(p): name for name, p in parameters.items()}
@@ -130,11 +138,13 @@ class _Watch:
         return register_parameter
 
     def differentiates(self, outputs: Sequence[Any], inputs: Sequence[Any], accumulate: bool) -> None:
+        oldest = oldest_node(outputs, inputs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            what = "differentiates with torch.func"
+            self.add("differentiates with torch.func", oldest, _USE_AUTOGRAD)
+        elif accumulate:
+            self.add("runs backward() itself", oldest, _RETURN_IT)
         else:
-            what = "runs backward() itself" if accumulate else "calls torch.autograd.grad itself"
-        self.add(what, oldest_node(outputs, inputs))
+            self.add("calls torch.autograd.grad itself", oldest)
 
     def writes(self, tensor: Tensor) -> None:
         name = self.storages.get(_storage(tensor))
@@ -147,14 +157,14 @@ class _Watch:
             self.add(what.format(repr(self.parameters[id(tensor)])))
             self.storages[_storage(tensor)] = self.parameters[id(tensor)]
 
-    def add(self, what: str, oldest: int | None = None) -> None:
+    def add(self, what: str, oldest: int | None = None, remedy: str = "") -> None:
         """Add an effect of the innermost call that started before the autograd node `oldest`."""
         calls = [module for module, start in self.running if oldest is None or start <= oldest]
         module = next((m for m in reversed(calls) if m in self.names), None)
         place, line = current_line()
         cls = type(self.running[-1][0]).__name__ if self.running else "the model"
         text = f"{place}: {line!r}: forward of {cls} {what}"
-        effect = Effect(text, "" if module is None else self.names[module], oldest is not None)
+        effect = Effect(text, "" if module is None else self.names[module], remedy)
         if effect not in self.effects:
             self.effects.append(effect)
 

@@ -14,7 +14,7 @@ from dni_fx.capture.checkpoints import warn_of_lost_checkpoints
 from dni_fx.capture.eager import Eager
 from dni_fx.capture.verify import verify
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, first_line
-from dni_fx.graph import dataflow
+from dni_fx.graph import dataflow, record_of
 from dni_fx.model import Inputs, preserved
 from dni_fx.partition import find_positions
 from dni_fx.passes.unbind_unpacked import UnbindUnpacked
@@ -123,10 +123,7 @@ def _capture_by(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None
     if name != "modules":
         _annotate_and_verify(net, inputs, eager)
     elif in_depth and _why_uncuttable(net):  # "modules" runs the model itself, and has annotated its record
-        raise NoLegalCutError(
-            "no submodule ends where its outputs are the only values that carry gradient on: give a part of forward, "
-            "such as a block with its skip connection, a module of its own"
-        )
+        raise NoLegalCutError(_why_no_cut(net))
     return net
 
 
@@ -135,12 +132,23 @@ def _captured(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None) 
         return capture_by_modules(model, inputs)
     whole = {} if eager is None else eager.whole
     if eager is not None and eager.no_graph:
-        raise CaptureError(f"{eager.no_graph}; the front end modules takes it")
+        raise CaptureError(f"{eager.no_graph}; the front end modules makes no graph")
     if name == "fx":
         return capture_by_fx(model, inputs, whole)
     if whole:
         raise CaptureError(f"{next(iter(whole.values()))}, which torch.export does not repeat")
     return capture_by_export(model, inputs)
+
+
+def _why_no_cut(net: DecoupledModule) -> str:
+    """The reason why the front end modules finds no legal cut, and the remedy."""
+    within = next((o for n in net.graph.nodes if "differentiates" in (o := record_of(n).obstacle)), "")
+    if within:
+        return f"no submodule ends at a place that can be cut: {within}, and a cut there changes the result"
+    return (
+        "no submodule ends where its outputs are the only values that carry gradient on: give a part of forward, "
+        "such as a block with its skip connection, a module of its own"
+    )
 
 
 def _annotate_and_verify(net: DecoupledModule, inputs: Inputs, eager: Eager | None) -> None:

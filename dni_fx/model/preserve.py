@@ -64,10 +64,13 @@ def preserved(model: nn.Module, *others: nn.Module) -> Iterator[Snapshot]:
     before = Snapshot(*modules)
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     python, numpy = random.getstate(), _numpy_random()
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     try:
         with torch.random.fork_rng(devices=devices):
             yield before
     finally:
+        # torch.export leaves a `torch.func` transform open if the transform fails.
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
         failed = before.restore()
         classes = {cls for m in before.modules for cls in type(m).__mro__ if _package(cls) not in LIBRARIES}
         files = {sys.modules[cls.__module__] for cls in classes if cls.__module__ in sys.modules}

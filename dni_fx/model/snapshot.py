@@ -44,6 +44,7 @@ class Snapshot:
         for root in roots:
             self._walk([*root.named_parameters(), *root.named_buffers(), ("", root)])
             if root is self._first:
+                self._buffer_shapes = {name: b.shape for name, b in root.named_buffers()}
                 buffers = {id(b) for b in root.buffers()}
                 self._compared = [key for key in self._tensors if key not in buffers]
 
@@ -69,6 +70,11 @@ class Snapshot:
         """The parameters that can be reached from the first module, by name."""
         found = [self._tensors[key] for key in self._compared]
         return {saved.name: saved.tensor for saved in found if isinstance(saved.tensor, nn.Parameter)}
+
+    def reshaped_buffers(self) -> list[str]:
+        """The names of the buffers of the first module that have another shape than before."""
+        now = self._first.named_buffers()
+        return [name for name, b in now if b.shape != self._buffer_shapes.get(name, b.shape)]
 
     def changed(self) -> dict[str, Tensor]:
         """Copies of the tensors of the first module that have changed, without its buffers.
