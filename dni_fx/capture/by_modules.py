@@ -215,19 +215,23 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, writt
         else:
             last = tuple(_element(graph, node, call, i) for i in call.carrying) or (node,)
             outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.carrying, strict=False)}
-        if call.in_checkpoint:
-            record_of(last[-1]).obstacle = (
-                "it lies in a checkpointed block, which the front end modules cannot cut: let the block's own forward "
-                "call checkpoint"
-            )
-        elif call.bypassed:
-            record_of(
-                last[-1]
-            ).obstacle = "another value that carries gradient bypasses it, which the front end modules cannot cut"
-        elif call.differentiated:
-            record_of(last[-1]).obstacle = f"forward itself differentiates through it ({call.differentiated})"
+        record_of(last[-1]).obstacle = _obstacle(call)
     set_record(graph.output(last), NodeRecord(parameters=tuple(names[i] for i in used[-1] if i in names)))
     return make_module(model, graph, HookedCapture(model, outputs=outputs, written=written), HookedModule)
+
+
+def _obstacle(call: _Call) -> str:
+    """The reason why no cut may be after a call; empty if one may."""
+    if call.in_checkpoint:
+        return (
+            "it lies in a checkpointed block, which the front end modules cannot cut: let the block's own forward "
+            "call checkpoint"
+        )
+    if call.differentiated:
+        return f"forward itself differentiates through it ({call.differentiated})"
+    if call.bypassed:
+        return "another value that carries gradient bypasses it, which the front end modules cannot cut"
+    return ""
 
 
 def _node_record(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[int]) -> NodeRecord:

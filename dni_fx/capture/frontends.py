@@ -132,7 +132,7 @@ def _captured(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None) 
         return capture_by_modules(model, inputs)
     whole = {} if eager is None else eager.whole
     if eager is not None and eager.no_graph:
-        raise CaptureError(f"{eager.no_graph}; the front end modules makes no graph")
+        raise CaptureError(f"{eager.no_graph}; frontend='modules' makes no graph")
     if name == "fx":
         return capture_by_fx(model, inputs, whole)
     if whole:
