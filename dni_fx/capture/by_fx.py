@@ -2,25 +2,40 @@
 
 import copy
 import inspect
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx import ops
 from dni_fx.capture.checkpoints import on_checkpoint
-from dni_fx.errors import OURS, CaptureError, first_line
-from dni_fx.model import Captured, Inputs, preserved
+from dni_fx.capture.places import failing_line
+from dni_fx.errors import CaptureError, first_line
+from dni_fx.model import Captured, Inputs, Snapshot, preserved
 from dni_fx.runtime import DecoupledModule, make_module
 
 __all__ = ["capture_by_fx"]
 
 _MAX_LEAVES = 200  # modules that may become leaves because tracing failed inside them
+
+
+class _StandIn(fx.Proxy):
+    """Stands for a value. fx itself loses every assignment to an attribute of a stand-in."""
+
+    def __getattr__(self, k: str) -> fx.proxy.Attribute:
+        return _StandInAttribute(self, k)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            raise CaptureError(f"forward assigns {name!r} of a tensor, which a trace would lose")
+        super().__setattr__(name, value)
+
+
+class _StandInAttribute(fx.proxy.Attribute, _StandIn):
+    """Stands for an attribute of a value."""
 
 
 class LeafTracer(fx.Tracer):
@@ -52,6 +67,9 @@ class LeafTracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.entered.pop()
         return result
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _StandIn(node, self)
 
     def keep_whole(self) -> None:
         """Make the module that is being traced a leaf, since it calls activation checkpointing.
@@ -118,10 +136,10 @@ def reads_training(function: Callable[..., Any]) -> bool:
     return code is not None and names(code)
 
 
-def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
+def capture_by_fx(model: nn.Module, inputs: Inputs, whole: Iterable[str] = ()) -> DecoupledModule:
     """Trace a model into a module on the model's own parameters and buffers.
 
-    If tracing fails inside a submodule, the submodule becomes a leaf and the model is traced again.
+    The modules named in `whole` are leaves. If tracing fails inside another, it becomes a leaf, in a new trace.
 
     Raises:
         CaptureError: If the model's own forward cannot be traced.
@@ -131,12 +149,17 @@ def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
             f"{_place(type(model).forward)}: forward of {type(model).__name__} reads self.training, which a trace "
             "would fix for ever; move that part into a submodule, which is then kept whole"
         )
-    leaves: set[str] = set()
+    leaves = set(whole)
     while True:
         tracer = LeafTracer(inputs, leaves)
         try:
-            with preserved(model), on_checkpoint(tracer.keep_whole), fx.traceback.preserve_node_meta():
+            with (
+                preserved(model) as before,
+                on_checkpoint(tracer.keep_whole),
+                fx.traceback.preserve_node_meta(),
+            ):
                 graph = tracer.trace(model)
+                _check_unchanged(before)
                 graph._tracer_cls = None  # so that pickling traces the generated code again with the default tracer
                 return make_module(model, graph, Captured(model, tracer.lost_checkpoints), DecoupledModule)
         except Exception as error:  # user code may raise any error when it meets a proxy
@@ -149,7 +172,8 @@ def _retry(model: nn.Module, tracer: LeafTracer, leaves: set[str], error: Except
     if failed and failed not in leaves and len(leaves) < _MAX_LEAVES:
         leaves.add(failed)
         return
-    place, line = _failing_line(error)
+    place, line = failing_line(error)
+    place, line = place or "forward", line or type(error).__name__
     reason = first_line(error)
     raise CaptureError(
         f"cannot trace {type(model).__name__}: {place}: {line!r}: {reason}. Move the part that depends on values, or "
@@ -157,13 +181,11 @@ def _retry(model: nn.Module, tracer: LeafTracer, leaves: set[str], error: Except
     ) from None
 
 
-def _failing_line(error: Exception) -> tuple[str, str]:
-    """The place and text of the innermost line of user code in the traceback."""
-    skip = (str(Path(torch.__file__).parent), OURS)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skip)]
-    if not frames:
-        return "forward", type(error).__name__
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}", (frames[-1].line or "").strip()
+def _check_unchanged(before: Snapshot) -> None:
+    """Raise a CaptureError if the trace ran a write to a parameter: the graph does not hold the write."""
+    changed = next(iter(before.changed()), "")
+    if changed:
+        raise CaptureError(f"forward writes to {changed!r}, which a trace does not hold")
 
 
 def _place(function: Callable[..., Any]) -> str:

@@ -9,6 +9,7 @@ from dni_fx.model.inputs import Axis, Inputs, describe, tensors_in, to_inputs
 from dni_fx.model.loading import errors_of, load_target
 from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
+from dni_fx.model.snapshot import Snapshot
 from dni_fx.model.specs import inputs_like, parse_specs
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Captured",
     "Inputs",
     "Path",
+    "Snapshot",
     "by_name",
     "by_path",
     "canonical",

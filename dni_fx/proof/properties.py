@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from dni_fx.errors import SourceError
 from dni_fx.graph import record_of
@@ -28,10 +29,17 @@ def _eval_outputs(subject: Subject) -> tuple[bool, str]:
     """In eval mode, net and model give the same outputs."""
     found = []
     for module in (subject.net, subject.model):
-        with preserved(module), torch.no_grad():
-            seed(SEED)
-            found.append(named(outputs_of(module.eval(), subject.inputs)))
+        try:
+            found.append(_outputs_in_eval_mode(module, subject, with_grad=False))
+        except RuntimeError:  # forward may call torch.autograd.grad
+            found.append(_outputs_in_eval_mode(module, subject, with_grad=True))
     return close(*found)
+
+
+def _outputs_in_eval_mode(module: nn.Module, subject: Subject, *, with_grad: bool) -> dict[str, Tensor]:
+    with preserved(module), torch.set_grad_enabled(with_grad):
+        seed(SEED)
+        return named(outputs_of(module.eval(), subject.inputs))
 
 
 def _train_step(subject: Subject) -> tuple[bool, str]:

@@ -184,6 +184,7 @@ def call_original(net: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
     original.training = net.training
     result = original(*args, **kwargs)
     net._buffers.update(original._buffers)  # forward may have assigned new tensors
+    net._parameters.update(original._parameters)
     return result
 
 

@@ -227,4 +227,6 @@ def _set_weights(net: nn.Module, stored: dict[str, Tensor], path: Path, *, keep_
                 f"{path}: {name} has shape {list(stored[name].shape)}, the model needs {list(tensor.shape)}"
             )
     for name, tensor in wanted.items():
-        tensor.data = stored[name].to(tensor if keep_dtype else tensor.device)
+        value = stored[name].to(tensor if keep_dtype else tensor.device)
+        # The memory of safetensors has a fixed size, and forward may resize a buffer.
+        tensor.data = value if isinstance(tensor, nn.Parameter) else value.clone()
