@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx import ops
+from dni_fx.capture.attributes import recorded_reads
 from dni_fx.capture.checkpoints import on_checkpoint
 from dni_fx.errors import OURS, CaptureError, first_line
-from dni_fx.model import Captured, Inputs, preserved
+from dni_fx.model import Captured, Inputs, Reads, preserved
 from dni_fx.runtime import DecoupledModule, make_module
 
 __all__ = ["capture_by_fx"]
@@ -136,9 +137,12 @@ def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
         tracer = LeafTracer(inputs, leaves)
         try:
             with preserved(model), on_checkpoint(tracer.keep_whole), fx.traceback.preserve_node_meta():
-                graph = tracer.trace(model)
+                with recorded_reads(model) as reads:
+                    graph = tracer.trace(model)
                 graph._tracer_cls = None  # so that pickling traces the generated code again with the default tracer
-                return make_module(model, graph, Captured(model, tracer.lost_checkpoints), DecoupledModule)
+                fixed = Reads([read for read in reads if not read.is_mode])  # `verify` compares both modes
+                captured = Captured(model, tracer.lost_checkpoints, fixed)
+                return make_module(model, graph, captured, DecoupledModule)
         except Exception as error:  # user code may raise any error when it meets a proxy
             _retry(model, tracer, leaves, error)
 

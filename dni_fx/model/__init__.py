@@ -9,12 +9,16 @@ from dni_fx.model.inputs import Inputs, describe, tensors_in, to_inputs
 from dni_fx.model.loading import errors_of, load_target
 from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
+from dni_fx.model.reads import MODE, Read, Reads, text_of, value_of
 from dni_fx.model.specs import inputs_like, parse_specs
 
 __all__ = [
+    "MODE",
     "Captured",
     "Inputs",
     "Path",
+    "Read",
+    "Reads",
     "by_name",
     "by_path",
     "canonical",
@@ -28,7 +32,9 @@ __all__ = [
     "probe",
     "seed",
     "tensors_in",
+    "text_of",
     "to_inputs",
+    "value_of",
     "with_arguments",
     "with_leaves",
 ]

@@ -3,13 +3,14 @@
 In: a plan and a captured graph. Out: modules that train.
 """
 
+from dni_fx.runtime.attributes import share_state
 from dni_fx.runtime.averaging import average_segments
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni, build_dni
 from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
 from dni_fx.runtime.metrics import log_metrics
-from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten, share_state
+from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten
 from dni_fx.runtime.outputs import ReturnedIndex, ReturnedValue
 from dni_fx.runtime.parameter_groups import attach_synthesizers
 from dni_fx.runtime.parameters import hold_parameters

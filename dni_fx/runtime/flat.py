@@ -14,7 +14,7 @@ from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError, SourceError
-from dni_fx.model import Captured, Inputs, Path, by_name, by_path, canonical
+from dni_fx.model import MODE, Captured, Inputs, Path, Read, Reads, by_name, by_path, canonical
 from dni_fx.runtime.module import DecoupledModule, call_original, has_attribute
 from dni_fx.runtime.outputs import Result, result_of_graph
 
@@ -142,7 +142,7 @@ class FlatCapture(Captured):
     Attributes:
         calling: The calling convention: from the model's arguments to the graph's tensors, and back for the result.
         modes: Whether a module was captured in train mode, by name; a module without an entry was.
-        watched: Name, module and captured mode of every submodule: the graph holds for these modes alone.
+        watched: Name, module and captured mode of submodules: the graph holds for these modes alone.
         autocast: The graph enters autocast blocks.
     """
 
@@ -152,17 +152,35 @@ class FlatCapture(Captured):
     autocast: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, graph: fx.Graph, calling: Calling, modes: Mapping[str, bool]) -> "FlatCapture":
-        """The facts about `model`; the other arguments are attributes of the class, or determine them."""
-        watched = tuple((name, module, modes.get(name, True)) for name, module in model.named_modules() if name)
+    def of(
+        cls,
+        model: nn.Module,
+        graph: fx.Graph,
+        calling: Calling,
+        modes: Mapping[str, bool],
+        reads: Sequence[Read] | None = None,
+    ) -> "FlatCapture":
+        """The facts about `model`; the other arguments are attributes of the class, or determine them.
+
+        Args:
+            reads: What the model's code read, modes included; None: not known, so that every mode is watched.
+        """
+        read_modes = None if reads is None else {read.module for read in reads if read.is_mode}
+        watched = tuple(
+            (name, module, modes.get(name, True))
+            for name, module in model.named_modules()
+            if name and (read_modes is None or name in read_modes)
+        )
         autocast = any(node.target is torch.amp.autocast_mode._enter_autocast for node in graph.nodes)
-        return cls(model, calling=calling, modes=dict(modes), watched=watched, autocast=autocast)
+        values = Reads([read for read in reads or () if not read.is_mode])
+        return cls(model, reads=values, calling=calling, modes=dict(modes), watched=watched, autocast=autocast)
 
 
 class FlatModule(DecoupledModule):
     """Has the arguments and results of the model, and runs a flat graph. In eval mode it runs the original model."""
 
     dni_captured: FlatCapture = FlatCapture()
+    dni_runs_graph_in_eval = False
     dni_keeps_key_order = True
     dni_run_graph: Callable[..., Any]  # forward as fx writes it, from the graph's tensors to its results
 
@@ -187,12 +205,17 @@ class FlatModule(DecoupledModule):
         for name in constants:
             if not isinstance(getattr(self, name), Tensor):
                 raise SourceError(f"the graph holds {name}, which cannot be written as source: train it without saving")
-        modes = dict(self.dni_captured.modes)
-        return {"dni_calling": self.dni_calling.to_text(), "dni_modes": modes, "dni_constants": tuple(constants)}
+        captured = self.dni_captured
+        settings = {"dni_calling": self.dni_calling.to_text(), "dni_modes": dict(captured.modes)}
+        watched = tuple(name for name, _, _ in captured.watched)
+        return super().dni_settings() | settings | {"dni_constants": tuple(constants), "dni_watched": watched}
 
     def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
         calling = Calling.from_text(settings["dni_calling"])
-        self.dni_captured = FlatCapture.of(self.dni_original, self.graph, calling, settings["dni_modes"])
+        watched = [Read(name, MODE, "") for name in settings["dni_watched"]] if "dni_watched" in settings else None
+        super().dni_apply_settings(settings)
+        reads = None if watched is None else [*self.dni_captured.reads, *watched]
+        self.dni_captured = FlatCapture.of(self.dni_original, self.graph, calling, settings["dni_modes"], reads)
 
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
         return list(self.dni_calling.flatten(self.dni_original.forward, inputs.args, inputs.kwargs))
