@@ -16,7 +16,7 @@ from dni_fx import ops
 from dni_fx.capture.attributes import recorded_reads
 from dni_fx.capture.checkpoints import on_checkpoint
 from dni_fx.errors import OURS, CaptureError, first_line
-from dni_fx.model import Captured, Inputs, Reads, preserved
+from dni_fx.model import Captured, Inputs, Reads, by_path, preserved, shown
 from dni_fx.runtime import DecoupledModule, make_module
 
 __all__ = ["capture_by_fx"]
@@ -36,6 +36,7 @@ class LeafTracer(fx.Tracer):
         self.leaves = leaves
         self.entered: list[str] = []
         self.lost_checkpoints = False
+        self.forms: dict[str, tuple[tuple[int | str, ...], ...] | None] = {}  # `Captured.forms`
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -99,9 +100,12 @@ class LeafTracer(fx.Tracer):
         if not has_tensors:
             try:
                 self.create_arg(value)
-            except NotImplementedError:
-                return value  # a graph cannot hold this value: the argument leaves the signature
+            except NotImplementedError:  # a graph cannot hold this value
+                if value is not default:
+                    raise CaptureError(f"argument {name!r} is {shown(value)}, which no graph holds") from None
+                return value  # the argument leaves the signature
             default, has_default = value, True
+        self.forms[name] = tuple(by_path(value)) if has_tensors else None
         proxy = self.create_proxy("placeholder", name, (default,) if has_default else (), {})
         if has_tensors:
             return proxy
@@ -141,7 +145,7 @@ def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
                     graph = tracer.trace(model)
                 graph._tracer_cls = None  # so that pickling traces the generated code again with the default tracer
                 fixed = Reads([read for read in reads if not read.is_mode])  # `verify` compares both modes
-                captured = Captured(model, tracer.lost_checkpoints, fixed)
+                captured = Captured(model, tracer.lost_checkpoints, fixed, tracer.forms)
                 return make_module(model, graph, captured, DecoupledModule)
         except Exception as error:  # user code may raise any error when it meets a proxy
             _retry(model, tracer, leaves, error)

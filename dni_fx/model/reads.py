@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -184,42 +185,52 @@ def _shown(value: object) -> str:
 
 
 class _Seen:
-    """The objects on the ways to all values, as they were when the values were last compared."""
+    """The values of all reads, and the objects on the ways to them, as they were when last compared."""
 
     def __init__(self, model: nn.Module, reads: Sequence[Read]) -> None:
         self.model = model
-        attributes: dict[tuple[int, Any], tuple[Any, str, Any]] = {}
-        items: dict[tuple[int, Any], tuple[Mapping[Any, Any], Any, Any]] = {}
         self.copies: list[tuple[Any, Any]] = []  # of lists and dicts, which may change while they stay the same objects
+        self.objects: dict[tuple[int, Any], tuple[Any, _Step, Any]] = {}  # owner, step, and the object there
+        plain: dict[int, tuple[Mapping[Any, Any], dict[Any, Any]]] = {}  # a namespace, and its values that were read
         for read in reads:
             owner: Any = model.get_submodule(read.module) if _has(model, read.module) else _MISSING
             for step in read.steps:
                 value = _next(owner, step)
-                kind, name = step
-                if kind == "attribute" and value is not _MISSING:
-                    attributes[id(owner), name] = owner, name, value
-                elif kind == "attribute" and hasattr(owner, "__dict__"):  # getattr would be slow
-                    items[id(vars(owner)), name] = vars(owner), name, _MISSING
-                elif kind == "item" and isinstance(owner, Mapping):
-                    items[id(owner), name] = owner, name, value
+                names = _names(owner, step)
+                if step is read.steps[-1] and names is not None and value is not _MISSING:
+                    plain.setdefault(id(names), (names, {}))[1][step[1]] = value
+                else:
+                    self.objects[id(owner), step] = owner, step, value
                 owner = value
-                if owner is _MISSING:
-                    break
             if isinstance(owner, list | dict | set):
                 self.copies.append((owner, copy.deepcopy(owner)))
-        self.attributes, self.items = list(attributes.values()), list(items.values())
+        self.plain = [(names, itemgetter(*held), itemgetter(*held)(held)) for names, held in plain.values()]
 
     def holds(self, model: nn.Module) -> bool:
-        """Whether each object is still in its place; a list or dict with an equal content."""
+        """Whether each object is still in its place, each value equal, and each list or dict of equal content."""
         if model is not self.model:
             return False
-        for owner, name, value in self.attributes:
-            if getattr(owner, name, _MISSING) is not value:
-                return False
-        for mapping, key, value in self.items:
-            if mapping.get(key, _MISSING) is not value:
+        try:
+            for names, get, values in self.plain:
+                if get(names) != values:
+                    return False
+        except LookupError:
+            return False
+        for owner, (kind, key), value in self.objects.values():
+            names = _names(owner, (kind, key)) if value is _MISSING else None
+            now = names.get(key, _MISSING) if names is not None else _next(owner, (kind, key))
+            if now is not value:
                 return False
         return all(value == content for value, content in self.copies)
+
+
+def _names(owner: Any, step: _Step) -> Mapping[Any, Any] | None:
+    """The namespace in which a step looks first: a dict, or the attributes of an object; None if there is none."""
+    kind, key = step
+    if kind == "item":
+        return owner if isinstance(owner, dict) else None
+    names: dict[str, Any] | None = getattr(owner, "__dict__", None)
+    return names if kind == "attribute" and names is not None and (key in names or not hasattr(owner, key)) else None
 
 
 def _has(model: nn.Module, path: str) -> bool:

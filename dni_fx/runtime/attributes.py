@@ -8,9 +8,11 @@ from torch import Tensor, fx, nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.model import Captured, Read
+from dni_fx.runtime.arguments import check_tensors, form_error
 
-__all__ = ["LinkedModule", "share_state"]
+__all__ = ["LinkedModule", "linked", "share_state"]
 
+_KINDS = ("_parameters", "_buffers", "_modules")
 _OWN = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))  # attributes that fx gives to its modules
 
 
@@ -23,12 +25,19 @@ class LinkedModule(fx.GraphModule):
     dni_captured: Captured = Captured()
     dni_runs_graph = True  # False: forward runs the original model, and the graph is a record of its calls
     dni_runs_graph_in_eval = True  # False: in eval mode, forward runs the original model
-    dni_linked: Mapping[str, object]  # the model's own tensors and children, as they were when last compared
+    dni_linked: Mapping[str, object] | None = None  # the model's own tensors and children, as last seen
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            self.dni_follow_original()
-        return super().__call__(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        self.dni_follow_original()
+        forms = self.dni_captured.forms
+        check_tensors(forms, args, kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except Exception as error:  # operators raise errors of any type on arguments of another form
+            other = form_error(forms, self.dni_captured.original, args, kwargs)
+            raise (other or error) from error.__cause__
 
     def dni_follow_original(self) -> None:
         """Take over what the model has got since the last call, and check that its graph holds.
@@ -43,7 +52,7 @@ class LinkedModule(fx.GraphModule):
             subject = self if captured.original is None else captured.original
             changed = captured.reads.changed(subject, complete=captured.original is not None)
             if changed is not None:
-                raise DniFxError(_other_value(*changed))
+                raise DniFxError(_other_value(subject, *changed))
 
     def dni_share_with_original(self) -> nn.Module:
         """The model, after it has got the parameters, buffers, children and mode of this net."""
@@ -52,7 +61,7 @@ class LinkedModule(fx.GraphModule):
         _take_over(self, original)
         share_state(self, original, without="dni")
         original.training = self.training
-        self.dni_linked = _linked(original)
+        self.dni_linked = linked(original)
         return original
 
     def __getattr__(self, name: str) -> Any:
@@ -78,7 +87,8 @@ class LinkedModule(fx.GraphModule):
         is_registered = isinstance(value, nn.Parameter | nn.Module)
         if is_registered or self.dni_holds(name) or (name.startswith("_") and not is_plain):
             super().__setattr__(name, value)
-            if not (is_plain and isinstance(value, Tensor | nn.Module)):  # else both have the attribute
+            is_shared = is_plain or any(name in getattr(original, kind) for kind in _KINDS)
+            if not (is_shared and isinstance(value, Tensor | nn.Module)):
                 return
         setattr(original, name, value)
 
@@ -91,24 +101,26 @@ class LinkedModule(fx.GraphModule):
 
     def dni_holds(self, name: str) -> bool:
         """Whether the net itself has an attribute, not only the model."""
-        held = (self.__dict__, self._parameters, self._buffers, self._modules)
+        held = (self.__dict__, *(getattr(self, kind) for kind in _KINDS))
         return any(name in names for names in held) or hasattr(type(self), name)
 
 
-def _other_value(read: Read, now: str) -> str:
+def _other_value(subject: nn.Module, read: Read, now: str) -> str:
     was = f"was {read.text}" if read.text else "was not set"
-    is_number = read.text[:1] in set("0123456789-") and not read.is_global
-    buffer = f"make {read} a buffer or a tensor argument of forward, " if is_number else ""
+    buffer = ""
+    if not read.is_global and len(read.steps) == 1 and "." in read.text and read.text[0] in "0123456789-":
+        own_class = not type(subject.get_submodule(read.module)).__module__.startswith("torch.")
+        buffer = f"make {read} a buffer, " if own_class else ""
     return (
         f"{read} {was} when the model was captured and is {now or 'not set'} now, but the graph holds for the captured "
         f'value only: {buffer}use frontend="modules", which runs the model itself, or transform the model again'
     )
 
 
-def _linked(original: nn.Module) -> dict[str, object]:
+def linked(original: nn.Module) -> dict[str, object]:
     """The parameters, buffers, children and plain tensors of a model itself, by name."""
     tensors = {name: value for name, value in vars(original).items() if isinstance(value, Tensor)}
-    return {**tensors, **original._parameters, **original._buffers, **original._modules}
+    return {**original._parameters, **original._buffers, **original._modules, **tensors}
 
 
 def _take_over(net: LinkedModule, original: nn.Module) -> None:
@@ -117,11 +129,8 @@ def _take_over(net: LinkedModule, original: nn.Module) -> None:
     Raises:
         DniFxError: If a parameter or child of the net was replaced, which the segments hold.
     """
-    now = _linked(original)
-    seen = net.__dict__.get("dni_linked")
-    if seen is None:
-        net.dni_linked = now
-        return
+    now = linked(original)
+    seen = now if net.dni_linked is None else net.dni_linked
     if all(seen.get(name) is value for name, value in now.items()):
         return
     for name, value in now.items():
@@ -133,7 +142,7 @@ def _take_over(net: LinkedModule, original: nn.Module) -> None:
         if kept.get(name) is not None:
             raise DniFxError(f"{name} of the model was replaced after the rewrite: transform the model again")
         if name in net._buffers:
-            net._buffers[name] = value.detach() if isinstance(value, Tensor) else None
+            net._buffers[name] = value if isinstance(value, Tensor) else None
         elif name in original._buffers:
             net.register_buffer(
                 name, original._buffers[name], persistent=name not in original._non_persistent_buffers_set
@@ -149,9 +158,10 @@ def share_state(source: nn.Module, destination: nn.Module, *, without: str = "")
     Args:
         without: The name of a child that is left out.
     """
-    for kind in ("_parameters", "_buffers", "_modules"):
+    for kind in _KINDS:
         held = getattr(destination, kind)
-        wanted = {name: value for name, value in getattr(source, kind).items() if name != without}
+        names = [name for name in getattr(source, kind) if name != without and name not in vars(destination)]
+        wanted = {name: getattr(source, kind)[name] for name in names}
         # Write only if something has changed, so that several threads can run the same model in eval mode.
         if list(held) != list(wanted) or any(held[name] is not wanted[name] for name in wanted):
             held.clear()

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from dni_fx.errors import DniFxError
 from dni_fx.model import Captured, Inputs, Path, Read, Reads, by_path
 from dni_fx.passes.remove_dni import RemoveDni
-from dni_fx.runtime.attributes import LinkedModule, share_state
+from dni_fx.runtime.attributes import LinkedModule, linked, share_state
 from dni_fx.runtime.dni import Dni
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
@@ -59,12 +59,12 @@ class DecoupledModule(LinkedModule):
             SourceError: If the graph reads a value that has no text form.
         """
         reads = tuple((read.module, read.steps, read.text) for read in self.dni_captured.reads if read.has_text_form)
-        return {"dni_reads": reads}
+        return {"dni_reads": reads, "dni_forms": dict(self.dni_captured.forms)}
 
     def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Restore the facts of the capture from a result of `dni_settings`; folders of older versions have no reads."""
+        """Restore the facts of the capture from a result of `dni_settings`; folders of older versions lack some."""
         reads = Reads([Read(*read) for read in settings.get("dni_reads", ())])
-        self.dni_captured = replace(self.dni_captured, reads=reads)
+        self.dni_captured = replace(self.dni_captured, reads=reads, forms=settings.get("dni_forms", {}))
 
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
         """The values of the placeholders, in order: the arguments of `fx.Interpreter.run`."""
@@ -212,6 +212,7 @@ def make_module(
     net.training = model.training
     net.recompile()
     net.dni_captured = captured
+    net.dni_linked = None if captured.original is None else linked(captured.original)
     return net
 
 
