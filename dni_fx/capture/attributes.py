@@ -16,7 +16,7 @@ from torch import nn
 from torch._dynamo.callback import callback_handler
 
 from dni_fx.capture.global_names import attribute_names, read_globals
-from dni_fx.model import Read, text_of, value_of
+from dni_fx.model import Read, tensors_in, text_of, value_of
 
 __all__ = ["recorded_reads"]
 
@@ -87,12 +87,12 @@ class _Recorder:
     def _stop(self) -> None:
         for patch in reversed(self.patches.values()):
             if not self.is_paused:
-                patch.stop()
+                patch.__exit__(None, None, None)
         self.is_paused = True
 
     def _start(self, _args: object) -> None:
         for patch in self.patches.values():
-            patch.start()
+            patch.__enter__()
         self.is_paused = False
 
     def _watch(self, cls: type) -> None:
@@ -110,10 +110,19 @@ class _Recorder:
                 value = fallback(owner, name)
             return value if name.startswith("__") else self._note(owner, name, value)
 
-        patch = mock.patch.object(cls, "__getattribute__", getattribute)
+        def getitem(owner: Any, key: Any) -> Any:
+            value = original_getitem(owner, key)
+            place = self.places.get(id(owner))
+            return value if place is None else self.keep((place[0], (*place[1], ("item", key))), value)
+
+        functions = {"__getattribute__": getattribute}
+        if issubclass(cls, dict):
+            original_getitem: Any = cls.__getitem__
+            functions["__getitem__"] = getitem
+        patch = mock.patch.multiple(cls, **functions)
         with contextlib.suppress(TypeError, AttributeError):  # some classes take no new attributes
             if not self.is_paused:
-                patch.start()
+                patch.__enter__()
             self.patches[cls] = patch
 
     def _note(self, owner: Any, name: str, value: Any) -> Any:
@@ -126,6 +135,11 @@ class _Recorder:
                 self._read_code(owner, value.__func__)
             if name in _OWN:
                 return value
+        if isinstance(owner, dict) and hasattr(dict, name):  # items, get and so on: all entries count as read
+            text = text_of(owner)
+            if text is not None:
+                self.reads.setdefault(place, text)
+            return value
         if name not in getattr(owner, "__dict__", ()):
             held = next((vars(cls)[name] for cls in type(owner).__mro__ if name in vars(cls)), None)
             if hasattr(type(held), "__get__") and not isinstance(held, MemberDescriptorType):
@@ -149,29 +163,31 @@ class _Recorder:
         """Record a value by its place; return the value, or the watched copy of a dict."""
         if id(value) in self.copies:
             return self.copies[id(value)][1]
-        if type(value) is dict or type(value) is _Namespace:
+        if type(value) is _Namespace or (type(value) is dict and not tensors_in(value)):
             copy = _Items(self, place, value) if type(value) is dict else _WatchedNamespace(**vars(value))
             self.copies[id(value)] = value, copy
             self._add(place, copy)
             return copy
-        text = text_of(value)
+        text = None if isinstance(value, dict) and self._add(place, value) else text_of(value)
         if text is not None:
             self.reads.setdefault(place, text)
         else:
             self._add(place, value)
         return value
 
-    def _add(self, place: _Place, value: Any) -> None:
-        """Give an object a place, and watch its class, if it may be a config."""
+    def _add(self, place: _Place, value: Any) -> bool:
+        """Give an object a place, and watch its class, if it may be a config; return whether it is watched."""
         cls = type(value)
-        is_config = cls.__flags__ & _HEAP_TYPE and not cls.__flags__ & _IMMUTABLE
+        is_fixed = not cls.__flags__ & _HEAP_TYPE or bool(cls.__flags__ & _IMMUTABLE)
         known = cls is not _WatchedNamespace and cls.__module__.split(".")[0] in _LIBRARIES
-        if id(value) in self.places or isinstance(value, nn.Module) or not is_config or known:
-            return
-        self.places[id(value)] = place
-        self.objects.append(value)
-        if cls not in self.patches:
-            self._watch(cls)
+        if isinstance(value, nn.Module) or is_fixed or known:
+            return False
+        if id(value) not in self.places:
+            self.places[id(value)] = place
+            self.objects.append(value)
+            if cls not in self.patches:
+                self._watch(cls)
+        return True
 
     def _read_code(self, module: nn.Module, function: Callable[..., Any]) -> None:
         """Record the global variables that a function of a module reads."""

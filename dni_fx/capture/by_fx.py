@@ -104,7 +104,7 @@ class LeafTracer(fx.Tracer):
                 if value is not default:
                     raise CaptureError(f"argument {name!r} is {shown(value)}, which no graph holds") from None
                 return value  # the argument leaves the signature
-            default, has_default = value, True
+            default, has_default = (default if has_default else value), True
         self.forms[name] = tuple(by_path(value)) if has_tensors else None
         proxy = self.create_proxy("placeholder", name, (default,) if has_default else (), {})
         if has_tensors:

@@ -94,7 +94,7 @@ def _text(value: Any, left: list[int]) -> str | None:
     if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
         return str(value)
     if isinstance(value, dict):
-        pairs = [(_text(k, left), _text(v, left)) for k, v in value.items()]
+        pairs = [(_text(k, left), _text(v, left)) for k, v in dict.items(value)]
         return None if any(None in pair for pair in pairs) else f"{{{', '.join(f'{k}: {v}' for k, v in pairs)}}}"
     if isinstance(value, list | tuple | set | frozenset):
         texts = [_text(v, left) for v in value]
@@ -214,7 +214,7 @@ class _Seen:
             for names, get, values in self.plain:
                 if get(names) != values:
                     return False
-        except LookupError:
+        except (LookupError, ValueError, RuntimeError, TypeError):  # a value is gone, or is an array now
             return False
         for owner, (kind, key), value in self.objects.values():
             names = _names(owner, (kind, key)) if value is _MISSING else None
