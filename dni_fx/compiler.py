@@ -33,7 +33,6 @@ from dni_fx.runtime import (
     not_rewritten,
     plain,
     replay_windows,
-    share_state,
     watch_training,
 )
 from dni_fx.settings import DEFAULTS, Settings, with_defaults
@@ -203,9 +202,4 @@ def restore(net: DecoupledModule) -> nn.Module:
     dni = getattr(net, "dni", None)
     if dni is not None and isinstance(dni.optimizer, SegmentOptimizer):
         dni.optimizer.remove()
-    original = net.dni_captured.original
-    if original is not None:
-        share_state(net, original, without="dni")
-        original.training = net.training
-        return original
-    return plain(net)
+    return plain(net) if net.dni_captured.original is None else net.dni_share_with_original()

@@ -18,10 +18,11 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from dni_fx.capture.attributes import recorded_reads
 from dni_fx.capture.checkpoints import on_checkpoint
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.graph import module_calls
-from dni_fx.model import Inputs, by_name, canonical, in_train_mode, preserved
+from dni_fx.model import Inputs, Read, by_name, canonical, in_train_mode, preserved
 from dni_fx.passes.drop_export_checks import DropExportChecks
 from dni_fx.passes.inline_regions import InlineRegions
 from dni_fx.runtime import Calling, FlatCapture, FlatModule, Leaf, make_module
@@ -45,7 +46,7 @@ def capture_by_export(model: nn.Module, inputs: Inputs) -> FlatModule:
     args, kwargs = canonical(model.forward, example.args, example.kwargs)
     checkpoints: list[bool] = []
     with on_checkpoint(lambda: checkpoints.append(True)):
-        exported, modes = _export(model, args, kwargs)
+        exported, modes, reads = _export(model, args, kwargs)
     with _quiet():
         module: Any = exported.module(check_guards=False)
     graph: fx.Graph = module.graph
@@ -58,7 +59,8 @@ def capture_by_export(model: nn.Module, inputs: Inputs) -> FlatModule:
     DropExportChecks()(module)
     graph.eliminate_dead_code(lambda node: node.op != "get_attr" or bool(node.users))
     graph.lint()
-    captured = replace(FlatCapture.of(model, graph, calling, modes), lost_checkpoints=bool(checkpoints))
+    facts = FlatCapture.of(model, graph, calling, modes, reads)
+    captured = replace(facts, lost_checkpoints=bool(checkpoints))
     return make_module(model, graph, captured, FlatModule, holder=module)
 
 
@@ -71,11 +73,11 @@ def _two_rows(inputs: Inputs) -> Inputs:
 
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.export.ExportedProgram, dict[str, bool]]:
+) -> tuple[torch.export.ExportedProgram, dict[str, bool], list[Read]]:
     """Export with all sizes free; if that fails, the sizes of the first axes; if that fails, none.
 
     Returns:
-        The program, and False for each module that was in eval mode, by name.
+        The program; False for each module that was in eval mode, by name; and the values that the model's code read.
     """
     first_error: Exception | None = None
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -92,7 +94,9 @@ def _export(
             _name_keywords(model, kwargs)
             modes = {name: False for name, module in model.named_modules() if name and not module.training}
             try:
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False), modes
+                with recorded_reads(model) as reads:
+                    exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+                return exported, modes, reads
             except Exception as error:  # torch.export raises errors of any type on code that it cannot capture
                 first_error = first_error or error
     assert first_error is not None

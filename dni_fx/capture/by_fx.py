@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx import ops
+from dni_fx.capture.attributes import recorded_reads
 from dni_fx.capture.checkpoints import on_checkpoint
 from dni_fx.capture.places import failing_line
 from dni_fx.errors import CaptureError, first_line
-from dni_fx.model import Captured, Inputs, Snapshot, preserved
+from dni_fx.model import Captured, Inputs, Reads, Snapshot, by_path, preserved, shown
 from dni_fx.runtime import DecoupledModule, make_module
 
 __all__ = ["capture_by_fx"]
@@ -50,6 +51,7 @@ class LeafTracer(fx.Tracer):
         self.leaves = leaves
         self.entered: list[str] = []
         self.lost_checkpoints = False
+        self.forms: dict[str, tuple[tuple[int | str, ...], ...] | None] = {}  # `Captured.forms`
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -116,9 +118,12 @@ class LeafTracer(fx.Tracer):
         if not has_tensors:
             try:
                 self.create_arg(value)
-            except NotImplementedError:
-                return value  # a graph cannot hold this value: the argument leaves the signature
-            default, has_default = value, True
+            except NotImplementedError:  # a graph cannot hold this value
+                if value is not default:
+                    raise CaptureError(f"argument {name!r} is {shown(value)}, which no graph holds") from None
+                return value  # the argument leaves the signature
+            default, has_default = (default if has_default else value), True
+        self.forms[name] = tuple(by_path(value)) if has_tensors else None
         proxy = self.create_proxy("placeholder", name, (default,) if has_default else (), {})
         if has_tensors:
             return proxy
@@ -158,10 +163,13 @@ def capture_by_fx(model: nn.Module, inputs: Inputs, whole: Iterable[str] = ()) -
                 on_checkpoint(tracer.keep_whole),
                 fx.traceback.preserve_node_meta(),
             ):
-                graph = tracer.trace(model)
+                with recorded_reads(model) as reads:
+                    graph = tracer.trace(model)
                 _check_unchanged(before)
                 graph._tracer_cls = None  # so that pickling traces the generated code again with the default tracer
-                return make_module(model, graph, Captured(model, tracer.lost_checkpoints), DecoupledModule)
+                fixed = Reads([read for read in reads if not read.is_mode])  # `verify` compares both modes
+                captured = Captured(model, tracer.lost_checkpoints, fixed, tracer.forms)
+                return make_module(model, graph, captured, DecoupledModule)
         except Exception as error:  # user code may raise any error when it meets a proxy
             _retry(model, tracer, leaves, error)
 

@@ -5,18 +5,23 @@ In: a target as text, or a module. Out: the module, its example inputs, the argu
 
 from dni_fx.model.call import Path, by_name, by_path, canonical, with_arguments, with_leaves
 from dni_fx.model.captured import Captured
+from dni_fx.model.fixed import other_argument, same_value, shown
 from dni_fx.model.inputs import Axis, Inputs, describe, tensors_in, to_inputs
 from dni_fx.model.loading import errors_of, load_target
 from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
+from dni_fx.model.reads import MODE, Read, Reads, text_of, value_of
 from dni_fx.model.snapshot import Snapshot
 from dni_fx.model.specs import inputs_like, parse_specs
 
 __all__ = [
+    "MODE",
     "Axis",
     "Captured",
     "Inputs",
     "Path",
+    "Read",
+    "Reads",
     "Snapshot",
     "by_name",
     "by_path",
@@ -26,12 +31,17 @@ __all__ = [
     "in_train_mode",
     "inputs_like",
     "load_target",
+    "other_argument",
     "parse_specs",
     "preserved",
     "probe",
+    "same_value",
     "seed",
+    "shown",
     "tensors_in",
+    "text_of",
     "to_inputs",
+    "value_of",
     "with_arguments",
     "with_leaves",
 ]

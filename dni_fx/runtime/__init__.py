@@ -3,6 +3,7 @@
 In: a plan and a captured graph. Out: modules that train.
 """
 
+from dni_fx.runtime.attributes import share_state
 from dni_fx.runtime.averaging import average_segments
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni, build_dni
@@ -10,7 +11,7 @@ from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
 from dni_fx.runtime.loss_factor import measure_loss_factor
 from dni_fx.runtime.metrics import log_metrics
-from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten, share_state
+from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten
 from dni_fx.runtime.optimizers import check_stepping
 from dni_fx.runtime.outputs import ReturnedIndex, ReturnedValue
 from dni_fx.runtime.parameter_groups import OptimizerFactory, attach_synthesizers

@@ -72,7 +72,7 @@ class HookedModule(DecoupledModule):
 
     def dni_settings(self) -> dict[str, Any]:
         outputs = {node: (o.module, o.call, o.leaf) for node, o in self.dni_captured.outputs.items()}
-        return {"dni_outputs": outputs, "dni_written": self.dni_captured.written}
+        return super().dni_settings() | {"dni_outputs": outputs, "dni_written": self.dni_captured.written}
 
     def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
         outputs = {node: Output(*o) for node, o in settings["dni_outputs"].items()}

@@ -2,14 +2,17 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, fx, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import Captured, Inputs, Path, by_path
+from dni_fx.model import Captured, Inputs, Path, Read, Reads, by_path
 from dni_fx.passes.remove_dni import RemoveDni
+from dni_fx.runtime.attributes import LinkedModule, linked, share_state
 from dni_fx.runtime.dni import Dni, StepsSegments
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
@@ -23,7 +26,6 @@ __all__ = [
     "not_rewritten",
     "plain",
     "rewritten",
-    "share_state",
 ]
 
 Module = TypeVar("Module", bound="DecoupledModule")
@@ -31,7 +33,7 @@ Module = TypeVar("Module", bound="DecoupledModule")
 Stamp = Callable[[str], None]  # called after each node has run, with the node's name
 
 
-class DecoupledModule(fx.GraphModule):
+class DecoupledModule(LinkedModule):
     """A GraphModule of which copies and pickles are complete.
 
     A copy of an fx.GraphModule has only the attributes that the graph reads. A copy of this class also has unused
@@ -42,8 +44,6 @@ class DecoupledModule(fx.GraphModule):
     """
 
     dni: Dni
-    dni_captured: Captured = Captured()
-    dni_runs_graph = True  # False: forward runs the original model, and the graph is a record of its calls
     dni_keeps_key_order = False  # True: dicts among the arguments must have their keys in the order of the example
 
     @property
@@ -63,10 +63,13 @@ class DecoupledModule(fx.GraphModule):
         Raises:
             SourceError: If the graph reads a value that has no text form.
         """
-        return {}
+        reads = tuple((read.module, read.steps, read.text) for read in self.dni_captured.reads if read.has_text_form)
+        return {"dni_reads": reads, "dni_forms": dict(self.dni_captured.forms)}
 
     def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Restore the facts of the capture from a result of `dni_settings`."""
+        """Restore the facts of the capture from a result of `dni_settings`; folders of older versions lack some."""
+        reads = Reads([Read(*read) for read in settings.get("dni_reads", ())])
+        self.dni_captured = replace(self.dni_captured, reads=reads, forms=settings.get("dni_forms", {}))
 
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
         """The values of the placeholders, in order: the arguments of `fx.Interpreter.run`."""
@@ -180,8 +183,11 @@ class _Watching(fx.Interpreter):
 def call_original(net: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
     """Run the model that `net` was made from, on the parameters and buffers of `net`."""
     original = net.dni_original
-    share_state(net, original, without="dni")
-    original.training = net.training
+    if torch.compiler.is_compiling():
+        share_state(net, original, without="dni")
+        original.training = net.training
+    else:
+        net.dni_share_with_original()
     result = original(*args, **kwargs)
     net._buffers.update(original._buffers)  # forward may have assigned new tensors
     net._parameters.update(original._parameters)
@@ -233,8 +239,9 @@ def make_module(
             if node.op == "get_attr" and node.target == name:
                 node.target = flat
     net.training = model.training
-    net.dni_captured = captured
     net.recompile()
+    net.dni_captured = captured
+    net.dni_linked = None if captured.original is None else linked(captured.original)
     return net
 
 
@@ -260,19 +267,3 @@ def plain(net: DecoupledModule) -> DecoupledModule:
     result.recompile()
     result.training = net.training
     return result
-
-
-def share_state(source: nn.Module, destination: nn.Module, *, without: str = "") -> None:
-    """Give `destination` the parameters, buffers and children of `source` themselves, in the same order.
-
-    Args:
-        without: The name of a child that is left out.
-    """
-    for kind in ("_parameters", "_buffers", "_modules"):
-        held = getattr(destination, kind)
-        wanted = {name: value for name, value in getattr(source, kind).items() if name != without}
-        # Write only if something has changed, so that several threads can run the same model in eval mode.
-        if list(held) != list(wanted) or any(held[name] is not wanted[name] for name in wanted):
-            held.clear()
-            held.update(wanted)
-    destination._non_persistent_buffers_set = set(source._non_persistent_buffers_set)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.model import Inputs, tensors_in
+from dni_fx.runtime.attributes import share_state
 from dni_fx.runtime.averaging import is_averaged
-from dni_fx.runtime.module import DecoupledModule, share_state
+from dni_fx.runtime.module import DecoupledModule
 from dni_fx.runtime.time_cut import TimeCut, time_cuts
 from dni_fx.runtime.time_memory import Origin, Target
 from dni_fx.runtime.time_windows import next_window, state_in, state_indices

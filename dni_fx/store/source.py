@@ -52,7 +52,7 @@ class SourceWriter:
         init = ["super().__init__()", *self._own_train(), *self._children(self.net, "")]
         init += ["self.dni = dni_fx.store.saved.read_dni(__file__)", *self._ties()]
         about = ["Importing it gives the class with fresh weights; `dni_fx.load(folder)` reads the trained ones."]
-        return self._module(about, [], init)
+        return self._module(about, self._settings(), init)
 
     def _text_without_modules(self) -> str:
         """A module whose class has only the graph: the modules are those of the captured model."""
@@ -60,8 +60,11 @@ class SourceWriter:
             f"Captured by the front end {self.net.dni.plan.frontend}, so it needs the model that it was made from:",
             "`dni_fx.load(folder, model=model)`.",
         ]
-        settings = [f"    {name} = {value!r}" for name, value in self.net.dni_settings().items()]
-        return self._module(about, [*settings, ""], ["dni_fx.store.saved.needs_model(__file__)"])
+        return self._module(about, self._settings(), ["dni_fx.store.saved.needs_model(__file__)"])
+
+    def _settings(self) -> list[str]:
+        """The facts of the capture, as attributes of the class."""
+        return [*(f"    {name} = {value!r}" for name, value in self.net.dni_settings().items()), ""]
 
     def _module(self, about: list[str], attributes: list[str], init: list[str]) -> str:
         """A module with one class: a docstring, class attributes, the statements of `__init__`, and the graph."""
