@@ -36,7 +36,7 @@ from dni_fx.runtime import (
     watch_training,
 )
 from dni_fx.settings import DEFAULTS, Settings, with_defaults
-from dni_fx.synthesizers import Factory, factories
+from dni_fx.synthesizers import Factory, factories, paths_of
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
 
@@ -130,10 +130,11 @@ def rewrite(
     if plan.states:
         _check_time_cuts(settings, plan)
     names, makers = factories(plan, {name: synthesizer for name, _ in crossings(plan)}, settings.loss)
-    rewritten = replace(plan, rewrite=Rewrite.of(settings, names))
+    named = isinstance(synthesizer, str)
+    paths = paths_of(synthesizer, names.values())
+    rewritten = replace(plan, rewrite=Rewrite.of(settings, names, named, paths))
     if not plan.states and settings.training.for_time:
         raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: give state=")
-    named = isinstance(synthesizer, str)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     dni = build_dni(rewritten, makers, with_defaults(settings, named=named), device=device)
     add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True), device=device)

@@ -29,6 +29,8 @@ __all__ = [
 
 SCHEMA = 1
 
+_BESIDE = ("schema", "digests")  # entries of a file that are not of the plan
+
 
 @dataclass(frozen=True)
 class CrossingTensor:
@@ -160,13 +162,18 @@ class Rewrite:
     synthesizers: dict[str, str]  # names by crossing, as in `net.code`
     loss: str | None = None  # a name in torch.nn.functional; empty: any other function
     training: Training = field(default_factory=Training)  # without its optimizer
+    named: bool = True  # the synthesizers were chosen by name, which sets defaults of their training
+    paths: dict[str, str] = field(default_factory=dict)  # "module:name" of each synthesizer that dni-fx does not have
 
     @classmethod
-    def of(cls, settings: Settings, synthesizers: dict[str, str]) -> "Rewrite":
+    def of(
+        cls, settings: Settings, synthesizers: dict[str, str], named: bool = True, paths: dict[str, str] | None = None
+    ) -> "Rewrite":
         """Make the plain data of settings, and of the names of synthesizers."""
         training = replace(settings.training, optimizer=None)
         context = settings.classes, settings.context_size
-        return cls(settings.unlock, settings.mix, *context, synthesizers, loss_name(settings.loss), training)
+        loss = loss_name(settings.loss)
+        return cls(settings.unlock, settings.mix, *context, synthesizers, loss, training, named, paths or {})
 
     @property
     def settings(self) -> Settings:
@@ -216,7 +223,7 @@ class Plan:
             data = json.loads(text)
             if not isinstance(data, dict) or data.get("schema") != SCHEMA:
                 raise ValueError(f'expected a plan with "schema": {SCHEMA}')
-            return cls._from_dict({k: v for k, v in data.items() if k != "schema"})
+            return cls._from_dict({k: v for k, v in data.items() if k not in _BESIDE})
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             raise DniFxError(f"{source} is not a plan that dni-fx wrote: {reason}") from None

@@ -107,7 +107,7 @@ def rewrite(
     The folder holds model.py (generated source), plan.json, weights.safetensors and graph.diff. In Python,
     dni_fx.load(folder) reads it.
     """
-    folder = output or default_folder(target)
+    folder = (output or default_folder(target)).expanduser()
     with progress() as show:
         show("starting")
         from dni_fx import compiler, store
@@ -325,6 +325,8 @@ def _load_saved(folder: str, specs: list[str] | None) -> "tuple[DecoupledModule,
     from dni_fx import store
     from dni_fx.model import inputs_like, parse_specs
 
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # model.py and plan.json may name modules in the current folder
     try:
         net = store.load(folder)
     except SourceError:

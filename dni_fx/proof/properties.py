@@ -20,7 +20,6 @@ from dni_fx.proof.other_sizes import other_sizes
 from dni_fx.proof.step import RATE, SEED, StepResult, context_of, named, outputs_of, step, step_in_place, without_dni
 from dni_fx.proof.subject import Subject, in_float64, uncut
 from dni_fx.store import load, save
-from dni_fx.synthesizers import REGISTRY
 
 __all__ = ["CHECKS"]
 
@@ -113,17 +112,11 @@ def _keys(subject: Subject) -> tuple[bool, str]:
 def _round_trip(subject: Subject) -> tuple[bool, str]:
     """The net that is saved and loaded again trains as the net does."""
     net, context = subject.net, context_of(subject.net, subject.inputs)
-    rewrite = net.dni.rewrite
-    foreign = [n for n in rewrite.synthesizers.values() if n.split("(")[0] not in REGISTRY]
     with tempfile.TemporaryDirectory() as folder:
         try:
             save(net, Path(folder, "net"))
         except SourceError as error:
             return True, f"refused: {error}"
-        if foreign:
-            return True, f"written, not read back: {foreign[0]} is no registered synthesizer"
-        if rewrite.loss == "":
-            return True, "written, not read back: the loss is a function of your own"
         try:
             again = load(Path(folder, "net"))
         except SourceError:  # the folder needs the model

@@ -2,9 +2,6 @@
 
 import ast
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dni_fx.errors import DniFxError, first_line
+from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.model import errors_of
-from dni_fx.plans import Plan
+from dni_fx.plans import Plan, Rewrite
 from dni_fx.report import diff
 from dni_fx.runtime import (
     DecoupledModule,
@@ -24,6 +21,7 @@ from dni_fx.runtime import (
     average_segments,
     hold_parameters,
     make_module,
+    measure_loss_factor,
     plain,
     rename,
     replay_windows,
@@ -32,83 +30,68 @@ from dni_fx.runtime import (
     share_state,
     watch_training,
 )
+from dni_fx.store.destination import ADVICE, FILES, check_destination, exists_error
+from dni_fx.store.digests import check_digests, with_digests
+from dni_fx.store.replace import beside, errors_of_writing, flush, real_path, replace_folder
 from dni_fx.store.saved import import_beside, needs_model, saved_dni
+from dni_fx.store.settled import check_fingerprint, checked_plan
 from dni_fx.store.source import SourceWriter
+from dni_fx.synthesizers import why_not_importable
 
-__all__ = ["check_destination", "load", "save"]
+__all__ = ["load", "save"]
 
 _MODULES: dict[str, type[DecoupledModule]] = {"fx": DecoupledModule, "export": FlatModule, "modules": HookedModule}
-
-_FILES = ("model.py", "plan.json", "weights.safetensors", "graph.diff")
 
 
 def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> None:
     """Write `model.py`, `plan.json`, `weights.safetensors` and `graph.diff` to a new folder.
 
-    The files are written to another folder, which is then renamed: the folder is complete, or does not exist.
+    The files are written to a hidden folder, which is then renamed: the folder is complete, or as it was before.
 
     Args:
         net: The net that `dni_fx.transform` or `dni_fx.load` returned.
+        folder: The folder. If this is a symbolic link, the link stays, and its target is written.
         force: Replace a folder that dni-fx wrote.
 
     Raises:
         DniFxError: If the folder exists, or cannot be written.
+        SourceError: If another process could not load the net.
     """
     net = rewritten(net)
-    folder = Path(folder)
     check_destination(folder, force=force)
+    _check_loadable(net.dni.rewrite)
     writer = SourceWriter(net)
-    with _replacing(folder) as aside:
-        (aside / "model.py").write_text(writer.text(), encoding="utf-8")
+    texts = {"model.py": writer.text(), "graph.diff": diff(plain(net), net).to_text()}
+    folder = real_path(folder)
+    with errors_of_writing(folder, ADVICE), beside(folder) as new:
+        new.mkdir()
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8")
         for name, path in writer.files.items():
-            shutil.copyfile(path, aside / f"{name}.py")
-        (aside / "plan.json").write_text(net.dni.plan.to_json(), encoding="utf-8")
-        (aside / "graph.diff").write_text(diff(plain(net), net).to_text(), encoding="utf-8")
-        save_file(_apart(_tensors(net)), aside / "weights.safetensors")
+            shutil.copyfile(path, new / f"{name}.py")
+        save_file(_apart(_tensors(net)), new / "weights.safetensors")
+        shutil.copymode(new / "model.py", new / "weights.safetensors")  # safetensors does not follow the umask
+        (new / "plan.json").write_text(with_digests(net.dni.plan.to_json(), new), encoding="utf-8")
+        flush(new)
+        try:
+            replace_folder(new, folder, force=force)
+        except FileExistsError:
+            raise exists_error(folder) from None
+        flush(folder.parent)
 
 
-def check_destination(folder: Path, *, force: bool) -> None:
-    """Check that `save` may write to a folder; call this before long work.
-
-    Raises:
-        DniFxError: If the folder exists and `force` is false, or if it holds a file that dni-fx did not write.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise DniFxError(f"{folder} exists and is no folder: choose another output folder")
-    own = {*_FILES, "__pycache__", *(p.name for p in folder.glob("source*.py"))}
-    strange = sorted(p.name for p in folder.iterdir() if p.name not in own)
-    if strange:
-        raise DniFxError(
-            f"{folder} holds a file that dni-fx did not write ({strange[0]}): choose another output folder"
+def _check_loadable(rewrite: Rewrite) -> None:
+    """Raise a SourceError if the plan could not name a synthesizer, or the loss, so that another process finds it."""
+    advice = "put it into a module of its own, or keep the training run with dni_fx.save_checkpoint"
+    for name, path in rewrite.paths.items():
+        reason = why_not_importable(path)
+        if reason:
+            raise SourceError(f"the synthesizer {name} {reason}, where no other process can import it: {advice}")
+    if rewrite.loss == "":
+        raise SourceError(
+            "the loss of the synthesizers is a function of your own, which a plan cannot name: give a name in "
+            "torch.nn.functional as loss=, or keep the training run with dni_fx.save_checkpoint"
         )
-    if not force and any(folder.iterdir()):
-        raise DniFxError(f"{folder} exists: choose another output folder, or replace it (force=True, --force)")
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`: on success it takes the place of `folder`, on an error it is removed."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise DniFxError(f"cannot write {folder} ({error.strerror or error}): choose another output folder") from None
-    try:
-        yield aside
-        aside.chmod(0o755)
-        if folder.exists():
-            old = aside.with_name(aside.name + ".old")
-            folder.rename(old)
-            aside.rename(folder)
-            shutil.rmtree(old)
-        else:
-            aside.rename(folder)
-    except OSError as error:
-        raise DniFxError(f"cannot write {folder} ({error.strerror or error}): choose another output folder") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
@@ -143,11 +126,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
     Raises:
         DniFxError: If a file is missing or damaged, or does not fit the model.
     """
-    folder = Path(folder)
-    missing = [name for name in _FILES[:3] if not (folder / name).is_file()]
-    if missing:
-        raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no {missing[0]}")
-    plan = Plan.load(folder)
+    folder = real_path(folder)
+    plan, has_digests = _checked(folder)
     cls = _saved_class(folder, plan)
     if model is None and plan.frontend != "fx":
         needs_model(str(folder / "model.py"))
@@ -172,9 +152,23 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             average_segments(net)
         net.dni_apply_settings(vars(cls))
     replay_windows(net)
+    measure_loss_factor(net, net.dni.rewrite.loss or None)
     watch_training(net)
+    if not has_digests:
+        check_fingerprint(folder / "plan.json", plan, plain(net).graph)
     _set_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
     return net
+
+
+def _checked(folder: Path) -> tuple[Plan, bool]:
+    """The plan of a folder, and whether the files have digests; all that can be checked before `model.py` runs."""
+    try:
+        missing = [name for name in FILES[:3] if not (folder / name).is_file()]
+    except OSError as error:  # no permission, or a name that is too long
+        raise DniFxError(f"cannot read {folder} ({error.strerror or error})") from None
+    if missing:
+        raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no {missing[0]}")
+    return checked_plan(folder), check_digests(folder, FILES)
 
 
 def _node_names(source: str, class_name: str) -> list[str]:
