@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from dni_fx import ops
+from dni_fx.arguments import check_arguments
 from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow
 from dni_fx.model import Inputs, describe
 from dni_fx.passes.add_context import AddContext
@@ -34,7 +35,7 @@ from dni_fx.runtime import (
     replay_windows,
     share_state,
 )
-from dni_fx.settings import DEFAULTS, Settings, with_defaults
+from dni_fx.settings import DEFAULTS, Settings, check_loss, with_defaults
 from dni_fx.synthesizers import Factory, factories
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
@@ -53,9 +54,14 @@ class Request:
     verify: bool = True
     state: StateOption | None = None
 
+    def __post_init__(self) -> None:
+        check_arguments(vars(self))
+
 
 def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tuple[DecoupledModule, Plan]:
     """Capture and annotate a model, and plan its cuts."""
+    _check_trainable(model)
+    check_loss(request.settings, next((p.device for p in model.parameters()), "cpu"))
     cuts, frontend = request.cuts, request.frontend
     if isinstance(cuts, Plan) and frontend == "auto":
         frontend = cuts.frontend  # the plan names nodes of this front end's graph
@@ -82,6 +88,18 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
     return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
+
+
+def _check_trainable(model: nn.Module) -> None:
+    """Raise a NoLegalCutError if the model has no parameter to train."""
+    name = type(model).__name__
+    if not any(True for _ in model.parameters()):
+        raise NoLegalCutError(f"{name} has no parameters: there is nothing to train, and no place for a cut")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise NoLegalCutError(
+            f"no parameter of {name} requires grad: there is nothing to train; call requires_grad_(True) on the layers "
+            "that are to train"
+        )
 
 
 def _cost_model(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dni_fx.arguments import as_path
 from dni_fx.errors import DniFxError
 from dni_fx.settings import Mix, Settings, Training, loss_name
 
@@ -222,7 +223,7 @@ class Plan:
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
         """Read a plan from a file, or from the folder that `dni_fx.save` or `dni-fx rewrite` wrote."""
-        path = Path(path)
+        path = as_path(path)
         path = path / "plan.json" if path.is_dir() else path
         try:
             text = path.read_text(encoding="utf-8")

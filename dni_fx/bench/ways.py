@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dni_fx.api import transform
+from dni_fx.arguments import check_arguments
 from dni_fx.cuts import Cuts
 from dni_fx.errors import DniFxError
 from dni_fx.model import Inputs, tensors_in
@@ -44,8 +45,7 @@ class Options:
     others: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise DniFxError(f"steps={self.steps}: two or more, for a spread")
+        check_arguments({name: getattr(self, name) for name in ("steps", "synthesizer", "classes", "others")})
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """`dni_fx.check`: run every check of a rewrite, and report which properties hold."""
 
 import copy
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import Inputs, preserved, to_inputs
 from dni_fx.plans import Plan
@@ -45,7 +47,13 @@ class Report:
         return {"passed": bool(self), "checks": [asdict(check) for check in self.checks]}
 
 
-def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = None) -> Report:
+def check(
+    net: DecoupledModule,
+    inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Report:
     """Check that a rewritten model is the same network, decoupled.
 
     The net, its weights, gradients and buffers are left as they are.
@@ -53,7 +61,8 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
     Args:
         net: What `dni_fx.transform` or `dni_fx.load` returned.
         inputs: A tensor or a tuple of positional arguments, batch first, any size that the model takes.
-        kwargs: Keyword arguments of the same call.
+        example_kwargs: Keyword arguments of the same call.
+        kwargs: The former name of `example_kwargs`.
 
     Returns:
         A report that is true if every check holds: outputs in eval mode and in train mode; gradients with true
@@ -65,7 +74,11 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
         DniFxError: If `net` was not made by dni-fx, or does not run on the inputs.
     """
     net = rewritten(net)
-    example = inputs if isinstance(inputs, Inputs) else to_inputs(inputs, kwargs)
+    if kwargs is not None:
+        warnings.warn("check: the argument kwargs is now called example_kwargs", DeprecationWarning, stacklevel=2)
+    example_kwargs = kwargs if example_kwargs is None else example_kwargs
+    check_arguments({"example_kwargs": example_kwargs})
+    example = inputs if isinstance(inputs, Inputs) else to_inputs(inputs, example_kwargs)
     with preserved(net), torch.enable_grad():
         try:
             _detach_attributes(net)

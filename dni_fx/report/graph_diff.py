@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 from torch import fx, nn
 
+from dni_fx.arguments import check_arguments
 from dni_fx.capture import capture_by_fx
 from dni_fx.model import Inputs
 from dni_fx.ops import specialised
@@ -74,6 +75,7 @@ def diff(model_or_graph: nn.Module | fx.Graph, net: DecoupledModule) -> GraphDif
         CaptureError: If the model cannot be traced.
     """
     net = rewritten(net)
+    check_arguments({"model_or_graph": model_or_graph})
     if isinstance(model_or_graph, fx.Graph):
         before = model_or_graph
     elif isinstance(model_or_graph, fx.GraphModule):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
 from dni_fx.runtime.dni import Dni
@@ -93,6 +94,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         check_stepping(factory, accumulate)
+        check_arguments({"training": training, "scaler": scaler}, "SegmentOptimizer")
         net = rewritten(net)
         if isinstance(net.dni.optimizer, SegmentOptimizer):
             net.dni.optimizer.remove()
@@ -304,8 +306,7 @@ def check_stepping(factory: object, accumulate: object) -> None:
     """Raise a DniFxError if these cannot be arguments of `SegmentOptimizer`."""
     if not callable(factory) or isinstance(factory, torch.optim.Optimizer):
         raise DniFxError('step="segment" needs optimizer=, a function from parameters to one, such as torch.optim.Adam')
-    if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
-        raise DniFxError(f"accumulate={accumulate!r}: a number of passes, 1 or more")
+    check_arguments({"accumulate": accumulate})
 
 
 def _optimizers(

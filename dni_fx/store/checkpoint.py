@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dni_fx.arguments import as_path
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.runtime import DecoupledModule, SegmentOptimizer, rewritten
 
@@ -37,7 +38,7 @@ def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
     Raises:
         DniFxError: If the file cannot be written, or gradients are being accumulated.
     """
-    path = Path(os.path.realpath(Path(path).expanduser()))
+    path = Path(os.path.realpath(as_path(path)))
     optimizer = rewritten(net).dni.optimizer
     if isinstance(optimizer, SegmentOptimizer) and optimizer.accumulates:
         raise DniFxError(f"gradients are being accumulated: save after every {optimizer.accumulate} passes")
@@ -82,7 +83,7 @@ def load_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
     Raises:
         DniFxError: If the file is missing, damaged, or of another net, or does not fit one of `others`.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     content = _read(path)
     optimizer = rewritten(net).dni.optimizer
     _check_same(path, net, content)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dni_fx.arguments import as_path, check_arguments
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import errors_of
 from dni_fx.plans import Plan
@@ -54,7 +55,8 @@ def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> No
         DniFxError: If the folder exists, or cannot be written.
     """
     net = rewritten(net)
-    folder = Path(folder)
+    check_arguments({"force": force})
+    folder = as_path(folder, "folder")
     check_destination(folder, force=force)
     writer = SourceWriter(net)
     with _replacing(folder) as aside:
@@ -142,7 +144,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
     Raises:
         DniFxError: If a file is missing or damaged, or does not fit the model.
     """
-    folder = Path(folder)
+    check_arguments({"model": model})
+    folder = as_path(folder, "folder")
     missing = [name for name in _FILES[:3] if not (folder / name).is_file()]
     if missing:
         raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no {missing[0]}")
