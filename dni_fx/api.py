@@ -147,7 +147,8 @@ def _check_step(step: str, optimizer: object, accumulate: int, training: Trainin
         raise DniFxError("training with lr or optimizer needs optimizer=, the optimizer of the model")
     if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer)):
         raise DniFxError(
-            f"optimizer={described(optimizer)}: give the optimizer of the model; a function that makes one needs step='segment'"
+            f"optimizer={described(optimizer)}: give the optimizer of the model; a function that makes one needs "
+            "step='segment'"
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise DniFxError("LBFGS takes no further parameters: transform without optimizer=, and train net.parameters()")
@@ -198,7 +199,6 @@ def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Map
     """
     if not isinstance(model, nn.Module):
         raise DniFxError(f"model={described(model)}: expected an nn.Module")
-    check_arguments({"example_kwargs": example_kwargs})
     lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise DniFxError(f"parameter {lazy[0]!r} has no shape yet: call the model once before rewriting it")

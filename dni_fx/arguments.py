@@ -1,18 +1,16 @@
 """The kinds of values that the public arguments take: one table, one check, one form of message."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dni_fx.errors import DniFxError, described, first_line
+from dni_fx.errors import DniFxError, described
 
-__all__ = ["KINDS", "Kind", "as_path", "check_arguments"]
+__all__ = ["KINDS", "Kind", "check_arguments"]
 
 MOST = 2**31 - 1  # of counts and sizes: torch fails above with errors of its own
 
@@ -81,8 +79,7 @@ def one_of(*names: str) -> Kind:
 
 POSITIVE = Kind("a positive number", _is_positive)
 SHARE = Kind("a share, 0 to 1", _is_share)
-SWITCH = Kind("True or False", lambda value: isinstance(value, bool))
-PATH = Kind("a path: a str or a pathlib.Path", lambda value: isinstance(value, str | os.PathLike))
+SWITCH = Kind("give True or False", lambda value: isinstance(value, bool))
 MODEL = Kind("an nn.Module", lambda value: isinstance(value, nn.Module))
 OPTIMIZER = Kind("a torch optimizer", lambda value: isinstance(value, torch.optim.Optimizer))
 TRAINING = Kind("a dni_fx.Training", lambda value: hasattr(value, "for_time"))
@@ -163,28 +160,12 @@ KINDS: dict[str, Kind] = {
     "skip_last_layer": SWITCH,
     "gpu_id": whole("the number of a CUDA device, or -1", -1),
     # files, and measurements
-    "folder": PATH,
-    "path": PATH,
-    "plot": PATH.or_none(),
     "force": SWITCH,
     "model": MODEL.or_none(),
     "model_or_graph": Kind("a model, or its fx.Graph", lambda value: isinstance(value, nn.Module | torch.fx.Graph)),
     "steps": whole("two or more, for a spread", 2),
     "others": SWITCH,
 }
-
-
-def as_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """The path that an argument names, with `~` replaced by the home directory.
-
-    Raises:
-        DniFxError: If the argument is no path, or there is no such home directory.
-    """
-    check_arguments({name: path})
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise DniFxError(f"{name}={described(str(path))}: {first_line(error)}") from None
 
 
 def check_arguments(values: Mapping[str, Any], owner: str = "") -> None:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dni_fx.arguments import as_path
 from dni_fx.errors import DniFxError
+from dni_fx.paths import as_path
 from dni_fx.settings import Mix, Settings, Training, loss_name
 
 __all__ = [

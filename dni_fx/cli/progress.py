@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-__all__ = ["ShowStage", "err", "escape", "out", "progress"]
+__all__ = ["ShowStage", "err", "out", "progress", "progress_bar", "say_error"]
 
-out = Console(soft_wrap=False)
-err = Console(stderr=True)
+# Names, paths and messages may hold `[x]` and `:end:`, which are no markup and no emoji.
+out = Console(soft_wrap=False, markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 ShowStage = Callable[[str], None]  # shows the name of the stage that begins
 
@@ -20,9 +23,17 @@ def progress() -> Iterator[ShowStage]:
         yield lambda stage: None
         return
     with err.status("starting") as status:
-        yield status.update
+        yield lambda stage: status.update(Text(stage))  # a str would be read as markup
 
 
-def escape(text: str) -> str:
-    """Escape brackets, which rich would read as markup."""
-    return text.replace("[", r"\[")
+def progress_bar() -> Progress:
+    """A bar on stderr, if stderr is a terminal."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def say_error(message: str) -> None:
+    """Print one line on stderr: the message, whose other lines and control characters are escaped."""
+    line = " ".join(message.split())
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    err.print(Text.assemble(("error:", "bold red"), " ", printable), soft_wrap=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError, described
 
 __all__ = ["Inputs", "describe", "tensors_in", "to_inputs"]
@@ -69,6 +70,7 @@ def to_inputs(example_inputs: Any, example_kwargs: Mapping[str, Any] | None, sou
         args: tuple[Any, ...] = ()
     else:
         args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    check_arguments({"example_kwargs": example_kwargs})
     inputs = Inputs(args, dict(example_kwargs or {}), source)
     arrays = [leaf for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if _is_array(leaf)]
     if arrays:

@@ -8,18 +8,17 @@ from typing import Any
 
 import torch
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import Inputs, preserved, to_inputs
 from dni_fx.plans import Plan
 from dni_fx.proof.in_time import two_windows
 from dni_fx.proof.properties import CHECKS
 from dni_fx.proof.subject import Subject
+from dni_fx.report import add_row, plain_table
 from dni_fx.runtime import DecoupledModule, rewritten
 
 __all__ = ["Check", "Report", "check", "check_table"]
@@ -77,7 +76,6 @@ def check(
     if kwargs is not None:
         warnings.warn("check: the argument kwargs is now called example_kwargs", DeprecationWarning, stacklevel=2)
     example_kwargs = kwargs if example_kwargs is None else example_kwargs
-    check_arguments({"example_kwargs": example_kwargs})
     example = inputs if isinstance(inputs, Inputs) else to_inputs(inputs, example_kwargs)
     with preserved(net), torch.enable_grad():
         try:
@@ -118,9 +116,7 @@ _IN_TIME: dict[str, Callable[[Subject], tuple[bool, str]]] = {
 def check_table(plan: Plan, report: Report) -> RenderableType:
     """A row for each check: its name, pass or FAIL, and its figure."""
     cuts = f"cuts: {len(plan.cuts)} in depth, {len(plan.states)} in time"
-    table = Table(title=f"{plan.model}: {cuts}; front end {plan.frontend}", title_justify="left")
-    for name in ("check", "result", "figure"):
-        table.add_column(name, overflow="fold")
+    table = plain_table(f"{plan.model}: {cuts}; front end {plan.frontend}", ("check", "result", "figure"))
     for check in report.checks:
-        table.add_row(check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
+        add_row(table, check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
     return table

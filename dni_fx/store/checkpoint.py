@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dni_fx.arguments import as_path
 from dni_fx.errors import DniFxError, first_line
+from dni_fx.paths import as_path
 from dni_fx.runtime import DecoupledModule, SegmentOptimizer, rewritten
 
 __all__ = ["load_checkpoint", "save_checkpoint"]

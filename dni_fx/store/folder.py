@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dni_fx.arguments import as_path, check_arguments
+from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import errors_of
+from dni_fx.paths import as_path
 from dni_fx.plans import Plan
 from dni_fx.report import diff
 from dni_fx.runtime import (

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, described
 from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Factory
 
@@ -54,7 +54,7 @@ def resolve(
             f"synthesizer {synthesizer!r}: auto takes no options; name one of {', '.join(sorted(REGISTRY))}"
         )
     if name not in REGISTRY:
-        raise DniFxError(f"no synthesizer named {name!r}; there are auto, {', '.join(sorted(REGISTRY))}")
+        raise DniFxError(f"no synthesizer named {described(name)}; there are auto, {', '.join(sorted(REGISTRY))}")
     factory = REGISTRY[name]
     if "loss" in _options(factory):
         if loss is None:
@@ -73,8 +73,8 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
             return call.id, {}
         assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
         return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg}
-    except (SyntaxError, ValueError, AssertionError):
-        raise DniFxError(f"synthesizer {text!r}: give a name, or name(option=value, ...)") from None
+    except (SyntaxError, ValueError, AssertionError, RecursionError, MemoryError):
+        raise DniFxError(f"synthesizer {described(text)}: give a name, or name(option=value, ...)") from None
 
 
 def _bound(factory: Factory, name: str, options: dict[str, Any]) -> Factory:
