@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up: a package or file imports only from those before it.
 ORDER = [
     "errors",
+    "json_data",
     "paths",
     "units",
     "arguments",

@@ -33,6 +33,7 @@ from dni_fx.runtime import (
     rewritten,
     share_state,
 )
+from dni_fx.store.calls import add_cuts, graph_of_calls
 from dni_fx.store.saved import import_beside, needs_model, saved_dni
 from dni_fx.store.source import SourceWriter
 
@@ -166,14 +167,20 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             shell.add_module("dni", saved_dni(plan))
             for name in getattr(cls, "dni_constants", ()):
                 shell.register_buffer(name, stored[name], persistent=False)
-        graph = retrace(shell, cls.forward)
-        rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
+        calls = getattr(cls, "dni_calls", None)
+        if calls is None:
+            graph = retrace(shell, cls.forward)
+            rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
+        else:
+            graph = graph_of_calls(calls)
         base = _MODULES[plan.frontend]
         net = make_module(shell, graph, replace(base.dni_captured, original=model), base)
         hold_parameters(net, net.dni)
         if net.dni.rewrite.unlock == "backward":
             average_segments(net)
         net.dni_apply_settings(vars(cls))
+        if calls is not None:
+            add_cuts(net, cls.dni_outputs)
     replay_windows(net)
     _set_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
     return net

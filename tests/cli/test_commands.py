@@ -250,7 +250,7 @@ def test_a_memory_budget_is_kept(
         (["--objective", "balanced"], "objective='balanced': there are memory, throughput"),
         (["--memory-budget", "much"], "'much' is no amount of memory: write 2GiB"),
         (["--memory-budget", "0"], "a memory budget of 0 bytes"),
-        (["--synthesizer-share", "-1"], "a synthesizer share of -1"),
+        (["--synthesizer-share", "-1"], "--synthesizer-share=-1.0: a number above 0"),
         (["--synthesizer-share", "1e-9"], "that they may"),
         (["--cuts", "stem", "--objective", "throughput"], "are for cuts='auto' or a number of segments"),
         (["--synthesizer", "none"], "no synthesizer named 'none'"),
