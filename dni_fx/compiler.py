@@ -11,7 +11,7 @@ from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
-from dni_fx.graph import dataflow
+from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, describe
 from dni_fx.passes.add_context import AddContext
 from dni_fx.passes.add_synthesizers import AddSynthesizers
@@ -105,11 +105,22 @@ def _check_trainable(model: nn.Module) -> None:
 def _cost_model(
     model: nn.Module, module: DecoupledModule, example: Inputs, request: Request, states: set[int]
 ) -> CostModel:
-    prices, refused = synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=request.profile)
+    dense = _has_labels_for_positions(module, request.settings)
+    prices, refused = synthesizer_prices(
+        module.graph, request.synthesizer, request.settings, measure=request.profile, dense=dense
+    )
     times = node_times(module, example) if request.profile else None
     flow = dataflow(module.graph, times, states)
     resident_bytes = resident(model, example, OPTIMIZER_STATES)
     return CostModel(flow, prices, resident_bytes, refused=refused, unit="s" if request.profile else "FLOPs")
+
+
+def _has_labels_for_positions(module: DecoupledModule, settings: Settings) -> bool:
+    """Whether an output is a map of values that the loss compares with labels: (N, classes, ...)."""
+    if settings.loss is None:
+        return False
+    shapes = [record_of(node).shape or () for node in returned_nodes(module.graph)]
+    return any(len(shape) > 2 and settings.size in (1, shape[1], shape[-1]) for shape in shapes)
 
 
 def _no_cuts_in_depth(request: Request) -> Decision:
@@ -144,7 +155,9 @@ def rewrite(
     """
     if plan.states:
         _check_time_cuts(settings, plan)
-    names, makers = factories(plan, {name: synthesizer for name, _ in crossings(plan)}, settings.loss)
+    chosen = {name: synthesizer for name, _ in crossings(plan)}
+    dense = _has_labels_for_positions(module, settings)
+    names, makers = factories(plan, chosen, settings.loss, dense=dense)
     rewritten = replace(plan, rewrite=Rewrite.of(settings, names))
     if not plan.states and settings.training.for_time:
         raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: give state=")
@@ -179,8 +192,14 @@ def rewrite(
 
 def _check_time_cuts(settings: Settings, plan: Plan) -> None:
     """Raise a DniFxError if the settings do not allow the plan's cuts in time."""
-    if not plan.cuts and (settings.size or settings.training.warmup):
-        raise DniFxError("labels, context and warm-up are for cuts in depth: give cuts=")
+    in_depth = {
+        "classes=": settings.classes,
+        "context_size=": settings.context_size,
+        "training.warmup": settings.training.warmup,
+    }
+    given = [name for name, value in in_depth.items() if value]
+    if not plan.cuts and given:
+        raise DniFxError(f"{given[0]} is for cuts in depth: give cuts=, too")
     if not plan.cuts and settings.training.scale == "rms":
         raise DniFxError(
             'scale="rms" is for cuts in depth: in time, targets contain predictions, which would set the scale'

@@ -232,14 +232,15 @@ def check_loss(settings: Settings, device: torch.device | str = "cpu") -> None:
         return
     size = settings.size
     rows = 5 if size != 5 else 7  # a number of rows unlike the size: a loss that mixes the two axes up fails
-    floats = torch.zeros(rows, size, device=device)
-    targets = [floats] if settings.classes is None else [torch.zeros(rows, dtype=torch.long, device=device), floats]
-    reasons = [_why_no_loss(loss_function(settings.loss), rows, size, target) for target in targets]
-    if all(reasons):
+    with_labels = settings.classes is not None
+    target = torch.zeros(rows, *([] if with_labels else [size]), device=device)
+    reason = _why_no_loss(loss_function(settings.loss), rows, size, target.long() if with_labels else target)
+    if reason:
+        kind = "integer labels" if with_labels else "rows of floats"
+        hint = "; for targets of floats, give context_size= in place of classes=" if with_labels else ""
         raise DniFxError(
-            f"loss={described(settings.loss)}: a loss takes outputs {[rows, size]} and targets "
-            f"{' or '.join(str(list(target.shape)) for target in targets)}, and returns their mean, a scalar with "
-            f"gradient; this function {reasons[0]}"
+            f"loss={described(settings.loss)} {reason}, for outputs {[rows, size]} and {kind} {list(target.shape)}; a "
+            f"loss returns the mean over the rows, a scalar with gradient{hint}"
         )
 
 
@@ -248,10 +249,10 @@ def _why_no_loss(loss: Loss, rows: int, size: int, target: Tensor) -> str:
     outputs = torch.zeros(rows, size, device=target.device, requires_grad=True)
     try:
         with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("error", UserWarning)  # torch warns of a target that is broadcast
+            warnings.simplefilter("ignore")
             value: object = loss(outputs, target)
     except Exception as error:  # the user's function may raise any error
-        return f"raises {type(error).__name__}: {first_line(error)}"
+        return f"raises {type(error).__name__} ({first_line(error)})"
     if not isinstance(value, Tensor) or value.numel() != 1:
         return f"returns {described(value)}"
     return "" if value.requires_grad else "returns a scalar without gradient"

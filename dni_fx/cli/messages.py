@@ -5,7 +5,12 @@ import re
 __all__ = ["in_options"]
 
 # Arguments of `dni_fx.transform` that are no option, where a message offers them besides an option.
-_NOT_HERE = (" (or context_size=)", "(force=True, --force)", ", or example_inputs=... in code")
+_NOT_HERE = {
+    " (or context_size=)": "",
+    "; for targets of floats, give context_size= in place of classes=": "",
+    ", or example_inputs=... in code": "",
+    "(force=True, --force)": "(--force)",
+}
 
 _WITH_VALUES = {
     r"\bforce=True\b": "--force",
@@ -34,8 +39,8 @@ _OPTIONS = (
 
 def in_options(message: str) -> str:
     """The message with options of the command line in the place of arguments of `dni_fx.transform`."""
-    for part in _NOT_HERE:
-        message = message.replace(part, "(--force)" if "force" in part else "")
+    for part, here in _NOT_HERE.items():
+        message = message.replace(part, here)
     for pattern, option in _WITH_VALUES.items():
         message = re.sub(pattern, option, message)
     names = "|".join(_OPTIONS)

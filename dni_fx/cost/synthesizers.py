@@ -28,12 +28,18 @@ class Price:
 
 
 def synthesizer_prices(
-    graph: fx.Graph, synthesizer: str | Factory, settings: Settings, *, measure: bool = False
+    graph: fx.Graph,
+    synthesizer: str | Factory,
+    settings: Settings,
+    *,
+    measure: bool = False,
+    dense: bool = False,
 ) -> tuple[dict[str, Price], dict[str, str]]:
     """Find the price of a synthesizer for every node of an annotated graph whose value may cross a cut.
 
     Args:
         settings: The context and the loss of the synthesizers.
+        dense: As `dni_fx.synthesizers.resolve` takes it.
         measure: Measure seconds on real tensors, in place of FLOPs.
 
     Returns:
@@ -50,7 +56,7 @@ def synthesizer_prices(
         device = record.device if measure and record.device is not None else torch.device("meta")
         activation = Activation(record.shape, record.dtype, device, axis)
         if activation not in known:
-            known[activation] = _price(activation, synthesizer, settings)
+            known[activation] = _price(activation, synthesizer, settings, dense=dense)
         price = known[activation]
         if isinstance(price, Price):
             prices[node.name] = price
@@ -59,14 +65,14 @@ def synthesizer_prices(
     return prices, refused
 
 
-def _price(activation: Activation, synthesizer: str | Factory, settings: Settings) -> Price | str:
+def _price(activation: Activation, synthesizer: str | Factory, settings: Settings, *, dense: bool) -> Price | str:
     """The price, or the reason why there is no such synthesizer for this activation.
 
     A synthesizer that needs values does not run on the device meta: then it runs on zeros, on the CPU.
     """
     reason = ""
     loss = None if settings.loss is None else loss_function(settings.loss)
-    name, factory = resolve(synthesizer, activation.shape, activation.axis, loss)
+    name, factory = resolve(synthesizer, activation.shape, activation.axis, loss, dense=dense)
     for device in dict.fromkeys((activation.device, torch.device("cpu"))):
         try:
             with torch.random.fork_rng(devices=[]):

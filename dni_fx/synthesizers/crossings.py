@@ -28,7 +28,7 @@ def activation_of(crossing: CrossingTensor | TimeCutPlan, device: torch.device |
 
 
 def factories(
-    plan: Plan, synthesizers: Mapping[str, str | Factory], loss: str | Loss | None = None
+    plan: Plan, synthesizers: Mapping[str, str | Factory], loss: str | Loss | None = None, *, dense: bool = False
 ) -> tuple[dict[str, str], dict[str, Factory]]:
     """The name and the factory of the synthesizer at each crossing of a plan.
 
@@ -36,6 +36,7 @@ def factories(
         synthesizers: By crossing, as `resolve` takes them. For a cut in time "auto" is `least_squares`, or `mlp` for
             many features or a narrow dtype: `benchmarks/results/time_cut.md`.
         loss: For the synthesizers at cuts in depth that differentiate a loss.
+        dense: As `resolve` takes it.
 
     Raises:
         DniFxError: If a synthesizer is for no crossing of the plan, or a crossing has none; and as `resolve` does.
@@ -48,7 +49,7 @@ def factories(
             raise DniFxError(f"the plan has no synthesizer for its crossing {name!r}")
         synthesizer, activation = synthesizers[name], activation_of(crossing)
         if isinstance(crossing, CrossingTensor):
-            names[name], made[name] = resolve(synthesizer, activation.shape, activation.axis, function)
+            names[name], made[name] = resolve(synthesizer, activation.shape, activation.axis, function, dense=dense)
         else:
             chosen = _auto_in_time(activation) if synthesizer == "auto" else synthesizer
             names[name], made[name] = resolve(chosen, activation.shape, activation.axis)

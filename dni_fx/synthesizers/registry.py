@@ -28,7 +28,7 @@ def register(name: str) -> Callable[[F], F]:
 
 
 def resolve(
-    synthesizer: str | Factory, shape: tuple[int, ...], axis: int, loss: Loss | None = None
+    synthesizer: str | Factory, shape: tuple[int, ...], axis: int, loss: Loss | None = None, *, dense: bool = False
 ) -> tuple[str, Factory]:
     """The name and the factory of a synthesizer.
 
@@ -38,6 +38,7 @@ def resolve(
             maps and sequences (benchmarks/paper_feedforward.py and synthesizers_by_net.py say why). At a cut in time,
             `factories` chooses.
         loss: For the synthesizers that differentiate a loss.
+        dense: There are labels for every position of a map: heads on maps get the option `dense`, unless it is given.
 
     Raises:
         DniFxError: If the name or an option is not known, or the loss is missing.
@@ -56,6 +57,10 @@ def resolve(
     if name not in REGISTRY:
         raise DniFxError(f"no synthesizer named {described(name)}; there are auto, {', '.join(sorted(REGISTRY))}")
     factory = REGISTRY[name]
+    is_map = axis == 1 and len(shape) > 2
+    if dense and is_map and "dense" in _options(factory) and "dense" not in options:
+        options["dense"] = True
+        synthesizer = f"{name}({', '.join(f'{option}={value!r}' for option, value in options.items())})"
     if "loss" in _options(factory):
         if loss is None:
             raise DniFxError(

@@ -252,7 +252,7 @@ def test_a_memory_budget_is_kept(
         (["--memory-budget", "0"], "a memory budget of 0 bytes"),
         (["--synthesizer-share", "-1"], "--synthesizer-share=-1.0: a number above 0"),
         (["--synthesizer-share", "1e-9"], "that they may"),
-        (["--cuts", "stem", "--objective", "throughput"], "are for cuts='auto' or a number of segments"),
+        (["--cuts", "stem", "--objective", "throughput"], "are for --cuts='auto' or a number of segments"),
         (["--synthesizer", "none"], "no synthesizer named 'none'"),
         (["--classes", "1"], "classes must be 2 or more"),
     ],
