@@ -177,4 +177,5 @@ def check_arguments(values: Mapping[str, Any], owner: str = "") -> None:
     for name, value in values.items():
         kind = KINDS.get(f"{owner}.{name}") or KINDS.get(name)
         if kind is not None and not kind.takes(value):
-            raise DniFxError(f"{name}={described(value)}: {kind.words}")
+            words = "the number is too large" if _is_whole(value) and value > MOST else kind.words
+            raise DniFxError(f"{name}={described(value)}: {words}")

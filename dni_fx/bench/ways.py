@@ -1,6 +1,7 @@
 """The ways to train that `bench` compares: backprop, checkpointing, other savers of memory, and dni-fx."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from dni_fx.api import transform
 from dni_fx.arguments import check_arguments
 from dni_fx.cuts import Cuts
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, described
 from dni_fx.model import Inputs, tensors_in
 from dni_fx.synthesizers import Factory
 
@@ -188,8 +189,8 @@ def parse_segments(text: str) -> dict[str, Cuts]:
         DniFxError: If the text is not such a list.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part == "auto" or (part.isdecimal() and int(part) > 1) for part in parts):
-        raise DniFxError(f"--segments {text!r}: numbers of segments, 2 or more, and auto, as in 2,4,8,auto")
+    if not all(part == "auto" or (re.fullmatch(r"\d{1,9}", part) and int(part) > 1) for part in parts):
+        raise DniFxError(f"--segments {described(text)}: numbers of segments, 2 or more, and auto, as in 2,4,8,auto")
     return segments(*(part if part == "auto" else int(part) for part in parts))
 
 

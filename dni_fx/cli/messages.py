@@ -4,12 +4,14 @@ import re
 
 __all__ = ["in_options"]
 
-# Arguments of `dni_fx.transform` that are no option, where a message offers them besides an option.
+# What messages offer that is no option: the text, and its replacement.
 _NOT_HERE = {
     " (or context_size=)": "",
     "; for targets of floats, give context_size= in place of classes=": "",
     ", or example_inputs=... in code": "",
     "(force=True, --force)": "(--force)",
+    ", or None": "",
+    " or a Plan": " or a plan.json",
 }
 
 _WITH_VALUES = {

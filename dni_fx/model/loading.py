@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from dni_fx.errors import OURS, DniFxError, TargetError
+from dni_fx.errors import OURS, DniFxError, TargetError, first_line
 from dni_fx.model.inputs import Inputs, to_inputs
 from dni_fx.paths import as_path, is_file, kind_of
 
@@ -76,7 +76,9 @@ def _import_module(name: str, attr: str) -> ModuleType:
         hint = " (is the suffix .py missing?)" if is_file(as_path(f"{name}.py")) else hint
         raise DniFxError(f"{name!r} is neither a .py file nor package.module:attr{hint}")
     if not all(part.isidentifier() for part in name.split(".")):
-        raise DniFxError(f"{name!r} is no module name; a TARGET is path/to/model.py[:attr] or package.module:attr")
+        raise DniFxError(
+            f"{f'{name}:{attr}'!r} names no module; a TARGET is path/to/model.py[:attr] or package.module:attr"
+        )
     if "" not in sys.path:
         sys.path.insert(0, "")
     with errors_of(name):
@@ -95,7 +97,9 @@ def errors_of(name: str) -> Iterator[None]:
         yield
     except (DniFxError, KeyboardInterrupt):
         raise
-    except SyntaxError as error:
+    except (SyntaxError, UnicodeDecodeError) as error:
+        if not isinstance(error, SyntaxError) or error.lineno is None:  # the compiler read no line
+            raise DniFxError(f"{name} is no Python source: {first_line(error)}") from None
         raise TargetError(f"{Path(error.filename or name).name}:{error.lineno}: {error.msg}") from None
     except BaseException as error:  # user code may raise any error; a script may exit at import, which is SystemExit
         place = _place(error) or name

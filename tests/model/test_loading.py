@@ -104,7 +104,7 @@ BAD = [
     (None, ".", 2, ["neither a .py file"]),
     (None, "", 2, ["neither a .py file"]),
     (None, "absent.module:model", 2, ["no module named 'absent'"]),
-    (None, "..x:model", 2, ["no module name"]),
+    (None, "..x:model", 2, ["names no module"]),
     ("", "net", 2, ["neither a .py file", "suffix .py missing"]),
     ("model = nn.ReLU(", "net.py", 3, ["net.py:3", "never closed"]),
     ("\n\n  x = 1", "net.py", 3, ["net.py:5", "unexpected indent"]),
