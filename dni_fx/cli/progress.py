@@ -1,13 +1,13 @@
 """Consoles, and a status line for long work."""
 
+import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["ShowStage", "err", "out", "progress", "progress_bar", "say_error"]
+__all__ = ["ShowStage", "err", "out", "progress", "progress_bar", "say", "say_error"]
 
 # Names, paths and messages may hold `[x]` and `:end:`, which are no markup and no emoji.
 out = Console(soft_wrap=False, markup=False, emoji=False, highlight=False)
@@ -16,7 +16,7 @@ err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=
 ShowStage = Callable[[str], None]  # shows the name of the stage that begins
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress() -> Iterator[ShowStage]:
     """Show a status line on stderr, if stderr is a terminal."""
     if not err.is_terminal:
@@ -36,4 +36,10 @@ def say_error(message: str) -> None:
     """Print one line on stderr: the message, whose other lines and control characters are escaped."""
     line = " ".join(message.split())
     printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    err.print(Text.assemble(("error:", "bold red"), " ", printable), soft_wrap=True)
+    say(Text.assemble(("error:", "bold red"), " ", printable))
+
+
+def say(text: str | Text) -> None:
+    """Print on stderr, unless stderr is closed or full: the exit code is right all the same."""
+    with contextlib.suppress(OSError, ValueError):
+        err.print(text)

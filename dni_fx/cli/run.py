@@ -8,7 +8,7 @@ import traceback
 
 from dni_fx.cli.commands import app
 from dni_fx.cli.messages import in_options
-from dni_fx.cli.progress import err, say_error
+from dni_fx.cli.progress import say, say_error
 from dni_fx.errors import DniFxError, TargetError, first_line
 
 __all__ = ["main"]
@@ -21,10 +21,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has a character for every name
             stream.reconfigure(errors="backslashreplace")
-    code = 70
-    with contextlib.suppress(OSError):  # stderr is closed or full
-        code = _exit_code()
-    sys.exit(code)
+    sys.exit(_exit_code())
 
 
 def _exit_code() -> int | str | None:
@@ -33,10 +30,10 @@ def _exit_code() -> int | str | None:
         code = _run()
         sys.stdout.flush()  # here, where an error has a message
         if code == _INTERRUPTED:  # typer's code after Ctrl-C
-            err.print("interrupted")
+            say("interrupted")
         return code
     except KeyboardInterrupt:
-        err.print("interrupted")
+        say("interrupted")
         return _INTERRUPTED
     except DniFxError as error:
         # The text of the user's own error stays as it is.
@@ -47,14 +44,14 @@ def _exit_code() -> int | str | None:
         return 0
     except OSError as error:
         _discard_output()
-        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        say_error(f"{where}{error.strerror or first_line(error)}")
+        where = "cannot write" if error.filename is None else os.fsdecode(error.filename)
+        say_error(f"{where}: {error.strerror or first_line(error)}")
         return 2
     except Exception as error:
         if _is_out_of_memory(error):
             say_error(f"not enough memory: {first_line(error)}; give smaller sizes")
             return 2
-        err.print("".join(traceback.format_exception(error)))
+        say("".join(traceback.format_exception(error)))
         say_error("this is a bug of dni-fx; please report the lines above")
         return 70
 

@@ -97,8 +97,8 @@ def errors_of(name: str) -> Iterator[None]:
         yield
     except (DniFxError, KeyboardInterrupt):
         raise
-    except (SyntaxError, UnicodeDecodeError) as error:
-        if not isinstance(error, SyntaxError) or error.lineno is None:  # the compiler read no line
+    except SyntaxError as error:
+        if error.lineno is None or "'utf-8' codec" in error.msg:
             raise DniFxError(f"{name} is no Python source: {first_line(error)}") from None
         raise TargetError(f"{Path(error.filename or name).name}:{error.lineno}: {error.msg}") from None
     except BaseException as error:  # user code may raise any error; a script may exit at import, which is SystemExit

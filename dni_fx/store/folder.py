@@ -108,8 +108,9 @@ def _replacing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             aside.rename(folder)
-    except OSError as error:
-        raise DniFxError(f"cannot write {folder} ({error.strerror or error}): choose another output folder") from None
+    except (OSError, SafetensorError) as error:  # safetensors on a full disk: SafetensorError
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DniFxError(f"cannot write {folder} ({reason}): choose another output folder") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

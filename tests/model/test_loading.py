@@ -160,11 +160,12 @@ def test_bad(text: str | None, target: str, code: int, parts: list[str]) -> None
 
 
 def test_not_text() -> None:
-    Path("net.py").write_bytes(b"\xff\xfe\x00 = 1")
-    with pytest.raises(DniFxError, match=r"net\.py") as caught:
-        load_target("net.py")
-    assert caught.value.exit_code == 3
-    assert "\n" not in str(caught.value)
+    for content in (b"\xff\xfe\x00 = 1", b"\xff = 1", b"x = 1\n\x00"):
+        Path("net.py").write_bytes(content)
+        with pytest.raises(DniFxError, match=r"net\.py is no Python source") as caught:
+            load_target("net.py")
+        assert caught.value.exit_code == 2
+        assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_failed_can_be_loaded_again() -> None:
