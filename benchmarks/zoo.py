@@ -67,7 +67,7 @@ def examine(name: str) -> Row:
         net = dni_fx.transform(model, args, example_kwargs=kwargs)
         middle = time.perf_counter()
         _step(net, args, kwargs)
-        report = dni_fx.check(net, args, kwargs=kwargs)
+        report = dni_fx.check(net, args, example_kwargs=kwargs)
         end = time.perf_counter()
     except DniFxError as error:
         return Row(name, "refused", why=" ".join(str(error).split()))

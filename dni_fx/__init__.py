@@ -1,7 +1,35 @@
-"""dni-fx: cut PyTorch models into segments that train on synthetic gradients."""
+"""dni-fx: cut PyTorch models into segments that train on synthetic gradients.
+
+    net = dni_fx.transform(model, example_inputs)   # returns the rewritten net; the training loop does not change
+
+Rewrite a model:
+    transform         cut a model into segments
+    plan              decide where `transform` would cut, and build nothing
+    Plan              the decision: where to cut a model, why, and how
+    Training          how the synthesizers are trained
+    Synthesizer       base class of synthesizers of your own
+    cut_after         mark a cut in the code of a model
+    restore           the plain model with the trained weights
+
+Look at the result:
+    check             check that a rewritten net is the same network, decoupled
+    diff              the changes of a rewrite
+    log_metrics       report how well the synthesizers predict
+
+Train and keep:
+    SegmentOptimizer  an optimizer for each segment
+    save, load        a folder for a rewritten net
+    save_checkpoint, load_checkpoint
+                      a file for a training run
+    DNI               the interface of pytorch-dni
+    DniFxError        the base class of all errors
+
+`help(dni_fx.transform)` describes one of them. On the command line: `dni-fx --help`, or `python -m dni_fx --help`.
+"""
 
 import importlib
 from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,4 +93,11 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'dni_fx' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dni_fx.{_MODULES[name]}"), name)
+    value = getattr(importlib.import_module(f"dni_fx.{_MODULES[name]}"), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    packages = [name for name, value in globals().items() if isinstance(value, ModuleType) and name != "importlib"]
+    return sorted({*__all__, *packages, "__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"})

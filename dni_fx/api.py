@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from dni_fx.arguments import check_arguments
 from dni_fx.capture import StateOption
 from dni_fx.compiler import Request, capture_and_plan, rewrite
 from dni_fx.cuts import Cuts, Limits
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, described
 from dni_fx.model import Inputs, probe, to_inputs
 from dni_fx.partition import checked_objective
 from dni_fx.plans import Plan
 from dni_fx.runtime import DecoupledModule, OptimizerFactory, SegmentOptimizer, attach_synthesizers, check_stepping
-from dni_fx.settings import DEFAULTS, Loss, Mix, Settings, Training, check_accumulate, check_horizon, check_scaler
+from dni_fx.settings import DEFAULTS, Loss, Mix, Settings, Training, check_horizon, check_scaler
 from dni_fx.synthesizers import Factory
 from dni_fx.units import parse_bytes
 
@@ -115,13 +116,11 @@ def transform(
         CaptureError: If no front end captures the same network.
         NoLegalCutError: If there is no place to cut.
     """
+    check_arguments({"step": step, "accumulate": accumulate, "compile": compile})
     settings = Settings(unlock, mix, classes, context_size, loss, training)
     _check_step(step, optimizer, training)
-    check_accumulate(accumulate)
     if scaler is not None:
         check_scaler(scaler, training, step)
-    if not isinstance(compile, bool | Mapping):
-        raise DniFxError(f"compile={compile!r}: True, False, or a dict of arguments for torch.compile")
     if compile is not False:
         check_horizon(training, "compile")
     limits = limits_of(objective, memory_budget, synthesizer_share)
@@ -146,13 +145,12 @@ def _check_step(step: str, optimizer: object, training: Training) -> None:
     if step == "segment":
         check_stepping(optimizer)
         return
-    if step != "loop":
-        raise DniFxError(f"step={step!r}: there are 'loop' and 'segment'")
     if optimizer is None and (training.optimizer is not None or training.lr is not None):
         raise DniFxError("training with lr or optimizer needs optimizer=, the optimizer of the model")
     if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer)):
         raise DniFxError(
-            f"optimizer={optimizer!r}: give the optimizer of the model; a function that makes one needs step='segment'"
+            f"optimizer={described(optimizer)}: give the optimizer of the model; a function that makes one needs "
+            "step='segment'"
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise DniFxError("LBFGS takes no further parameters: transform without optimizer=, and train net.parameters()")
@@ -188,6 +186,7 @@ def plan(
 
 def limits_of(objective: str, memory_budget: str | int | None, synthesizer_share: float | None) -> Limits:
     """Check the arguments of `transform` that limit the search for cuts."""
+    check_arguments({"objective": objective, "memory_budget": memory_budget, "synthesizer_share": synthesizer_share})
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     return Limits(checked_objective(objective), synthesizer_share, budget)
 
@@ -199,7 +198,7 @@ def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Map
         DniFxError: If the model is no module or has uninitialized parameters, or no inputs were found.
     """
     if not isinstance(model, nn.Module):
-        raise DniFxError(f"expected an nn.Module, not a {type(model).__name__}")
+        raise DniFxError(f"model={described(model)}: expected an nn.Module")
     lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise DniFxError(f"parameter {lazy[0]!r} has no shape yet: call the model once before rewriting it")

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from dni_fx import ops
+from dni_fx.arguments import check_arguments
 from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices, without_rows
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
-from dni_fx.errors import DniFxError
-from dni_fx.graph import dataflow
+from dni_fx.errors import DniFxError, NoLegalCutError
+from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, describe
 from dni_fx.passes.add_context import AddContext
 from dni_fx.passes.add_synthesizers import AddSynthesizers
@@ -35,7 +36,7 @@ from dni_fx.runtime import (
     replay_windows,
     watch_training,
 )
-from dni_fx.settings import DEFAULTS, Settings, with_defaults
+from dni_fx.settings import DEFAULTS, Settings, check_loss, with_defaults
 from dni_fx.synthesizers import Factory, factories, paths_of
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
@@ -54,9 +55,14 @@ class Request:
     verify: bool = True
     state: StateOption | None = None
 
+    def __post_init__(self) -> None:
+        check_arguments(vars(self))
+
 
 def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tuple[DecoupledModule, Plan]:
     """Capture and annotate a model, and plan its cuts."""
+    _check_trainable(model)
+    check_loss(request.settings, next((p.device for p in model.parameters()), "cpu"))
     cuts, frontend = request.cuts, request.frontend
     if isinstance(cuts, Plan) and frontend == "auto":
         frontend = cuts.frontend  # the plan names nodes of this front end's graph
@@ -85,16 +91,39 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
 
 
+def _check_trainable(model: nn.Module) -> None:
+    """Raise a NoLegalCutError if the model has no parameter to train."""
+    name = type(model).__name__
+    if not any(True for _ in model.parameters()):
+        raise NoLegalCutError(f"{name} has no parameters: there is nothing to train, and no place for a cut")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise NoLegalCutError(
+            f"no parameter of {name} requires grad: there is nothing to train; call requires_grad_(True) on the layers "
+            "that are to train"
+        )
+
+
 def _cost_model(
     model: nn.Module, module: DecoupledModule, example: Inputs, request: Request, states: set[int]
 ) -> CostModel:
-    prices, refused = synthesizer_prices(module.graph, request.synthesizer, request.settings, measure=request.profile)
+    dense = _has_labels_for_positions(module, request.settings)
+    prices, refused = synthesizer_prices(
+        module.graph, request.synthesizer, request.settings, measure=request.profile, dense=dense
+    )
     times = node_times(module, example) if request.profile else None
     flow = dataflow(module.graph, times, states)
     resident_bytes = resident(model, example, OPTIMIZER_STATES)
     avoided = without_rows(module.graph, request.settings)
     unit = "s" if request.profile else "FLOPs"
     return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, unit=unit)
+
+
+def _has_labels_for_positions(module: DecoupledModule, settings: Settings) -> bool:
+    """Whether an output is a map of values that the loss compares with labels: (N, classes, ...)."""
+    if settings.loss is None:
+        return False
+    shapes = [record_of(node).shape or () for node in returned_nodes(module.graph)]
+    return any(len(shape) > 2 and settings.size in (1, shape[1], shape[-1]) for shape in shapes)
 
 
 def _no_cuts_in_depth(request: Request) -> Decision:
@@ -129,7 +158,9 @@ def rewrite(
     """
     if plan.states:
         _check_time_cuts(settings, plan)
-    names, makers = factories(plan, {name: synthesizer for name, _ in crossings(plan)}, settings.loss)
+    chosen = {name: synthesizer for name, _ in crossings(plan)}
+    dense = _has_labels_for_positions(module, settings)
+    names, makers = factories(plan, chosen, settings.loss, dense=dense)
     named = isinstance(synthesizer, str)
     paths = paths_of(synthesizer, names.values())
     rewritten = replace(plan, rewrite=Rewrite.of(settings, names, named, paths))
@@ -167,8 +198,14 @@ def rewrite(
 
 def _check_time_cuts(settings: Settings, plan: Plan) -> None:
     """Raise a DniFxError if the settings do not allow the plan's cuts in time."""
-    if not plan.cuts and (settings.size or settings.training.warmup):
-        raise DniFxError("labels, context and warm-up are for cuts in depth: give cuts=")
+    in_depth = {
+        "classes=": settings.classes,
+        "context_size=": settings.context_size,
+        "training.warmup": settings.training.warmup,
+    }
+    given = [name for name, value in in_depth.items() if value]
+    if not plan.cuts and given:
+        raise DniFxError(f"{given[0]} is for cuts in depth: give cuts=, too")
     if not plan.cuts and settings.training.scale == "rms":
         raise DniFxError(
             'scale="rms" is for cuts in depth: in time, targets contain predictions, which would set the scale'

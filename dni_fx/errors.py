@@ -1,5 +1,6 @@
 """The one error family of the project; the command line turns each into a line and an exit code."""
 
+import reprlib
 from pathlib import Path
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "NoLegalCutError",
     "SourceError",
     "TargetError",
+    "described",
     "first_line",
 ]
 
@@ -22,6 +24,38 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+class _Short(reprlib.Repr):
+    """Short texts of values: numbers, texts and small containers as they are, all else by type and shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxlong = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return (
+            super().repr_int(x, level) if abs(x) < 10**1000 else "<int of over 1000 digits>"
+        )  # Python limits str(int)
+
+    def repr_instance(self, x: object, level: int) -> str:
+        cls, shape = type(x), getattr(x, "shape", None)
+        if x is None or cls in (bool, float, complex):
+            return repr(x)
+        name = getattr(x, "__name__", None)
+        if isinstance(name, str):  # a class or a function
+            return f"<{cls.__name__} {name}>"
+        where = "" if cls.__module__ == "builtins" else f"{cls.__module__.split('.')[0]}."
+        of = f" of shape {list(shape)}" if isinstance(shape, tuple) and shape else ""
+        return f"<{where}{cls.__name__}{of}>"
+
+
+_SHORT = _Short()
+
+
+def described(value: object) -> str:
+    """A value as an error message shows the value: one short line, however large the value is."""
+    return " ".join(_SHORT.repr(value).split())
 
 
 class DniFxError(Exception):

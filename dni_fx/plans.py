@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, first_line
+from dni_fx.json_data import read
+from dni_fx.paths import as_path
 from dni_fx.settings import Mix, Settings, Training, loss_name
 
 __all__ = [
@@ -34,36 +35,56 @@ _BESIDE = ("schema", "digests")  # entries of a file that are not of the plan
 
 @dataclass(frozen=True)
 class CrossingTensor:
-    """A tensor that crosses a cut."""
+    """A tensor that crosses a cut.
 
-    node: str  # the node of the graph that computes the tensor
+    Attributes:
+        node: The node of the graph that computes the tensor.
+        axis: The feature axis.
+        batch: The batch axis; None: no axis follows the batch.
+        rows: Entries of the batch axis for each sample; 0: their number varies.
+    """
+
+    node: str
     shape: tuple[int, ...]
     dtype: str
     bytes: int
-    axis: int  # the feature axis
-    batch: int | None = 0  # the batch axis; None: no axis follows the batch
-    rows: int = 1  # entries of the batch axis for each sample; 0: their number varies
+    axis: int
+    batch: int | None = 0
+    rows: int = 1
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A boundary between two consecutive segments: the tensors that cross it."""
+    """A boundary between two consecutive segments: the tensors that cross it.
 
-    after: str  # the last node of the segment below
+    Attributes:
+        after: The last node of the segment below.
+        tensors: The tensors that cross the cut.
+    """
+
+    after: str
     tensors: tuple[CrossingTensor, ...]
 
 
 @dataclass(frozen=True)
 class StateTensor:
-    """A tensor that goes from one call of a recurrent model to the next."""
+    """A tensor that goes from one call of a recurrent model to the next.
 
-    input: str  # the placeholder that takes the tensor; without a graph, the argument
-    path: tuple[int | str, ...]  # the path in this input, if the input is a tuple or dict of tensors
-    result: tuple[int | str, ...]  # the path of the next state in the result of the model
-    output: int  # the index of the next state among the output nodes of the graph
+    Attributes:
+        input: The placeholder that takes the tensor; without a graph, the argument.
+        path: The path in this input, if the input is a tuple or dict of tensors.
+        result: The path of the next state in the result of the model.
+        output: The index of the next state among the output nodes of the graph.
+        axis: The batch axis.
+    """
+
+    input: str
+    path: tuple[int | str, ...]
+    result: tuple[int | str, ...]
+    output: int
     shape: tuple[int, ...]
     dtype: str
-    axis: int  # the batch axis
+    axis: int
 
     @property
     def features(self) -> int:
@@ -73,61 +94,100 @@ class StateTensor:
 
 @dataclass(frozen=True)
 class TimeCutPlan:
-    """A cut in time: the tensors of the state that the same segments use and compute. They share a synthesizer."""
+    """A cut in time: the tensors of the state that the same segments use and compute. They share a synthesizer.
+
+    Attributes:
+        enters: The segments that use the state.
+        leaves: The segment that computes the next state.
+    """
 
     tensors: tuple[StateTensor, ...]
-    enters: tuple[int, ...] = (0,)  # segments that use the state
-    leaves: int = 0  # the segment that computes the next state
+    enters: tuple[int, ...] = (0,)
+    leaves: int = 0
 
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """One segment, in the order of the graph, with its costs for the example inputs."""
+    """One segment, in the order of the graph, with its costs for the example inputs.
+
+    Attributes:
+        nodes: Names of the nodes of the graph.
+        parameters: The number of entries of the trainable parameters that are first used here.
+        flops: Operations of a forward pass.
+        activation_bytes: The bytes that autograd keeps for the backward pass of the segment.
+        forward: The predicted time of a forward pass, as all times in the unit of the plan's forecast.
+        backward: The predicted time of a backward pass.
+        synthesizers: The predicted time of the synthesizers at its upper end.
+        load: The predicted time of a step on a device that has only this segment.
+        peak_bytes: The most bytes alive while the segment runs, of those that the step allocates.
+        peak_at: The node at the peak.
+        peak_backward: Whether the peak is in the backward pass.
+    """
 
     nodes: tuple[str, ...]
-    parameters: int  # entries of the trainable parameters first used here
-    flops: int  # forward
-    activation_bytes: int  # that autograd keeps for the backward pass of the segment
-    # Predictions; times in the unit of the plan's forecast:
+    parameters: int
+    flops: int
+    activation_bytes: int
     forward: float = 0.0
     backward: float = 0.0
-    synthesizers: float = 0.0  # time of the synthesizers at its upper end
-    load: float = 0.0  # time of a step on a device that has only this segment
-    peak_bytes: int = 0  # the most bytes alive while the segment runs, of those that the step allocates
-    peak_at: str = ""  # the node at the peak
-    peak_backward: bool = True  # the peak is in the backward pass
+    synthesizers: float = 0.0
+    load: float = 0.0
+    peak_bytes: int = 0
+    peak_at: str = ""
+    peak_backward: bool = True
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """The predicted memory and time of a training step."""
+    """The predicted memory and time of a training step.
 
-    peak_bytes: int  # with parameters, optimizer state and batch
-    step: float  # time on one device
-    slowest: float  # time if every segment has a device of its own, and no segment waits for another
+    Attributes:
+        peak_bytes: The peak, with parameters, optimizer state and batch.
+        step: The time on one device.
+        slowest: The time if every segment has a device of its own, and no segment waits for another.
+    """
+
+    peak_bytes: int
+    step: float
+    slowest: float
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The predictions for a plan and for backprop, with `unlock="backward"` and Adam."""
+    """The predictions for a plan and for backprop, with `unlock="backward"` and Adam.
 
-    unit: str  # of times: "FLOPs" or "s"
-    resident_bytes: int  # parameters, buffers, optimizer state and the batch: older than the step
-    synthesizer_bytes: int  # parameters of the synthesizers and their optimizer state
-    optimizer_bytes: int  # allocated by the step, and alive while the optimizer steps: all gradients, and temporaries
+    Attributes:
+        unit: The unit of times: "FLOPs" or "s".
+        resident_bytes: The bytes of parameters, buffers, optimizer state and the batch, which are older than the step.
+        synthesizer_bytes: The bytes of the synthesizers' parameters and their optimizer state.
+        optimizer_bytes: The bytes that the step allocates, and that are alive while the optimizer steps: all gradients,
+            and temporaries.
+        backprop: The predictions for backprop.
+        cut: The predictions for the plan.
+    """
+
+    unit: str
+    resident_bytes: int
+    synthesizer_bytes: int
+    optimizer_bytes: int
     backprop: Outlook
     cut: Outlook
 
 
 @dataclass(frozen=True)
 class Weighed:
-    """A candidate in the search for cuts."""
+    """A candidate in the search for cuts.
 
-    after: tuple[str, ...]  # the last node below each cut
+    Attributes:
+        after: The last node below each cut.
+        share: The time of its synthesizers, as a share of backprop's step.
+    """
+
+    after: tuple[str, ...]
     synthesizers: int
     value: float
     charges: float
-    share: float  # the time of its synthesizers, as a share of backprop's step
+    share: float
     outlook: Outlook
 
 
@@ -137,13 +197,20 @@ class Verdict:
 
     The value is the load of the heaviest segment (bytes for the objective memory, else time), the static bytes of the
     synthesizers (memory only), and a charge for each synthesizer.
+
+    Attributes:
+        objective: What the cuts minimize: "memory" or "throughput".
+        places: The number of legal positions of a cut.
+        bound: A lower bound of the value of all plans.
+        share: The limit for the time of all synthesizers, as a share of backprop's step.
+        weighed: This plan and the runners-up, best first.
     """
 
     objective: str
-    places: int  # number of legal positions of a cut
+    places: int
     bound: float
-    share: float  # the limit for the time of all synthesizers, as a share of backprop's step
-    weighed: tuple[Weighed, ...]  # this plan and the runners-up, best first
+    share: float
+    weighed: tuple[Weighed, ...]
 
     @property
     def optimal(self) -> bool:
@@ -153,17 +220,29 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """How to rewrite the cuts."""
+    """How to rewrite the cuts.
+
+    Attributes:
+        unlock: "none" or "backward".
+        mix: The share of the true gradient.
+        classes: The number of classes of labels.
+        context_size: The entries of a context.
+        synthesizers: The names of synthesizers by crossing, as in `net.code`.
+        loss: A name in torch.nn.functional; empty: any other function.
+        training: How the synthesizers are trained, without their optimizer.
+        named: The synthesizers were chosen by name, which sets defaults of their training.
+        paths: "module:name" of each synthesizer that dni-fx does not have.
+    """
 
     unlock: str
     mix: Mix
     classes: int | None
     context_size: int | None
-    synthesizers: dict[str, str]  # names by crossing, as in `net.code`
-    loss: str | None = None  # a name in torch.nn.functional; empty: any other function
-    training: Training = field(default_factory=Training)  # without its optimizer
-    named: bool = True  # the synthesizers were chosen by name, which sets defaults of their training
-    paths: dict[str, str] = field(default_factory=dict)  # "module:name" of each synthesizer that dni-fx does not have
+    synthesizers: dict[str, str]
+    loss: str | None = None
+    training: Training = field(default_factory=Training)
+    named: bool = True
+    paths: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -187,26 +266,50 @@ class Rewrite:
         return Settings(self.unlock, self.mix, self.classes, self.context_size, self.loss, self.training)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """The decision: cuts, segments, their costs, the reason; and for a rewritten model, how it was rewritten."""
+    """The decision: cuts, segments, their costs, the reason; and for a rewritten model, how it was rewritten.
 
-    model: str  # class name
-    fingerprint: str  # of the captured graph, the same for every batch size
-    inputs: tuple[str, ...]  # the example inputs: name, shape, dtype
-    inputs_from: str  # their source
+    Attributes:
+        model: The name of the model's class.
+        fingerprint: A hash of the captured graph, the same for every batch size.
+        inputs: The example inputs: the name, shape and dtype of each.
+        inputs_from: The source of the example inputs.
+        cuts: The cuts in depth, from below.
+        segments: The segments, from below: one more than cuts.
+        why: The reason for these cuts.
+        frontend: The front end that captured the model.
+        tried: The front ends that could not capture the model, each with the reason.
+        tied: The numbers of the segments that use a parameter, for each parameter that several segments use.
+        rewrite: How the model was rewritten; None: the plan is only a decision.
+        forecast: The predicted memory and time; None: an older version made the plan.
+        verdict: Why these cuts won; None: the user chose the cuts.
+        states: The cuts in time.
+    """
+
+    model: str
+    fingerprint: str
+    inputs: tuple[str, ...]
+    inputs_from: str
     cuts: tuple[Cut, ...]
     segments: tuple[SegmentPlan, ...]
     why: str
     frontend: str = "fx"
-    tried: tuple[str, ...] = ()  # front ends that could not capture the model, and why
-    tied: dict[str, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # numbers of the segments, for each parameter in several
+    tried: tuple[str, ...] = ()
+    tied: dict[str, tuple[int, ...]] = field(default_factory=dict)
     rewrite: Rewrite | None = None
     forecast: Forecast | None = None
-    verdict: Verdict | None = None  # None: the person chose the cuts
-    states: tuple[TimeCutPlan, ...] = ()  # cuts in time
+    verdict: Verdict | None = None
+    states: tuple[TimeCutPlan, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line, however large the model is."""
+        names = [cut.after for cut in self.cuts]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        parts = [f"{len(self.segments)} segments", *([f"cut after {shown}"] if names else [])]
+        parts += [f"{len(self.states)} cuts in time"] if self.states else []
+        parts += [f"front end {self.frontend}", *([f"unlock {self.rewrite.unlock}"] if self.rewrite else [])]
+        return f"Plan({self.model}: {', '.join(parts)})"
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -223,65 +326,20 @@ class Plan:
             data = json.loads(text)
             if not isinstance(data, dict) or data.get("schema") != SCHEMA:
                 raise ValueError(f'expected a plan with "schema": {SCHEMA}')
-            return cls._from_dict({k: v for k, v in data.items() if k not in _BESIDE})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise DniFxError(f"{source} is not a plan that dni-fx wrote: {reason}") from None
+            return read(cls, {k: v for k, v in data.items() if k not in _BESIDE})
+        except (ValueError, RecursionError, DniFxError) as error:
+            raise DniFxError(f"{source} is not a plan that dni-fx wrote: {first_line(error)}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
         """Read a plan from a file, or from the folder that `dni_fx.save` or `dni-fx rewrite` wrote."""
-        path = Path(path)
+        path = as_path(path)
         path = path / "plan.json" if path.is_dir() else path
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DniFxError(f"cannot read the plan {path}: {error}") from None
         return cls.from_json(text, source=str(path))
-
-    @classmethod
-    def _from_dict(cls, data: dict[str, Any]) -> "Plan":
-        cuts = tuple(
-            Cut(str(c["after"]), tuple(CrossingTensor(**(t | {"shape": tuple(t["shape"])})) for t in c["tensors"]))
-            for c in data["cuts"]
-        )
-        segments = tuple(SegmentPlan(**(s | {"nodes": tuple(s["nodes"])})) for s in data["segments"])
-        forecast, verdict = (None if data.get(name) is None else read(data[name]) for name, read in _READ.items())
-        rewrite = _read_rewrite(data["rewrite"]) if data["rewrite"] is not None else None
-        rest: dict[str, Any] = {"cuts": cuts, "segments": segments, "rewrite": rewrite, "inputs": tuple(data["inputs"])}
-        rest |= {"forecast": forecast, "verdict": verdict}
-        rest |= {"states": tuple(map(_read_state, data.get("states", ())))}
-        rest |= {"tried": tuple(data.get("tried", ()))}
-        rest |= {"tied": {str(name): tuple(segments) for name, segments in data.get("tied", {}).items()}}
-        plan = cls(**(data | rest))
-        for entry in fields(cls):
-            if entry.type is str and not isinstance(getattr(plan, entry.name), str):
-                raise TypeError(f"{entry.name} is no text")
-        return plan
-
-
-def _read_state(data: dict[str, Any]) -> TimeCutPlan:
-    tuples = [{key: tuple(t[key]) for key in ("path", "result", "shape")} for t in data["tensors"]]
-    tensors = tuple(StateTensor(**(t | own)) for t, own in zip(data["tensors"], tuples, strict=True))
-    return TimeCutPlan(tensors, tuple(data["enters"]), data["leaves"])
-
-
-def _read_rewrite(data: dict[str, Any]) -> Rewrite:
-    mix = data["mix"]
-    training = Training(**data.get("training", {}))
-    return Rewrite(**(data | {"mix": tuple(mix) if isinstance(mix, list) else mix, "training": training}))
-
-
-def _read_forecast(data: dict[str, Any]) -> Forecast:
-    return Forecast(**(data | {name: Outlook(**data[name]) for name in ("backprop", "cut")}))
-
-
-def _read_verdict(data: dict[str, Any]) -> Verdict:
-    weighed = [w | {"after": tuple(w["after"]), "outlook": Outlook(**w["outlook"])} for w in data["weighed"]]
-    return Verdict(**(data | {"weighed": tuple(Weighed(**w) for w in weighed)}))
-
-
-_READ: dict[str, Callable[[dict[str, Any]], Any]] = {"forecast": _read_forecast, "verdict": _read_verdict}
 
 
 def crossing_name(cut: int, node: str) -> str:

@@ -10,8 +10,9 @@ from torch.autograd import Variable
 
 from dni_fx import ops
 from dni_fx.api import example_inputs_of
+from dni_fx.arguments import check_arguments
 from dni_fx.compiler import Request, capture_and_plan, rewrite
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, described
 from dni_fx.graph import default_axis
 from dni_fx.model import tensors_in
 from dni_fx.plans import Plan
@@ -75,11 +76,10 @@ class DNI(nn.Module):
         *,
         lam: float | None = None,
     ) -> None:
+        check_arguments({name: value for name, value in locals().items() if name != "self"}, "DNI")
         super().__init__()
-        if not isinstance(network, nn.Module):
-            raise DniFxError(f"expected an nn.Module, not a {type(network).__name__}")
-        if grad_optim not in OPTIMIZERS:
-            raise DniFxError(f"grad_optim={grad_optim!r}: there are {', '.join(OPTIMIZERS)}")
+        if not isinstance(grad_optim, str) or grad_optim not in OPTIMIZERS:
+            raise DniFxError(f"grad_optim={described(grad_optim)}: there are {', '.join(OPTIMIZERS)}")
         if format_fn is not None:
             warnings.warn("format_fn is not needed, and ignored", stacklevel=2)
         self.settings = Settings(unlock="none", mix=λ if lam is None else lam)
@@ -166,4 +166,4 @@ def _synthesizer(network: str | type[nn.Module] | None, options: dict[str, Any],
         return lambda activation, size: network(activation, size, **options)
     if isinstance(network, type) and issubclass(network, nn.Module):
         return adapt(network, hidden_size, **options)
-    raise DniFxError(f"dni_network={network!r}: a class of synthesizers, or a name")
+    raise DniFxError(f"dni_network={described(network)}: a class of synthesizers, or a name")

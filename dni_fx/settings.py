@@ -1,14 +1,17 @@
 """Settings: how a model is rewritten at its cuts, and how the synthesizers are trained."""
 
-import math
+import difflib
+import functools
+import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dni_fx.errors import DniFxError
+from dni_fx.arguments import check_arguments
+from dni_fx.errors import DniFxError, described, first_line
 
 __all__ = [
     "DEFAULTS",
@@ -16,8 +19,8 @@ __all__ = [
     "Mix",
     "Settings",
     "Training",
-    "check_accumulate",
     "check_horizon",
+    "check_loss",
     "check_scaler",
     "loss_function",
     "loss_name",
@@ -112,32 +115,11 @@ class Training:
         return any(getattr(self, name) != getattr(Training, name) for name in _FOR_TIME)
 
     def __post_init__(self) -> None:
-        if self.scale not in (None, "rms") and not _positive(self.scale):
-            raise DniFxError(f'scale={self.scale!r}: a positive number, "rms", or None')
-        if self.clip is not None and not _positive(self.clip):
-            raise DniFxError(f"clip={self.clip!r}: the largest norm of a target is a positive number, or None")
-        if not _whole(self.warmup) or self.warmup < 0:
-            raise DniFxError(f"warmup={self.warmup!r}: a number of steps, 0 or more")
-        if not _whole(self.every) or self.every < 1:
-            raise DniFxError(f"every={self.every!r}: a number of steps, 1 or more")
-        if self.lr is not None and not _positive(self.lr):
-            raise DniFxError(f"lr={self.lr!r}: the multiple of the learning rate is a positive number")
-        if self.auxiliary != 0 and not _positive(self.auxiliary):
-            raise DniFxError(f"auxiliary={self.auxiliary!r}: the weight of a loss is 0 or more")
-        for name in ("discount", "trace"):
-            share = getattr(self, name)
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
-                raise DniFxError(f"{name}={share!r}: a share, 0 to 1")
-        if self.centered is not None and not isinstance(self.centered, bool):
-            raise DniFxError(f"centered={self.centered!r}: True, False or None")
-        if not _whole(self.horizon) or self.horizon < 1:
-            raise DniFxError(f"horizon={self.horizon!r}: a number of windows, 1 or more")
+        check_arguments(vars(self), "Training")
         if self.horizon == 1 and self.trace != 1.0:
             raise DniFxError("trace is for a horizon of more than one window")
         if self.auxiliary:
             check_horizon(self, "auxiliary")
-        if self.optimizer is not None and not callable(self.optimizer):
-            raise DniFxError("optimizer: a function from parameters to an optimizer, such as torch.optim.Adam")
 
 
 @dataclass(frozen=True)
@@ -157,27 +139,19 @@ class Settings:
         return self.classes or self.context_size or 0
 
     def __post_init__(self) -> None:
-        unlock, mix = self.unlock, self.mix
-        if unlock not in ("none", "backward"):
-            raise DniFxError(f"unlock={unlock!r}: there are 'none' and 'backward'")
-        _check_mix(mix)
-        if mix and unlock != "none":
-            raise DniFxError(f"mix={mix} needs unlock='none': with unlock={unlock!r} the true gradient comes too late")
-        classes, context_size = self.classes, self.context_size
-        if classes is not None and context_size is not None:
+        check_arguments(vars(self))
+        if self.mix and self.unlock != "none":
+            raise DniFxError(
+                f"mix={self.mix} needs unlock='none': with unlock={self.unlock!r} the true gradient comes too late"
+            )
+        if self.classes is not None and self.context_size is not None:
             raise DniFxError("classes and context_size exclude each other: labels are the context")
-        for size in (classes, context_size):
-            if size is not None and not _whole(size):
-                raise DniFxError(f"classes and context_size are whole numbers, not {size!r}")
-        if (classes is not None and classes < 2) or (context_size is not None and context_size < 1):
-            raise DniFxError("classes must be 2 or more, context_size 1 or more")
-        if not isinstance(self.training, Training):
-            raise DniFxError(f"training={self.training!r}: a dni_fx.Training")
         if self.loss is not None:
             loss_function(self.loss)
             if not self.size:
                 raise DniFxError(
-                    "loss needs classes (or context_size): it compares outputs with the argument dni_context of the net"
+                    "loss= needs classes= (or context_size=): it compares outputs with the argument dni_context of the "
+                    "net"
                 )
 
 
@@ -198,8 +172,7 @@ def with_defaults(settings: Settings, *, named: bool, in_time: bool = False) -> 
 
 def check_scaler(scaler: object, training: Training, step: str = "segment") -> None:
     """Raise a DniFxError if the loss may not be scaled by this scaler."""
-    if not isinstance(scaler, torch.amp.GradScaler):
-        raise DniFxError(f"scaler={scaler!r}: a torch.amp.GradScaler")
+    check_arguments({"scaler": scaler})
     if training.optimizer is not None and step == "loop":
         raise DniFxError(
             "an optimizer of the synthesizers' own would step on scaled gradients: leave training.optimizer or scaler "
@@ -210,25 +183,11 @@ def check_scaler(scaler: object, training: Training, step: str = "segment") -> N
     check_horizon(training, "scaler")
 
 
-def check_accumulate(accumulate: object) -> None:
-    """Raise a DniFxError if this is neither None nor a number of batches."""
-    if accumulate is not None and (not _whole(accumulate) or accumulate < 1):  # type: ignore[operator]
-        raise DniFxError(f"accumulate={accumulate!r}: the number of batches whose gradients are accumulated, 1 or more")
-
-
 def check_horizon(training: Training, feature: str) -> None:
     """Raise a DniFxError if there is a horizon, for a feature in `_NOT_WITH_A_HORIZON`."""
     reason = _NOT_WITH_A_HORIZON[feature]
     if training.horizon > 1:
         raise DniFxError(f"a horizon (here {training.horizon} windows) cannot be used with {feature}: {reason}")
-
-
-def _check_mix(mix: Mix) -> None:
-    shares = mix[:2] if isinstance(mix, tuple) else (mix,)
-    if isinstance(mix, tuple) and (len(mix) != 3 or not _whole(mix[2]) or mix[2] < 1):
-        raise DniFxError(f"mix={mix}: a schedule is (start, end, steps)")
-    if not all(isinstance(share, int | float) and 0.0 <= share <= 1.0 for share in shares):
-        raise DniFxError(f"mix={mix}: the share of the true gradient lies between 0 and 1")
 
 
 def loss_function(loss: str | Loss) -> Loss:
@@ -238,14 +197,65 @@ def loss_function(loss: str | Loss) -> Loss:
         DniFxError: If `loss` is neither.
     """
     if not isinstance(loss, str):
-        if not callable(loss):
-            raise DniFxError(f"loss={loss!r}: a function of (output, labels), or a name such as 'cross_entropy'")
         return loss
-    function: Any = getattr(nn.functional, loss, None)
-    if not callable(function):
-        raise DniFxError(f"loss={loss!r}: torch.nn.functional has no such function; 'cross_entropy' is one")
-    found: Loss = function
-    return found
+    if loss not in _named_losses():
+        near = difflib.get_close_matches(loss, _named_losses(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DniFxError(
+            f"loss={described(loss)}: torch.nn.functional has no such loss of (outputs, targets); there are "
+            f"{', '.join(_named_losses())}{hint}"
+        )
+    return _named_losses()[loss]
+
+
+@functools.cache
+def _named_losses() -> dict[str, Loss]:
+    """The losses of `torch.nn.functional` that need outputs and targets alone: losses have the argument `reduction`."""
+    found: dict[str, Loss] = {}
+    for name, function in vars(nn.functional).items():
+        if name.startswith("_") or not inspect.isfunction(function):
+            continue
+        parameters = inspect.signature(function).parameters
+        needed = [n for n, p in parameters.items() if p.default is p.empty]
+        if "reduction" in parameters and len(needed) == 2 and needed[0] == "input":
+            found[name] = function
+    return dict(sorted(found.items()))
+
+
+def check_loss(settings: Settings, device: torch.device | str = "cpu") -> None:
+    """Run the loss on rows of outputs and targets of the context's size.
+
+    Raises:
+        DniFxError: If the loss does not run, or does not return a scalar with gradient.
+    """
+    if settings.loss is None:
+        return
+    size = settings.size
+    rows = 5 if size != 5 else 7  # a number of rows unlike the size: a loss that mixes the two axes up fails
+    with_labels = settings.classes is not None
+    target = torch.zeros(rows, *([] if with_labels else [size]), device=device)
+    reason = _why_no_loss(loss_function(settings.loss), rows, size, target.long() if with_labels else target)
+    if reason:
+        kind = "integer labels" if with_labels else "rows of floats"
+        hint = "; for targets of floats, give context_size= in place of classes=" if with_labels else ""
+        raise DniFxError(
+            f"loss={described(settings.loss)} {reason}, for outputs {[rows, size]} and {kind} {list(target.shape)}; a "
+            f"loss returns the mean over the rows, a scalar with gradient{hint}"
+        )
+
+
+def _why_no_loss(loss: Loss, rows: int, size: int, target: Tensor) -> str:
+    """The reason why a function is no loss for targets like this; empty if it is one."""
+    outputs = torch.zeros(rows, size, device=target.device, requires_grad=True)
+    try:
+        with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            value: object = loss(outputs, target)
+    except Exception as error:  # the user's function may raise any error
+        return f"raises {type(error).__name__} ({first_line(error)})"
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        return f"returns {described(value)}"
+    return "" if value.requires_grad else "returns a scalar without gradient"
 
 
 def loss_name(loss: str | Loss | None) -> str | None:
@@ -254,14 +264,6 @@ def loss_name(loss: str | Loss | None) -> str | None:
         return loss
     name = getattr(loss, "__name__", "")
     return name if getattr(nn.functional, name or "-", None) is loss else ""
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 DEFAULTS = Settings()

@@ -2,7 +2,7 @@
 
 import re
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, described
 
 __all__ = ["bytes_text", "parse_bytes", "quantity"]
 
@@ -35,8 +35,10 @@ def parse_bytes(text: str | int) -> int:
     """
     match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE)
     if match is None or (match[3] and not match[2]):
-        raise DniFxError(f"{text!r} is no amount of memory: write 2GiB, 512MiB, 1.5GB or a number of bytes")
+        raise DniFxError(f"{described(text)} is no amount of memory: write 2GiB, 512MiB, 1.5GB or a number of bytes")
     base = 1024 if match[3] else 1000
     power = " kmgt".index(match[2].lower() or " ")
     amount: float = float(match[1]) * base**power
+    if amount >= 2**63:
+        raise DniFxError(f"{described(text)} is more memory than any machine has")
     return round(amount)

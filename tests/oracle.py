@@ -24,7 +24,9 @@ def loss_of(output: Any) -> Tensor:
 
 def failures(net: Any, args: Any, kwargs: Any) -> dict[str, str]:
     """The checks that a rewritten net does not pass, and what they found."""
-    return {check.name: check.figure for check in dni_fx.check(net, args, kwargs=kwargs).checks if not check.passed}
+    return {
+        check.name: check.figure for check in dni_fx.check(net, args, example_kwargs=kwargs).checks if not check.passed
+    }
 
 
 def gradients(module: nn.Module, call: Call) -> dict[str, Tensor]:

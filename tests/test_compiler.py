@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from nets import CASES, IDS
+from nets import CASES, IDS, two_layers
 from oracle import Scripted, gradients, loss_of, tell_truth
 from torch import nn
 
 import dni_fx
+from dni_fx.errors import NoLegalCutError
 
 
 def _build(case: Any, unlock: str, **options: Any) -> tuple[nn.Module, Any, Callable[[nn.Module], Any]]:
@@ -142,3 +143,42 @@ def test_dead_code_elimination_keeps_the_synthesizers(case: Any, unlock: str) ->
     net.graph.eliminate_dead_code()
     net.recompile()
     _same(gradients(net, call), expected)
+
+
+@pytest.mark.parametrize("cuts", ["auto", 2, ["1"], "leaves"])
+def test_a_model_without_trainable_parameters(cuts: Any) -> None:
+    frozen = two_layers().requires_grad_(False)
+    with pytest.raises(NoLegalCutError, match="no parameter of Sequential requires grad"):
+        dni_fx.transform(frozen, torch.rand(4, 6), cuts=cuts)
+    with pytest.raises(NoLegalCutError, match="no parameter of Sequential requires grad"):
+        dni_fx.plan(frozen, torch.rand(4, 6), cuts=cuts)
+    with pytest.raises(NoLegalCutError, match="ReLU has no parameters"):
+        dni_fx.plan(nn.ReLU(), torch.rand(4, 6), cuts=cuts)
+
+
+class Segmenter(nn.Sequential):
+    def __init__(self, classes: int = 5) -> None:
+        layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()]
+        super().__init__(*layers, nn.Conv2d(6, classes, 1))
+
+
+@pytest.mark.parametrize("synthesizer", ["auto", "critic", "guided_head(hidden_size=8)"])
+@pytest.mark.parametrize("frontend", ["fx", "modules"])
+def test_maps_of_labels_train(synthesizer: str, frontend: str) -> None:
+    x, labels = torch.rand(2, 3, 8, 8), torch.randint(0, 5, (2, 8, 8))
+    options: Any = {"classes": 5, "loss": "cross_entropy", "synthesizer": synthesizer, "frontend": frontend}
+    net = dni_fx.transform(Segmenter(), x, **options)
+    assert all("dense=True" in name for name in net.dni.plan.rewrite.synthesizers.values())
+    for context in (labels, labels[:, 0, 0]):
+        nn.functional.cross_entropy(net(x, dni_context=context), labels).backward()
+    plan = dni_fx.Plan.from_json(net.dni.plan.to_json())
+    assert dni_fx.transform(Segmenter(), x, **(options | {"cuts": plan})).dni.plan.cuts == plan.cuts
+
+
+def test_a_map_of_numbers_and_labels_of_images() -> None:
+    x, numbers = torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8)
+    net = dni_fx.transform(Segmenter(1), x, context_size=1, loss="mse_loss")
+    nn.functional.mse_loss(net(x, dni_context=numbers).squeeze(1), numbers).backward()
+    classifier = nn.Sequential(*Segmenter(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = dni_fx.transform(classifier, x, classes=5, loss="cross_entropy", cuts=2)
+    assert set(net.dni.plan.rewrite.synthesizers.values()) == {"guided_head"}

@@ -2,6 +2,8 @@
 
 import ast
 import os
+import pydoc
+import re
 import subprocess
 import sys
 import sysconfig
@@ -60,6 +62,13 @@ def test_what_is_public_is_there() -> None:
     assert dni_fx.__all__ == sorted(dni_fx._MODULES)
     for name in dni_fx.__all__:
         assert getattr(dni_fx, name).__doc__, name
+    assert {*dni_fx.__all__, "__version__"} <= set(dir(dni_fx))
+    assert not {"importlib", "version", "Any", "TYPE_CHECKING"} & set(dir(dni_fx))
+    for name in dni_fx.__all__:
+        assert re.search(rf"^    (.*, )?{name}\b", dni_fx.__doc__ or "", re.MULTILINE), name
+    shown = pydoc.render_doc(dni_fx, renderer=pydoc.plaintext)
+    for name in dni_fx.__all__:
+        assert re.search(rf"^    (class )?{name}\(", shown, re.MULTILINE), name
     with pytest.raises(AttributeError, match="no attribute 'transfrom'"):
         dni_fx.transfrom  # noqa: B018
 

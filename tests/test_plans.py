@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 import dni_fx
 from dni_fx.errors import DniFxError
+from dni_fx.plans import Cut, Rewrite, SegmentPlan
 
 torch.manual_seed(0)
 X = torch.rand(5, 6)
@@ -121,3 +123,27 @@ def test_corrupted_plans_never_give_anything_but_a_clear_error(seed: int) -> Non
             assert "\n" not in str(error)
             refused += 1
     assert 30 < refused < 120
+
+
+def test_a_plan_is_shown_in_one_line_and_its_fields_are_documented() -> None:
+    plan = dni_fx.plan(mlp(), X, cuts=3)
+    names = ", ".join(cut.after for cut in plan.cuts)
+    assert repr(plan) == f"Plan({plan.model}: 3 segments, cut after {names}, front end fx)"
+    many = dni_fx.plan(nn.Sequential(*[m for _ in range(30) for m in (nn.Linear(6, 6), nn.Tanh())]), X, cuts=16)
+    assert len(repr(many)) < 120 and "and 12 more" in repr(many) and "\n" not in repr(many)
+    assert "unlock none" in repr(dni_fx.transform(mlp(), X, cuts=2, unlock="none").dni.plan)
+    for cls in (dni_fx.Plan, SegmentPlan, Cut, Rewrite):
+        documented = set(re.findall(r"^        (\w+): ", cls.__doc__ or "", re.MULTILINE))
+        assert documented == set(cls.__dataclass_fields__), cls
+
+
+def test_a_plan_with_values_of_other_types_is_refused() -> None:
+    data = json.loads(dni_fx.plan(mlp(), X, cuts=3).to_json())
+    for path in (("segments", 0, "peak_bytes"), ("cuts", 0, "tensors", 0, "shape"), ("forecast", "unit"), ("why",)):
+        wrong = copy.deepcopy(data)
+        place = wrong
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = {"a": 1}
+        with pytest.raises(DniFxError, match=f"is not a plan that dni-fx wrote: {'.'.join(map(str, path))} is"):
+            dni_fx.Plan.from_json(json.dumps(wrong))

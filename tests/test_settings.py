@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from nets import two_layers
 from one_cut import transformed
 
 import dni_fx
 from dni_fx.errors import DniFxError
-from dni_fx.settings import Training
+from dni_fx.settings import Settings, Training, check_loss
 
 
 def test_a_plan_keeps_the_settings() -> None:
@@ -46,3 +47,46 @@ def test_what_needs_an_optimizer_says_so() -> None:
             transformed("none", mix=mix)
     with pytest.raises(DniFxError, match="Training"):
         transformed(training="fast")
+
+
+def other_than_a_loss(outputs: torch.Tensor, labels: torch.Tensor) -> Any:
+    return outputs
+
+
+LOSSES: list[tuple[Any, dict[str, Any], str]] = [
+    ("relu", {"classes": 3}, "loss='relu': torch.nn.functional has no such loss"),
+    ("__class__", {"classes": 3}, "loss='__class__': torch.nn.functional has no such loss"),
+    ("softmax", {"classes": 3}, "there are binary_cross_entropy, "),
+    ("triplet_margin_loss", {"classes": 3}, "no such loss"),
+    ("cross_entropi", {"classes": 3}, "did you mean 'cross_entropy'?"),
+    (torch.nn.functional.relu, {"classes": 3}, "loss=<function relu> raises"),
+    (torch.nn.CrossEntropyLoss, {"classes": 3}, "loss=<type CrossEntropyLoss> raises"),
+    (torch.nn.CrossEntropyLoss(reduction="none"), {"classes": 3}, "returns <torch.Tensor of shape [5]>"),
+    (other_than_a_loss, {"classes": 3}, "returns <torch.Tensor of shape [5, 3]>"),
+    (lambda outputs, labels: 1.0, {"classes": 3}, "returns 1.0"),
+    (lambda outputs, labels: outputs.detach().sum(), {"classes": 3}, "returns a scalar without gradient"),
+    ("mse_loss", {"classes": 3}, "give context_size= in place of classes="),
+]
+
+
+@pytest.mark.parametrize("number", range(len(LOSSES)))
+def test_what_is_no_loss(number: int) -> None:
+    loss, context, text = LOSSES[number]
+    for make in (dni_fx.transform, dni_fx.plan):
+        with pytest.raises(DniFxError) as caught:
+            make(two_layers(), torch.rand(4, 6), loss=loss, **context)
+        message = str(caught.value)
+        assert message.startswith("loss=") and text in message and "synthesizer" not in message
+
+
+def test_losses_are_accepted() -> None:
+    right: list[tuple[Any, dict[str, Any]]] = [
+        ("cross_entropy", {"classes": 5}),
+        ("nll_loss", {"classes": 2}),
+        ("mse_loss", {"context_size": 1}),
+        ("binary_cross_entropy_with_logits", {"context_size": 5}),
+        (torch.nn.CrossEntropyLoss(label_smoothing=0.1), {"classes": 3}),
+        (lambda outputs, labels: (outputs - labels).abs().mean(), {"context_size": 2}),
+    ]
+    for loss, context in right:
+        check_loss(Settings(loss=loss, **context))

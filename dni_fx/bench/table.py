@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from dni_fx.bench.measure import Row
 from dni_fx.errors import DniFxError
+from dni_fx.report import Fitted, add_row, plain_table
 
 __all__ = ["bench_table", "check_plot", "plot", "to_dict"]
 
@@ -23,28 +23,31 @@ _WIDTH = 12
 def bench_table(rows: Sequence[Row]) -> RenderableType:
     """A row for each way to train: memory beside backprop's, time as a ratio to backprop's, memory over the step."""
     unit, size = ("MiB", 2**20) if rows[0].peak >= 2**20 else ("KiB", 2**10)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("trained with", no_wrap=True)
-    for name in ("activations", "with grads", "time", "spread"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("the step", no_wrap=True, min_width=_WIDTH)
-    top = max(row.peak for row in rows)
-    for row in rows:
-        if not row.failed:
-            table.add_row(
-                row.name,
-                _beside(row.activations, rows[0].activations, size),
-                _beside(row.peak, rows[0].peak, size),
-                f"{row.ratio.median:.2f}x",
-                f"{row.ratio.low:.2f}-{row.ratio.high:.2f}",
-                Text(spark(row.trace, top), "cyan"),
-            )
+    table = Fitted([_table(rows, size, with_traces=True), _table(rows, size, with_traces=False)])
     failed = [Text(f"not measured: {row.name}: {row.failed}", "dim") for row in rows if row.failed]
     legend = (
         f"memory: the most {unit} that the step makes; time: as a multiple of backprop's, median and 10th to 90th "
         f"percentile; a step of backprop takes {rows[0].milliseconds:.1f} ms"
     )
     return Group(table, Text(legend, "dim"), *failed)
+
+
+def _table(rows: Sequence[Row], size: int, *, with_traces: bool) -> Table:
+    """The rows that were measured, in units of `size` bytes."""
+    numbers = ("activations", "with grads", "time", "spread")
+    table = plain_table("", ("trained with", *numbers, *(["the step"] if with_traces else [])), right=numbers)
+    top = max(row.peak for row in rows)
+    for row in (row for row in rows if not row.failed):
+        add_row(
+            table,
+            row.name,
+            _beside(row.activations, rows[0].activations, size),
+            _beside(row.peak, rows[0].peak, size),
+            f"{row.ratio.median:.2f}x",
+            f"{row.ratio.low:.2f}-{row.ratio.high:.2f}",
+            *([Text(spark(row.trace, top), "cyan")] if with_traces else []),
+        )
+    return table
 
 
 def _beside(bytes_: int, first: int, unit: int) -> str:

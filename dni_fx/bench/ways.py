@@ -1,6 +1,7 @@
 """The ways to train that `bench` compares: backprop, checkpointing, other savers of memory, and dni-fx."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dni_fx.api import transform
+from dni_fx.arguments import check_arguments
 from dni_fx.cuts import Cuts
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, described
 from dni_fx.model import Inputs, tensors_in
 from dni_fx.synthesizers import Factory
 
@@ -44,8 +46,7 @@ class Options:
     others: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise DniFxError(f"steps={self.steps}: two or more, for a spread")
+        check_arguments({name: getattr(self, name) for name in ("steps", "synthesizer", "classes", "others")})
 
 
 @dataclass
@@ -188,8 +189,8 @@ def parse_segments(text: str) -> dict[str, Cuts]:
         DniFxError: If the text is not such a list.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part == "auto" or (part.isdecimal() and int(part) > 1) for part in parts):
-        raise DniFxError(f"--segments {text!r}: numbers of segments, 2 or more, and auto, as in 2,4,8,auto")
+    if not all(part == "auto" or (re.fullmatch(r"\d{1,9}", part) and int(part) > 1) for part in parts):
+        raise DniFxError(f"--segments {described(text)}: numbers of segments, 2 or more, and auto, as in 2,4,8,auto")
     return segments(*(part if part == "auto" else int(part) for part in parts))
 
 

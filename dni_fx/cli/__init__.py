@@ -3,6 +3,7 @@
 In: arguments. Out: text or JSON, files, and an exit code.
 """
 
-from dni_fx.cli.commands import app, main
+from dni_fx.cli.commands import app
+from dni_fx.cli.run import main
 
 __all__ = ["app", "main"]

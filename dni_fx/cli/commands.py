@@ -1,16 +1,14 @@
-"""The commands, and `main`, which turns every error into one line and an exit code."""
+"""The commands."""
 
 import contextlib
 import sys
-import traceback
 from importlib.metadata import version as installed_version
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
-from rich.table import Table
+from rich.text import Text
 
 from dni_fx.cli.options import (
     ClassesOption,
@@ -22,8 +20,9 @@ from dni_fx.cli.options import (
     with_options,
 )
 from dni_fx.cli.parsing import default_folder
-from dni_fx.cli.progress import ShowStage, err, escape, out, progress
+from dni_fx.cli.progress import ShowStage, err, out, progress, progress_bar
 from dni_fx.errors import DniFxError, SourceError
+from dni_fx.paths import as_path, is_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from dni_fx.plans import Plan
     from dni_fx.runtime import DecoupledModule
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="dni-fx",
@@ -47,26 +46,6 @@ app = typer.Typer(
     "cannot be loaded or captured; 70 a bug in dni-fx.",
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only the plan, as JSON.")]
-
-
-def main() -> None:
-    """Run a command; turn an error into one line on stderr and an exit code."""
-    try:
-        app()
-    except DniFxError as error:
-        err.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True, highlight=False)
-        sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code == 130:  # typer's exit on Ctrl-C, which prints nothing
-            err.print("interrupted")
-        raise
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except Exception as error:
-        err.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
-        err.print("[bold red]error:[/] this is a bug of dni-fx; please report the lines above")
-        sys.exit(70)
 
 
 def _version(value: bool) -> None:
@@ -107,7 +86,7 @@ def rewrite(
     The folder holds model.py (generated source), plan.json, weights.safetensors and graph.diff. In Python,
     dni_fx.load(folder) reads it.
     """
-    folder = (output or default_folder(target)).expanduser()
+    folder = default_folder(target) if output is None else as_path(output, "--output")
     with progress() as show:
         show("starting")
         from dni_fx import compiler, store
@@ -121,7 +100,7 @@ def rewrite(
         store.save(net, folder, force=force)
     if json:
         typer.echo(net.dni.plan.to_json(), nl=False)
-        err.print(f"wrote {folder}", highlight=False)
+        err.print(f"wrote {folder}")
         return
     _show_plan(net.dni.plan)
     if not no_diff:
@@ -130,7 +109,8 @@ def rewrite(
         out.print()
         out.print(paint((folder / "graph.diff").read_text(encoding="utf-8")), soft_wrap=True)
     out.print(
-        f"wrote [bold]{escape(str(folder))}[/]: model.py, plan.json, weights.safetensors, graph.diff", soft_wrap=True
+        Text.assemble("wrote ", (str(folder), "bold"), ": model.py, plan.json, weights.safetensors, graph.diff"),
+        soft_wrap=True,
     )
 
 
@@ -165,9 +145,10 @@ def check(
         show("starting")
         from dni_fx import compiler, proof
 
-        if Path(target, "plan.json").is_file():
+        folder = as_path(target, "TARGET")
+        if is_file(folder / "plan.json"):
             show(f"reading {target}")
-            net, example = _load_saved(target, options.input)
+            net, example = _load_saved(folder, options.input)
         else:
             request = options.request()
             module, plan, example = _capture(target, options.input, request, show)
@@ -214,6 +195,7 @@ def bench(
 
         options = _bench_options(segments, steps, synthesizer, classes)
         if plot is not None:
+            plot = as_path(plot, "--plot")
             measuring.check_plot(plot)
         model, example = _load_target(target, input, show)
     rows, interrupted = _measure(model, example, options)
@@ -223,7 +205,7 @@ def bench(
         out.print(measuring.bench_table(rows))
     if rows and plot is not None:
         measuring.plot(rows, plot)
-        err.print(f"wrote {plot}", highlight=False)
+        err.print(f"wrote {plot}")
     if interrupted:
         raise typer.Exit(130)
     ours = [row for row in rows if any(row.name.startswith(name) for name in options.cuts)]
@@ -249,7 +231,7 @@ def _measure(model: "nn.Module", example: "Inputs", options: "Options") -> "tupl
 
     rows: list[Row] = []
     ways = ["backprop", *(name for name, _ in measuring.ways(options))]
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("", total=len(ways))
 
         def show(name: str) -> None:
@@ -269,6 +251,7 @@ def diff(folder: Annotated[Path, typer.Argument(help="A folder that `dni-fx rewr
     """Show again the changes of a rewrite."""
     from dni_fx.report import paint
 
+    folder = as_path(folder, "FOLDER")
     try:
         text = (folder / "graph.diff").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -279,16 +262,18 @@ def diff(folder: Annotated[Path, typer.Argument(help="A folder that `dni-fx rewr
 @app.command()
 def synthesizers() -> None:
     """List the synthesizers that can be chosen by name."""
+    from dni_fx.report import add_row, plain_table
     from dni_fx.synthesizers import REGISTRY
 
-    table = Table("name", "description")
-    table.add_row(
+    table = plain_table("", ("name", "description"))
+    add_row(
+        table,
         "auto",
         "maps: conv; vectors and sequences: linear; maps and sequences with a loss: guided_head; a cut in time: "
         "least_squares, or mlp",
     )
     for name, factory in sorted(REGISTRY.items()):
-        table.add_row(name, (factory.__doc__ or "").strip().split("\n")[0])
+        add_row(table, name, (factory.__doc__ or "").strip().split("\n")[0])
     out.print(table)
 
 
@@ -316,11 +301,11 @@ def _load_target(target: str, specs: list[str] | None, show: ShowStage) -> "tupl
         show("looking for example inputs")
         example = given or beside or example_inputs_of(model, None, None)
         if not given and beside is None:
-            err.print(f"no example inputs given; these fit: {'; '.join(describe(example))}", highlight=False)
+            err.print(f"no example inputs given; these fit: {'; '.join(describe(example))}")
         return model, example
 
 
-def _load_saved(folder: str, specs: list[str] | None) -> "tuple[DecoupledModule, Inputs]":
+def _load_saved(folder: Path, specs: list[str] | None) -> "tuple[DecoupledModule, Inputs]":
     """Load the net in a folder that `rewrite` wrote, and make inputs for it."""
     from dni_fx import store
     from dni_fx.model import inputs_like, parse_specs

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, described
+from dni_fx.paths import as_path, is_file
 
 if TYPE_CHECKING:
     from dni_fx.capture import StateOption
@@ -18,8 +19,9 @@ def parse_cuts(text: str) -> "Cuts":
     """Parse `--cuts`: a saved plan, a keyword, a number of segments, or names with commas."""
     from dni_fx.plans import Plan
 
-    if text.endswith(".json") or Path(text, "plan.json").is_file():
-        return Plan.load(text)
+    path = as_path(text, "--cuts")
+    if text.endswith(".json") or is_file(path / "plan.json"):
+        return Plan.load(path)
     if text in ("auto", "marked", "leaves") or text.startswith("every:"):
         return text
     try:
@@ -40,7 +42,7 @@ def parse_mix(text: str) -> "Mix":
             return float(parts[0]), float(parts[1]), int(parts[2])
         return float(text)
     except ValueError:
-        raise DniFxError(f"mix={text}: a number from 0 to 1, or START:END:STEPS") from None
+        raise DniFxError(f"mix={described(text)}: a number from 0 to 1, or START:END:STEPS") from None
 
 
 def parse_state(text: str | None) -> "StateOption | None":
@@ -53,8 +55,8 @@ def parse_state(text: str | None) -> "StateOption | None":
         return None if text is None else True
     pairs = [part.split("=") for part in text.split(",")]
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise DniFxError(f"--state {text!r}: auto, or NAME=OUTPUT, as in hidden=1 or hidden=last,cell=2")
-    return {name.strip(): int(key) if re.fullmatch(r"\s*-?\d+\s*", key) else key.strip() for name, key in pairs}
+        raise DniFxError(f"--state {described(text)}: auto, or NAME=OUTPUT, as in hidden=1 or hidden=last,cell=2")
+    return {name.strip(): int(key) if re.fullmatch(r"\s*-?\d{1,9}\s*", key) else key.strip() for name, key in pairs}
 
 
 def default_folder(target: str) -> Path:

@@ -28,12 +28,18 @@ class Price:
 
 
 def synthesizer_prices(
-    graph: fx.Graph, synthesizer: str | Factory, settings: Settings, *, measure: bool = False
+    graph: fx.Graph,
+    synthesizer: str | Factory,
+    settings: Settings,
+    *,
+    measure: bool = False,
+    dense: bool = False,
 ) -> tuple[dict[str, Price], dict[str, str]]:
     """Find the price of a synthesizer for every node of an annotated graph whose value may cross a cut.
 
     Args:
         settings: The context and the loss of the synthesizers.
+        dense: As `dni_fx.synthesizers.resolve` takes it.
         measure: Measure seconds on real tensors, in place of FLOPs.
 
     Returns:
@@ -54,9 +60,10 @@ def synthesizer_prices(
         device = record.device if measure and record.device is not None else torch.device("meta")
         tensor = crossing_tensor(node)
         activation, here = activation_of(tensor, device), settings_at(tensor, settings)
+        loss = (here if synthesizer == "auto" else settings).loss
         key = activation, here.size
         if key not in known:
-            known[key] = _price(activation, synthesizer, here, (here if synthesizer == "auto" else settings).loss)
+            known[key] = _price(activation, synthesizer, here, loss, dense=dense)
         price = known[key]
         if isinstance(price, Price):
             prices[node.name] = price
@@ -91,7 +98,7 @@ def without_rows(graph: fx.Graph, settings: Settings) -> frozenset[str]:
 
 
 def _price(
-    activation: Activation, synthesizer: str | Factory, settings: Settings, loss: str | Loss | None = None
+    activation: Activation, synthesizer: str | Factory, settings: Settings, loss: str | Loss | None, *, dense: bool
 ) -> Price | str:
     """The price, or the reason why there is no such synthesizer for this activation.
 
@@ -99,7 +106,7 @@ def _price(
     """
     reason = ""
     function = None if loss is None else loss_function(loss)
-    name, factory = resolve(synthesizer, activation.shape, activation.axis, function)
+    name, factory = resolve(synthesizer, activation.shape, activation.axis, function, dense=dense)
     for device in dict.fromkeys((activation.device, torch.device("cpu"))):
         try:
             with torch.random.fork_rng(devices=[]):

@@ -8,7 +8,7 @@ import networkx as nx
 from torch import fx
 
 from dni_fx.cuts.plan import Decision, fingerprint
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, described
 from dni_fx.graph import mark_of, record_of
 from dni_fx.partition import Position, find_positions, flow_node, position_after
 from dni_fx.plans import Plan
@@ -45,7 +45,7 @@ def positions_after(
     known = list(dict.fromkeys([module for module, _ in calls] + list(flow)))
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"; the nearest names are {', '.join(near)}" if near else f"; there are {', '.join(known[:8])}"
-    raise DniFxError(f"no module or node called {name!r} to cut after{hint}")
+    raise DniFxError(f"no module or node called {described(name)} to cut after{hint}")
 
 
 Refusal = Callable[[Position], str]  # why no synthesizer fits there; empty: one does

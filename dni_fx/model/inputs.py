@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dni_fx.arguments import check_arguments
+from dni_fx.errors import DniFxError, described
+
 __all__ = ["Axis", "Inputs", "describe", "tensors_in", "to_inputs"]
 
 Axis = tuple[int, int]  # the number of a tensor among the inputs, and one of its axes
@@ -69,12 +72,29 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def to_inputs(example_inputs: Any, example_kwargs: Mapping[str, Any] | None, source: str = "given") -> Inputs:
-    """Inputs from one argument or a tuple of positional arguments, and keyword arguments."""
+    """Inputs from one argument or a tuple of positional arguments, and keyword arguments.
+
+    Raises:
+        DniFxError: If an argument holds an array that is no tensor.
+    """
     if example_inputs is None:
         args: tuple[Any, ...] = ()
     else:
         args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
-    return Inputs(args, dict(example_kwargs or {}), source)
+    check_arguments({"example_kwargs": example_kwargs})
+    inputs = Inputs(args, dict(example_kwargs or {}), source)
+    arrays = [leaf for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if _is_array(leaf)]
+    if arrays:
+        raise DniFxError(
+            f"the example inputs hold {described(arrays[0])}, which is no torch tensor: give torch.as_tensor(array). "
+            "An example holds tensors, plain values, and tuples, lists and dicts of these"
+        )
+    return inputs
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array of another library, such as numpy; a scalar is none."""
+    return not isinstance(leaf, Tensor | type) and hasattr(leaf, "__array__") and bool(getattr(leaf, "shape", ()))
 
 
 def describe(inputs: Inputs) -> tuple[str, ...]:
@@ -82,7 +102,7 @@ def describe(inputs: Inputs) -> tuple[str, ...]:
 
     def leaf(value: Any) -> str:
         if not isinstance(value, Tensor):
-            return repr(value)
+            return described(value)
         return f"{'x'.join(map(str, value.shape)) or 'scalar'} {str(value.dtype).removeprefix('torch.')}"
 
     named = [(str(i), v) for i, v in enumerate(inputs.args)] + list(inputs.kwargs.items())

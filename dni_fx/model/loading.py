@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from dni_fx.errors import OURS, DniFxError, TargetError
+from dni_fx.errors import OURS, DniFxError, TargetError, first_line
 from dni_fx.model.inputs import Inputs, to_inputs
+from dni_fx.paths import as_path, is_file, kind_of
 
 __all__ = ["errors_of", "load_target"]
 
@@ -35,7 +36,7 @@ def load_target(target: str) -> tuple[nn.Module, Inputs | None]:
     """
     where, _, attr = target.partition(":") if not target.endswith(".py") else (target, "", "")
     with contextlib.redirect_stdout(sys.stderr):
-        module = _import_file(Path(where)) if where.endswith(".py") else _import_module(where, attr)
+        module = _import_file(as_path(where, "TARGET")) if where.endswith(".py") else _import_module(where, attr)
         with errors_of(target):  # a module or class may compute its attributes
             found = _lookup(module, attr, target) if attr else _discover(module, where)
         model = _build(found, target)
@@ -43,8 +44,8 @@ def load_target(target: str) -> tuple[nn.Module, Inputs | None]:
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise DniFxError(f"no such file: {path}")
+    if not is_file(path):
+        raise DniFxError(f"no such file: {path}{' (this is a folder)' if kind_of(path) == 'folder' else ''}")
     path = path.resolve()
     root, name = path.parent, path.stem
     while (root / "__init__.py").exists():  # a file inside a package: import it as the package's module
@@ -70,10 +71,14 @@ def _import_file(path: Path) -> ModuleType:
 
 def _import_module(name: str, attr: str) -> ModuleType:
     if not attr:
-        hint = " (is the suffix .py missing?)" if Path(f"{name}.py").exists() else ""
+        kind = kind_of(as_path(name, "TARGET"))
+        hint = "" if kind == "nothing" else f" (this is a {kind})"
+        hint = " (is the suffix .py missing?)" if is_file(as_path(f"{name}.py")) else hint
         raise DniFxError(f"{name!r} is neither a .py file nor package.module:attr{hint}")
     if not all(part.isidentifier() for part in name.split(".")):
-        raise DniFxError(f"{name!r} is no module name; a TARGET is path/to/model.py[:attr] or package.module:attr")
+        raise DniFxError(
+            f"{f'{name}:{attr}'!r} names no module; a TARGET is path/to/model.py[:attr] or package.module:attr"
+        )
     if "" not in sys.path:
         sys.path.insert(0, "")
     with errors_of(name):
@@ -93,6 +98,8 @@ def errors_of(name: str) -> Iterator[None]:
     except (DniFxError, KeyboardInterrupt):
         raise
     except SyntaxError as error:
+        if error.lineno is None or "'utf-8' codec" in error.msg:
+            raise DniFxError(f"{name} is no Python source: {first_line(error)}") from None
         raise TargetError(f"{Path(error.filename or name).name}:{error.lineno}: {error.msg}") from None
     except BaseException as error:  # user code may raise any error; a script may exit at import, which is SystemExit
         place = _place(error) or name
@@ -177,4 +184,7 @@ def _example_inputs(module: ModuleType, target: str) -> Inputs | None:
         return None
     if values[1] is not None and not isinstance(values[1], dict):
         raise DniFxError(f"{target}: example_kwargs must be a dict, not a {type(values[1]).__name__}")
-    return to_inputs(values[0], values[1], "example_inputs in the file")
+    try:
+        return to_inputs(values[0], values[1], "example_inputs in the file")
+    except DniFxError as error:
+        raise DniFxError(f"{target}: {error}") from None

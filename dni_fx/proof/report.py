@@ -1,13 +1,13 @@
 """`dni_fx.check`: run every check of a rewrite, and report which properties hold."""
 
 import copy
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -18,6 +18,7 @@ from dni_fx.plans import Plan
 from dni_fx.proof.in_time import two_windows
 from dni_fx.proof.properties import CHECKS
 from dni_fx.proof.subject import Subject
+from dni_fx.report import add_row, plain_table
 from dni_fx.runtime import DecoupledModule, rewritten
 
 __all__ = ["Check", "Report", "check", "check_table"]
@@ -45,7 +46,13 @@ class Report:
         return {"passed": bool(self), "checks": [asdict(check) for check in self.checks]}
 
 
-def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = None) -> Report:
+def check(
+    net: DecoupledModule,
+    inputs: Any,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Report:
     """Check that a rewritten model is the same network, decoupled.
 
     The net, its weights, gradients and buffers are left as they are.
@@ -53,7 +60,8 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
     Args:
         net: What `dni_fx.transform` or `dni_fx.load` returned.
         inputs: A tensor or a tuple of positional arguments, batch first, any size that the model takes.
-        kwargs: Keyword arguments of the same call.
+        example_kwargs: Keyword arguments of the same call.
+        kwargs: The former name of `example_kwargs`.
 
     Returns:
         A report that is true if every check holds: outputs in eval mode and in train mode; gradients with true
@@ -65,7 +73,10 @@ def check(net: DecoupledModule, inputs: Any, *, kwargs: dict[str, Any] | None = 
         DniFxError: If `net` was not made by dni-fx, or does not run on the inputs.
     """
     net = rewritten(net)
-    example = inputs if isinstance(inputs, Inputs) else to_inputs(inputs, kwargs)
+    if kwargs is not None:
+        warnings.warn("check: the argument kwargs is now called example_kwargs", DeprecationWarning, stacklevel=2)
+    example_kwargs = kwargs if example_kwargs is None else example_kwargs
+    example = inputs if isinstance(inputs, Inputs) else to_inputs(inputs, example_kwargs)
     with preserved(net), torch.enable_grad():
         try:
             _detach_attributes(net)
@@ -105,9 +116,7 @@ _IN_TIME: dict[str, Callable[[Subject], tuple[bool, str]]] = {
 def check_table(plan: Plan, report: Report) -> RenderableType:
     """A row for each check: its name, pass or FAIL, and its figure."""
     cuts = f"cuts: {len(plan.cuts)} in depth, {len(plan.states)} in time"
-    table = Table(title=f"{plan.model}: {cuts}; front end {plan.frontend}", title_justify="left")
-    for name in ("check", "result", "figure"):
-        table.add_column(name, overflow="fold")
+    table = plain_table(f"{plan.model}: {cuts}; front end {plan.frontend}", ("check", "result", "figure"))
     for check in report.checks:
-        table.add_row(check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
+        add_row(table, check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
     return table

@@ -3,7 +3,20 @@
 In: a plan, or a model and its rewritten form. Out: rich tables and diffs.
 """
 
+from dni_fx.report.calls import calls_of, outputs_of, record_lines
 from dni_fx.report.graph_diff import code_lines, diff, paint
 from dni_fx.report.plan import plan_table
+from dni_fx.report.tables import Fitted, add_row, plain_table
 
-__all__ = ["code_lines", "diff", "paint", "plan_table"]
+__all__ = [
+    "Fitted",
+    "add_row",
+    "calls_of",
+    "code_lines",
+    "diff",
+    "outputs_of",
+    "paint",
+    "plain_table",
+    "plan_table",
+    "record_lines",
+]

@@ -10,10 +10,12 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 from torch import fx, nn
 
+from dni_fx.arguments import check_arguments
 from dni_fx.capture import capture_by_fx
 from dni_fx.model import Inputs
 from dni_fx.ops import specialised
 from dni_fx.plans import Plan
+from dni_fx.report.calls import record_lines
 from dni_fx.runtime import DecoupledModule, plain, rewritten
 
 __all__ = ["GraphDiff", "Line", "code_lines", "diff", "paint"]
@@ -21,6 +23,12 @@ __all__ = ["GraphDiff", "Line", "code_lines", "diff", "paint"]
 Kind = Literal["same", "added", "removed", "moved"]
 
 _SIGN: dict[Kind, str] = {"same": " ", "added": "+", "removed": "-", "moved": ">"}
+
+# The first lines of the diff of a net by the front end `modules`.
+RECORD = (
+    "A record of one training step, no code: the calls of submodules, in the order in which they returned.",
+    "The model itself runs; forward hooks cut the outputs of these calls off.",
+)
 
 _STYLE = {"+": "green", "-": "red", ">": "yellow", "=": "bold cyan", " ": ""}
 
@@ -63,7 +71,7 @@ def paint(text: str) -> Text:
 
 
 def diff(model_or_graph: nn.Module | fx.Graph, net: DecoupledModule) -> GraphDiff:
-    """Compare a model with its rewritten form.
+    """Compare a model with its rewritten form. By the front end `modules`: show the calls of submodules and the cuts.
 
     Args:
         model_or_graph: The plain model, or its graph.
@@ -74,6 +82,9 @@ def diff(model_or_graph: nn.Module | fx.Graph, net: DecoupledModule) -> GraphDif
         CaptureError: If the model cannot be traced.
     """
     net = rewritten(net)
+    check_arguments({"model_or_graph": model_or_graph})
+    if not net.dni_runs_graph:
+        return _diff_of_record(net)
     if isinstance(model_or_graph, fx.Graph):
         before = model_or_graph
     elif isinstance(model_or_graph, fx.GraphModule):
@@ -84,6 +95,13 @@ def diff(model_or_graph: nn.Module | fx.Graph, net: DecoupledModule) -> GraphDif
         before = plain(net).graph
     old, new = ([line.removeprefix("    ") for line in code_lines(graph)] for graph in (before, net.graph))
     return _compare(old, new, net.dni.plan)
+
+
+def _diff_of_record(net: DecoupledModule) -> GraphDiff:
+    """The calls of a net without a graph that runs, and its cuts."""
+    lines = [Line("same", text, "") for text in RECORD]
+    lines += [Line("added" if line.added else "same", line.text, line.place) for line in record_lines(net)]
+    return GraphDiff(tuple(lines))
 
 
 def _stand_ins(net: DecoupledModule) -> Inputs:

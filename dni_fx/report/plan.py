@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dni_fx.plans import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed, crossing_name, time_name
+from dni_fx.report.tables import Fitted, add_row, plain_table
 from dni_fx.units import bytes_text, quantity
 
 __all__ = ["plan_table"]
@@ -47,39 +48,47 @@ def plan_table(plan: Plan) -> RenderableType:
         tables.append(_forecast(plan, plan.forecast))
         if plan.verdict is not None:
             tables.append(_weighed(plan.verdict, plan.forecast))
-    return Group(head, "", *tables)
+    return Group(head, Text(), *tables)
 
 
-def _segments(plan: Plan) -> Table:
+def _segments(plan: Plan) -> Fitted:
     """A row for each segment, with its predicted peak as a bar; the footer has the sums."""
+    unneeded = ["nodes", "params", "synth.", "backward", "forward"]  # the least needed first
+    return Fitted([_segments_without(plan, unneeded[:count]) for count in range(len(unneeded) + 1)])
+
+
+def _segments_without(plan: Plan, unneeded: Sequence[str]) -> Table:
+    """The table of segments without some columns."""
     unit = plan.forecast.unit if plan.forecast is not None else "FLOPs"
-    table = Table(
-        title=f"segments; time in {unit}; peak: predicted memory that the step allocates",
-        title_justify="left",
-        show_footer=True,
-    )
-    for name in ("segment", "nodes", "params", "forward", "backward", "synth.", "peak"):
-        table.add_column(name, justify="right")
-    table.add_column("", min_width=_BAR)
+    sums = [name for name in _SUMS if name not in unneeded]
+    title = f"segments; time in {unit}; peak: predicted memory that the step allocates"
+    table = plain_table(title, ["segment", *sums, "peak"], right=["segment", *_SUMS, "peak"], footer=True)
+    table.add_column(min_width=_BAR, max_width=_BAR)
     largest = max(segment.peak_bytes for segment in plan.segments)
     for k, segment in enumerate(plan.segments):
-        bar = Bar(max(largest, 1), 0, segment.peak_bytes, width=_BAR) if largest else ""
-        table.add_row(str(k), *_sums([segment], unit), bytes_text(segment.peak_bytes), bar)
-    for column, total in zip(table.columns[1:], _sums(plan.segments, unit), strict=False):
-        column.footer = total
+        bar = Bar(largest, 0, segment.peak_bytes) if largest else ""
+        cells = [_sum([segment], name, unit) for name in sums]
+        add_row(table, str(k), *cells, bytes_text(segment.peak_bytes), bar)
+    for column, name in zip(table.columns[1:], sums, strict=False):
+        column.footer = Text(_sum(plan.segments, name, unit))
     return table
 
 
-def _sums(segments: Sequence[SegmentPlan], unit: str) -> list[str]:
-    """The cells of some segments, added up."""
-    unit = "" if unit == "FLOPs" else unit
-    return [
-        str(sum(len(s.nodes) for s in segments)),
-        quantity(sum(s.parameters for s in segments)),
-        quantity(sum(s.forward for s in segments), unit),
-        quantity(sum(s.backward for s in segments), unit),
-        quantity(sum(s.synthesizers for s in segments), unit),
-    ]
+_SUMS: dict[str, Callable[[SegmentPlan], float]] = {
+    "nodes": lambda segment: len(segment.nodes),
+    "params": lambda segment: segment.parameters,
+    "forward": lambda segment: segment.forward,
+    "backward": lambda segment: segment.backward,
+    "synth.": lambda segment: segment.synthesizers,
+}
+
+
+def _sum(segments: Sequence[SegmentPlan], name: str, unit: str) -> str:
+    """The cell of a column for some segments, added up."""
+    total = sum(_SUMS[name](segment) for segment in segments)
+    if name == "nodes":
+        return str(total)
+    return quantity(total, "" if name == "params" or unit == "FLOPs" else unit)
 
 
 def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
@@ -92,9 +101,8 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     def time(value: float) -> str:
         return quantity(value, forecast.unit)
 
-    table = Table("", title="predicted, for unlock=backward and Adam", title_justify="left")
-    for name in ("backprop", "cut", "ratio"):
-        table.add_column(name, justify="right")
+    names = ("backprop", "cut", "ratio")
+    table = plain_table("predicted, for unlock=backward and Adam", ("", *names), right=names)
     rows: list[tuple[str, Callable[[Outlook], float], Callable[[float], str]]] = [
         ("peak training memory", lambda o: o.peak_bytes, bytes_text),
         ("allocated by the step", made, bytes_text),
@@ -103,7 +111,7 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     ]
     for name, of, show in rows:
         before, after = of(forecast.backprop), of(forecast.cut)
-        table.add_row(name, show(before), show(after), f"{after / before:.2f}" if before else "")
+        add_row(table, name, show(before), show(after), f"{after / before:.2f}" if before else "")
     worst = max(range(len(plan.segments)), key=lambda k: plan.segments[k].peak_bytes)
     segment = plan.segments[worst]
     way = "backward" if segment.peak_backward else "forward"
@@ -111,7 +119,7 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     if forecast.optimizer_bytes > segment.peak_bytes:
         where = "where the optimizer steps, with all gradients and its temporaries"
     saves = forecast.cut.peak_bytes < forecast.backprop.peak_bytes
-    return Group(table, f"the peak is {where}{'' if saves else '; the cuts save no memory'}")
+    return Group(table, Text(f"the peak is {where}{'' if saves else '; the cuts save no memory'}\n"))
 
 
 def _weighed(verdict: Verdict, forecast: Forecast) -> Table:
@@ -121,14 +129,11 @@ def _weighed(verdict: Verdict, forecast: Forecast) -> Table:
         return bytes_text(value) if verdict.objective == "memory" else quantity(value, forecast.unit)
 
     title = f"weighed: {verdict.objective}, and a charge for each synthesizer, more for lower ones"
-    table = Table(title=title, title_justify="left")
-    table.add_column("cuts after", overflow="fold")
-    for name in ("heaviest", "charges", "sum", "synth. share"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    numbers = ("heaviest", "charges", "sum", "synth. share")
+    table = plain_table(title, ("cuts after", *numbers, ""), right=numbers)
     for plan in verdict.weighed:
         cells = [show(plan.value - plan.charges), show(plan.charges), show(plan.value), f"{100 * plan.share:.2g} %"]
-        table.add_row(", ".join(plan.after), *cells, _lost(plan, verdict))
+        add_row(table, ", ".join(plan.after), *cells, _lost(plan, verdict))
     return table
 
 
@@ -145,13 +150,12 @@ def _lost(plan: Weighed, verdict: Verdict) -> str:
 
 def _cuts(plan: Plan) -> Table:
     """A row for each tensor that crosses a cut."""
-    table = Table(title="tensors that cross each cut", title_justify="left")
     names = plan.rewrite.synthesizers if plan.rewrite else {}
-    for name in ("cut", "tensor", "shape", "dtype", "bytes", *(["synthesizer"] if names else [])):
-        table.add_column(name, overflow="fold", justify="right" if name in ("cut", "bytes") else "left")
+    columns = ("cut", "tensor", "shape", "dtype", "bytes", *(["synthesizer"] if names else []))
+    table = plain_table("tensors that cross each cut", columns, right=("cut", "bytes"))
     for k, cut in enumerate(plan.cuts):
         for tensor in cut.tensors:
             cells = [str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype]
             cells.append(bytes_text(tensor.bytes))
-            table.add_row(*cells, *([names[crossing_name(k, tensor.node)]] if names else []))
+            add_row(table, *cells, *([names[crossing_name(k, tensor.node)]] if names else []))
     return table

@@ -1,9 +1,10 @@
 """One tensor that crosses a cut: its synthesizer, its targets, its metrics."""
 
 import contextlib
+import inspect
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +32,13 @@ MEASURE_EVERY = 19
 MEASURES = ("cosine", "relative_error", "target_norm", "prediction_norm")
 
 
-@runtime_checkable
-class Resettable(Protocol):
-    """A synthesizer that can begin a new sequence."""
-
-    def reset(self) -> None: ...
+def _takes_nothing(function: object) -> TypeGuard[Callable[[], object]]:
+    """Whether a function can be called without arguments: a module of the user's may have another kind of `reset`."""
+    try:
+        inspect.signature(cast(Any, function)).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class Crossing(nn.Module):
@@ -124,8 +127,9 @@ class Crossing(nn.Module):
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Begin new sequences, everywhere or in these rows: see `Dni.reset`."""
-        if rows is None and isinstance(self.synthesizer, Resettable):
-            self.synthesizer.reset()
+        reset = getattr(self.synthesizer, "reset", None)
+        if rows is None and _takes_nothing(reset):
+            reset()
 
     def scale_with(self, loss_scale: LossScale | None) -> None:
         """Let predictions follow the scale of the loss; None: the loss is not scaled."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx import ops
+from dni_fx.arguments import check_arguments
 from dni_fx.plans import Plan, crossing_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
-from dni_fx.settings import Loss, Settings, check_accumulate, check_scaler, loss_function
+from dni_fx.settings import Loss, Settings, check_scaler, loss_function
 from dni_fx.synthesizers import (
     Factory,
     Link,
@@ -111,7 +112,7 @@ class Dni(nn.Module):
             DniFxError: If `accumulate` is no number of batches; with a scaler: if targets are clipped, or there is a
                 horizon.
         """
-        check_accumulate(accumulate)
+        check_arguments({"accumulate": accumulate})
         if scaler is not None:
             check_scaler(scaler, self.rewrite.training)
             scaler = scaler if scaler.is_enabled() else None

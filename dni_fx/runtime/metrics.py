@@ -7,6 +7,7 @@ import torch
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
+from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
 from dni_fx.runtime.module import DecoupledModule, rewritten
@@ -41,8 +42,7 @@ def log_metrics(net: DecoupledModule, to: Writer | LogFunction, every: int = 100
         DniFxError: If an argument is wrong.
     """
     net = rewritten(net)
-    if not isinstance(every, int) or every < 1:
-        raise DniFxError(f"every={every!r}: a number of steps, 1 or more")
+    check_arguments({"every": every})
     log: Any = _to_writer(to.add_scalar) if hasattr(to, "add_scalar") else to
     if not callable(log):
         raise DniFxError("expected a writer with add_scalar, or a function of step and metrics")

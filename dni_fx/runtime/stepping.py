@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
 from dni_fx.runtime.module import DecoupledModule, rewritten
@@ -94,6 +95,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         check_stepping(factory)
+        check_arguments({"training": training, "accumulate": accumulate, "scaler": scaler}, "SegmentOptimizer")
         net = rewritten(net)
         if isinstance(net.dni.optimizer, SegmentOptimizer):
             net.dni.optimizer.remove()

@@ -10,8 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.model import errors_of
+from dni_fx.paths import as_path
 from dni_fx.plans import Plan, Rewrite
 from dni_fx.report import diff
 from dni_fx.runtime import (
@@ -30,6 +32,7 @@ from dni_fx.runtime import (
     share_state,
     watch_training,
 )
+from dni_fx.store.calls import add_cuts, graph_of_calls
 from dni_fx.store.destination import ADVICE, FILES, check_destination, exists_error
 from dni_fx.store.digests import check_digests, with_digests
 from dni_fx.store.replace import beside, errors_of_writing, flush, real_path, replace_folder
@@ -58,6 +61,8 @@ def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> No
         SourceError: If another process could not load the net.
     """
     net = rewritten(net)
+    check_arguments({"force": force})
+    folder = as_path(folder, "folder")
     check_destination(folder, force=force)
     _check_loadable(net.dni.rewrite)
     writer = SourceWriter(net)
@@ -126,6 +131,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
     Raises:
         DniFxError: If a file is missing or damaged, or does not fit the model.
     """
+    check_arguments({"model": model})
     folder = real_path(folder)
     plan, has_digests = _checked(folder)
     cls = _saved_class(folder, plan)
@@ -143,14 +149,20 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             shell.add_module("dni", saved_dni(plan))
             for name in getattr(cls, "dni_constants", ()):
                 shell.register_buffer(name, stored[name], persistent=False)
-        graph = retrace(shell, cls.forward)
-        rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
+        calls = getattr(cls, "dni_calls", None)
+        if calls is None:
+            graph = retrace(shell, cls.forward)
+            rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
+        else:
+            graph = graph_of_calls(calls)
         base = _MODULES[plan.frontend]
         net = make_module(shell, graph, replace(base.dni_captured, original=model), base)
         hold_parameters(net, net.dni)
         if net.dni.rewrite.unlock == "backward":
             average_segments(net)
         net.dni_apply_settings(vars(cls))
+        if calls is not None:
+            add_cuts(net, cls.dni_outputs)
     replay_windows(net)
     measure_loss_factor(net, net.dni.rewrite.loss or None)
     watch_training(net)

@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dni_fx.errors import DniFxError, first_line
+from dni_fx.paths import as_path
 
 if sys.platform != "win32":
     import fcntl
@@ -34,7 +35,7 @@ def real_path(path: str | Path) -> Path:
         DniFxError: If the path is no path.
     """
     try:
-        return Path(os.path.realpath(Path(path).expanduser()))
+        return Path(os.path.realpath(as_path(path)))
     except (OSError, RuntimeError, ValueError, TypeError) as error:  # no such user, a zero byte
         raise DniFxError(f"{path!r} is no path to a file or folder ({first_line(error)})") from None
 

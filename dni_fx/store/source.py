@@ -15,12 +15,19 @@ from torch.package.importer import sys_importer
 from dni_fx.errors import SourceError, first_line
 from dni_fx.report import code_lines
 from dni_fx.runtime import DecoupledModule
+from dni_fx.store.calls import call_entries
 
 __all__ = ["SourceWriter"]
 
 _OWN = set(nn.Module().__dict__)  # attributes of every module
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+_ABOUT_CALLS = (
+    "No code of a graph is here: the model itself runs, and forward hooks cut outputs of its submodules off.",
+    "`dni_calls` is a record of one training step: the submodules that were called, in the order in which they",
+    "returned, and for a submodule with several outputs the indices of those that are used.",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +67,17 @@ class SourceWriter:
             f"Captured by the front end {self.net.dni.plan.frontend}, so it needs the model that it was made from:",
             "`dni_fx.load(folder, model=model)`.",
         ]
-        return self._module(about, self._settings(), ["dni_fx.store.saved.needs_model(__file__)"])
+        settings = self._settings()
+        if not self.net.dni_runs_graph:
+            about += ["", *_ABOUT_CALLS]
+            self.imports.discard("import dni_fx.ops")
+            settings[-1:] = [
+                "    dni_calls = [",
+                *(f"        {entry}" for entry in call_entries(self.net)),
+                "    ]",
+                "",
+            ]
+        return self._module(about, settings, ["dni_fx.store.saved.needs_model(__file__)"])
 
     def _settings(self) -> list[str]:
         """The facts of the capture, as attributes of the class."""
@@ -68,8 +85,7 @@ class SourceWriter:
 
     def _module(self, about: list[str], attributes: list[str], init: list[str]) -> str:
         """A module with one class: a docstring, class attributes, the statements of `__init__`, and the graph."""
-        forward = [f"    {line}" for line in code_lines(self.net.graph)]
-        self.imports |= set(self._graph_imports("\n".join(forward)))
+        forward = self._forward() if self.net.dni_runs_graph else []
         return "\n".join(
             [
                 f'"""{self.class_name} in {len(self.net.dni.plan.segments)} segments, written by dni-fx.',
@@ -85,11 +101,16 @@ class SourceWriter:
                 *attributes,
                 "    def __init__(self):",
                 *[f"        {line}" for line in init],
-                "",
                 *forward,
                 "",
             ]
         )
+
+    def _forward(self) -> list[str]:
+        """The graph as code; what the code imports is added to `imports`."""
+        forward = [f"    {line}" for line in code_lines(self.net.graph)]
+        self.imports |= set(self._graph_imports("\n".join(forward)))
+        return ["", *forward]
 
     # ------------------------------------------------------------------------------------- __init__
     def _own_train(self) -> Iterator[str]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from dni_fx.errors import ContextError
 from dni_fx.synthesizers.base import adaptive_average
 
-__all__ = ["IGNORED", "check_labels", "expand_context"]
+__all__ = ["IGNORED", "as_rows", "check_labels", "expand_context"]
 
 IGNORED = -100  # the label that torch's losses ignore
 
@@ -20,6 +20,7 @@ def check_labels(context: Tensor, classes: int | None, size: int) -> Tensor:
     Raises:
         ContextError: If the context does not fit.
     """
+    context = as_rows(context, size)
     if context.is_floating_point():
         if context.dim() == 0 or context.shape[-1] != size:
             raise ContextError(f"dni_context has shape {list(context.shape)}; expected {size} values a row")
@@ -37,8 +38,8 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
     Args:
         context: With `classes`: integer labels (N,), (N, T) or (N, H, W), where -100 is no label, or one-hot or soft
             labels with a last axis of `classes`. Else a float vector (N, size), or one for each position, features
-            last; or, with size 1, a number, such as the loss of the last step. A map of labels is averaged to the
-            activation's resolution.
+            last; with size 1 also a number for each sample or position, or one number, such as the loss of the last
+            step. A map of labels is averaged to the activation's resolution.
         activation: (N, ...); the context is repeated over the axes other than `axis`.
         axis: The activation's feature axis.
         classes: Number of labels.
@@ -47,6 +48,7 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
     Raises:
         ContextError: If the context does not fit.
     """
+    context = as_rows(context, size)
     if classes is not None and not context.is_floating_point():
         context = _one_hot(context, classes)
     axis = axis % activation.dim()
@@ -66,6 +68,14 @@ def expand_context(context: Tensor, activation: Tensor, axis: int, *, classes: i
         )
     context = context.reshape(*lead, *[1] * (len(positions) - len(lead)), size).expand(*positions, size)
     return context.movedim(-1, axis)
+
+
+def as_rows(context: Tensor, size: int) -> Tensor:
+    """Numbers (N,), or one for each position, as rows of one number each, for a context of size 1."""
+    has_rows = context.dim() > 1 and context.shape[-1] == 1
+    if size == 1 and context.is_floating_point() and context.dim() and not has_rows:
+        return context.unsqueeze(-1)
+    return context
 
 
 def _one_hot(labels: Tensor, classes: int) -> Tensor:

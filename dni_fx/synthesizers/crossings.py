@@ -42,7 +42,7 @@ def settings_at(crossing: CrossingTensor, settings: Settings) -> Settings:
 
 
 def factories(
-    plan: Plan, synthesizers: Mapping[str, str | Factory], loss: str | Loss | None = None
+    plan: Plan, synthesizers: Mapping[str, str | Factory], loss: str | Loss | None = None, *, dense: bool = False
 ) -> tuple[dict[str, str], dict[str, Factory]]:
     """The name and the factory of the synthesizer at each crossing of a plan.
 
@@ -50,6 +50,7 @@ def factories(
         synthesizers: By crossing, as `resolve` takes them. For a cut in time "auto" is `least_squares`, or `mlp` for
             many features or a narrow dtype: `benchmarks/results/time_cut.md`.
         loss: For the synthesizers at cuts in depth that differentiate a loss.
+        dense: As `resolve` takes it.
 
     Raises:
         DniFxError: If a synthesizer is for no crossing of the plan, or a crossing has none; and as `resolve` does.
@@ -63,7 +64,7 @@ def factories(
         synthesizer, activation = synthesizers[name], activation_of(crossing)
         if isinstance(crossing, CrossingTensor):
             usable = function if crossing.batch is not None or synthesizer != "auto" else None
-            names[name], made[name] = resolve(synthesizer, activation.shape, activation.axis, usable)
+            names[name], made[name] = resolve(synthesizer, activation.shape, activation.axis, usable, dense=dense)
         else:
             chosen = _auto_in_time(activation) if synthesizer == "auto" else synthesizer
             names[name], made[name] = resolve(chosen, activation.shape, activation.axis)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dni_fx.errors import ContextError, DniFxError
+from dni_fx.errors import ContextError, DniFxError, described, first_line
 from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Activation, Synthesizer, adaptive_average, check_size
-from dni_fx.synthesizers.context import IGNORED
+from dni_fx.synthesizers.context import IGNORED, as_rows
 from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.registry import register
 
@@ -118,7 +118,7 @@ class LossHead(Synthesizer):
         with torch.enable_grad():
             h = activation.detach().requires_grad_()
             outputs, labels = self._rows(h, labels)
-            mean = self.loss(outputs, labels)
+            mean = self._mean_loss(outputs, labels)
             values = sample_losses(self.loss, outputs, labels, len(h)) if value else None
             (predicted,) = torch.autograd.grad(mean, h, create_graph=bool(gradient), retain_graph=True)
         predicted = predicted * self.samples(h)
@@ -128,13 +128,24 @@ class LossHead(Synthesizer):
         result: Tensor = fitted(predicted, mean if own else None, values, self.weights, factor, here)
         return result
 
+    def _mean_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        try:
+            return self.loss(outputs, labels)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ContextError(
+                f"loss={described(self.loss)} does not take outputs {list(outputs.shape)} with the dni_context "
+                f"{list(labels.shape)} of {labels.dtype} ({first_line(error)}): give labels that fit the loss (one-hot "
+                "labels are floats), or another loss"
+            ) from None
+
     def _rows(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of the head, and labels: a row for every sample, or for every position that has a label."""
         of_samples = labels.dim() == (2 if labels.is_floating_point() else 1)
         if self.is_map and not self.dense:
             if not of_samples:
                 raise ContextError(
-                    "dni_context holds a label for every position: give the synthesizer the option dense=True"
+                    "dni_context holds a label for every position: give the synthesizer the option dense=True, as in "
+                    'synthesizer="guided_head(dense=True)"'
                 )
             pooled = _pool(h)
             return self.head(pooled.flatten(1)), labels
@@ -269,6 +280,9 @@ class Outcome(nn.Module):
     def forward(self, output: Tensor, labels: Tensor | None = None) -> None:
         if not (self.training and torch.is_grad_enabled()) or labels is None:
             return
+        if labels.is_floating_point():
+            output = output.unsqueeze(-1) if output.dim() == 1 else output
+            labels = as_rows(labels, output.shape[-1])
         if not labels.is_floating_point() and output.shape[:1] + output.shape[2:] == labels.shape and labels.dim() > 1:
             output = output.movedim(1, -1)  # (N, K, positions...)
         with torch.no_grad():

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, described
 from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Factory
 from dni_fx.synthesizers.imported import describe_factory, import_factory
@@ -29,7 +29,7 @@ def register(name: str) -> Callable[[F], F]:
 
 
 def resolve(
-    synthesizer: str | Factory, shape: tuple[int, ...], axis: int, loss: Loss | None = None
+    synthesizer: str | Factory, shape: tuple[int, ...], axis: int, loss: Loss | None = None, *, dense: bool = False
 ) -> tuple[str, Factory]:
     """The name and the factory of a synthesizer.
 
@@ -39,6 +39,7 @@ def resolve(
             maps and sequences (benchmarks/paper_feedforward.py and synthesizers_by_net.py say why). At a cut in time,
             `factories` chooses.
         loss: For the synthesizers that differentiate a loss.
+        dense: There are labels for every position of a map: heads on maps get the option `dense`, unless it is given.
 
     Raises:
         DniFxError: If the name or an option is not known, or the loss is missing.
@@ -55,8 +56,12 @@ def resolve(
             f"synthesizer {synthesizer!r}: auto takes no options; name one of {', '.join(sorted(REGISTRY))}"
         )
     if name not in REGISTRY:
-        raise DniFxError(f"no synthesizer named {name!r}; there are auto, {', '.join(sorted(REGISTRY))}")
+        raise DniFxError(f"no synthesizer named {described(name)}; there are auto, {', '.join(sorted(REGISTRY))}")
     factory = REGISTRY[name]
+    is_map = axis == 1 and len(shape) > 2
+    if dense and is_map and "dense" in _options(factory) and "dense" not in options:
+        options["dense"] = True
+        synthesizer = f"{name}({', '.join(f'{option}={value!r}' for option, value in options.items())})"
     if "loss" in _options(factory):
         if loss is None:
             raise DniFxError(
@@ -119,8 +124,8 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
             return call.id, {}
         assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
         return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg}
-    except (SyntaxError, ValueError, AssertionError):
-        raise DniFxError(f"synthesizer {text!r}: give a name, or name(option=value, ...)") from None
+    except (SyntaxError, ValueError, AssertionError, RecursionError, MemoryError):
+        raise DniFxError(f"synthesizer {described(text)}: give a name, or name(option=value, ...)") from None
 
 
 def _bound(factory: Factory, name: str, options: dict[str, Any]) -> Factory:

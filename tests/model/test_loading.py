@@ -104,7 +104,7 @@ BAD = [
     (None, ".", 2, ["neither a .py file"]),
     (None, "", 2, ["neither a .py file"]),
     (None, "absent.module:model", 2, ["no module named 'absent'"]),
-    (None, "..x:model", 2, ["no module name"]),
+    (None, "..x:model", 2, ["names no module"]),
     ("", "net", 2, ["neither a .py file", "suffix .py missing"]),
     ("model = nn.ReLU(", "net.py", 3, ["net.py:3", "never closed"]),
     ("\n\n  x = 1", "net.py", 3, ["net.py:5", "unexpected indent"]),
@@ -160,11 +160,12 @@ def test_bad(text: str | None, target: str, code: int, parts: list[str]) -> None
 
 
 def test_not_text() -> None:
-    Path("net.py").write_bytes(b"\xff\xfe\x00 = 1")
-    with pytest.raises(DniFxError, match=r"net\.py") as caught:
-        load_target("net.py")
-    assert caught.value.exit_code == 3
-    assert "\n" not in str(caught.value)
+    for content in (b"\xff\xfe\x00 = 1", b"\xff = 1", b"x = 1\n\x00"):
+        Path("net.py").write_bytes(content)
+        with pytest.raises(DniFxError, match=r"net\.py is no Python source") as caught:
+            load_target("net.py")
+        assert caught.value.exit_code == 2
+        assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_failed_can_be_loaded_again() -> None:

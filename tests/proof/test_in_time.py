@@ -64,7 +64,7 @@ def test_the_check_looks_at_two_windows(make: Any, options: dict[str, Any], fron
 def test_the_check_of_states_that_are_outputs_or_written_to(frontend: str) -> None:
     x, state = torch.randn(5, H), {"h": torch.randn(5, H)}
     net = dni_fx.transform(Itself(), (x,), example_kwargs={"state": state}, state={"state": 3}, frontend=frontend)
-    assert dni_fx.check(net, (x,), kwargs={"state": state})
+    assert dni_fx.check(net, (x,), example_kwargs={"state": state})
     example = torch.randn(5, 1, H), torch.randn(5, 3, H)
     assert dni_fx.check(dni_fx.transform(Memory(), example, state=True, frontend=frontend), example)
 

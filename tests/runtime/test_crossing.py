@@ -164,3 +164,33 @@ def test_one_sample_that_is_not_finite_spoils_nothing_below_a_cut(unlock: str, k
         "cut0__1": True,
         "cut1__3": True,
     }
+
+
+def test_only_a_reset_without_arguments_is_called() -> None:
+    """A plain module may have an attribute or a method of this name for something else."""
+
+    class Plain(torch.nn.Linear):
+        def __init__(self, activation: Any, context_size: int) -> None:
+            super().__init__(activation.features, activation.features)
+
+        def forward(self, activation: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+            return super().forward(activation)
+
+    class Number(Plain):
+        reset = 5
+
+    class OfRows(Plain):
+        def reset(self, rows: torch.Tensor) -> None:
+            raise AssertionError
+
+    class Counted(Plain):
+        resets = 0
+
+        def reset(self, rows: torch.Tensor | None = None) -> None:
+            self.resets += 1
+
+    for cls in (Plain, Number, OfRows):
+        transformed(synthesizer=cls).dni.reset()
+    net = transformed(synthesizer=Counted)
+    net.dni.reset()
+    assert synthesizer_of(net).resets == 1

@@ -130,7 +130,7 @@ def test_what_has_no_graph_has_a_cut_in_time_too() -> None:
     example = {"example_inputs": (X[:, :1],), "example_kwargs": {"state": state}}
     net = dni_fx.transform(Branching(), **example, state={"state": "after"}).train()
     assert net.dni.plan.frontend == "modules"
-    assert dni_fx.check(net, (X[:, :1],), kwargs={"state": state})
+    assert dni_fx.check(net, (X[:, :1],), example_kwargs={"state": state})
     for k in range(3):
         given = net(X[:, k : k + 1], state=state)
         assert given["name"] == "branching" and given["y"][0].requires_grad

@@ -94,3 +94,24 @@ def test_a_missing_context_says_what_to_pass(settings: dict[str, int]) -> None:
     with torch.no_grad():
         net(X)
     net(X, dni_context=torch.rand(4, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("synthesizer", ["linear", "guided_head", "critic"])
+def test_a_context_of_one_number_a_sample(synthesizer: str) -> None:
+    """Targets of a regression are (N,) as often as (N, 1)."""
+    x, y = torch.rand(4, 6), torch.rand(4)
+    found = []
+    for context in (y, y.unsqueeze(-1)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1))
+        net = dni_fx.transform(model, x, cuts=2, context_size=1, loss="mse_loss", synthesizer=synthesizer)
+        net(x, dni_context=context).square().mean().backward()
+        found.append([p.grad for p in net.dni.parameters() if p.grad is not None])
+    assert found[0] and all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_one_number_for_each_position() -> None:
+    numbers = torch.rand(4, 5)
+    expanded = expand_context(numbers, H, 2, classes=None, size=1)
+    assert torch.equal(expanded, numbers.unsqueeze(-1))
+    assert expand_context(numbers[:, 0], H, 2, classes=None, size=1).shape == (4, 5, 1)

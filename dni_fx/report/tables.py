@@ -1,0 +1,46 @@
+"""Tables that show every cell whole: long texts are folded, and if the console is narrow, columns are left out."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Fitted", "add_row", "plain_table"]
+
+
+def plain_table(title: str, columns: Sequence[str], *, right: Collection[str] = (), footer: bool = False) -> Table:
+    """A compact table without rows, whose texts are no markup.
+
+    Args:
+        right: Columns that are aligned to the right.
+    """
+    table = Table(
+        title=Text(title, "table.title") if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_footer=footer,
+    )
+    for name in columns:
+        table.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def add_row(table: Table, *cells: RenderableType) -> None:
+    """Add a row; a str is a text as it stands."""
+    table.add_row(*[Text(cell) if isinstance(cell, str) else cell for cell in cells])
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The first of some tables that is as narrow as the console; if there is none, the last."""
+
+    tables: Sequence[Table]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        fitting = (t for t in self.tables if t.__rich_measure__(console, options).maximum <= options.max_width)
+        yield next(fitting, self.tables[-1])
