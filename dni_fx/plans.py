@@ -323,7 +323,7 @@ class Plan:
             DniFxError: If the text is not a plan.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_constant)
             if not isinstance(data, dict) or data.get("schema") != SCHEMA:
                 raise ValueError(f'expected a plan with "schema": {SCHEMA}')
             return read(cls, {k: v for k, v in data.items() if k not in _BESIDE})
@@ -340,6 +340,13 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             raise DniFxError(f"cannot read the plan {path}: {error}") from None
         return cls.from_json(text, source=str(path))
+
+
+def _constant(name: str) -> float:
+    """A constant of JSON as Python writes it; NaN is no value of a plan."""
+    if name == "NaN":
+        raise ValueError("NaN is no number")
+    return float(name)
 
 
 def crossing_name(cut: int, node: str) -> str:

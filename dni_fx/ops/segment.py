@@ -65,6 +65,7 @@ class Segment(nn.Module):
     """
 
     skipped: Tensor
+    accumulation: Accumulation
     forward_pass: ForwardPass | None = None
     unfinished: Sequence[LocalPass] = ()
     layouts: tuple[Layout, ...] = ()  # also in a net that an older version pickled

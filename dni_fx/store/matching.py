@@ -77,7 +77,8 @@ def _wrong_states(net: DecoupledModule, buffers: Mapping[str, Any], progress: Ma
             yield name
     for name, own in net.dni.progress().items():
         saved = progress.get(name)
-        if not (isinstance(saved, list) if name == "replay" else _is_progress(saved) and own.keys() <= saved.keys()):
+        fits = isinstance(saved, list) if name == "replay" else _is_progress(saved, own)
+        if not fits:
             yield f"net.dni.{name}"
 
 
@@ -181,9 +182,9 @@ def _described(value: Any) -> str:
     return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def _is_progress(saved: Any) -> bool:
-    """Whether this is what `Crossing.progress` returns."""
-    if not isinstance(saved, dict) or type(saved.get("steps")) is not int:
+def _is_progress(saved: Any, own: Mapping[str, Any]) -> bool:
+    """Whether this is what `Crossing.progress` returns, with all entries of the net's own."""
+    if not isinstance(saved, dict) or type(saved.get("steps")) is not int or not own.keys() <= saved.keys():
         return False
     rows = all(isinstance(saved.get(key), Tensor | None) for key in ("rows", "ended"))
     return rows and isinstance(saved.get("carried"), tuple | list | None)

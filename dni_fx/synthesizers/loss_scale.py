@@ -28,7 +28,8 @@ class LossScale:
         if torch.compiler.is_compiling():
             raise DniFxError("the scale of a loss changes from step to step, and cannot be compiled into one graph")
         scale = self.scaler._scale
-        scale = self.scaler.get_scale() if scale is None or scale.device.type == "cpu" else scale
+        if scale is None or scale.device.type == "cpu":
+            return self.scaler.get_scale() / self.accumulate
         return scale / self.accumulate
 
     def __reduce__(self) -> tuple[Any, ...]:
