@@ -32,7 +32,7 @@ from dni_fx.runtime import (
     not_rewritten,
     plain,
     replay_windows,
-    share_state,
+    return_state,
 )
 from dni_fx.settings import DEFAULTS, Settings, with_defaults
 from dni_fx.synthesizers import Factory, factories
@@ -199,7 +199,7 @@ def restore(net: DecoupledModule) -> nn.Module:
         dni.optimizer.remove()
     original = net.dni_captured.original
     if original is not None:
-        share_state(net, original, without="dni")
+        return_state(net, original)
         original.training = net.training
         return original
     return plain(net)

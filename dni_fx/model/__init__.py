@@ -3,6 +3,7 @@
 In: a target as text, or a module. Out: the module, its example inputs, the arguments of its calls.
 """
 
+from dni_fx.model.attributes import REGISTERED, at_path, expression, has_path, is_hidden
 from dni_fx.model.call import Path, by_name, by_path, canonical, with_arguments, with_leaves
 from dni_fx.model.captured import Captured
 from dni_fx.model.inputs import Inputs, describe, tensors_in, to_inputs
@@ -12,16 +13,21 @@ from dni_fx.model.probe import probe
 from dni_fx.model.specs import inputs_like, parse_specs
 
 __all__ = [
+    "REGISTERED",
     "Captured",
     "Inputs",
     "Path",
+    "at_path",
     "by_name",
     "by_path",
     "canonical",
     "describe",
     "errors_of",
+    "expression",
+    "has_path",
     "in_train_mode",
     "inputs_like",
+    "is_hidden",
     "load_target",
     "parse_specs",
     "preserved",

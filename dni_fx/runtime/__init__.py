@@ -7,9 +7,19 @@ from dni_fx.runtime.averaging import average_segments
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni, build_dni
 from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
+from dni_fx.runtime.generated import free_reserved_name, is_reserved, unusable_argument
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
 from dni_fx.runtime.metrics import log_metrics
-from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten, share_state
+from dni_fx.runtime.module import (
+    DecoupledModule,
+    Stamp,
+    make_module,
+    not_rewritten,
+    plain,
+    return_state,
+    rewritten,
+    share_state,
+)
 from dni_fx.runtime.outputs import ReturnedIndex, ReturnedValue
 from dni_fx.runtime.parameter_groups import attach_synthesizers
 from dni_fx.runtime.parameters import hold_parameters
@@ -41,7 +51,9 @@ __all__ = [
     "average_segments",
     "build_dni",
     "check_stepping",
+    "free_reserved_name",
     "hold_parameters",
+    "is_reserved",
     "log_metrics",
     "make_module",
     "next_window",
@@ -50,8 +62,10 @@ __all__ = [
     "rename",
     "replay_windows",
     "retrace",
+    "return_state",
     "rewritten",
     "share_state",
     "state_indices",
     "time_cuts",
+    "unusable_argument",
 ]

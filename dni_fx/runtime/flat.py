@@ -14,8 +14,8 @@ from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError, SourceError
-from dni_fx.model import Captured, Inputs, Path, by_name, by_path, canonical
-from dni_fx.runtime.module import DecoupledModule, call_original, has_attribute
+from dni_fx.model import Captured, Inputs, Path, by_name, by_path, canonical, has_path
+from dni_fx.runtime.module import DecoupledModule, call_original
 from dni_fx.runtime.outputs import Result, result_of_graph
 
 __all__ = ["Calling", "FlatCapture", "FlatModule", "Leaf"]
@@ -181,11 +181,9 @@ class FlatModule(DecoupledModule):
 
     def dni_settings(self) -> dict[str, Any]:
         read = sorted({str(n.target) for n in self.graph.nodes if n.op == "get_attr"})
-        constants = [
-            name for name in read if not name.startswith("dni.") and not has_attribute(self.dni_original, name)
-        ]
+        constants = [name for name in read if not name.startswith("dni.") and not has_path(self.dni_original, name)]
         for name in constants:
-            if not isinstance(getattr(self, name), Tensor):
+            if name not in self._buffers:
                 raise SourceError(f"the graph holds {name}, which cannot be written as source: train it without saving")
         modes = dict(self.dni_captured.modes)
         return {"dni_calling": self.dni_calling.to_text(), "dni_modes": modes, "dni_constants": tuple(constants)}

@@ -1,16 +1,18 @@
 """`DecoupledModule`, which `transform` returns: a GraphModule with all that the rewrite added under `net.dni`."""
 
 import copy
-from collections.abc import Callable, Mapping
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Set
 from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import Captured, Inputs, Path, by_path
+from dni_fx.graph import lint
+from dni_fx.model import REGISTERED, Captured, Inputs, Path, at_path, by_path, has_path
 from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.runtime.dni import Dni
+from dni_fx.runtime.generated import OF_GRAPH_MODULE, AnyNames, free_reserved_name
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
 
@@ -18,10 +20,10 @@ __all__ = [
     "DecoupledModule",
     "Stamp",
     "call_original",
-    "has_attribute",
     "make_module",
     "not_rewritten",
     "plain",
+    "return_state",
     "rewritten",
     "share_state",
 ]
@@ -45,6 +47,23 @@ class DecoupledModule(fx.GraphModule):
     dni_captured: Captured = Captured()
     dni_runs_graph = True  # False: forward runs the original model, and the graph is a record of its calls
     dni_keeps_key_order = False  # True: dicts among the arguments must have their keys in the order of the example
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OF_GRAPH_MODULE and not isinstance(value, Tensor | nn.Module):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def recompile(self) -> PythonCode:
+        self.graph.set_codegen(AnyNames())
+        return super().recompile()
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The submodule at a dotted path, whatever its name."""
+        found = at_path(self, target)
+        if not isinstance(found, nn.Module):
+            raise AttributeError(f"`{target}` is not an nn.Module")
+        return found
 
     @property
     def dni_original(self) -> nn.Module:
@@ -143,16 +162,19 @@ class _Stamping(fx.Interpreter):
         super().__init__(module)
         self.stamp = stamp
 
+    def fetch_attr(self, target: str) -> Any:
+        return at_path(self.module, target)
+
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         self.stamp(n.name)
         return value
 
 
-def call_original(net: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
+def call_original(net: DecoupledModule, /, *args: Any, **kwargs: Any) -> Any:
     """Run the model that `net` was made from, on the parameters and buffers of `net`."""
     original = net.dni_original
-    share_state(net, original, without="dni")
+    return_state(net, original)
     original.training = net.training
     result = original(*args, **kwargs)
     net._buffers.update(original._buffers)  # forward may have assigned new tensors
@@ -189,61 +211,66 @@ def make_module(
         holder: The module that has the constants of the graph as attributes; None: `model`.
     """
     holder = model if holder is None else holder
-    net = base(holder, graph, type(model).__name__)
-    read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
-    constants = {name: attrgetter(name)(holder) for name in read if not has_attribute(model, name)}
-    constants |= {k: v for k, v in net._buffers.items() if k not in model._buffers}
+    for node in graph.nodes:
+        free_reserved_name(node)
+    net = base(nn.Module(), fx.Graph(), type(model).__name__)
     share_state(model, net)
-    for name, value in constants.items():
-        flat = name.replace(".", "_")
-        if isinstance(value, Tensor):
-            net.register_buffer(flat, value.detach(), persistent=False)
-        else:
-            net.add_module(flat, value)
-        for node in graph.nodes:
-            if node.op == "get_attr" and node.target == name:
-                node.target = flat
+    read = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
+    constants = [name for name in read if name in vars(model) or not has_path(model, name)]
+    flat = {name: _add_constant(net, name.replace(".", "_"), at_path(holder, name)) for name in constants}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            node.target = flat.get(node.target, node.target)
+    net.graph = graph
     net.training = model.training
     net.dni_captured = captured
-    net.recompile()
     return net
 
 
-def has_attribute(model: nn.Module, path: str) -> bool:
-    """Whether a model has an attribute at a dotted path."""
-    try:
-        attrgetter(path)(model)
-    except AttributeError:
-        return False
-    return True
+def _add_constant(net: nn.Module, name: str, value: Any) -> str:
+    """Give a module a value that the graph reads; return the name, which is a new one if the module has the name."""
+    while any(name in getattr(net, kind) for kind in REGISTERED):
+        name += "_constant"
+    if isinstance(value, Tensor):
+        net._buffers[name] = value.detach()
+        net._non_persistent_buffers_set.add(name)
+    else:
+        net._modules[name] = value
+    return name
 
 
 def plain(net: DecoupledModule) -> DecoupledModule:
     """A module with the captured graph, before the rewrite, on the parameters of `net`."""
     result: DecoupledModule = _base(net)(nn.Module(), fx.Graph(), type(net).__name__)
-    share_state(net, result, without="dni")
+    share_state(net, result, without={"dni"})
     graph = fx.Graph()
     graph.output(graph.graph_copy(net.graph, {})).meta = dict(net.graph.output_node().meta)
     result.graph = graph
     RemoveDni()(result)
-    result.graph.lint()
+    lint(result.graph)
     result.dni_captured = net.dni_captured
     result.recompile()
     result.training = net.training
     return result
 
 
-def share_state(source: nn.Module, destination: nn.Module, *, without: str = "") -> None:
+def return_state(net: DecoupledModule, original: nn.Module) -> None:
+    """Give the captured model the parameters, buffers and children of `net`, but not the constants of the graph."""
+    constants = net._non_persistent_buffers_set - original._buffers.keys()
+    share_state(net, original, without={"dni", *constants})
+
+
+def share_state(source: nn.Module, destination: nn.Module, *, without: Set[str] = frozenset()) -> None:
     """Give `destination` the parameters, buffers and children of `source` themselves, in the same order.
 
     Args:
-        without: The name of a child that is left out.
+        without: Names that are left out.
     """
     for kind in ("_parameters", "_buffers", "_modules"):
         held = getattr(destination, kind)
-        wanted = {name: value for name, value in getattr(source, kind).items() if name != without}
+        wanted = {name: value for name, value in getattr(source, kind).items() if name not in without}
         # Write only if something has changed, so that several threads can run the same model in eval mode.
         if list(held) != list(wanted) or any(held[name] is not wanted[name] for name in wanted):
             held.clear()
             held.update(wanted)
-    destination._non_persistent_buffers_set = set(source._non_persistent_buffers_set)
+    destination._non_persistent_buffers_set = source._non_persistent_buffers_set - without

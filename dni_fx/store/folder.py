@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError, first_line
-from dni_fx.model import errors_of
+from dni_fx.model import errors_of, has_path
 from dni_fx.plans import Plan
 from dni_fx.report import diff
 from dni_fx.runtime import (
@@ -33,6 +33,7 @@ from dni_fx.runtime import (
 )
 from dni_fx.store.saved import import_beside, needs_model, saved_dni
 from dni_fx.store.source import SourceWriter
+from dni_fx.store.statements import class_name
 
 __all__ = ["check_destination", "load", "save"]
 
@@ -157,13 +158,14 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             shell.__init__()
         else:
             nn.Module.__init__(shell)
-            share_state(model, shell, without="dni")
-            shell.__dict__.update({k: v for k, v in vars(model).items() if isinstance(v, Tensor)})
+            share_state(model, shell, without={"dni"})
+            constants = {k: v for k, v in vars(model).items() if isinstance(v, Tensor) and k in stored}
+            constants |= {k: stored[k] for k in getattr(cls, "dni_constants", ()) if not has_path(model, k)}
+            shell._buffers.update(constants)
+            shell._non_persistent_buffers_set.update(constants)
             shell.add_module("dni", saved_dni(plan))
-            for name in getattr(cls, "dni_constants", ()):
-                shell.register_buffer(name, stored[name], persistent=False)
         graph = retrace(shell, cls.forward)
-        rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
+        rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), cls.__name__))
         base = _MODULES[plan.frontend]
         net = make_module(shell, graph, replace(base.dni_captured, original=model), base)
         hold_parameters(net, net.dni)
@@ -175,9 +177,9 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
     return net
 
 
-def _node_names(source: str, class_name: str) -> list[str]:
+def _node_names(source: str, cls: str) -> list[str]:
     """Names of the graph's nodes in order: arguments and variables of the generated `forward`, then the output."""
-    classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name]
+    classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == cls]
     forward = next(n for n in classes[0].body if isinstance(n, ast.FunctionDef) and n.name == "forward")
     arguments = [a.arg for a in forward.args.args[1:]]
     names = []
@@ -194,7 +196,7 @@ def _node_names(source: str, class_name: str) -> list[str]:
 def _saved_class(folder: Path, plan: Plan) -> Any:
     """The class that the folder's `model.py` defines for the plan."""
     module = import_beside(str(folder / "model.py"), "model.py")
-    cls = getattr(module, plan.model, None)
+    cls = getattr(module, class_name(plan.model), None) or getattr(module, plan.model, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise DniFxError(f"{folder / 'model.py'} defines no module {plan.model!r}, which plan.json names")
     return cls
