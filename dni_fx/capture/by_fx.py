@@ -16,7 +16,7 @@ from dni_fx.capture.checkpoints import on_checkpoint
 from dni_fx.capture.places import failing_line
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.model import Captured, Inputs, Reads, Snapshot, by_path, preserved, shown
-from dni_fx.runtime import DecoupledModule, make_module
+from dni_fx.runtime import DecoupledModule, make_module, unusable_argument
 
 __all__ = ["capture_by_fx"]
 
@@ -96,9 +96,10 @@ class LeafTracer(fx.Tracer):
 
         `concrete_args` of fx would rename the arguments that it fixes.
         """
-        signature = inspect.signature(root_fn)
-        bound = signature.bind(self.root, *self.inputs.args, **self.inputs.kwargs)
-        for name, parameter in list(signature.parameters.items())[1:]:
+        forward = self.root.forward  # its own signature, also if it is a static method
+        signature = inspect.signature(forward)
+        bound = signature.bind(*self.inputs.args, **self.inputs.kwargs)
+        for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 values = bound.arguments.get(name, ())
                 bound.arguments[name] = tuple(self._argument(f"{name}_{i}", v, None) for i, v in enumerate(values))
@@ -109,7 +110,7 @@ class LeafTracer(fx.Tracer):
                 bound.arguments[name] = self._argument(name, bound.arguments[name], parameter.default)
             else:
                 bound.arguments[name] = self._argument(name, parameter.default, parameter.default)
-        return (lambda *_: root_fn(*bound.args, **bound.kwargs)), [self.root]
+        return (lambda *_: forward(*bound.args, **bound.kwargs)), [self.root]
 
     def _argument(self, name: str, value: Any, default: Any = inspect.Parameter.empty) -> Any:
         """A placeholder for an argument that holds tensors; else the value, which the graph checks at each call."""
@@ -141,6 +142,19 @@ def reads_training(function: Callable[..., Any]) -> bool:
     return code is not None and names(code)
 
 
+class _UnusableArgument(CaptureError):
+    """An argument whose name generated code cannot have."""
+
+
+def _check_arguments(model: nn.Module, graph: fx.Graph) -> None:
+    name = unusable_argument(graph)
+    if name is not None:
+        raise _UnusableArgument(
+            f"forward of {type(model).__name__} takes an argument {name!r}, which is no name that generated code can "
+            'give to an argument: rename it, or use frontend="modules"'
+        )
+
+
 def capture_by_fx(model: nn.Module, inputs: Inputs, whole: Iterable[str] = ()) -> DecoupledModule:
     """Trace a model into a module on the model's own parameters and buffers.
 
@@ -167,9 +181,12 @@ def capture_by_fx(model: nn.Module, inputs: Inputs, whole: Iterable[str] = ()) -
                     graph = tracer.trace(model)
                 _check_unchanged(before)
                 graph._tracer_cls = None  # so that pickling traces the generated code again with the default tracer
+                _check_arguments(model, graph)
                 fixed = Reads([read for read in reads if not read.is_mode])  # `verify` compares both modes
                 captured = Captured(model, tracer.lost_checkpoints, fixed, tracer.forms)
                 return make_module(model, graph, captured, DecoupledModule)
+        except _UnusableArgument:
+            raise
         except Exception as error:  # user code may raise any error when it meets a proxy
             _retry(model, tracer, leaves, error)
 

@@ -22,7 +22,7 @@ from dni_fx.capture.places import current_line
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.graph import NodeRecord, Saving, default_axis, flop_counter, record_of, sequence_number, set_record
 from dni_fx.model import Inputs, in_train_mode, preserved, tensors_in
-from dni_fx.runtime import HookedCapture, HookedModule, Output, make_module
+from dni_fx.runtime import HookedCapture, HookedModule, Output, free_reserved_name, make_module
 
 __all__ = ["capture_by_modules"]
 
@@ -103,7 +103,7 @@ class _Recorder:
         self.calls.append(
             _Call(
                 name=self.names[module],
-                number=int(call.split("@")[1]) if "@" in call else 0,
+                number=int(call.removeprefix(self.names[module])[1:] or 0),
                 cls=cls,
                 scope=scope,
                 outputs=outputs,
@@ -205,6 +205,7 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, writt
     owned: set[int] = set()
     for call, ids in zip(calls, used, strict=False):
         node = graph.call_module(call.name, last)
+        free_reserved_name(node)
         parameters = tuple(names[i] for i in ids if i in names)
         set_record(node, _node_record(call, parameters, call.flops - flops, owned))
         flops = call.flops

@@ -16,7 +16,7 @@ from dni_fx.capture.eager import Eager
 from dni_fx.capture.verify import verify
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, first_line
 from dni_fx.graph import dataflow, record_of
-from dni_fx.model import Inputs, preserved
+from dni_fx.model import REGISTERED, Inputs, preserved
 from dni_fx.partition import find_positions
 from dni_fx.passes.unbind_unpacked import UnbindUnpacked
 from dni_fx.passes.unpack_tuples import UnpackTuples
@@ -100,8 +100,7 @@ def _lines(rejected: dict[str, str]) -> tuple[str, ...]:
 
 
 def _check_model(model: nn.Module, inputs: Inputs) -> None:
-    if hasattr(model, "dni"):
-        raise CaptureError("the model has an attribute `dni` already: was it rewritten before? use dni_fx.restore(net)")
+    _check_names(model, inputs)
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("a ScriptModule holds no Python code to cut: give the model that it was made from")
     try:
@@ -113,6 +112,20 @@ def _check_model(model: nn.Module, inputs: Inputs) -> None:
         inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
         raise DniFxError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from None
+
+
+def _check_names(model: nn.Module, inputs: Inputs) -> None:
+    """Raise a CaptureError if the model has a name that a rewritten net needs itself."""
+    if isinstance(model, DecoupledModule):
+        if hasattr(model, "dni"):
+            raise CaptureError("the model has an attribute `dni`: it was rewritten before; use dni_fx.restore(net)")
+        return
+    names = {*vars(model), *(name for kind in REGISTERED for name in getattr(model, kind))}
+    taken = sorted(n for n in names if n == "dni" or (n.startswith("dni_") and hasattr(DecoupledModule, n)))
+    if taken:
+        raise CaptureError(f"the model has an attribute `{taken[0]}`, a name that a rewrite needs itself: rename it")
+    if "dni_context" in {*inspect.signature(model.forward).parameters, *inputs.kwargs}:
+        raise CaptureError("forward takes an argument 'dni_context', as the rewritten net takes labels: rename it")
 
 
 def _capture_by(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None, *, in_depth: bool) -> DecoupledModule:

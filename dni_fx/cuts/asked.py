@@ -26,10 +26,12 @@ __all__ = [
 
 def last_nodes(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
     """The last node of every module call, by the qualified name of the module and the key of the call."""
+    owner: Any = graph.owning_module
+    modules = dict(owner.named_modules(remove_duplicate=False))
     last: dict[tuple[str, str], fx.Node] = {}
     for node in graph.nodes:
         for key in record_of(node).scope:
-            last[key.split("@")[0], key] = node
+            last[key if key in modules else key.rsplit("@", 1)[0], key] = node
     return last
 
 

@@ -6,6 +6,7 @@ In: an fx graph. Out: a `NodeRecord` for each node, counts of FLOPs and saved by
 from dni_fx.graph.counters import Saving, flop_counter, sequence_number, storage_key
 from dni_fx.graph.features import default_axis, feature_axis, fixed_axes
 from dni_fx.graph.flow import dataflow
+from dni_fx.graph.lint import lint
 from dni_fx.graph.marks import cut_after, mark_of
 from dni_fx.graph.record import (
     NodeRecord,
@@ -28,6 +29,7 @@ __all__ = [
     "fixed_axes",
     "flop_counter",
     "has_record",
+    "lint",
     "mark_of",
     "module_calls",
     "record_of",

@@ -3,6 +3,7 @@
 In: a target as text, or a module. Out: the module, its example inputs, the arguments of its calls.
 """
 
+from dni_fx.model.attributes import REGISTERED, at_path, expression, has_path, is_hidden
 from dni_fx.model.call import Path, by_name, by_path, canonical, with_arguments, with_leaves
 from dni_fx.model.captured import Captured
 from dni_fx.model.fixed import other_argument, same_value, shown
@@ -16,6 +17,7 @@ from dni_fx.model.specs import inputs_like, parse_specs
 
 __all__ = [
     "MODE",
+    "REGISTERED",
     "Axis",
     "Captured",
     "Inputs",
@@ -23,13 +25,17 @@ __all__ = [
     "Read",
     "Reads",
     "Snapshot",
+    "at_path",
     "by_name",
     "by_path",
     "canonical",
     "describe",
     "errors_of",
+    "expression",
+    "has_path",
     "in_train_mode",
     "inputs_like",
+    "is_hidden",
     "load_target",
     "other_argument",
     "parse_specs",

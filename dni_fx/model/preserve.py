@@ -41,8 +41,8 @@ def seed(number: int) -> None:
 
 def _captured(model: nn.Module) -> Captured | None:
     """The facts of the capture, if `model` is a captured module; None for the user's own model."""
-    captured: Captured | None = getattr(model, "dni_captured", None)
-    return captured
+    captured = getattr(model, "dni_captured", None)
+    return captured if isinstance(captured, Captured) else None
 
 
 _CachedFunction = type(cache(int))

@@ -8,6 +8,7 @@ from dni_fx.runtime.averaging import average_segments
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni, build_dni
 from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
+from dni_fx.runtime.generated import free_reserved_name, is_reserved, unusable_argument
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
 from dni_fx.runtime.loss_factor import measure_loss_factor
 from dni_fx.runtime.metrics import log_metrics
@@ -45,7 +46,9 @@ __all__ = [
     "average_segments",
     "build_dni",
     "check_stepping",
+    "free_reserved_name",
     "hold_parameters",
+    "is_reserved",
     "log_metrics",
     "make_module",
     "measure_loss_factor",
@@ -55,9 +58,11 @@ __all__ = [
     "rename",
     "replay_windows",
     "retrace",
+    "return_state",
     "rewritten",
     "share_state",
     "state_indices",
     "time_cuts",
+    "unusable_argument",
     "watch_training",
 ]

@@ -1,18 +1,17 @@
 """The attributes of a rewritten net beyond its graph: they are those of the model that it was made from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import Captured, Read
+from dni_fx.model import REGISTERED, Captured, Read
 from dni_fx.runtime.arguments import check_tensors, form_error
 
-__all__ = ["LinkedModule", "linked", "share_state"]
+__all__ = ["LinkedModule", "linked", "return_state", "share_state"]
 
-_KINDS = ("_parameters", "_buffers", "_modules")
 _OWN = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))  # attributes that fx gives to its modules
 
 
@@ -59,7 +58,7 @@ class LinkedModule(fx.GraphModule):
         original = self.dni_captured.original
         assert original is not None
         _take_over(self, original)
-        share_state(self, original, without="dni")
+        return_state(self, original)
         original.training = self.training
         self.dni_linked = linked(original)
         return original
@@ -87,7 +86,7 @@ class LinkedModule(fx.GraphModule):
         is_registered = isinstance(value, nn.Parameter | nn.Module)
         if is_registered or self.dni_holds(name) or (name.startswith("_") and not is_plain):
             super().__setattr__(name, value)
-            is_shared = is_plain or any(name in getattr(original, kind) for kind in _KINDS)
+            is_shared = is_plain or any(name in getattr(original, kind) for kind in REGISTERED)
             if not (is_shared and isinstance(value, Tensor | nn.Module)):
                 return
         setattr(original, name, value)
@@ -101,7 +100,7 @@ class LinkedModule(fx.GraphModule):
 
     def dni_holds(self, name: str) -> bool:
         """Whether the net itself has an attribute, not only the model."""
-        held = (self.__dict__, *(getattr(self, kind) for kind in _KINDS))
+        held = (self.__dict__, *(getattr(self, kind) for kind in REGISTERED))
         return any(name in names for names in held) or hasattr(type(self), name)
 
 
@@ -152,18 +151,23 @@ def _take_over(net: LinkedModule, original: nn.Module) -> None:
     net.dni_linked = now
 
 
-def share_state(source: nn.Module, destination: nn.Module, *, without: str = "") -> None:
+def return_state(net: nn.Module, original: nn.Module) -> None:
+    """Give the captured model the parameters, buffers and children of `net`, but not the constants of the graph."""
+    constants = net._non_persistent_buffers_set - original._buffers.keys()
+    share_state(net, original, without={"dni", *constants})
+
+
+def share_state(source: nn.Module, destination: nn.Module, *, without: Set[str] = frozenset()) -> None:
     """Give `destination` the parameters, buffers and children of `source` themselves, in the same order.
 
     Args:
-        without: The name of a child that is left out.
+        without: Names that are left out.
     """
-    for kind in _KINDS:
+    for kind in REGISTERED:
         held = getattr(destination, kind)
-        names = [name for name in getattr(source, kind) if name != without and name not in vars(destination)]
-        wanted = {name: getattr(source, kind)[name] for name in names}
+        wanted = {name: value for name, value in getattr(source, kind).items() if name not in without}
         # Write only if something has changed, so that several threads can run the same model in eval mode.
         if list(held) != list(wanted) or any(held[name] is not wanted[name] for name in wanted):
             held.clear()
             held.update(wanted)
-    destination._non_persistent_buffers_set = set(source._non_persistent_buffers_set)
+    destination._non_persistent_buffers_set = source._non_persistent_buffers_set - without

@@ -119,7 +119,7 @@ class Dni(nn.Module):
         divisor = accumulate or 1
         for crossing in self.crossings.values():
             crossing.scale_with(LossScale(scaler, divisor) if scaler is not None or divisor > 1 else None)
-        for segment in self._segment_by_crossing().values():
+        for segment in self.segment_by_crossing().values():
             segment.clip = (self.rewrite.training.clip or 0.0) / divisor
             segment.accumulation.divisor = accumulate
 

@@ -25,11 +25,12 @@ from dni_fx.model import (
     by_name,
     by_path,
     canonical,
+    has_path,
     other_argument,
     same_value,
     shown,
 )
-from dni_fx.runtime.module import DecoupledModule, call_original, has_attribute
+from dni_fx.runtime.module import DecoupledModule, call_original
 from dni_fx.runtime.outputs import Result, result_of_graph
 
 __all__ = ["Calling", "FlatCapture", "FlatModule", "Leaf"]
@@ -233,11 +234,9 @@ class FlatModule(DecoupledModule):
 
     def dni_settings(self) -> dict[str, Any]:
         read = sorted({str(n.target) for n in self.graph.nodes if n.op == "get_attr"})
-        constants = [
-            name for name in read if not name.startswith("dni.") and not has_attribute(self.dni_original, name)
-        ]
+        constants = [name for name in read if not name.startswith("dni.") and not has_path(self.dni_original, name)]
         for name in constants:
-            if not isinstance(getattr(self, name), Tensor):
+            if name not in self._buffers:
                 raise SourceError(f"the graph holds {name}, which cannot be written as source: train it without saving")
         captured = self.dni_captured
         settings = {"dni_calling": self.dni_calling.to_text(), "dni_modes": dict(captured.modes)}

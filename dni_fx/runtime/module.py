@@ -3,17 +3,19 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import Captured, Inputs, Path, Read, Reads, by_path
+from dni_fx.graph import lint
+from dni_fx.model import REGISTERED, Captured, Inputs, Path, Read, Reads, at_path, by_path, has_path
 from dni_fx.passes.remove_dni import RemoveDni
-from dni_fx.runtime.attributes import LinkedModule, linked, share_state
+from dni_fx.runtime.attributes import LinkedModule, linked, return_state, share_state
 from dni_fx.runtime.dni import Dni, StepsSegments
+from dni_fx.runtime.generated import OF_GRAPH_MODULE, AnyNames, free_reserved_name
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
 
@@ -21,7 +23,6 @@ __all__ = [
     "DecoupledModule",
     "Stamp",
     "call_original",
-    "has_attribute",
     "make_module",
     "not_rewritten",
     "plain",
@@ -45,6 +46,23 @@ class DecoupledModule(LinkedModule):
 
     dni: Dni
     dni_keeps_key_order = False  # True: dicts among the arguments must have their keys in the order of the example
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OF_GRAPH_MODULE and not isinstance(value, Tensor | nn.Module):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def recompile(self) -> PythonCode:
+        self.graph.set_codegen(AnyNames())
+        return super().recompile()
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The submodule at a dotted path, whatever its name."""
+        found = at_path(self, target)
+        if not isinstance(found, nn.Module):
+            raise AttributeError(f"`{target}` is not an nn.Module")
+        return found
 
     @property
     def dni_original(self) -> nn.Module:
@@ -160,6 +178,9 @@ class _Stamping(fx.Interpreter):
         super().__init__(module)
         self.stamp = stamp
 
+    def fetch_attr(self, target: str) -> Any:
+        return at_path(self.module, target)
+
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         self.stamp(n.name)
@@ -173,6 +194,9 @@ class _Watching(fx.Interpreter):
         super().__init__(module)
         self.shapes = shapes
 
+    def fetch_attr(self, target: str) -> Any:
+        return at_path(self.module, target)
+
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
@@ -180,11 +204,11 @@ class _Watching(fx.Interpreter):
         return value
 
 
-def call_original(net: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
+def call_original(net: DecoupledModule, /, *args: Any, **kwargs: Any) -> Any:
     """Run the model that `net` was made from, on the parameters and buffers of `net`."""
     original = net.dni_original
     if torch.compiler.is_compiling():
-        share_state(net, original, without="dni")
+        return_state(net, original)
         original.training = net.training
     else:
         net.dni_share_with_original()
@@ -224,45 +248,44 @@ def make_module(
         holder: The module that has the constants of the graph as attributes; None: `model`.
     """
     holder = model if holder is None else holder
-    net = base(holder, graph, type(model).__name__)
-    read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
-    constants = {name: attrgetter(name)(holder) for name in read if not has_attribute(model, name)}
-    constants |= {k: v for k, v in net._buffers.items() if k not in model._buffers}
+    for node in graph.nodes:
+        free_reserved_name(node)
+    net = base(nn.Module(), fx.Graph(), type(model).__name__)
     share_state(model, net)
-    for name, value in constants.items():
-        flat = name.replace(".", "_")
-        if isinstance(value, Tensor):
-            net.register_buffer(flat, value.detach(), persistent=False)
-        else:
-            net.add_module(flat, value)
-        for node in graph.nodes:
-            if node.op == "get_attr" and node.target == name:
-                node.target = flat
+    read = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
+    constants = [name for name in read if name in vars(model) or not has_path(model, name)]
+    flat = {name: _add_constant(net, name.replace(".", "_"), at_path(holder, name)) for name in constants}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            node.target = flat.get(node.target, node.target)
+    net.graph = graph
     net.training = model.training
-    net.recompile()
     net.dni_captured = captured
     net.dni_linked = None if captured.original is None else linked(captured.original)
     return net
 
 
-def has_attribute(model: nn.Module, path: str) -> bool:
-    """Whether a model has an attribute at a dotted path."""
-    try:
-        attrgetter(path)(model)
-    except AttributeError:
-        return False
-    return True
+def _add_constant(net: nn.Module, name: str, value: Any) -> str:
+    """Give a module a value that the graph reads; return the name, which is a new one if the module has the name."""
+    while any(name in getattr(net, kind) for kind in REGISTERED):
+        name += "_constant"
+    if isinstance(value, Tensor):
+        net._buffers[name] = value.detach()
+        net._non_persistent_buffers_set.add(name)
+    else:
+        net._modules[name] = value
+    return name
 
 
 def plain(net: DecoupledModule) -> DecoupledModule:
     """A module with the captured graph, before the rewrite, on the parameters of `net`."""
     result: DecoupledModule = _base(net)(nn.Module(), fx.Graph(), type(net).__name__)
-    share_state(net, result, without="dni")
+    share_state(net, result, without={"dni"})
     graph = fx.Graph()
     graph.output(graph.graph_copy(net.graph, {})).meta = dict(net.graph.output_node().meta)
     result.graph = graph
     RemoveDni()(result)
-    result.graph.lint()
+    lint(result.graph)
     result.dni_captured = net.dni_captured
     result.recompile()
     result.training = net.training

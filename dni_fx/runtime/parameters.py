@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from torch import fx, nn
 
+from dni_fx.model import at_path
 from dni_fx.plans import Plan, crossing_name, time_name
 from dni_fx.runtime.dni import Dni
 
@@ -46,7 +46,7 @@ def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Param
             if node.op == "call_module":
                 used.update({id(p): p for p in _own_parameters(net, str(node.target), called)})
             for source in node.all_input_nodes:
-                value = attrgetter(str(source.target))(net) if source.op == "get_attr" else None
+                value = at_path(net, str(source.target)) if source.op == "get_attr" else None
                 if isinstance(value, nn.Parameter):
                     used[id(value)] = value
         found.append(list(used.values()))

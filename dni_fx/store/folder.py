@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError, SourceError, first_line
-from dni_fx.model import errors_of
+from dni_fx.model import errors_of, has_path
 from dni_fx.paths import as_path
 from dni_fx.plans import Plan, Rewrite
 from dni_fx.report import diff
@@ -39,6 +39,7 @@ from dni_fx.store.replace import beside, errors_of_writing, flush, real_path, re
 from dni_fx.store.saved import import_beside, needs_model, saved_dni
 from dni_fx.store.settled import check_fingerprint, checked_plan
 from dni_fx.store.source import SourceWriter
+from dni_fx.store.statements import class_name
 from dni_fx.synthesizers import why_not_importable
 
 __all__ = ["load", "save"]
@@ -144,15 +145,16 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             shell.__init__()
         else:
             nn.Module.__init__(shell)
-            share_state(model, shell, without="dni")
-            shell.__dict__.update({k: v for k, v in vars(model).items() if isinstance(v, Tensor)})
+            share_state(model, shell, without={"dni"})
+            constants = {k: v for k, v in vars(model).items() if isinstance(v, Tensor) and k in stored}
+            constants |= {k: stored[k] for k in getattr(cls, "dni_constants", ()) if not has_path(model, k)}
+            shell._buffers.update(constants)
+            shell._non_persistent_buffers_set.update(constants)
             shell.add_module("dni", saved_dni(plan))
-            for name in getattr(cls, "dni_constants", ()):
-                shell.register_buffer(name, stored[name], persistent=False)
         calls = getattr(cls, "dni_calls", None)
         if calls is None:
             graph = retrace(shell, cls.forward)
-            rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
+            rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), cls.__name__))
         else:
             graph = graph_of_calls(calls)
         base = _MODULES[plan.frontend]
@@ -183,9 +185,9 @@ def _checked(folder: Path) -> tuple[Plan, bool]:
     return checked_plan(folder), check_digests(folder, FILES)
 
 
-def _node_names(source: str, class_name: str) -> list[str]:
+def _node_names(source: str, cls: str) -> list[str]:
     """Names of the graph's nodes in order: arguments and variables of the generated `forward`, then the output."""
-    classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name]
+    classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == cls]
     forward = next(n for n in classes[0].body if isinstance(n, ast.FunctionDef) and n.name == "forward")
     arguments = [a.arg for a in forward.args.args[1:]]
     names = []
@@ -202,7 +204,7 @@ def _node_names(source: str, class_name: str) -> list[str]:
 def _saved_class(folder: Path, plan: Plan) -> Any:
     """The class that the folder's `model.py` defines for the plan."""
     module = import_beside(str(folder / "model.py"), "model.py")
-    cls = getattr(module, plan.model, None)
+    cls = getattr(module, class_name(plan.model), None) or getattr(module, plan.model, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise DniFxError(f"{folder / 'model.py'} defines no module {plan.model!r}, which plan.json names")
     return cls

@@ -63,7 +63,7 @@ def needs_model(file: str) -> None:
     )
 
 
-def rebuild(cls: type[nn.Module], **attributes: Any) -> nn.Module:
+def rebuild(cls: type[nn.Module], /, **attributes: Any) -> nn.Module:
     """Make a module with these attributes, without a call of its constructor. The caller adds the children."""
     module = cls.__new__(cls)
     nn.Module.__init__(module)
