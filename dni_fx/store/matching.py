@@ -77,7 +77,7 @@ def _wrong_states(net: DecoupledModule, buffers: Mapping[str, Any], progress: Ma
             yield name
     for name, own in net.dni.progress().items():
         saved = progress.get(name)
-        if not (isinstance(saved, list) if name == "replay" else _is_progress(saved) and own.keys() <= saved.keys()):
+        if not (isinstance(saved, list) if name == "replay" else _is_progress(saved, own)):
             yield f"net.dni.{name}"
 
 
@@ -178,9 +178,9 @@ def _described(value: Any) -> str:
     return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
 
 
-def _is_progress(saved: Any) -> bool:
-    """Whether this is what `Crossing.progress` returns."""
-    if not isinstance(saved, dict) or type(saved.get("steps")) is not int:
+def _is_progress(saved: Any, own: Mapping[str, Any]) -> bool:
+    """Whether a saved value is like what `Crossing.progress` returns."""
+    if not isinstance(saved, dict) or not own.keys() <= saved.keys() or type(saved["steps"]) is not int:
         return False
     rows = all(isinstance(saved.get(key), Tensor | None) for key in ("rows", "ended"))
     return rows and isinstance(saved.get("carried"), tuple | list | None)

@@ -115,7 +115,7 @@ def _wrong_tensor(tensor: CrossingTensor | StateTensor, where: str) -> Iterator[
 def _wrong_types(value: Any, hint: Any, where: str) -> Iterator[str]:
     """Each entry whose value does not have the type that the class of the plan declares."""
     kind, inner = get_origin(hint), get_args(hint)
-    if is_dataclass(hint) and isinstance(value, hint):
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint):
         hints = get_type_hints(hint)
         for field in fields(hint):
             yield from _wrong_types(getattr(value, field.name), hints[field.name], f"{where}.{field.name}".lstrip("."))

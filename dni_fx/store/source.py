@@ -15,12 +15,15 @@ from torch.package.importer import sys_importer
 from dni_fx.errors import SourceError, first_line
 from dni_fx.report import code_lines
 from dni_fx.runtime import DecoupledModule
+from dni_fx.synthesizers import is_findable
 
 __all__ = ["SourceWriter"]
 
 _OWN = set(nn.Module().__dict__)  # attributes of every module
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+_LOADED = ("dni_fx_target_", "dni_fx_saved_")  # names under which dni-fx imports files
 
 _log = logging.getLogger(__name__)
 
@@ -161,13 +164,14 @@ class SourceWriter:
             return None
         if cls.__module__ == "__main__":
             return None  # the import of a script would run it
-        if cls.__module__.startswith(("dni_fx_target_", "dni_fx_saved_")):
+        loaded = cls.__module__.startswith(_LOADED)
+        if not loaded and _resolve(cls) is not cls:  # made at run time, as the classes of torch's parametrizations
+            return None
+        if loaded or not is_findable(cls.__module__):
             path = inspect.getsourcefile(cls)
             if path is None:
                 return None
             return f"{self._file(path)}.{cls.__qualname__}"
-        if _resolve(cls) is not cls:  # made at run time, as the classes of torch's parametrizations
-            return None
         self.imports.add(f"import {cls.__module__}")
         return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -194,9 +198,8 @@ class SourceWriter:
             if name.split(".")[0] not in used or name.startswith("dni_fx_ops"):
                 continue
             home = line.split(" ")[1]
-            if home.startswith(("dni_fx_target_", "dni_fx_saved_")):  # dni-fx imported a file under this name
-                path = getattr(sys.modules[home], "__file__", None)
-                assert path is not None
+            path = getattr(sys.modules.get(home), "__file__", None)
+            if path is not None and home != "__main__" and (home.startswith(_LOADED) or not is_findable(home)):
                 self.aliases.append(f"{name} = {self._file(path)}.{line.split(' ')[3]}")
             elif home == "__main__":
                 raise SourceError(f"forward uses {line.split(' ')[3]} of the script itself: put it into a module")
