@@ -1,12 +1,11 @@
 """The folder that a net is saved to: whether it may be written or replaced."""
 
-import errno
 import os
 import re
 from pathlib import Path
 
 from dni_fx.errors import DniFxError
-from dni_fx.store.replace import errors_of_writing, real_path
+from dni_fx.store.replace import check_parent, errors_of_writing, real_path
 
 __all__ = ["ADVICE", "FILES", "check_destination", "exists_error"]
 
@@ -29,7 +28,7 @@ def check_destination(folder: str | Path, *, force: bool) -> None:
         try:
             folder.stat()
         except FileNotFoundError:
-            _check_parent(folder)
+            check_parent(folder)
             return
         if not folder.is_dir():
             raise DniFxError(f"{folder} exists and is no folder: {ADVICE}")
@@ -40,21 +39,12 @@ def check_destination(folder: str | Path, *, force: bool) -> None:
             raise DniFxError(f"{folder} holds a file that dni-fx did not write ({foreign}): {ADVICE}")
         if not force and any(folder.iterdir()):
             raise exists_error(folder)
-        _check_parent(folder)
+        check_parent(folder)
 
 
 def exists_error(folder: Path) -> DniFxError:
     """The error for a folder that may not be replaced."""
     return DniFxError(f"{folder} exists: {ADVICE}, or replace it (force=True, --force)")
-
-
-def _check_parent(folder: Path) -> None:
-    """Raise the error that a new entry in the parent of a folder would raise."""
-    parent = next(path for path in folder.parents if path.exists())
-    if not parent.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _foreign_file(folder: Path) -> str | None:

@@ -68,22 +68,32 @@ def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> No
     _check_loadable(net.dni.rewrite)
     writer = SourceWriter(net)
     texts = {"model.py": writer.text(), "graph.diff": diff(plain(net), net).to_text()}
+    sources = {f"{name}.py": _source(path) for name, path in writer.files.items()}
     folder = real_path(folder)
     with errors_of_writing(folder, ADVICE), beside(folder) as new:
         new.mkdir()
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8")
-        for name, path in writer.files.items():
-            shutil.copyfile(path, new / f"{name}.py")
+        for name, source in sources.items():
+            (new / name).write_bytes(source)
         save_file(_apart(_tensors(net)), new / "weights.safetensors")
         shutil.copymode(new / "model.py", new / "weights.safetensors")  # safetensors does not follow the umask
         (new / "plan.json").write_text(with_digests(net.dni.plan.to_json(), new), encoding="utf-8")
-        flush(new)
+        flush(*new.iterdir(), new)
+        check_destination(folder, force=force)  # a file may have come meanwhile
         try:
             replace_folder(new, folder, force=force)
         except FileExistsError:
             raise exists_error(folder) from None
         flush(folder.parent)
+
+
+def _source(path: str) -> bytes:
+    """A file of the person's, which `model.py` imports a copy of."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DniFxError(f"cannot read {path} ({error.strerror}): the saved folder needs a copy of this file") from None
 
 
 def _check_loadable(rewrite: Rewrite) -> None:

@@ -18,7 +18,7 @@ from dni_fx.paths import as_path
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["beside", "errors_of_writing", "flush", "real_path", "replace_folder"]
+__all__ = ["beside", "check_parent", "errors_of_writing", "flush", "real_path", "replace_folder"]
 
 _PREFIX = ".dni-fx-writing-"
 _NEW, _OLD = "new", "old"  # folders in a hidden folder: for what is written, and for what it replaces
@@ -57,6 +57,7 @@ def beside(destination: Path) -> Iterator[Path]:
     The process holds a lock on the hidden folder. If the process is killed, the lock is free, and the next call for the
     same place removes the folder.
     """
+    check_parent(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_behind(destination.parent)
     hidden, lock = _hidden_folder(destination.parent)
@@ -69,12 +70,21 @@ def beside(destination: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def flush(path: Path) -> None:
-    """Wait until a file, or a folder and the files in it, are on the disk: some file systems raise errors only then."""
-    for one in [*path.iterdir(), path] if path.is_dir() else [path]:
-        if sys.platform == "win32" and one.is_dir():
+def check_parent(path: Path) -> None:
+    """Raise the OSError that a new file or folder at a path would raise."""
+    parent = next(one for one in path.parents if one.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def flush(*paths: Path) -> None:
+    """Wait until files and the entries of folders are on the disk: some file systems raise errors only then."""
+    for path in paths:
+        if sys.platform == "win32" and path.is_dir():
             continue  # Windows opens no folders
-        descriptor = os.open(one, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -19,6 +19,7 @@ from dni_fx.report import code_lines
 from dni_fx.runtime import DecoupledModule
 from dni_fx.store.calls import call_entries
 from dni_fx.store.statements import VALUE, assignment, buffer_statements, class_name, empty, is_name
+from dni_fx.synthesizers import is_findable
 
 __all__ = ["SourceWriter"]
 
@@ -33,6 +34,7 @@ _ABOUT_CALLS = (
 )
 
 _SOURCE = re.compile(r"source\d*")  # the names of the copies of source files
+_LOADED = ("dni_fx_target_", "dni_fx_saved_")  # names under which dni-fx imports files
 
 _log = logging.getLogger(__name__)
 
@@ -206,13 +208,14 @@ class SourceWriter:
             return None
         if cls.__module__ == "__main__":
             return None  # the import of a script would run it
-        if cls.__module__.startswith(("dni_fx_target_", "dni_fx_saved_")):
+        loaded = cls.__module__.startswith(_LOADED)
+        if not loaded and _resolve(cls) is not cls:  # made at run time, as the classes of torch's parametrizations
+            return None
+        if loaded or not is_findable(cls.__module__):
             path = inspect.getsourcefile(cls)
             if path is None:
                 return None
             return f"{self._file(path)}.{cls.__qualname__}"
-        if _resolve(cls) is not cls:  # made at run time, as the classes of torch's parametrizations
-            return None
         return f"{self._imported(cls.__module__)}.{cls.__qualname__}"
 
     def _imported(self, module: str) -> str:
@@ -250,9 +253,8 @@ class SourceWriter:
             if name.split(".")[0] not in used or name.startswith("dni_fx_ops"):
                 continue
             home = line.split(" ")[1]
-            if home.startswith(("dni_fx_target_", "dni_fx_saved_")):  # dni-fx imported a file under this name
-                path = getattr(sys.modules[home], "__file__", None)
-                assert path is not None
+            path = getattr(sys.modules.get(home), "__file__", None)
+            if path is not None and home != "__main__" and (home.startswith(_LOADED) or not is_findable(home)):
                 self.aliases.append(f"{name} = {self._file(path)}.{line.split(' ')[3]}")
             elif home == "__main__":
                 raise SourceError(f"forward uses {line.split(' ')[3]} of the script itself: put it into a module")

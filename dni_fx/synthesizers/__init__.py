@@ -11,7 +11,7 @@ from dni_fx.synthesizers.crossings import activation_of, factories, make_synthes
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
 from dni_fx.synthesizers.heads import Critic, GuidedHead, Link, LocalHead, LossHead, Outcome
-from dni_fx.synthesizers.imported import why_not_importable
+from dni_fx.synthesizers.imported import is_findable, why_not_importable
 from dni_fx.synthesizers.least_squares import LeastSquares
 from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN
@@ -46,6 +46,7 @@ __all__ = [
     "expand_context",
     "factories",
     "import_synthesizers",
+    "is_findable",
     "make_synthesizer",
     "paths_of",
     "register",

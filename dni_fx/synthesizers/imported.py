@@ -10,7 +10,7 @@ from typing import Any
 from dni_fx.errors import DniFxError
 from dni_fx.model import errors_of
 
-__all__ = ["describe_factory", "import_factory", "why_not_importable"]
+__all__ = ["describe_factory", "import_factory", "is_findable", "why_not_importable"]
 
 _OUTSIDE = "<"  # begins or marks a part of a path that no module holds under its name
 
@@ -49,7 +49,7 @@ def why_not_importable(path: str) -> str:
         return f"is not what the module {module} holds under its name"
     if qualname.endswith("(...)"):
         return "was bound to arguments that are not plain values with names"
-    if not _is_findable(module):
+    if not is_findable(module):
         return f"is defined in a file that cannot be imported as {module}"
     return ""
 
@@ -81,7 +81,7 @@ def _found(path: str) -> object:
     return value
 
 
-def _is_findable(module: str) -> bool:
+def is_findable(module: str) -> bool:
     """Whether `import module` finds the module; one that dni-fx loaded from a file may have another name."""
     parent, _, _ = module.rpartition(".")
     try:
