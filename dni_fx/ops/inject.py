@@ -76,8 +76,10 @@ def injected(
 ) -> tuple[Tensor, ...]:
     """`outputs` through the op, with this `mix`."""
     following = []
-    for h, prediction in zip(outputs, predictions, strict=True):
+    for place, (h, prediction) in enumerate(zip(outputs, predictions, strict=True)):
         assert prediction is not None
+        if not torch.compiler.is_compiling() and is_finite(prediction) is False:
+            segment.post_drop(place, h)
         h = torch.ops.dni_fx.inject(h, prediction, mix, segment.clip)
         if h.requires_grad and not torch.compiler.is_compiling():
             h.register_hook(_counter(prediction.detach(), segment))

@@ -57,11 +57,13 @@ class Segment(nn.Module):
             optimizer, which uses the averages.
         generation: How often the gradients were used and freed.
         forward_pass: While the net runs forward in train mode.
+        diverged: The place, among the crossing tensors, of a prediction that was not finite though its activation was.
         unfinished: Passes whose gradients are there, and whose loss has had no backward pass.
     """
 
     skipped: Tensor
     forward_pass: ForwardPass | None = None
+    diverged: int | None = None
     unfinished: Sequence[LocalPass] = ()
 
     def __init__(self, mix: Mix = 0.0, training: Training = Training(), index: int = 0) -> None:  # noqa: B008  # frozen
@@ -123,6 +125,11 @@ class Segment(nn.Module):
         if self.forward_pass is not None and accumulated:
             self.forward_pass.segments.append(self)
             self.unfinished = [*self.unfinished, LocalPass(self.forward_pass.record, accumulated)]
+
+    def post_drop(self, place: int, activation: Tensor) -> None:
+        """After a prediction was dropped because it was not finite."""
+        if self.diverged is None and bool(activation.isfinite().all()):
+            self.diverged = place
 
     @property
     def varies(self) -> bool:
