@@ -95,10 +95,12 @@ def _decoupled(
         segment.post_forward(following)
         return following
     roots, gradients = [], []
-    for h, prediction in zip(outputs, predictions, strict=True):
+    for place, (h, prediction) in enumerate(zip(outputs, predictions, strict=True)):
         if h.requires_grad and prediction is not None:
             synthetic = segment.keep_finite(prediction.detach())
-            if synthetic is not None:
+            if synthetic is None:
+                segment.post_drop(place, h)
+            else:
                 roots.append(h)
                 gradients.append(synthetic.to(h.dtype))
     segment.run_backward(roots, gradients)

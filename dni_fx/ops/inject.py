@@ -82,6 +82,8 @@ def injected(
     following = []
     for index, (h, prediction) in enumerate(zip(outputs, predictions, strict=True)):
         assert prediction is not None
+        if not torch.compiler.is_compiling() and is_finite(prediction) is False:
+            segment.post_drop(index, h)
         layout = segment.layout(index)
         axis = layout.axis(h)
         h = torch.ops.dni_fx.inject(h, prediction, mix, segment.clip, -1 if axis is None else axis, layout.rows)

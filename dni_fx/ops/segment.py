@@ -61,12 +61,14 @@ class Segment(nn.Module):
         generation: How often the gradients were used and freed.
         accumulation: Finds out whether the loop accumulates the gradients of several batches.
         forward_pass: While the net runs forward in train mode.
+        diverged: The place, among the crossing tensors, of a prediction that was not finite though its activation was.
         unfinished: Passes whose gradients are there, and whose loss has had no backward pass.
     """
 
     skipped: Tensor
     accumulation: Accumulation
     forward_pass: ForwardPass | None = None
+    diverged: int | None = None
     unfinished: Sequence[LocalPass] = ()
     layouts: tuple[Layout, ...] = ()  # also in a net that an older version pickled
 
@@ -135,6 +137,11 @@ class Segment(nn.Module):
         if self.forward_pass is not None and accumulated:
             self.forward_pass.segments.append(self)
             self.unfinished = [*self.unfinished, LocalPass(self.forward_pass.record, accumulated)]
+
+    def post_drop(self, place: int, activation: Tensor) -> None:
+        """After a prediction was dropped because it was not finite."""
+        if self.diverged is None and bool(activation.isfinite().all()):
+            self.diverged = place
 
     @property
     def varies(self) -> bool:

@@ -72,9 +72,9 @@ def _is_trained(net: nn.Module, parameter: nn.Parameter) -> bool:
 
 def _not_by_segment(name: str) -> str:
     return (
-        f'parameter {name!r} is no longer one that step="segment" trains: it was added or replaced after the optimizer '
-        "was made, as load_state_dict(assign=True), weight_norm, adapters or to_empty do. Do that before transform, or "
-        "make the optimizer again: dni_fx.SegmentOptimizer(net, torch.optim.Adam)"
+        f'parameter {name!r} is no longer the one that step="segment" trains: it was added or replaced after its '
+        "optimizer was made, as load_state_dict(assign=True), weight_norm, adapters or to_empty do. Do that before "
+        "transform, or make the optimizer again: dni_fx.SegmentOptimizer(net, torch.optim.Adam)"
     )
 
 
@@ -87,7 +87,7 @@ def _sharded() -> str:
 
 def _not_by_optimizer(name: str) -> str:
     return (
-        f"parameter {name!r} is no longer one that the optimizer in optimizer= trains: it was added or replaced after "
-        "transform, as load_state_dict(assign=True), fully_shard or weight_norm do. Do that before transform, or make "
-        "a new optimizer from net.parameters()"
+        f"parameter {name!r} is no longer the one that the optimizer in optimizer= trains: it was added or replaced "
+        "after transform, as load_state_dict(assign=True), fully_shard or weight_norm do. Do that before transform, or "
+        "make a new optimizer from net.parameters()"
     )
