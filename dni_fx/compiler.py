@@ -167,8 +167,9 @@ def rewrite(
     if not plan.states and settings.training.for_time:
         raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: give state=")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    dni = build_dni(rewritten, makers, with_defaults(settings, named=named), device=device)
-    add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True), device=device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # synthesizers draw their first weights
+        dni = build_dni(rewritten, makers, with_defaults(settings, named=named), device=device)
+        add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True), device=device)
     hold_parameters(module, dni)
     module.add_module("dni", dni)
     dni.train(module.training)

@@ -33,11 +33,13 @@ _USE_AUTOGRAD = (
     "which runs in no context that measures the memory of a segment: use torch.autograd.grad with create_graph=True"
 )
 
+_ATTRIBUTES: dict[str, Any] = {name: getattr(Tensor, name) for name in ("data", "requires_grad", "grad")}
+
 _SETTERS = {  # of a parameter
-    Tensor.data.__set__: "writes to the parameter {}",  # type: ignore[attr-defined]
-    Tensor.requires_grad.__set__: "sets requires_grad of the parameter {}",  # type: ignore[attr-defined]
+    _ATTRIBUTES["data"].__set__: "writes to the parameter {}",
+    _ATTRIBUTES["requires_grad"].__set__: "sets requires_grad of the parameter {}",
+    _ATTRIBUTES["grad"].__set__: "sets the gradient of the parameter {}",
     Tensor.requires_grad_: "sets requires_grad of the parameter {}",
-    Tensor.grad.__set__: "sets the gradient of the parameter {}",  # type: ignore[attr-defined]
     Tensor.register_hook: "registers a hook on the parameter {}",
 }
 
@@ -79,7 +81,7 @@ def effects_of_forward(model: nn.Module, parameters: Mapping[str, Tensor], effec
 @contextlib.contextmanager
 def on_differentiation(callback: Differentiation) -> Iterator[None]:
     """Call `callback` before each call of `backward` or `torch.autograd.grad`."""
-    run = torch.autograd._engine_run_backward
+    run: Callable[..., Any] = vars(torch.autograd)["_engine_run_backward"]
 
     @functools.wraps(run)
     def with_callback(t_outputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -187,7 +189,7 @@ class _Operators(TorchDispatchMode):
     """Sees writes in place."""
 
     def __init__(self, watch: _Watch) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.watch = watch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -213,6 +215,6 @@ def _is_of_torch(module: nn.Module) -> bool:
 
 def _storage(tensor: Tensor) -> int | None:
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # it has none, such as a sparse tensor
         return None

@@ -75,8 +75,9 @@ def call(module: nn.Module, model: nn.Module, inputs: Inputs, *, train: bool, wi
     """Run forward once."""
     with preserved(*dict.fromkeys([model, module])) as before, torch.set_grad_enabled(with_grad):
         _prepare(module, train=train)
+        names = {name for name, _ in model.named_buffers()}  # a capture that runs the model adds its constants
         outputs = {name: output.detach() for name, output in _call(module, inputs).items()}
-        buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        buffers = {name: b.detach().clone() for name, b in model.named_buffers() if name in names}
         return Outcome(outputs, {}, buffers, before.changed())
 
 
