@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -50,19 +50,17 @@ def runs_at_other_batch_sizes(
     return _first_run(inputs, _possible_batch_axes(inputs), rows, sizes or _other_sizes(rows), run)
 
 
-def runs_at_other_lengths(
-    inputs: Inputs, batch_axes: Sequence[Axis], run: Callable[[Inputs], T | None]
-) -> list[Run[T]]:
+def runs_at_other_lengths(inputs: Inputs, without: Collection[Axis], run: Callable[[Inputs], T | None]) -> list[Run[T]]:
     """One run for each other size of the inputs that may change, where axes of one size change together.
 
     Args:
-        batch_axes: The axes of the inputs that are the batch.
+        without: Axes that stay as they are, such as the batch.
         run: Returns None where the model does not take the inputs.
     """
     axes_by_size: dict[int, list[Axis]] = {}
     for number, tensor in enumerate(inputs.tensors()):
         for axis, size in enumerate(tensor.shape):
-            if (number, axis) not in batch_axes:
+            if (number, axis) not in without:
                 axes_by_size.setdefault(size, []).append((number, axis))
     found: list[Run[T]] = []
     for size, axes in axes_by_size.items():
@@ -208,6 +206,7 @@ def _move_features(record: NodeRecord) -> None:
     rank = len(record.shape)
     fixed = fixed_axes(record)
     others = [axis for axis in range(rank) if axis != record.batch]
-    if record.axis % rank not in fixed and others:
+    axis = record.axis % rank
+    if axis not in fixed and others:
         axis = (fixed or others)[-1]
-        record.axis = -1 if axis == rank - 1 else axis
+    record.axis = -1 if axis == rank - 1 else axis  # the last axis stays the last one where a call has more axes

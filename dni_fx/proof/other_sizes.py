@@ -2,7 +2,7 @@
 
 from dni_fx.capture import Run, batch_size, runs_at_other_batch_sizes, runs_at_other_lengths
 from dni_fx.errors import first_line
-from dni_fx.model import Inputs
+from dni_fx.model import Axis, Inputs, by_name, by_path, canonical
 from dni_fx.proof.compare import close
 from dni_fx.proof.step import StepResult, context_of, named, step, without_dni
 from dni_fx.proof.subject import Subject
@@ -45,9 +45,26 @@ def _runs(subject: Subject) -> list[Run[StepResult]]:
     sizes = [size for size in (1, 2) if size < rows]
     smaller = runs_at_other_batch_sizes(subject.inputs, run, sizes) if sizes else None
     batch = larger or smaller
-    lengths = runs_at_other_lengths(subject.inputs, batch.axes if batch else [(0, 0)], run)
+    fixed = [*(batch.axes if batch else [(0, 0)]), *_state_axes(subject)]
+    lengths = runs_at_other_lengths(subject.inputs, fixed, run)
     others = [*([smaller] if smaller else []), *lengths]
     return [*([larger] if larger else []), *(one for one in others if not _refused(subject, one.inputs))]
+
+
+def _state_axes(subject: Subject) -> list[Axis]:
+    """The axes of the state, which a cut in time takes in the sizes of the example, but for the batch."""
+    forward = subject.model.forward
+    arguments = by_name(forward, *canonical(forward, subject.inputs.args, subject.inputs.kwargs))
+    state = {(tensor.input, tensor.path) for tensor in subject.tensors}
+    leaves = [
+        leaf
+        for name, places in subject.net.dni_state_paths(arguments).items()
+        if not state.isdisjoint(places)
+        for place, leaf in zip(places, by_path(arguments[name]).values(), strict=True)
+        if place in state
+    ]
+    tensors = enumerate(subject.inputs.tensors())
+    return [(i, axis) for i, t in tensors if any(t is leaf for leaf in leaves) for axis in range(t.dim())]
 
 
 def _refused(subject: Subject, inputs: Inputs) -> bool:

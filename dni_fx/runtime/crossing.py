@@ -92,6 +92,8 @@ class Crossing(nn.Module):
 
     def _predict(self, tensor: Tensor, context: Tensor | None) -> Tensor:
         activation = self.layout.batch_first(tensor)
+        if self.layout.axis(tensor) is None and context is not None and not _is_number(context):
+            context = context.unsqueeze(0)  # of the one sample
         context = self._conditioned(activation, context)
         trains = self._count_step()
         with contextlib.nullcontext() if trains else torch.no_grad():
@@ -232,3 +234,8 @@ class Crossing(nn.Module):
             norms = target.dot(target).sqrt(), prediction.dot(prediction).sqrt()  # on a CPU faster than norm()
             cosine = target.dot(prediction) / (norms[0] * norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
             self.measured = torch.stack([cosine, error.dot(error).sqrt() / norms[0], *norms]).detach()
+
+
+def _is_number(context: object) -> bool:
+    """Whether a context is one number for all samples, such as the loss of the last step; a label is an integer."""
+    return not isinstance(context, Tensor) or (context.dim() == 0 and context.is_floating_point())
