@@ -212,7 +212,9 @@ def make_module(
     net.training = model.training
     net.recompile()
     net.dni_captured = captured
-    net.dni_linked = None if captured.original is None else linked(captured.original)
+    if captured.original is not None:
+        net.dni_linked = linked(captured.original)
+        captured.reads.changed(captured.original)
     return net
 
 
