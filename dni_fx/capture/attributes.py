@@ -115,7 +115,7 @@ class _Recorder:
             place = self.places.get(id(owner))
             return value if place is None else self.keep((place[0], (*place[1], ("item", key))), value)
 
-        functions = {"__getattribute__": getattribute}
+        functions: dict[str, Any] = {"__getattribute__": getattribute}
         if issubclass(cls, dict):
             original_getitem: Any = cls.__getitem__
             functions["__getitem__"] = getitem

@@ -142,10 +142,14 @@ class Reads(Sequence[Read]):
     """The reads of a capture, with a fast comparison to the present values.
 
     Between two calls most values are the same objects, so `changed` compares the objects that it saw last.
+
+    Attributes:
+        scalars: Module, name and value of attributes that torch.compile can guard; empty until the first comparison.
     """
 
     def __init__(self, reads: Sequence[Read] = ()) -> None:
         self._reads = tuple(reads)
+        self.scalars: list[tuple[nn.Module, str, Any]] = []
         self._seen: _Seen | None = None
 
     def __getitem__(self, index: Any) -> Any:
@@ -175,6 +179,11 @@ class Reads(Sequence[Read]):
             if text is None or not _same(read.text, text):
                 return read, _shown(value) if text is None else text
         self._seen = _Seen(model, self._reads)
+        self.scalars = [
+            (model.get_submodule(read.module), read.steps[0][1], value)
+            for read in self._reads
+            if len(read.steps) == 1 and isinstance(value := value_of(model, read)[0], bool | int | float | str)
+        ]
         return None
 
 
@@ -217,8 +226,8 @@ class _Seen:
         except (LookupError, ValueError, RuntimeError, TypeError):  # a value is gone, or is an array now
             return False
         for owner, (kind, key), value in self.objects.values():
-            names = _names(owner, (kind, key)) if value is _MISSING else None
-            now = names.get(key, _MISSING) if names is not None else _next(owner, (kind, key))
+            around = _names(owner, (kind, key)) if value is _MISSING else None  # getattr would be slow
+            now = around.get(key, _MISSING) if around is not None else _next(owner, (kind, key))
             if now is not value:
                 return False
         return all(value == content for value, content in self.copies)

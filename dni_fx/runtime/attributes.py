@@ -28,6 +28,7 @@ class LinkedModule(fx.GraphModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
+            self.dni_guard()
             return super().__call__(*args, **kwargs)
         self.dni_follow_original()
         forms = self.dni_captured.forms
@@ -38,6 +39,7 @@ class LinkedModule(fx.GraphModule):
             other = form_error(forms, self.dni_captured.original, args, kwargs)
             raise (other or error) from error.__cause__
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def dni_follow_original(self) -> None:
         """Take over what the model has got since the last call, and check that its graph holds.
 
@@ -52,6 +54,13 @@ class LinkedModule(fx.GraphModule):
             changed = captured.reads.changed(subject, complete=captured.original is not None)
             if changed is not None:
                 raise DniFxError(_other_value(subject, *changed))
+
+    def dni_guard(self) -> None:
+        """Compare the simplest values inside of torch.compile, which compiles again when one has changed."""
+        if self.dni_runs_graph and (self.training or self.dni_runs_graph_in_eval):
+            for owner, name, value in self.dni_captured.reads.scalars:
+                if getattr(owner, name) != value:
+                    raise DniFxError(f"{name} has changed since the model was captured: transform the model again")
 
     def dni_share_with_original(self) -> nn.Module:
         """The model, after it has got the parameters, buffers, children and mode of this net."""

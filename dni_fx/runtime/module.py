@@ -261,7 +261,9 @@ def make_module(
     net.graph = graph
     net.training = model.training
     net.dni_captured = captured
-    net.dni_linked = None if captured.original is None else linked(captured.original)
+    if captured.original is not None:
+        net.dni_linked = linked(captured.original)
+        captured.reads.changed(captured.original)
     return net
 
 

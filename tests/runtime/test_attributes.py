@@ -170,6 +170,13 @@ class WithBuffer(nn.Module):
         return self.second(torch.relu(self.first(x))) / self.tau
 
 
+class WithTau(WithBuffer):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.tau
+        self.tau = 1.0  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize("frontend", ["fx", "export", "modules"])
 def test_a_buffer_is_a_way_out(frontend: str) -> None:
     model = WithBuffer()
@@ -289,10 +296,15 @@ def test_a_folder_without_the_values_that_were_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at tensors
+@pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize("unlock", ["backward", "none"])
-def test_a_compiled_net(unlock: str) -> None:
-    net = dni_fx.transform(Net(), X, cuts=2, unlock=unlock, compile={"backend": "eager"})
-    net(X)
+def test_a_compiled_net(unlock: str, outside: bool) -> None:
+    """Compiled by `transform`, or by `torch.compile(net)`."""
+    net: Any = dni_fx.transform(WithTau(), X, cuts=2, unlock=unlock, compile=not outside and {"backend": "eager"})
+    run: Any = torch.compile(net, backend="eager", fullgraph=unlock == "none") if outside else net
+    run(X)
     net.tau = 0.5
-    with pytest.raises(DniFxError, match=r"tau was 1.0"):
-        net(X)
+    with pytest.raises(Exception, match=r"tau was 1.0|Observed exception"):
+        run(X)
+    net.tau = 1.0
+    torch.testing.assert_close(run(X), net.dni_original(X))
