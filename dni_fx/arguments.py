@@ -44,13 +44,14 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0.0 <= value <= 1.0
+    return _is_number(value) and bool(0.0 <= value <= 1.0)
 
 
 def _is_mix(value: Any) -> bool:
     if not isinstance(value, tuple):
         return _is_share(value)
-    return len(value) == 3 and _is_share(value[0]) and _is_share(value[1]) and _is_count(value[2])
+    start_and_end, steps = value[:2], value[2:]
+    return len(value) == 3 and all(map(_is_share, start_and_end)) and all(map(_is_count, steps))
 
 
 def _is_cuts(value: Any) -> bool:

@@ -16,6 +16,7 @@ ORDER = [
     "units",
     "arguments",
     "settings",
+    "forecasts",
     "plans",
     "partition",
     "model",

@@ -30,8 +30,7 @@ def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
         segment.hold(used)
     if dni.segments:  # only the last one's targets come in the backward pass of the loss
         below = {p for used in of_segments[:-1] for p in used}
-        last = [p for p in of_segments[-1] if p not in below] + _of_synthesizers(dni, len(of_segments) - 1)
-        dni.segments[-1].accumulation.watch(last)
+        dni.segments[-1].accumulation.watch(p for p in of_segments[-1] if p not in below)
 
 
 def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
@@ -69,17 +68,13 @@ def owned_parameters(net: fx.GraphModule, dni: Dni) -> list[SegmentParameters]:
     found = [SegmentParameters() for _ in dni.plan.segments]
     for parameter, index in owner.items():
         found[index].own.append(parameter)
-    for index in range(len(dni.plan.cuts)):
-        found[index + 1].synthesizers.extend(p for p in _of_synthesizers(dni, index) if p not in owner)
+    for index, cut in enumerate(dni.plan.cuts):
+        for tensor in cut.tensors:
+            synthesizer = dni.crossings[crossing_name(index, tensor.node)]
+            found[index + 1].synthesizers.extend(p for p in synthesizer.parameters() if p not in owner)
     for index, state in enumerate(dni.plan.states):  # targets come from the segment that the state enters
         found[state.enters[-1]].synthesizers.extend(dni.crossings[time_name(index)].parameters())
     return found
-
-
-def _of_synthesizers(dni: Dni, cut: int) -> list[nn.Parameter]:
-    """The parameters of the synthesizers at one cut."""
-    names = [crossing_name(cut, tensor.node) for tensor in dni.plan.cuts[cut].tensors]
-    return [p for name in names for p in dni.crossings[name].parameters()]
 
 
 def _own_parameters(net: fx.GraphModule, name: str, called: set[str]) -> Iterator[nn.Parameter]:

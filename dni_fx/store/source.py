@@ -6,26 +6,22 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx.graph_module import _format_import_block
 from torch.package.importer import sys_importer
 
-from dni_fx.errors import SourceError, first_line
+from dni_fx.errors import SourceError
 from dni_fx.model import at_path, expression, has_path, is_hidden
 from dni_fx.report import code_lines
 from dni_fx.runtime import DecoupledModule
 from dni_fx.store.calls import call_entries
+from dni_fx.store.construction import CONTAINERS, OWN, construction, literal
 from dni_fx.store.statements import VALUE, assignment, buffer_statements, class_name, empty, is_name
 from dni_fx.synthesizers import is_findable
 
 __all__ = ["SourceWriter"]
 
-_OWN = set(nn.Module().__dict__)  # attributes of every module
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 _ABOUT_CALLS = (
     "No code of a graph is here: the model itself runs, and forward hooks cut outputs of its submodules off.",
@@ -182,13 +178,13 @@ class SourceWriter:
 
     def _shell(self, module: nn.Module, path: str) -> str:
         """An expression for the module without its parameters and children."""
-        if type(module) in _CONTAINERS:
+        if type(module) in CONTAINERS:
             return f"torch.nn.{type(module).__name__}()"
         if not any(path == called or path.startswith(f"{called}.") for called in self.called):
             return "torch.nn.Module()"  # only a container
         cls = self._class(type(module))
-        attributes = {k: v for k, v in vars(module).items() if k not in _OWN and not isinstance(v, Tensor)}
-        written = {k: _literal(v) for k, v in attributes.items()}
+        attributes = {k: v for k, v in vars(module).items() if k not in OWN and not isinstance(v, Tensor)}
+        written = {k: literal(v) for k, v in attributes.items()}
         lost = [k for k, v in written.items() if v is None]
         if cls is None or lost:
             return _missing(module, path, f"its attribute {lost[0]!r}" if lost else "its class")
@@ -278,73 +274,6 @@ def _resolve(cls: type) -> object:
     for part in cls.__qualname__.split("."):
         found = getattr(found, part, None)
     return found
-
-
-def construction(module: nn.Module) -> str | None:
-    """A constructor call that makes a layer of torch.nn with the same settings and shapes; None if there is none."""
-    cls = type(module)
-    if not cls.__module__.startswith("torch.nn.") or isinstance(module, _CONTAINERS) or cls is nn.Module:
-        return None
-    arguments = []
-    for name, parameter in _parameters_of(cls).items():
-        if name in ("device", "dtype", "mode") or not hasattr(module, name):
-            continue
-        value = getattr(module, name)
-        value = value is not None if name == "bias" and not isinstance(value, bool) else value
-        if parameter.default is inspect.Parameter.empty or value != parameter.default:
-            if _literal(value) is None:
-                return None
-            arguments.append(f"{name}={_literal(value)}")
-    call = f"torch.nn.{cls.__name__}({', '.join(arguments)})"
-    return call if getattr(nn, cls.__name__, None) is cls and _makes(call, module) else None
-
-
-def _parameters_of(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The parameters of a constructor."""
-    parameters = dict(inspect.signature(cls).parameters)
-    if issubclass(cls, nn.RNNBase):  # LSTM(*args, **kwargs) passes them to its base
-        tanh = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")
-        parameters = {**inspect.signature(nn.RNNBase).parameters, "nonlinearity": tanh}
-    return parameters
-
-
-def _makes(call: str, module: nn.Module) -> bool:
-    """Whether the call makes a module with the same attributes and shapes."""
-    try:
-        with torch.device("meta"):
-            made: nn.Module = eval(call, {"torch": torch})
-    except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError, LookupError) as error:
-        _log.debug("%s is no constructor call of the layer: %s", call, first_line(error))
-        return False
-
-    def state(one: nn.Module) -> list[tuple[Any, ...]]:
-        return [
-            (
-                {k: v for k, v in vars(m).items() if k not in _OWN and not k.startswith("_flat_weight")},
-                {k: v if v is None else v.shape for k, v in m._parameters.items()},
-                {k: v if v is None else v.shape for k, v in m._buffers.items()},
-            )
-            for m in one.modules()
-        ]
-
-    return str(state(made)) == str(state(module))
-
-
-def _literal(value: Any) -> str | None:
-    """Source for a plain value; None for any other value."""
-    if isinstance(value, torch.dtype | torch.device):
-        return f"torch.{value!r}".replace("torch.torch.", "torch.")
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if callable(value) and module in ("torch.nn.functional", "torch", "torch._C._nn", "torch._VariableFunctionsClass"):
-        for home in ("torch.nn.functional", "torch"):
-            if getattr(nn.functional if "." in home else torch, str(name).split(".")[-1], None) is value:
-                return f"{home}.{str(name).split('.')[-1]}"
-        return None
-    try:
-        text = repr(value)
-        return text if ast.literal_eval(text) == value else None
-    except (ValueError, SyntaxError):
-        return None
 
 
 def _frozen(parameter: nn.Parameter) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import dni_fx
-from dni_fx.store.source import SourceWriter, construction
+from dni_fx.store.construction import construction
+from dni_fx.store.source import SourceWriter
 
 
 @pytest.mark.parametrize(

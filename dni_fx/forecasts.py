@@ -1,0 +1,86 @@
+"""Predictions of memory and time, for a plan and for the candidates that it won against: plain data of a plan."""
+
+from dataclasses import dataclass
+
+__all__ = ["Forecast", "Outlook", "Verdict", "Weighed"]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The predicted memory and time of a training step.
+
+    Attributes:
+        peak_bytes: The peak, with parameters, optimizer state and batch.
+        step: The time on one device.
+        slowest: The time if every segment has a device of its own, and no segment waits for another.
+    """
+
+    peak_bytes: int
+    step: float
+    slowest: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The predictions for a plan and for backprop, with `unlock="backward"` and Adam.
+
+    Attributes:
+        unit: The unit of times: "FLOPs" or "s".
+        resident_bytes: The bytes of parameters, buffers, optimizer state and the batch, which are older than the step.
+        synthesizer_bytes: The bytes of the synthesizers' parameters and their optimizer state.
+        optimizer_bytes: The bytes that the step allocates, and that are alive while the optimizer steps: all gradients,
+            and temporaries.
+        backprop: The predictions for backprop.
+        cut: The predictions for the plan.
+    """
+
+    unit: str
+    resident_bytes: int
+    synthesizer_bytes: int
+    optimizer_bytes: int
+    backprop: Outlook
+    cut: Outlook
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A candidate in the search for cuts.
+
+    Attributes:
+        after: The last node below each cut.
+        share: The time of its synthesizers, as a share of backprop's step.
+    """
+
+    after: tuple[str, ...]
+    synthesizers: int
+    value: float
+    charges: float
+    share: float
+    outlook: Outlook
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why an automatic plan won: its value is at most `value - bound` above the least possible value.
+
+    The value is the load of the heaviest segment (bytes for the objective memory, else time), the static bytes of the
+    synthesizers (memory only), and a charge for each synthesizer.
+
+    Attributes:
+        objective: What the cuts minimize: "memory" or "throughput".
+        places: The number of legal positions of a cut.
+        bound: A lower bound of the value of all plans.
+        share: The limit for the time of all synthesizers, as a share of backprop's step.
+        weighed: This plan and the runners-up, best first.
+    """
+
+    objective: str
+    places: int
+    bound: float
+    share: float
+    weighed: tuple[Weighed, ...]
+
+    @property
+    def optimal(self) -> bool:
+        """Whether no plan has a lower value."""
+        return self.bound >= self.weighed[0].value * (1 - 1e-9)
