@@ -56,7 +56,7 @@ def _is_mix(value: Any) -> bool:
 
 def _is_cuts(value: Any) -> bool:
     if _is_whole(value):
-        return 2 <= value <= MOST
+        return bool(2 <= value <= MOST)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return bool(value) and all(isinstance(name, str) for name in value)
     return isinstance(value, str) or hasattr(value, "fingerprint")  # a Plan
