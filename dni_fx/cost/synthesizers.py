@@ -65,7 +65,9 @@ def synthesizer_prices(
     return prices, refused
 
 
-def _price(activation: Activation, synthesizer: str | Factory, settings: Settings, *, dense: bool) -> Price | str:
+def _price(
+    activation: Activation, synthesizer: str | Factory, settings: Settings, *, dense: bool = False
+) -> Price | str:
     """The price, or the reason why there is no such synthesizer for this activation.
 
     A synthesizer that needs values does not run on the device meta: then it runs on zeros, on the CPU.
