@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from dni_fx.capture.annotate import annotate
 from dni_fx.capture.by_fx import capture_by_fx
+from dni_fx.capture.eager import Eager
 from dni_fx.capture.verify import verify
 from dni_fx.compiler import rewrite
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, resident, synthesizer_prices
@@ -52,7 +53,7 @@ def stages(blocks: int) -> dict[str, float]:
     seconds["symbolic_trace"], plain = runs.timed(lambda: fx.symbolic_trace(model))
     seconds["nodes"] = len(plain.graph.nodes)
     seconds["trace"], module = runs.timed(lambda: capture_by_fx(model, inputs))
-    seconds["compare"], _ = runs.timed(lambda: verify(model, module, inputs))
+    seconds["compare"], _ = runs.timed(lambda: verify(Eager(model, inputs), module))
     seconds["annotate"], _ = runs.timed(lambda: annotate(module, inputs))
     seconds["plan"], plan = runs.timed(lambda: plan_cuts(module, inputs, cuts))
     seconds["rewrite"], _ = runs.timed(lambda: rewrite(module, plan, "linear"))

@@ -37,7 +37,7 @@ def transform(
     training: Training = DEFAULTS.training,
     optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
     step: str = "loop",
-    accumulate: int = 1,
+    accumulate: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
     compile: bool | Mapping[str, Any] = False,
     objective: str = "memory",
@@ -83,7 +83,9 @@ def transform(
         step: "loop": the training loop calls the optimizer's `step()`. "segment": each segment has its own optimizer,
             which steps right after the segment's backward pass and frees the gradients. `net.dni.optimizer`, a
             `SegmentOptimizer`, holds these optimizers.
-        accumulate: With step="segment": the number of backward passes for each step of a segment.
+        accumulate: The number k of batches whose gradients the training loop accumulates, if it divides each loss by k,
+            as trainers do: predictions are then divided by k, too. With step="segment" the segments step at every k-th
+            pass. 1: the loop adds whole losses. None: the loop does not accumulate; an error is raised if it does.
         scaler: The `GradScaler` that scales the loss in float16 training; predictions are scaled alike. None: the loss
             is not scaled.
         compile: True: compile the net with `torch.compile`. With unlock="backward" each segment is compiled by itself
@@ -116,7 +118,7 @@ def transform(
     """
     check_arguments({"step": step, "accumulate": accumulate, "compile": compile})
     settings = Settings(unlock, mix, classes, context_size, loss, training)
-    _check_step(step, optimizer, accumulate, training)
+    _check_step(step, optimizer, training)
     if scaler is not None:
         check_scaler(scaler, training, step)
     if compile is not False:
@@ -127,8 +129,8 @@ def transform(
     if mix and not found.cuts:
         raise DniFxError("mix is for cuts in depth: give cuts=")
     net = rewrite(module, found, synthesizer, settings)
-    if scaler is not None:
-        net.dni.scale_with(scaler)
+    if scaler is not None or accumulate is not None:
+        net.dni.scale_with(scaler, accumulate=accumulate)
     if step == "segment":
         assert callable(optimizer)  # `_check_step` raises an error otherwise
         SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate, scaler=scaler)
@@ -139,9 +141,9 @@ def transform(
     return net
 
 
-def _check_step(step: str, optimizer: object, accumulate: int, training: Training) -> None:
+def _check_step(step: str, optimizer: object, training: Training) -> None:
     if step == "segment":
-        check_stepping(optimizer, accumulate)
+        check_stepping(optimizer)
         return
     if optimizer is None and (training.optimizer is not None or training.lr is not None):
         raise DniFxError("training with lr or optimizer needs optimizer=, the optimizer of the model")
@@ -152,8 +154,6 @@ def _check_step(step: str, optimizer: object, accumulate: int, training: Trainin
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise DniFxError("LBFGS takes no further parameters: transform without optimizer=, and train net.parameters()")
-    if accumulate != 1:
-        raise DniFxError("accumulate needs step='segment': in a loop, call zero_grad() and step() less often")
 
 
 def plan(

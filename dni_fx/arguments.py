@@ -35,6 +35,10 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
+
+
 def _is_positive(value: Any) -> bool:
     return _is_number(value) and 0 < value < math.inf
 
@@ -46,7 +50,7 @@ def _is_share(value: Any) -> bool:
 def _is_mix(value: Any) -> bool:
     if not isinstance(value, tuple):
         return _is_share(value)
-    return len(value) == 3 and all(map(_is_share, value[:2])) and _is_whole(value[2]) and 1 <= value[2] <= MOST
+    return len(value) == 3 and _is_share(value[0]) and _is_share(value[1]) and _is_count(value[2])
 
 
 def _is_cuts(value: Any) -> bool:
@@ -142,7 +146,7 @@ KINDS: dict[str, Kind] = {
     "trace": SHARE,
     # the step
     "step": one_of("loop", "segment"),
-    "accumulate": whole("a number of passes, 1 or more", 1),
+    "accumulate": whole("the number of batches whose gradients are accumulated, 1 or more", 1).or_none(),
     "scaler": Kind("a torch.amp.GradScaler", lambda value: isinstance(value, torch.amp.GradScaler)).or_none(),
     "compile": Kind(
         "True, False, or a dict of arguments for torch.compile",

@@ -8,7 +8,7 @@ from torch import nn
 from dni_fx import ops
 from dni_fx.arguments import check_arguments
 from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts
-from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices
+from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices, without_rows
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
@@ -30,13 +30,14 @@ from dni_fx.runtime import (
     average_segments,
     build_dni,
     hold_parameters,
+    measure_loss_factor,
     not_rewritten,
     plain,
     replay_windows,
-    share_state,
+    watch_training,
 )
 from dni_fx.settings import DEFAULTS, Settings, check_loss, with_defaults
-from dni_fx.synthesizers import Factory, factories
+from dni_fx.synthesizers import Factory, factories, paths_of
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
 
@@ -112,7 +113,9 @@ def _cost_model(
     times = node_times(module, example) if request.profile else None
     flow = dataflow(module.graph, times, states)
     resident_bytes = resident(model, example, OPTIMIZER_STATES)
-    return CostModel(flow, prices, resident_bytes, refused=refused, unit="s" if request.profile else "FLOPs")
+    avoided = without_rows(module.graph, request.settings)
+    unit = "s" if request.profile else "FLOPs"
+    return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, unit=unit)
 
 
 def _has_labels_for_positions(module: DecoupledModule, settings: Settings) -> bool:
@@ -158,13 +161,15 @@ def rewrite(
     chosen = {name: synthesizer for name, _ in crossings(plan)}
     dense = _has_labels_for_positions(module, settings)
     names, makers = factories(plan, chosen, settings.loss, dense=dense)
-    rewritten = replace(plan, rewrite=Rewrite.of(settings, names))
+    named = isinstance(synthesizer, str)
+    paths = paths_of(synthesizer, names.values())
+    rewritten = replace(plan, rewrite=Rewrite.of(settings, names, named, paths))
     if not plan.states and settings.training.for_time:
         raise DniFxError("discount, centered, horizon and auxiliary are for a cut in time: give state=")
-    named = isinstance(synthesizer, str)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    dni = build_dni(rewritten, makers, with_defaults(settings, named=named), device=device)
-    add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True), device=device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # synthesizers draw their first weights
+        dni = build_dni(rewritten, makers, with_defaults(settings, named=named), device=device)
+        add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True), device=device)
     hold_parameters(module, dni)
     module.add_module("dni", dni)
     dni.train(module.training)
@@ -187,6 +192,8 @@ def rewrite(
         ],
     )
     replay_windows(module)
+    measure_loss_factor(module, settings.loss)
+    watch_training(module)
     return module
 
 
@@ -234,9 +241,4 @@ def restore(net: DecoupledModule) -> nn.Module:
     dni = getattr(net, "dni", None)
     if dni is not None and isinstance(dni.optimizer, SegmentOptimizer):
         dni.optimizer.remove()
-    original = net.dni_captured.original
-    if original is not None:
-        share_state(net, original, without="dni")
-        original.training = net.training
-        return original
-    return plain(net)
+    return plain(net) if net.dni_captured.original is None else net.dni_share_with_original()

@@ -30,6 +30,8 @@ __all__ = [
 
 SCHEMA = 1
 
+_BESIDE = ("schema", "digests")  # entries of a file that are not of the plan
+
 
 @dataclass(frozen=True)
 class CrossingTensor:
@@ -38,6 +40,8 @@ class CrossingTensor:
     Attributes:
         node: The node of the graph that computes the tensor.
         axis: The feature axis.
+        batch: The batch axis; None: no axis follows the batch.
+        rows: Entries of the batch axis for each sample; 0: their number varies.
     """
 
     node: str
@@ -45,6 +49,8 @@ class CrossingTensor:
     dtype: str
     bytes: int
     axis: int
+    batch: int | None = 0
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,8 @@ class Rewrite:
         synthesizers: The names of synthesizers by crossing, as in `net.code`.
         loss: A name in torch.nn.functional; empty: any other function.
         training: How the synthesizers are trained, without their optimizer.
+        named: The synthesizers were chosen by name, which sets defaults of their training.
+        paths: "module:name" of each synthesizer that dni-fx does not have.
     """
 
     unlock: str
@@ -233,13 +241,18 @@ class Rewrite:
     synthesizers: dict[str, str]
     loss: str | None = None
     training: Training = field(default_factory=Training)
+    named: bool = True
+    paths: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, settings: Settings, synthesizers: dict[str, str]) -> "Rewrite":
+    def of(
+        cls, settings: Settings, synthesizers: dict[str, str], named: bool = True, paths: dict[str, str] | None = None
+    ) -> "Rewrite":
         """Make the plain data of settings, and of the names of synthesizers."""
         training = replace(settings.training, optimizer=None)
         context = settings.classes, settings.context_size
-        return cls(settings.unlock, settings.mix, *context, synthesizers, loss_name(settings.loss), training)
+        loss = loss_name(settings.loss)
+        return cls(settings.unlock, settings.mix, *context, synthesizers, loss, training, named, paths or {})
 
     @property
     def settings(self) -> Settings:
@@ -310,10 +323,10 @@ class Plan:
             DniFxError: If the text is not a plan.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_constant)
             if not isinstance(data, dict) or data.get("schema") != SCHEMA:
                 raise ValueError(f'expected a plan with "schema": {SCHEMA}')
-            return read(cls, {k: v for k, v in data.items() if k != "schema"})
+            return read(cls, {k: v for k, v in data.items() if k not in _BESIDE})
         except (ValueError, RecursionError, DniFxError) as error:
             raise DniFxError(f"{source} is not a plan that dni-fx wrote: {first_line(error)}") from None
 
@@ -327,6 +340,13 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             raise DniFxError(f"cannot read the plan {path}: {error}") from None
         return cls.from_json(text, source=str(path))
+
+
+def _constant(name: str) -> float:
+    """A constant of JSON as Python writes it; NaN is no value of a plan."""
+    if name == "NaN":
+        raise ValueError("NaN is no number")
+    return float(name)
 
 
 def crossing_name(cut: int, node: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase
 
+from dni_fx.graph import lint
 from dni_fx.passes.spec import Stage, check
 
 __all__ = ["run"]
@@ -22,7 +23,7 @@ def run(module: GraphModule, passes: Sequence[PassBase]) -> None:
     done: tuple[str, ...] = ()
     for one in passes:
         one(module)
-        module.graph.lint()
+        lint(module.graph)
         done = (*done, type(one).__name__)
         check(Stage(module.graph, captured, done))
     module.recompile()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from dni_fx.graph import record_of
+from dni_fx.graph import lint, record_of
 
 __all__ = ["UnbindUnpacked"]
 
@@ -34,7 +34,7 @@ class UnbindUnpacked(PassBase):
                 for user in users:
                     user.replace_input_with(node, parts)
                 changed = True
-        graph.lint()
+        lint(graph)
         graph_module.recompile()
         return PassResult(graph_module, changed)
 

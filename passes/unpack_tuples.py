@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
-from dni_fx.graph import NodeRecord, record_of, set_record
+from dni_fx.graph import NodeRecord, lint, record_of, set_record
 
 __all__ = ["UnpackTuples"]
 
@@ -22,7 +22,7 @@ class UnpackTuples(PassBase):
         changed = False
         for node in list(graph_module.graph.nodes):
             changed |= _unpack(node)
-        graph_module.graph.lint()
+        lint(graph_module.graph)
         graph_module.recompile()
         return PassResult(graph_module, changed)
 

@@ -66,7 +66,7 @@ def tell_truth(net: DecoupledModule, call: Call, loss: Callable[[Any], Tensor] =
         if isinstance(crossing, Crossing):
             truth = seen[name].grad
             assert truth is not None
-            crossing.synthesizer.prediction = truth * ops.batch_size(truth)
+            crossing.synthesizer.prediction = crossing.layout.batch_first(truth) * crossing.layout.samples(truth)
 
 
 def _recorder(names: list[str], seen: dict[str, Tensor]) -> Callable[..., tuple[Tensor, ...]]:

@@ -34,7 +34,7 @@ def trained(name: str, rows: slice, wrap: bool, accumulate: bool = False) -> nn.
     torch.manual_seed(0 if rows.start is None else rows.start)  # each process begins with other parameters
     model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(8, 8), nn.Tanh())], nn.Linear(8, 3))
     made: Any = adam if "step" in options else None
-    net = dni_fx.transform(model, X, cuts=3, optimizer=made, **options).train()
+    net = dni_fx.transform(model, X, cuts=3, optimizer=made, accumulate=2 if accumulate else None, **options).train()
     optimizer = net.dni.optimizer or adam(net.parameters())
     runner = DistributedDataParallel(net) if wrap else net
     context = {"dni_context": Y[rows]} if "classes" in options else {}
@@ -43,7 +43,8 @@ def trained(name: str, rows: slice, wrap: bool, accumulate: bool = False) -> nn.
             optimizer.zero_grad()
         holding = runner.no_sync() if wrap and accumulate and step % 2 == 0 else torch.enable_grad()
         with holding:
-            nn.functional.cross_entropy(runner(X[rows], **context), Y[rows]).backward()
+            loss = nn.functional.cross_entropy(runner(X[rows], **context), Y[rows])
+            (loss / 2 if accumulate else loss).backward()
         if not accumulate or step % 2:
             optimizer.step()
     return net

@@ -75,7 +75,7 @@ def cut(make: Any, **options: Any) -> nn.Module:
     model = make()
     example = (make.begin(), X[:, :T]) if make is Cell else (X[:, :T], make.begin())
     state: Any = {"hidden": "last"} if make is Cell else True
-    return dni_fx.transform(model, example, state=state, **options).train()
+    return dni_fx.transform(model, example, state=state, **{"accumulate": 1} | options).train()
 
 
 def gradients(net: nn.Module) -> dict[str, Tensor]:

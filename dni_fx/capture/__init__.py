@@ -4,18 +4,23 @@ In: a module and example inputs. Out: a `DecoupledModule` whose nodes have recor
 """
 
 from dni_fx.capture.annotate import annotate
+from dni_fx.capture.axes import Run, batch_size, runs_at_other_batch_sizes, runs_at_other_lengths
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
 from dni_fx.capture.frontends import capture, check_frontend
 from dni_fx.capture.time_states import StateOption, find_state, plan_time_cuts
 
 __all__ = [
+    "Run",
     "StateOption",
     "annotate",
+    "batch_size",
     "capture",
     "capture_by_fx",
     "capture_by_modules",
     "check_frontend",
     "find_state",
     "plan_time_cuts",
+    "runs_at_other_batch_sizes",
+    "runs_at_other_lengths",
 ]

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.graph import NodeRecord, Saving, feature_axis, flop_counter, record_of, set_record, storage_key
-from dni_fx.model import Inputs, in_train_mode, preserved, tensors_in
+from dni_fx.model import Inputs, at_path, in_train_mode, preserved, tensors_in
 from dni_fx.runtime import DecoupledModule
 
 __all__ = ["annotate"]
@@ -42,6 +42,9 @@ class _Annotator(fx.Interpreter):
         self.ranks = {name: p.dim() for name, p in module.named_parameters()}
         self.numbers: dict[int | _Workspace, int] = {}  # a number for each storage, in order of appearance
         self.nodes_in: dict[int, list[fx.Node]] = {}  # for each storage, the nodes whose values are in it
+
+    def fetch_attr(self, target: str) -> Any:
+        return at_path(self.module, target)
 
     def run_node(self, n: fx.Node) -> Any:
         read = tensors_in([self.env[i] for i in n.all_input_nodes if i in self.env])

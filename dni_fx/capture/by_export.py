@@ -7,7 +7,9 @@ train mode alone, so in eval mode the original model runs.
 import contextlib
 import inspect
 import io
+import keyword
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
+from dni_fx.capture.attributes import recorded_reads
 from dni_fx.capture.checkpoints import on_checkpoint
 from dni_fx.errors import CaptureError, first_line
-from dni_fx.graph import module_calls
-from dni_fx.model import Inputs, by_name, canonical, in_train_mode, preserved
+from dni_fx.graph import lint, module_calls
+from dni_fx.model import Inputs, Read, by_name, canonical, in_train_mode, is_hidden, preserved
 from dni_fx.passes.drop_export_checks import DropExportChecks
 from dni_fx.passes.inline_regions import InlineRegions
-from dni_fx.runtime import Calling, FlatCapture, FlatModule, Leaf, make_module
+from dni_fx.runtime import Calling, FlatCapture, FlatModule, Leaf, free_reserved_name, is_reserved, make_module
 
 __all__ = ["capture_by_export"]
 
@@ -39,14 +43,16 @@ def capture_by_export(model: nn.Module, inputs: Inputs) -> FlatModule:
     Raises:
         CaptureError: If torch.export does not take the model.
     """
+    _check_names(model)
     example = _two_rows(inputs)
     # Copies, since torch.export makes one input of a tensor that is passed as two arguments.
     example = example.map(lambda t: t.detach().clone())
     args, kwargs = canonical(model.forward, example.args, example.kwargs)
     checkpoints: list[bool] = []
     with on_checkpoint(lambda: checkpoints.append(True)):
-        exported, modes = _export(model, args, kwargs)
+        exported, modes, reads = _export(model, args, kwargs)
     with _quiet():
+        names = _free_reserved_names(model, exported)
         module: Any = exported.module(check_guards=False)
     graph: fx.Graph = module.graph
     calling = _calling(graph, args, kwargs, module._out_spec, _guards(exported))
@@ -57,9 +63,44 @@ def capture_by_export(model: nn.Module, inputs: Inputs) -> FlatModule:
     InlineRegions()(module)
     DropExportChecks()(module)
     graph.eliminate_dead_code(lambda node: node.op != "get_attr" or bool(node.users))
-    graph.lint()
-    captured = replace(FlatCapture.of(model, graph, calling, modes), lost_checkpoints=bool(checkpoints))
+    lint(graph)
+    for node in graph.nodes:
+        node.target = names.get(node.target, node.target)
+    facts = FlatCapture.of(model, graph, calling, modes, reads)
+    captured = replace(facts, lost_checkpoints=bool(checkpoints))
     return make_module(model, graph, captured, FlatModule, holder=module)
+
+
+def _check_names(model: nn.Module) -> None:
+    """Raise a CaptureError for names that torch.export cannot find."""
+    for path, module in model.named_modules():
+        for name in module._modules:
+            if is_hidden(module, name):
+                raise CaptureError(
+                    f"torch.export does not find the submodule {f'{path}.{name}'.lstrip('.')!r}, since "
+                    f'{type(module).__name__} has another attribute {name!r}: rename it, or use frontend="modules"'
+                )
+    if "self" in inspect.signature(model.forward).parameters:
+        raise CaptureError("torch.export takes no argument 'self': rename it, or use frontend=\"modules\"")
+
+
+def _free_reserved_names(model: nn.Module, exported: torch.export.ExportedProgram) -> dict[str, str]:
+    """Rename state that a torch.fx.GraphModule cannot hold under its name: an attribute of the class, or no attribute.
+
+    Returns:
+        The names in the model of parameters and buffers, by their new names.
+    """
+    held = (exported._state_dict, exported._constants)
+    reserved = [name for names in held for name in names if is_reserved(name)]
+    new = {name: f"{re.sub(r'[^0-9a-zA-Z]', '_', name)}_value{index}" for index, name in enumerate(reserved)}
+    for spec in (*exported.graph_signature.input_specs, *exported.graph_signature.output_specs):
+        if spec.kind is not OutputKind.USER_INPUT_MUTATION:
+            spec.target = new.get(spec.target or "", spec.target)
+    for tensors in held:
+        for name in new.keys() & tensors.keys():
+            tensors[new[name]] = tensors.pop(name)
+    own = {*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))}
+    return {new[name]: name for name in reserved if name in own}
 
 
 def _two_rows(inputs: Inputs) -> Inputs:
@@ -71,11 +112,11 @@ def _two_rows(inputs: Inputs) -> Inputs:
 
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.export.ExportedProgram, dict[str, bool]]:
+) -> tuple[torch.export.ExportedProgram, dict[str, bool], list[Read]]:
     """Export with all sizes free; if that fails, the sizes of the first axes; if that fails, none.
 
     Returns:
-        The program, and False for each module that was in eval mode, by name.
+        The program; False for each module that was in eval mode, by name; and the values that the model's code read.
     """
     first_error: Exception | None = None
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -92,7 +133,9 @@ def _export(
             _name_keywords(model, kwargs)
             modes = {name: False for name, module in model.named_modules() if name and not module.training}
             try:
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False), modes
+                with recorded_reads(model) as reads:
+                    exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+                return exported, modes, reads
             except Exception as error:  # torch.export raises errors of any type on code that it cannot capture
                 first_error = first_error or error
     assert first_error is not None
@@ -104,6 +147,9 @@ def _name_keywords(model: nn.Module, kwargs: dict[str, Any]) -> None:
     signature, forward = inspect.signature(model.forward), model.forward
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     extra = [name for name in kwargs if name not in signature.parameters]
+    odd = [name for name in extra if not name.isidentifier() or keyword.iskeyword(name)]
+    if odd:
+        raise CaptureError(f'torch.export takes no argument {odd[0]!r}: rename it, or use frontend="modules"')
     if extra:
         parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
         named: Any = lambda *args, **kwargs: forward(*args, **kwargs)  # noqa: E731
@@ -147,6 +193,8 @@ def _calling(
     values, spec = pytree.tree_flatten((args, kwargs))
     leaves = []
     for node, value in zip([n for n in graph.nodes if n.op == "placeholder"], values, strict=True):
+        free_reserved_name(node)
+        node.target = node.name  # the arguments of the graph are positional
         if isinstance(value, Tensor):
             sizes = tuple(_size(s) for s in node.meta["val"].shape)
             leaves.append(Leaf(node.name, sizes))

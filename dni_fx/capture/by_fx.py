@@ -2,25 +2,41 @@
 
 import copy
 import inspect
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dni_fx import ops
+from dni_fx.capture.attributes import recorded_reads
 from dni_fx.capture.checkpoints import on_checkpoint
-from dni_fx.errors import OURS, CaptureError, first_line
-from dni_fx.model import Captured, Inputs, preserved
-from dni_fx.runtime import DecoupledModule, make_module
+from dni_fx.capture.places import failing_line
+from dni_fx.errors import CaptureError, first_line
+from dni_fx.model import Captured, Inputs, Reads, Snapshot, by_path, preserved, shown
+from dni_fx.runtime import DecoupledModule, make_module, unusable_argument
 
 __all__ = ["capture_by_fx"]
 
 _MAX_LEAVES = 200  # modules that may become leaves because tracing failed inside them
+
+
+class _StandIn(fx.Proxy):
+    """Stands for a value. fx itself loses every assignment to an attribute of a stand-in."""
+
+    def __getattr__(self, k: str) -> fx.proxy.Attribute:
+        return _StandInAttribute(self, k)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            raise CaptureError(f"forward assigns {name!r} of a tensor, which a trace would lose")
+        super().__setattr__(name, value)
+
+
+class _StandInAttribute(fx.proxy.Attribute, _StandIn):
+    """Stands for an attribute of a value."""
 
 
 class LeafTracer(fx.Tracer):
@@ -35,6 +51,7 @@ class LeafTracer(fx.Tracer):
         self.leaves = leaves
         self.entered: list[str] = []
         self.lost_checkpoints = False
+        self.forms: dict[str, tuple[tuple[int | str, ...], ...] | None] = {}  # `Captured.forms`
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -52,6 +69,9 @@ class LeafTracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.entered.pop()
         return result
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _StandIn(node, self)
 
     def keep_whole(self) -> None:
         """Make the module that is being traced a leaf, since it calls activation checkpointing.
@@ -76,9 +96,10 @@ class LeafTracer(fx.Tracer):
 
         `concrete_args` of fx would rename the arguments that it fixes.
         """
-        signature = inspect.signature(root_fn)
-        bound = signature.bind(self.root, *self.inputs.args, **self.inputs.kwargs)
-        for name, parameter in list(signature.parameters.items())[1:]:
+        forward = self.root.forward  # its own signature, also if it is a static method
+        signature = inspect.signature(forward)
+        bound = signature.bind(*self.inputs.args, **self.inputs.kwargs)
+        for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 values = bound.arguments.get(name, ())
                 bound.arguments[name] = tuple(self._argument(f"{name}_{i}", v, None) for i, v in enumerate(values))
@@ -89,7 +110,7 @@ class LeafTracer(fx.Tracer):
                 bound.arguments[name] = self._argument(name, bound.arguments[name], parameter.default)
             else:
                 bound.arguments[name] = self._argument(name, parameter.default, parameter.default)
-        return (lambda *_: root_fn(*bound.args, **bound.kwargs)), [self.root]
+        return (lambda *_: forward(*bound.args, **bound.kwargs)), [self.root]
 
     def _argument(self, name: str, value: Any, default: Any = inspect.Parameter.empty) -> Any:
         """A placeholder for an argument that holds tensors; else the value, which the graph checks at each call."""
@@ -98,9 +119,12 @@ class LeafTracer(fx.Tracer):
         if not has_tensors:
             try:
                 self.create_arg(value)
-            except NotImplementedError:
-                return value  # a graph cannot hold this value: the argument leaves the signature
-            default, has_default = value, True
+            except NotImplementedError:  # a graph cannot hold this value
+                if value is not default:
+                    raise CaptureError(f"argument {name!r} is {shown(value)}, which no graph holds") from None
+                return value  # the argument leaves the signature
+            default, has_default = (default if has_default else value), True
+        self.forms[name] = tuple(by_path(value)) if has_tensors else None
         proxy = self.create_proxy("placeholder", name, (default,) if has_default else (), {})
         if has_tensors:
             return proxy
@@ -118,10 +142,23 @@ def reads_training(function: Callable[..., Any]) -> bool:
     return code is not None and names(code)
 
 
-def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
+class _UnusableArgument(CaptureError):
+    """An argument whose name generated code cannot have."""
+
+
+def _check_arguments(model: nn.Module, graph: fx.Graph) -> None:
+    name = unusable_argument(graph)
+    if name is not None:
+        raise _UnusableArgument(
+            f"forward of {type(model).__name__} takes an argument {name!r}, which is no name that generated code can "
+            'give to an argument: rename it, or use frontend="modules"'
+        )
+
+
+def capture_by_fx(model: nn.Module, inputs: Inputs, whole: Iterable[str] = ()) -> DecoupledModule:
     """Trace a model into a module on the model's own parameters and buffers.
 
-    If tracing fails inside a submodule, the submodule becomes a leaf and the model is traced again.
+    The modules named in `whole` are leaves. If tracing fails inside another, it becomes a leaf, in a new trace.
 
     Raises:
         CaptureError: If the model's own forward cannot be traced.
@@ -131,14 +168,25 @@ def capture_by_fx(model: nn.Module, inputs: Inputs) -> DecoupledModule:
             f"{_place(type(model).forward)}: forward of {type(model).__name__} reads self.training, which a trace "
             "would fix for ever; move that part into a submodule, which is then kept whole"
         )
-    leaves: set[str] = set()
+    leaves = set(whole)
     while True:
         tracer = LeafTracer(inputs, leaves)
         try:
-            with preserved(model), on_checkpoint(tracer.keep_whole), fx.traceback.preserve_node_meta():
-                graph = tracer.trace(model)
+            with (
+                preserved(model) as before,
+                on_checkpoint(tracer.keep_whole),
+                fx.traceback.preserve_node_meta(),
+            ):
+                with recorded_reads(model) as reads:
+                    graph = tracer.trace(model)
+                _check_unchanged(before)
                 graph._tracer_cls = None  # so that pickling traces the generated code again with the default tracer
-                return make_module(model, graph, Captured(model, tracer.lost_checkpoints), DecoupledModule)
+                _check_arguments(model, graph)
+                fixed = Reads([read for read in reads if not read.is_mode])  # `verify` compares both modes
+                captured = Captured(model, tracer.lost_checkpoints, fixed, tracer.forms)
+                return make_module(model, graph, captured, DecoupledModule)
+        except _UnusableArgument:
+            raise
         except Exception as error:  # user code may raise any error when it meets a proxy
             _retry(model, tracer, leaves, error)
 
@@ -149,7 +197,8 @@ def _retry(model: nn.Module, tracer: LeafTracer, leaves: set[str], error: Except
     if failed and failed not in leaves and len(leaves) < _MAX_LEAVES:
         leaves.add(failed)
         return
-    place, line = _failing_line(error)
+    place, line = failing_line(error)
+    place, line = place or "forward", line or type(error).__name__
     reason = first_line(error)
     raise CaptureError(
         f"cannot trace {type(model).__name__}: {place}: {line!r}: {reason}. Move the part that depends on values, or "
@@ -157,13 +206,11 @@ def _retry(model: nn.Module, tracer: LeafTracer, leaves: set[str], error: Except
     ) from None
 
 
-def _failing_line(error: Exception) -> tuple[str, str]:
-    """The place and text of the innermost line of user code in the traceback."""
-    skip = (str(Path(torch.__file__).parent), OURS)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(skip)]
-    if not frames:
-        return "forward", type(error).__name__
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}", (frames[-1].line or "").strip()
+def _check_unchanged(before: Snapshot) -> None:
+    """Raise a CaptureError if the trace ran a write to a parameter: the graph does not hold the write."""
+    changed = next(iter(before.changed()), "")
+    if changed:
+        raise CaptureError(f"forward writes to {changed!r}, which a trace does not hold")
 
 
 def _place(function: Callable[..., Any]) -> str:

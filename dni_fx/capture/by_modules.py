@@ -17,10 +17,12 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
+from dni_fx.capture.effects import oldest_node, on_differentiation
+from dni_fx.capture.places import current_line
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.graph import NodeRecord, Saving, default_axis, flop_counter, record_of, sequence_number, set_record
 from dni_fx.model import Inputs, in_train_mode, preserved, tensors_in
-from dni_fx.runtime import HookedCapture, HookedModule, Output, make_module
+from dni_fx.runtime import HookedCapture, HookedModule, Output, free_reserved_name, make_module
 
 __all__ = ["capture_by_modules"]
 
@@ -46,6 +48,7 @@ class _Call:
     in_checkpoint: bool  # the call lies in a checkpointed block
     carrying: list[int] = field(default_factory=list)  # indices of the leaves that get a gradient from above
     bypassed: bool = False  # a value from below that is no leaf of the call gets a gradient from above
+    differentiated: str = ""  # the line of forward that later differentiates through values of the call
 
 
 def capture_by_modules(model: nn.Module, inputs: Inputs) -> HookedModule:
@@ -90,7 +93,7 @@ class _Recorder:
     def post_forward(self, module: nn.Module, _args: Any, output: Any) -> Any:
         scope = tuple(self.running)
         call, cls = self.running.pop()
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
             return output
         outputs, spec = pytree.tree_flatten(output)
         # If the module returns its input unchanged, users of the input bypass the output. A copy keeps them apart.
@@ -100,7 +103,7 @@ class _Recorder:
         self.calls.append(
             _Call(
                 name=self.names[module],
-                number=int(call.split("@")[1]) if "@" in call else 0,
+                number=int(call.removeprefix(self.names[module])[1:] or 0),
                 cls=cls,
                 scope=scope,
                 outputs=outputs,
@@ -116,6 +119,13 @@ class _Recorder:
         )
         return pytree.tree_unflatten(leaves, spec)
 
+    def differentiates(self, outputs: Sequence[Any], inputs: Sequence[Any], _accumulate: bool) -> None:
+        """Mark the calls through whose values forward itself differentiates: a cut would change the result."""
+        oldest = oldest_node(outputs, inputs)
+        for call in self.calls:
+            if call.sequence_number > oldest:
+                call.differentiated = call.differentiated or current_line()[0]
+
 
 def _recorded_calls(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
     """Run the model; return its calls and its result."""
@@ -123,7 +133,7 @@ def _recorded_calls(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]
     handles = [m.register_forward_pre_hook(recorder.pre_forward) for m in recorder.names]
     handles += [m.register_forward_hook(recorder.post_forward) for m in recorder.names]
     try:
-        with recorder.counter, recorder.saving:
+        with recorder.counter, recorder.saving, on_differentiation(recorder.differentiates):
             output = model(*inputs.args, **inputs.kwargs)
     except Exception as error:  # user code may raise any error
         raise CaptureError(f"the model does not run while its calls are recorded: {first_line(error)}") from None
@@ -195,6 +205,7 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, writt
     owned: set[int] = set()
     for call, ids in zip(calls, used, strict=False):
         node = graph.call_module(call.name, last)
+        free_reserved_name(node)
         parameters = tuple(names[i] for i in ids if i in names)
         set_record(node, _node_record(call, parameters, call.flops - flops, owned))
         flops = call.flops
@@ -205,17 +216,23 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, writt
         else:
             last = tuple(_element(graph, node, call, i) for i in call.carrying) or (node,)
             outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.carrying, strict=False)}
-        if call.in_checkpoint:
-            record_of(last[-1]).obstacle = (
-                "it lies in a checkpointed block, which the front end modules cannot cut: let the block's own forward "
-                "call checkpoint"
-            )
-        elif call.bypassed:
-            record_of(
-                last[-1]
-            ).obstacle = "another value that carries gradient bypasses it, which the front end modules cannot cut"
+        record_of(last[-1]).obstacle = _obstacle(call)
     set_record(graph.output(last), NodeRecord(parameters=tuple(names[i] for i in used[-1] if i in names)))
     return make_module(model, graph, HookedCapture(model, outputs=outputs, written=written), HookedModule)
+
+
+def _obstacle(call: _Call) -> str:
+    """The reason why no cut may be after a call; empty if one may."""
+    if call.in_checkpoint:
+        return (
+            "it lies in a checkpointed block, which the front end modules cannot cut: let the block's own forward "
+            "call checkpoint"
+        )
+    if call.differentiated:
+        return f"forward itself differentiates through it ({call.differentiated})"
+    if call.bypassed:
+        return "another value that carries gradient bypasses it, which the front end modules cannot cut"
+    return ""
 
 
 def _node_record(call: _Call, parameters: tuple[str, ...], flops: int, owned: set[int]) -> NodeRecord:

@@ -1,21 +1,22 @@
 """Capture a model by a front end: the named one, or the first of fx, export, modules that gives the same network."""
 
 import inspect
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from dni_fx.capture.annotate import annotate
+from dni_fx.capture.axes import find_axes
 from dni_fx.capture.by_export import capture_by_export
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
 from dni_fx.capture.checkpoints import warn_of_lost_checkpoints
-from dni_fx.capture.verify import verify, why_no_graph
+from dni_fx.capture.eager import Eager
+from dni_fx.capture.verify import verify
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, first_line
-from dni_fx.graph import dataflow
-from dni_fx.model import Inputs, preserved
+from dni_fx.graph import dataflow, record_of
+from dni_fx.model import REGISTERED, Inputs, preserved
 from dni_fx.partition import find_positions
 from dni_fx.passes.unbind_unpacked import UnbindUnpacked
 from dni_fx.passes.unpack_tuples import UnpackTuples
@@ -23,11 +24,7 @@ from dni_fx.runtime import DecoupledModule
 
 __all__ = ["FRONTENDS", "Capture", "capture", "check_frontend"]
 
-FRONTENDS: dict[str, Callable[[nn.Module, Inputs], DecoupledModule]] = {
-    "fx": capture_by_fx,
-    "export": capture_by_export,
-    "modules": capture_by_modules,
-}
+FRONTENDS = ("fx", "export", "modules")
 
 _MANY_LAYERS = 8  # the least layers in a module that fx keeps whole for which another front end is tried
 
@@ -62,18 +59,17 @@ def capture(
     """
     check_frontend(frontend)
     _check_model(model, inputs)
-    reason = why_no_graph(model, inputs) if compare else ""
-    if reason and frontend in ("fx", "export"):
-        raise CaptureError(f"{reason}; the front end modules takes it")
+    eager = Eager(model, inputs) if compare else None
     if frontend == "auto":
-        found = _first_right(model, inputs, reason, compare=compare, in_depth=in_depth)
+        found = _first_right(model, inputs, eager, in_depth=in_depth)
     else:
-        found = Capture(_capture_by(frontend, model, inputs, compare=compare, in_depth=in_depth), frontend, ())
+        found = Capture(_capture_by(frontend, model, inputs, eager, in_depth=in_depth), frontend, ())
     warn_of_lost_checkpoints(found.module)
+    find_axes(found.module, inputs)
     return found
 
 
-def _first_right(model: nn.Module, inputs: Inputs, no_graph_reason: str, *, compare: bool, in_depth: bool) -> Capture:
+def _first_right(model: nn.Module, inputs: Inputs, eager: Eager | None, *, in_depth: bool) -> Capture:
     """The capture by the first front end that gives the same network with enough places to cut.
 
     If no capture has enough places, the first that is the same network.
@@ -83,11 +79,8 @@ def _first_right(model: nn.Module, inputs: Inputs, no_graph_reason: str, *, comp
     for name in FRONTENDS:
         if name == "modules" and fallback is not None and not _why_uncuttable(fallback.module):
             break  # a graph with few places to cut is better than no graph
-        if no_graph_reason and name != "modules":
-            rejected[name] = no_graph_reason
-            continue
         try:
-            net = _capture_by(name, model, inputs, compare=compare, in_depth=in_depth)
+            net = _capture_by(name, model, inputs, eager, in_depth=in_depth)
         except (CaptureError, NoLegalCutError) as error:
             rejected[name] = str(error)
             continue
@@ -107,8 +100,7 @@ def _lines(rejected: dict[str, str]) -> tuple[str, ...]:
 
 
 def _check_model(model: nn.Module, inputs: Inputs) -> None:
-    if hasattr(model, "dni"):
-        raise CaptureError("the model has an attribute `dni` already: was it rewritten before? use dni_fx.restore(net)")
+    _check_names(model, inputs)
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("a ScriptModule holds no Python code to cut: give the model that it was made from")
     try:
@@ -122,32 +114,67 @@ def _check_model(model: nn.Module, inputs: Inputs) -> None:
         raise DniFxError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from None
 
 
-def _capture_by(name: str, model: nn.Module, inputs: Inputs, *, compare: bool, in_depth: bool) -> DecoupledModule:
+def _check_names(model: nn.Module, inputs: Inputs) -> None:
+    """Raise a CaptureError if the model has a name that a rewritten net needs itself."""
+    if isinstance(model, DecoupledModule):
+        if hasattr(model, "dni"):
+            raise CaptureError("the model has an attribute `dni`: it was rewritten before; use dni_fx.restore(net)")
+        return
+    names = {*vars(model), *(name for kind in REGISTERED for name in getattr(model, kind))}
+    taken = sorted(n for n in names if n == "dni" or (n.startswith("dni_") and hasattr(DecoupledModule, n)))
+    if taken:
+        raise CaptureError(f"the model has an attribute `{taken[0]}`, a name that a rewrite needs itself: rename it")
+    if "dni_context" in {*inspect.signature(model.forward).parameters, *inputs.kwargs}:
+        raise CaptureError("forward takes an argument 'dni_context', as the rewritten net takes labels: rename it")
+
+
+def _capture_by(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None, *, in_depth: bool) -> DecoupledModule:
     try:
-        net = FRONTENDS[name](model, inputs)
+        net = _captured(name, model, inputs, eager)
     except DniFxError:
         raise
     except Exception as error:  # torch.fx and torch.export raise errors of any type on code that they cannot capture
         raise CaptureError(f"{type(error).__name__}: {first_line(error)}") from error
     if name != "modules":
-        _annotate_and_verify(model, net, inputs, compare=compare)
+        _annotate_and_verify(net, inputs, eager)
     elif in_depth and _why_uncuttable(net):  # "modules" runs the model itself, and has annotated its record
-        raise NoLegalCutError(
-            "no submodule ends where its outputs are the only values that carry gradient on: give a part of forward, "
-            "such as a block with its skip connection, a module of its own"
-        )
+        raise NoLegalCutError(_why_no_cut(net))
     return net
 
 
-def _annotate_and_verify(model: nn.Module, net: DecoupledModule, inputs: Inputs, *, compare: bool) -> None:
-    if compare:
-        verify(model, net, inputs)
+def _captured(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None) -> DecoupledModule:
+    if name == "modules":
+        return capture_by_modules(model, inputs)
+    whole = {} if eager is None else eager.whole
+    if eager is not None and eager.no_graph:
+        raise CaptureError(f"{eager.no_graph}; frontend='modules' makes no graph")
+    if name == "fx":
+        return capture_by_fx(model, inputs, whole)
+    if whole:
+        raise CaptureError(f"{next(iter(whole.values()))}, which torch.export does not repeat")
+    return capture_by_export(model, inputs)
+
+
+def _why_no_cut(net: DecoupledModule) -> str:
+    """The reason why the front end modules finds no legal cut, and the remedy."""
+    within = next((o for n in net.graph.nodes if "differentiates" in (o := record_of(n).obstacle)), "")
+    if within:
+        return f"no submodule ends at a place that can be cut: {within}, and a cut there changes the result"
+    return (
+        "no submodule ends where its outputs are the only values that carry gradient on: give a part of forward, "
+        "such as a block with its skip connection, a module of its own"
+    )
+
+
+def _annotate_and_verify(net: DecoupledModule, inputs: Inputs, eager: Eager | None) -> None:
+    if eager is not None:
+        verify(eager, net)
     annotate(net, inputs)
     results = [unpack(net) for unpack in (UnpackTuples(), UnbindUnpacked())]
     if any(result is not None and result.modified for result in results):
         annotate(net, inputs)
-        if compare:
-            verify(model, net, inputs)
+        if eager is not None:
+            verify(eager, net)
 
 
 def _why_uncuttable(net: DecoupledModule) -> str:

@@ -149,9 +149,22 @@ def plan_time_cuts(
     groups: dict[tuple[tuple[int, ...], int], list[StateTensor]] = {}
     for tensor in tensors:
         leaves = segments[returned[tensor.output]]
-        enters = {segments[user] for user in _users(by_name[tensor.input], tensor.path)}
-        groups.setdefault((tuple(sorted(enters)) or (leaves,), leaves), []).append(tensor)
+        enters = sorted({segments[user] for user in _users(by_name[tensor.input], tensor.path)}) or [leaves]
+        if leaves < enters[0] and not _is_input(returned[tensor.output]):
+            raise DniFxError(
+                f"state {tensor.input!r} gets its next value in segment {leaves}, below segment {enters[0]}, the first "
+                "that uses the state: cut elsewhere"
+            )
+        leaves = max(leaves, enters[0])  # an input that is returned unchanged is in segment 0
+        groups.setdefault((tuple(enters), leaves), []).append(tensor)
     return tuple(TimeCutPlan(tuple(group), *key) for key, group in sorted(groups.items()))
+
+
+def _is_input(node: fx.Node) -> bool:
+    """Whether a node is an input of the graph, or is taken out of one."""
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.op == "placeholder"
 
 
 def _users(value: fx.Node, path: Path) -> list[fx.Node]:

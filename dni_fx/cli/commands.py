@@ -310,6 +310,8 @@ def _load_saved(folder: Path, specs: list[str] | None) -> "tuple[DecoupledModule
     from dni_fx import store
     from dni_fx.model import inputs_like, parse_specs
 
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # model.py and plan.json may name modules in the current folder
     try:
         net = store.load(folder)
     except SourceError:

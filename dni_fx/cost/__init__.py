@@ -5,7 +5,7 @@ In: an annotated graph. Out: predictions for any cuts.
 
 from dni_fx.cost.memory import resident
 from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
-from dni_fx.cost.synthesizers import synthesizer_prices
+from dni_fx.cost.synthesizers import synthesizer_prices, without_rows
 from dni_fx.cost.times import node_times
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "node_times",
     "resident",
     "synthesizer_prices",
+    "without_rows",
 ]

@@ -1,7 +1,7 @@
 """The costs of a model with any cuts: time, memory and pipeline throughput, from the numbers of each node."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import networkx as nx
@@ -76,6 +76,7 @@ class CostModel:
         flow: The result of `graph.dataflow`.
         prices: The price of a synthesizer, by node.
         refused: The reason why there is no synthesizer, by node.
+        avoided: Nodes whose values cross no automatic cut, if there is another place.
         resident: Bytes of parameters, buffers, optimizer state and batch.
         unit: The unit of all times: "FLOPs" or "s".
     """
@@ -87,12 +88,14 @@ class CostModel:
         resident: int,
         *,
         refused: Mapping[str, str] | None = None,
+        avoided: Set[str] = frozenset(),
         unit: str = "FLOPs",
     ) -> None:
         self.flow = flow
         self.memory = Memory(flow)
         self.prices = prices
         self.refused = refused or {}
+        self.avoided = avoided
         self.resident = resident
         self.unit = unit
         self.forward = np.cumsum([0.0, *(flow_node(flow, name).forward for name in flow)])
@@ -105,6 +108,10 @@ class CostModel:
     def refusal(self, position: Position) -> str:
         """The reason why a tensor that crosses this cut can have no synthesizer; empty: each tensor can."""
         return next((self.refused[name] for name in position.crossing if name in self.refused), "")
+
+    def is_avoided(self, position: Position) -> bool:
+        """Whether an automatic cut goes elsewhere, if it can."""
+        return bool(self.refusal(position)) or any(name in self.avoided for name in position.crossing)
 
     def cut(self, position: Position) -> CutCost:
         """The costs of the synthesizers of one cut."""

@@ -7,11 +7,11 @@ from torch import Tensor, fx, nn
 
 from dni_fx.cost.times import seconds
 from dni_fx.errors import DniFxError, first_line
-from dni_fx.graph import Saving, flop_counter, record_of
-from dni_fx.settings import Settings, loss_function
-from dni_fx.synthesizers import Activation, Factory, LossHead, make_synthesizer, resolve
+from dni_fx.graph import NodeRecord, Saving, crossing_tensor, fixed_axes, flop_counter, record_of
+from dni_fx.settings import Loss, Settings, loss_function
+from dni_fx.synthesizers import Activation, Factory, LossHead, activation_of, make_synthesizer, resolve, settings_at
 
-__all__ = ["Price", "synthesizer_prices"]
+__all__ = ["Price", "synthesizer_prices", "without_rows"]
 
 FLOPS_PER_BYTE = 10.0  # to move a byte between processes takes as long: a few GB/s, beside tens of GFLOP/s
 
@@ -45,19 +45,26 @@ def synthesizer_prices(
     Returns:
         The prices by node; and for nodes that can have no synthesizer, the reason.
     """
-    known: dict[Activation, Price | str] = {}
+    known: dict[tuple[Activation, int], Price | str] = {}
     prices: dict[str, Price] = {}
     refused: dict[str, str] = {}
     for node in graph.nodes:
         record = record_of(node)
         if not (record.carries_gradient and record.shape and record.dtype and record.dtype.is_floating_point):
             continue
-        axis = record.axis % len(record.shape)
+        own = not isinstance(synthesizer, str)
+        reason = _why_no_features(node.name, record, own=own)
+        if reason:
+            refused[node.name] = reason
+            continue
         device = record.device if measure and record.device is not None else torch.device("meta")
-        activation = Activation(record.shape, record.dtype, device, axis)
-        if activation not in known:
-            known[activation] = _price(activation, synthesizer, settings, dense=dense)
-        price = known[activation]
+        tensor = crossing_tensor(node)
+        activation, here = activation_of(tensor, device), settings_at(tensor, settings)
+        loss = (here if synthesizer == "auto" else settings).loss
+        key = activation, here.size
+        if key not in known:
+            known[key] = _price(activation, synthesizer, here, loss, dense=dense)
+        price = known[key]
         if isinstance(price, Price):
             prices[node.name] = price
         else:
@@ -65,16 +72,46 @@ def synthesizer_prices(
     return prices, refused
 
 
+def _why_no_features(name: str, record: NodeRecord, *, own: bool) -> str:
+    """The reason why no axis of a tensor can be the features of a synthesizer; empty: one can.
+
+    Args:
+        own: The synthesizer is a factory of the user's own, which may take features of any size, but not the batch.
+    """
+    assert record.shape is not None
+    if fixed_axes(record) or (own and any(axis != record.batch for axis in range(len(record.shape)))):
+        return ""
+    axes = sorted(record.free | (set() if record.batch is None else {record.batch}))
+    which = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+    return (
+        f"no synthesizer fits {name}, of shape {list(record.shape)}, which crosses the cut: its size along {which} "
+        "follows the inputs, and a synthesizer needs an axis of fixed size, its features; cut at another place"
+    )
+
+
+def without_rows(graph: fx.Graph, settings: Settings) -> frozenset[str]:
+    """The nodes whose values have not one row a sample, as the context has; empty if there is no context."""
+    if not settings.size:
+        return frozenset()
+    records = {node.name: record_of(node) for node in graph.nodes}
+    return frozenset(n for n, record in records.items() if record.shape and (record.batch is None or record.rows != 1))
+
+
 def _price(
-    activation: Activation, synthesizer: str | Factory, settings: Settings, *, dense: bool = False
+    activation: Activation,
+    synthesizer: str | Factory,
+    settings: Settings,
+    loss: str | Loss | None = None,
+    *,
+    dense: bool = False,
 ) -> Price | str:
     """The price, or the reason why there is no such synthesizer for this activation.
 
     A synthesizer that needs values does not run on the device meta: then it runs on zeros, on the CPU.
     """
     reason = ""
-    loss = None if settings.loss is None else loss_function(settings.loss)
-    name, factory = resolve(synthesizer, activation.shape, activation.axis, loss, dense=dense)
+    function = None if loss is None else loss_function(loss)
+    name, factory = resolve(synthesizer, activation.shape, activation.axis, function, dense=dense)
     for device in dict.fromkeys((activation.device, torch.device("cpu"))):
         try:
             with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
 """Cuts that the user asks for: by name, by class, by layer, by mark, by a saved plan."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import networkx as nx
@@ -26,10 +26,12 @@ __all__ = [
 
 def last_nodes(graph: fx.Graph) -> dict[tuple[str, str], fx.Node]:
     """The last node of every module call, by the qualified name of the module and the key of the call."""
+    owner: Any = graph.owning_module
+    modules = dict(owner.named_modules(remove_duplicate=False))
     last: dict[tuple[str, str], fx.Node] = {}
     for node in graph.nodes:
         for key in record_of(node).scope:
-            last[key.split("@")[0], key] = node
+            last[key if key in modules else key.rsplit("@", 1)[0], key] = node
     return last
 
 
@@ -48,8 +50,11 @@ def positions_after(
     raise DniFxError(f"no module or node called {described(name)} to cut after{hint}")
 
 
-def after_every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> Decision:
-    """Cut after every call of a module of the class `wanted`."""
+Refusal = Callable[[Position], str]  # why no synthesizer fits there; empty: one does
+
+
+def after_every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str, refusal: Refusal) -> Decision:
+    """Cut after every call of a module of the class `wanted`, where a cut is legal and a synthesizer fits."""
     last: dict[str, fx.Node] = {}
     classes: set[str] = set()
     for node in graph.nodes:
@@ -59,28 +64,29 @@ def after_every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str) -> Decisi
     if not last:
         near = difflib.get_close_matches(wanted, sorted(classes), n=3) or sorted(classes)[:8]
         raise DniFxError(f"the graph calls no module of class {wanted!r}; the nearest are {', '.join(near)}")
-    return _after_calls(flow, list(last.values()), wanted)
+    return _after_calls(flow, list(last.values()), wanted, refusal)
 
 
-def after_layers(graph: fx.Graph, flow: "nx.DiGraph[str]") -> Decision:
-    """Cut after every call of a trainable module without children, except the last."""
+def after_layers(graph: fx.Graph, flow: "nx.DiGraph[str]", refusal: Refusal) -> Decision:
+    """Cut after every call of a trainable module without children, except the last, as `after_every` does."""
     owner: Any = graph.owning_module
     names = {name for name, m in owner.named_modules() if not [*m.children()]}
     trained = {name for name in names if any(p.requires_grad for p in owner.get_submodule(name).parameters())}
     ends = [node for (name, _), node in last_nodes(graph).items() if name in trained]
     if len(ends) < 2:
         raise DniFxError("cuts='leaves': the graph calls fewer than two layers that train")
-    return _after_calls(flow, sorted(ends)[:-1], "a layer that trains, but the last")
+    return _after_calls(flow, sorted(ends)[:-1], "a layer that trains, but the last", refusal)
 
 
-def _after_calls(flow: "nx.DiGraph[str]", ends: Sequence[fx.Node], what: str) -> Decision:
-    """Cut after each of these nodes where a cut is legal."""
+def _after_calls(flow: "nx.DiGraph[str]", ends: Sequence[fx.Node], what: str, refusal: Refusal) -> Decision:
+    """Cut after each of these nodes where a cut is legal and a synthesizer fits."""
     positions = find_positions(flow)
     order = {name: i for i, name in enumerate(flow)}
     places = sorted({order[node.name] for node in ends})
-    legal = [positions[i] for i in places if i < len(positions) and not positions[i].obstacle]
+    reached = [positions[i] for i in places if i < len(positions)]
+    legal = [position for position in reached if not (position.obstacle or refusal(position))]
     if not legal:
-        reason = positions[places[0]].obstacle if places[0] < len(positions) else "nothing comes after it"
+        reason = reached[0].obstacle or refusal(reached[0]) if reached else "nothing comes after it"
         raise DniFxError(f"no call of {what} is a legal cut: {reason}")
     skipped = len(ends) - len(legal)
     note = f" ({skipped} of {len(ends)} calls are no legal cut)" if skipped else ""

@@ -62,9 +62,9 @@ def _decide(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits, 
     if cuts == "marked":
         return Decision(positions_of_marks(graph, flow), "after the blocks under dni_fx.cut_after()")
     if isinstance(cuts, str) and cuts.startswith("every:"):
-        return after_every(graph, flow, cuts.removeprefix("every:"))
+        return after_every(graph, flow, cuts.removeprefix("every:"), cost_model.refusal)
     if cuts == "leaves":
-        return after_layers(graph, flow)
+        return after_layers(graph, flow, cost_model.refusal)
     names = [cuts] if isinstance(cuts, str) else cuts
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise DniFxError(
@@ -80,10 +80,11 @@ def _decide(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits, 
 
 def _automatic(cost_model: CostModel, segments: int | None, limits: Limits, preferred: Set[str]) -> Decision:
     most = max(MOST_CANDIDATES, 4 * (segments or 0))
-    legal = find_candidates(cost_model.flow, preferred, most)
-    candidates = [c for c in legal if not cost_model.refusal(c.position)]
+    candidates = find_candidates(cost_model.flow, preferred, most, lambda p: not cost_model.is_avoided(p))
+    candidates = candidates or find_candidates(cost_model.flow, preferred, most, lambda p: not cost_model.refusal(p))
     if not candidates:
-        raise DniFxError(cost_model.refusal(legal[0].position))
+        legal = [p for p in find_positions(cost_model.flow) if not p.obstacle]
+        raise DniFxError(cost_model.refusal(legal[0]))
     if segments is not None and segments > len(candidates) + 1 and limits.budget is None:
         raise DniFxError(f"cannot make {segments} segments: the model has legal cuts for {len(candidates) + 1} at most")
     found, others, share = best_cuts(cost_model, candidates, segments, limits)

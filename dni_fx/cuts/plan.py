@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from dni_fx.cost import CostModel, SegmentCost, StepCost
-from dni_fx.graph import record_of
+from dni_fx.graph import crossing_tensor, record_of
 from dni_fx.partition import Position
-from dni_fx.plans import CrossingTensor, Cut, Forecast, Outlook, Plan, SegmentPlan, Verdict
+from dni_fx.plans import Cut, Forecast, Outlook, Plan, SegmentPlan, Verdict
 
 __all__ = ["Decision", "fingerprint", "make_plan", "outlook_of"]
 
@@ -64,7 +64,7 @@ def make_plan(
         fingerprint=fingerprint(graph),
         inputs=inputs,
         inputs_from=inputs_from,
-        cuts=tuple(Cut(p.after, tuple(_tensor(by_name[n]) for n in p.crossing)) for p in decision.cuts),
+        cuts=tuple(Cut(p.after, tuple(crossing_tensor(by_name[n]) for n in p.crossing)) for p in decision.cuts),
         segments=tuple(
             _segment(nodes[i + 1 : j + 1], first, cost)
             for i, j, cost in zip(ends[:-1], ends[1:], predicted.segments, strict=True)
@@ -94,13 +94,6 @@ def _first_uses(graph: fx.Graph) -> dict[fx.Node, int]:
     owner: Any = graph.owning_module
     sizes = {name: p.numel() for name, p in owner.named_parameters()}
     return {node: sum(sizes.pop(p, 0) for p in record_of(node).parameters) for node in graph.nodes}
-
-
-def _tensor(node: fx.Node) -> CrossingTensor:
-    record = record_of(node)
-    assert record.shape is not None and record.dtype is not None
-    size = node.meta["val"].numel() * record.dtype.itemsize
-    return CrossingTensor(node.name, record.shape, str(record.dtype).removeprefix("torch."), size, record.axis)
 
 
 def _segment(nodes: Sequence[fx.Node], first_uses: dict[fx.Node, int], cost: SegmentCost) -> SegmentPlan:

@@ -4,11 +4,13 @@ In: an fx graph. Out: a `NodeRecord` for each node, counts of FLOPs and saved by
 """
 
 from dni_fx.graph.counters import Saving, flop_counter, sequence_number, storage_key
-from dni_fx.graph.features import default_axis, feature_axis
+from dni_fx.graph.features import default_axis, feature_axis, fixed_axes
 from dni_fx.graph.flow import dataflow
+from dni_fx.graph.lint import lint
 from dni_fx.graph.marks import cut_after, mark_of
 from dni_fx.graph.record import (
     NodeRecord,
+    crossing_tensor,
     has_record,
     module_calls,
     record_of,
@@ -19,12 +21,15 @@ from dni_fx.graph.record import (
 __all__ = [
     "NodeRecord",
     "Saving",
+    "crossing_tensor",
     "cut_after",
     "dataflow",
     "default_axis",
     "feature_axis",
+    "fixed_axes",
     "flop_counter",
     "has_record",
+    "lint",
     "mark_of",
     "module_calls",
     "record_of",

@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from dni_fx.graph.record import NodeRecord, operation_name, record_of
 
-__all__ = ["default_axis", "feature_axis"]
+__all__ = ["default_axis", "feature_axis", "fixed_axes"]
 
 _MAPS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
@@ -47,6 +47,11 @@ def feature_axis(node: fx.Node, fetch: Any, record: NodeRecord) -> int:
             if axis is not None:
                 return axis
     return -1 if name in _MOVES else default_axis(len(record.shape))
+
+
+def fixed_axes(record: NodeRecord) -> list[int]:
+    """The axes of a tensor whose sizes never change: one of them can be the features of a synthesizer."""
+    return [axis for axis in range(len(record.shape or ())) if axis != record.batch and axis not in record.free]
 
 
 def default_axis(dimensions: int) -> int:

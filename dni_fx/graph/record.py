@@ -7,9 +7,12 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from dni_fx.plans import CrossingTensor
+
 __all__ = [
     "NodeRecord",
     "Role",
+    "crossing_tensor",
     "has_record",
     "module_calls",
     "operation_name",
@@ -51,6 +54,9 @@ class NodeRecord:
     storages: frozenset[int] = frozenset()  # that the tensors of the value lie in
     mutates: frozenset[int] = frozenset()  # storages that the node writes to
     axis: int = -1  # the feature axis of the value
+    batch: int | None = 0  # the batch axis of the value; None: no axis follows the batch
+    rows: int = 1  # entries of the batch axis for each sample; 0: their number varies
+    free: frozenset[int] = frozenset()  # other axes whose sizes may change from call to call
     scope: tuple[str, ...] = ()  # module calls around the node, outermost first: name, or name@n for call n + 1
     classes: tuple[str, ...] = ()  # their class names
     obstacle: str = ""  # why no cut may separate the node from its users; empty: nothing forbids one
@@ -91,3 +97,11 @@ def record_of(node: Node) -> NodeRecord:
     """
     record: NodeRecord = node.meta[_KEY]
     return record
+
+
+def crossing_tensor(node: Node) -> CrossingTensor:
+    """The tensor that a node of an annotated graph computes, as a plan holds it."""
+    record = record_of(node)
+    assert record.shape is not None and record.dtype is not None
+    dtype, size = str(record.dtype).removeprefix("torch."), node.meta["val"].numel() * record.dtype.itemsize
+    return CrossingTensor(node.name, record.shape, dtype, size, record.axis, record.batch, record.rows)

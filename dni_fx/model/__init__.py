@@ -3,32 +3,51 @@
 In: a target as text, or a module. Out: the module, its example inputs, the arguments of its calls.
 """
 
+from dni_fx.model.attributes import REGISTERED, at_path, expression, has_path, is_hidden
 from dni_fx.model.call import Path, by_name, by_path, canonical, with_arguments, with_leaves
 from dni_fx.model.captured import Captured
-from dni_fx.model.inputs import Inputs, describe, tensors_in, to_inputs
+from dni_fx.model.fixed import other_argument, same_value, shown
+from dni_fx.model.inputs import Axis, Inputs, describe, tensors_in, to_inputs
 from dni_fx.model.loading import errors_of, load_target
 from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
+from dni_fx.model.reads import MODE, Read, Reads, text_of, value_of
+from dni_fx.model.snapshot import Snapshot
 from dni_fx.model.specs import inputs_like, parse_specs
 
 __all__ = [
+    "MODE",
+    "REGISTERED",
+    "Axis",
     "Captured",
     "Inputs",
     "Path",
+    "Read",
+    "Reads",
+    "Snapshot",
+    "at_path",
     "by_name",
     "by_path",
     "canonical",
     "describe",
     "errors_of",
+    "expression",
+    "has_path",
     "in_train_mode",
     "inputs_like",
+    "is_hidden",
     "load_target",
+    "other_argument",
     "parse_specs",
     "preserved",
     "probe",
+    "same_value",
     "seed",
+    "shown",
     "tensors_in",
+    "text_of",
     "to_inputs",
+    "value_of",
     "with_arguments",
     "with_leaves",
 ]

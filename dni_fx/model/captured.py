@@ -1,8 +1,12 @@
 """The facts about a captured model that its graph does not hold."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
+
+from dni_fx.model.call import Path
+from dni_fx.model.reads import Reads
 
 __all__ = ["Captured"]
 
@@ -16,7 +20,12 @@ class Captured:
     Attributes:
         original: The model that was captured; None for a saved net that was loaded without the model.
         lost_checkpoints: The model's own forward calls activation checkpointing, and the graph does not.
+        reads: The plain values that the model's code read while the graph was made, which the graph fixes.
+        forms: The arguments of a graph that fx traced, by name, in order: the paths of the leaves of an argument that
+            holds tensors; None for an argument of fixed value.
     """
 
     original: nn.Module | None = None
     lost_checkpoints: bool = False
+    reads: Reads = field(default_factory=Reads)
+    forms: Mapping[str, tuple[Path, ...] | None] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """Example inputs: the arguments of one call of the model."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -11,7 +12,9 @@ from torch.utils import _pytree as pytree
 from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError, described
 
-__all__ = ["Inputs", "describe", "tensors_in", "to_inputs"]
+__all__ = ["Axis", "Inputs", "describe", "tensors_in", "to_inputs"]
+
+Axis = tuple[int, int]  # the number of a tensor among the inputs, and one of its axes
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,26 @@ class Inputs:
         return Inputs(args, kwargs, self.source)
 
     def with_rows(self, rows: int) -> "Inputs":
-        """A copy with batch size `rows`: tensors with as many rows as the first are cut, or their last row repeated."""
+        """A copy with batch size `rows`, in all tensors with as many rows as the first."""
         tensors = self.tensors()
         if not tensors or not tensors[0].dim():
             return self
-        rows_now = tensors[0].shape[0]
+        now = tensors[0].shape[0]
+        return self.resized({(i, 0): rows for i, tensor in enumerate(tensors) if tensor.shape[:1] == (now,)})
 
-        def resized(tensor: Tensor) -> Tensor:
-            if not tensor.dim() or tensor.shape[0] != rows_now:
-                return tensor
-            return torch.cat([tensor, *[tensor[-1:]] * (rows - rows_now)])[:rows]
+    def resized(self, sizes: Mapping[Axis, int]) -> "Inputs":
+        """A copy in which some axes have other sizes: they are cut off, or their last entry is repeated."""
+        numbers = itertools.count()
 
-        return self.map(resized)
+        def resize(tensor: Tensor) -> Tensor:
+            number = next(numbers)
+            for axis in [axis for axis in range(tensor.dim()) if (number, axis) in sizes]:
+                size = sizes[number, axis]
+                last = tensor.narrow(axis, tensor.shape[axis] - 1, 1) if tensor.shape[axis] else tensor
+                tensor = torch.cat([tensor, *[last] * (size - tensor.shape[axis])], axis).narrow(axis, 0, size)
+            return tensor
+
+        return self.map(resize)
 
     def tensors(self) -> list[Tensor]:
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]

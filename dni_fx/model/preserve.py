@@ -2,7 +2,6 @@
 
 import random
 import sys
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -10,9 +9,11 @@ from types import CellType, FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dni_fx.errors import DniFxError
 from dni_fx.model.captured import Captured
+from dni_fx.model.snapshot import LIBRARIES, Snapshot
 
 __all__ = ["in_train_mode", "preserved", "seed"]
 
@@ -40,81 +41,50 @@ def seed(number: int) -> None:
 
 def _captured(model: nn.Module) -> Captured | None:
     """The facts of the capture, if `model` is a captured module; None for the user's own model."""
-    captured: Captured | None = getattr(model, "dni_captured", None)
-    return captured
+    captured = getattr(model, "dni_captured", None)
+    return captured if isinstance(captured, Captured) else None
 
-
-_LIBRARIES = ("torch", "builtins", "dni_fx")  # packages whose caches are left alone
 
 _CachedFunction = type(cache(int))
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Restore the model's attributes, buffers and gradients, and the random number generators, at the end.
+def preserved(model: nn.Module, *others: nn.Module) -> Iterator[Snapshot]:
+    """Restore the state of modules, and the random number generators, at the end.
 
-    Parameters are not copied, for they are large, and no optimizer runs inside this context. The exception is the
-    weight of an embedding with `max_norm`, which forward renormalises.
+    The state is every parameter, buffer, gradient and attribute, with its value: forward may write to any of them.
+
+    Raises:
+        DniFxError: If something cannot be restored; all else is.
     """
-    captured = _captured(model)
-    modules = list(model.modules())
-    if captured is not None and captured.original is not None:
-        modules.append(captured.original)  # its children are children of `model` too
-    attributes = [dict(m.__dict__) for m in modules]
-    dicts = [{k: dict(v) for k, v in a.items() if type(v) in (dict, OrderedDict)} for a in attributes]
-    lists = [(v, list(v)) for a in attributes for v in a.values() if type(v) is list]
-    tensors = [_SavedTensor(t) for t in _written_in_forward(model, attributes)]
-    grads = [(p, p.grad) for p in model.parameters()]
+    modules = [model, *others]
+    for captured in map(_captured, [model, *others]):
+        if captured is not None and captured.original is not None:
+            modules.append(captured.original)  # its children are children of the captured module too
+    before = Snapshot(*modules)
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     python, numpy = random.getstate(), _numpy_random()
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     try:
         with torch.random.fork_rng(devices=devices):
-            yield
+            yield before
     finally:
-        for module, saved, saved_dicts in zip(modules, attributes, dicts, strict=True):
-            module.__dict__.clear()
-            module.__dict__.update(saved)
-            for name, content in saved_dicts.items():
-                saved[name].clear()
-                saved[name].update(content)
-        for attribute, elements in lists:
-            attribute[:] = elements
-        for tensor in tensors:
-            tensor.restore()
-        for parameter, grad in grads:
-            parameter.grad = grad
-        classes = {cls for m in modules for cls in type(m).__mro__ if cls.__module__.split(".")[0] not in _LIBRARIES}
+        # torch.export leaves a `torch.func` transform open if the transform fails.
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        failed = before.restore()
+        classes = {cls for m in before.modules for cls in type(m).__mro__ if _package(cls) not in LIBRARIES}
         files = {sys.modules[cls.__module__] for cls in classes if cls.__module__ in sys.modules}
         for namespace in (*classes, *files):
             _clear_caches(vars(namespace))
         random.setstate(python)
         if numpy is not None:
             sys.modules["numpy"].random.set_state(numpy)
+        if failed:
+            raise DniFxError(f"{type(model).__name__} could not be left as it was: {'; '.join(failed[:3])}")
 
 
-class _SavedTensor:
-    """A tensor and a copy of its value."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.value = tensor, tensor.detach().clone()
-        self.required_grad = tensor.requires_grad
-
-    def restore(self) -> None:
-        # `_version` does not show every write: batch norm does not count its own. Expanded tensors cannot be written.
-        if any(step == 0 and size > 1 for step, size in zip(self.tensor.stride(), self.tensor.shape, strict=True)):
-            return
-        with torch.no_grad():
-            if self.tensor.requires_grad and not self.required_grad:  # forward wrote a value with gradient into it
-                self.tensor.detach_()
-            self.tensor.copy_(self.value)
-
-
-def _written_in_forward(model: nn.Module, attributes: list[dict[str, Any]]) -> list[Tensor]:
-    """Tensors that forward may write to: buffers, plain attributes, and the weights of embeddings with `max_norm`."""
-    found = list(model.buffers())
-    found += [v for a in attributes for v in a.values() if isinstance(v, Tensor)]
-    found += [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.max_norm is not None]
-    return found
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
 
 
 def _clear_caches(names: Mapping[str, Any]) -> None:

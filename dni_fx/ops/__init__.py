@@ -4,8 +4,10 @@ In: activations, predictions, a segment. Out: the same activations, decoupled.
 """
 
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, decouple, writable
+from dni_fx.ops.forward_pass import ForwardPass
 from dni_fx.ops.gradients import batch_size, clipped
 from dni_fx.ops.inject import inject
+from dni_fx.ops.layout import Layout
 from dni_fx.ops.segment import Segment, SegmentListener
 from dni_fx.ops.specialised import specialised
 from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, leaves
@@ -13,6 +15,8 @@ from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, l
 __all__ = [
     "FROM_WINDOW_TO_WINDOW",
     "ONE_BY_ONE",
+    "ForwardPass",
+    "Layout",
     "Segment",
     "SegmentListener",
     "batch_size",

@@ -9,8 +9,9 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx.errors import BackwardOrderError, DniFxError
-from dni_fx.ops.gradients import batch_size, clipped
+from dni_fx.ops.gradients import clipped
 from dni_fx.ops.inject import injected
+from dni_fx.ops.layout import Layout
 from dni_fx.ops.segment import TWICE, Accumulated, Segment, check_not_erased
 
 __all__ = ["boundary", "decouple", "writable"]
@@ -23,26 +24,35 @@ class _Boundary(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, detached: Tensor, prediction: Tensor, accumulated: Sequence[Accumulated], segment: Segment
+        ctx: Any,
+        detached: Tensor,
+        prediction: Tensor,
+        accumulated: Sequence[Accumulated],
+        segment: Segment,
+        layout: Layout,
     ) -> Tensor:
-        ctx.batch = batch_size(detached)
+        ctx.samples, ctx.axis = layout.samples(detached), layout.axis(detached)
         ctx.done = False
         ctx.accumulated, ctx.segment, ctx.generation = accumulated, segment, segment.generation
+        ctx.forward_pass = segment.forward_pass
         ctx.save_for_backward(prediction)
         return detached
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, target: Tensor) -> tuple[None, Tensor | None, None, None]:
+    def backward(ctx: Any, target: Tensor) -> tuple[Tensor | None, ...]:
         (prediction,) = ctx.saved_tensors
         if ctx.done:
             raise BackwardOrderError(TWICE)
         ctx.done = True
+        ctx.segment.accumulation.post_target()
         if ctx.generation == ctx.segment.generation:
             check_not_erased(ctx.accumulated)
-        target = clipped(target, ctx.segment.clip, ctx.batch)
-        error = (prediction - target.to(prediction.dtype)).mul_(ctx.batch)
-        return None, ctx.segment.keep_finite(error), None, None
+        if ctx.forward_pass is not None:
+            ctx.forward_pass.reach()
+        target = clipped(target, ctx.segment.clip, ctx.samples, ctx.axis)
+        error = (prediction - target.to(prediction.dtype)).mul_(ctx.samples)
+        return None, ctx.segment.keep_finite(error), None, None, None
 
 
 def decouple(
@@ -85,23 +95,34 @@ def _decoupled(
         segment.post_forward(following)
         return following
     roots, gradients = [], []
-    for h, prediction in zip(outputs, predictions, strict=True):
+    for place, (h, prediction) in enumerate(zip(outputs, predictions, strict=True)):
         if h.requires_grad and prediction is not None:
             synthetic = segment.keep_finite(prediction.detach())
-            if synthetic is not None:
+            if synthetic is None:
+                segment.post_drop(place, h)
+            else:
                 roots.append(h)
                 gradients.append(synthetic.to(h.dtype))
     segment.run_backward(roots, gradients)
     accumulated = segment.accumulated()
-    return tuple(boundary(h_in, p, segment, accumulated) for h_in, p in zip(detached, predictions, strict=True))
+    if roots:
+        segment.begin_to_wait(accumulated)
+    return tuple(
+        boundary(h_in, p, segment, accumulated, segment.layout(index))
+        for index, (h_in, p) in enumerate(zip(detached, predictions, strict=True))
+    )
 
 
 def boundary(
-    detached: Tensor, prediction: Tensor | None, segment: Segment, accumulated: Sequence[Accumulated] = ()
+    detached: Tensor,
+    prediction: Tensor | None,
+    segment: Segment,
+    accumulated: Sequence[Accumulated] = (),
+    layout: Layout = Layout(),  # noqa: B008  # frozen
 ) -> Tensor:
     """Return the tensor; its gradient is the target of `prediction`."""
     apply: Any = _Boundary.apply
-    following: Tensor = apply(detached, prediction, accumulated, segment)
+    following: Tensor = apply(detached, prediction, accumulated, segment, layout)
     return following
 
 

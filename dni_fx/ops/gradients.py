@@ -8,9 +8,16 @@ from torch import Tensor
 __all__ = ["batch_size", "cast", "clipped", "is_finite", "without_nonfinite"]
 
 
-def batch_size(activation: Tensor) -> int:
-    """Rows of a batch-first activation; an activation of one axis or none counts as one sample."""
-    return activation.shape[0] if activation.dim() > 1 else 1
+def batch_size(activation: Tensor, axis: int | None = 0, rows: int = 1) -> int:
+    """The number of samples in an activation; an activation of one axis or none counts as one sample.
+
+    Args:
+        axis: The batch axis; None: the activation is one sample.
+        rows: The entries of the batch axis for each sample; 0: each counts as a sample.
+    """
+    if axis is None or activation.dim() < 2:
+        return 1
+    return activation.shape[axis] // (rows or 1)
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -38,13 +45,19 @@ def without_nonfinite(gradient: Tensor) -> tuple[Tensor | None, bool | Tensor]:
     return torch.where(ok, gradient, 0.0), ok
 
 
-def clipped(target: Tensor, clip: float, batch: int) -> Tensor:
-    """The target, with the norm of each sample's own gradient (target times batch) at most `clip`; 0: no limit."""
+def clipped(target: Tensor, clip: float, batch: int, axis: int | None = 0) -> Tensor:
+    """The target, with the norm of each sample's own gradient (target times batch) at most `clip`; 0: no limit.
+
+    Args:
+        batch: The number of samples. If each has several entries of the batch axis, the limit holds for each entry.
+        axis: The batch axis; None: the target is one sample.
+    """
     if not clip:
         return target
-    norms = torch.linalg.vector_norm(target.reshape(batch, -1), dim=1, keepdim=True) * batch
-    limited: Tensor = target.reshape(batch, -1) * (clip / norms.clamp(min=clip))
-    return limited.reshape(target.shape)
+    others = [i for i in range(target.dim()) if axis is None or target.dim() < 2 or i != axis]
+    norms = torch.linalg.vector_norm(target, dim=others, keepdim=True) * batch
+    limited: Tensor = target * (clip / norms.clamp(min=clip))
+    return limited
 
 
 def cast(gradient: Tensor | None, dtype: torch.dtype) -> Tensor | None:

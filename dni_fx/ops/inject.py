@@ -13,32 +13,36 @@ from dni_fx.ops.segment import Segment
 
 __all__ = ["inject", "injected"]
 
-LIBRARY.define("inject(Tensor h, Tensor prediction, float mix, float clip) -> Tensor")
+# Exported programs that were saved before the op had the last two arguments get their defaults. batch=-1: one sample.
+LIBRARY.define("inject(Tensor h, Tensor prediction, float mix, float clip, int batch=0, int rows=1) -> Tensor")
 
 # An op registered with torch.library may not return its input, hence the clone.
-LIBRARY.impl("inject", lambda h, prediction, mix, clip: h.clone(), "CompositeExplicitAutograd")
+LIBRARY.impl("inject", lambda h, *_: h.clone(), "CompositeExplicitAutograd")
 
-torch.library.register_fake("dni_fx::inject", lambda h, prediction, mix, clip: torch.empty_like(h), lib=LIBRARY)
+torch.library.register_fake("dni_fx::inject", lambda h, *_: torch.empty_like(h), lib=LIBRARY)
 
 
 def _inject_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    h, prediction, ctx.mix, ctx.clip = inputs
-    ctx.batch, ctx.dtype = batch_size(h), h.dtype
+    h, prediction, ctx.mix, ctx.clip, batch, rows = inputs
+    ctx.axis, ctx.dtype = None if batch < 0 else batch, h.dtype
+    ctx.samples = batch_size(h, ctx.axis, rows)
     ctx.save_for_backward(prediction)
 
 
-def _inject_backward(ctx: Any, target: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _inject_backward(ctx: Any, target: Tensor | None) -> tuple[Tensor | None, ...]:
     (synthetic,) = ctx.saved_tensors
     if target is None:  # the cut above dropped a gradient that was not finite
-        return None if ctx.mix == 1.0 else cast(without_nonfinite(synthetic)[0], ctx.dtype), None, None, None
-    error = (synthetic - clipped(target, ctx.clip, ctx.batch).to(synthetic.dtype)).mul_(ctx.batch)
+        upstream = None if ctx.mix == 1.0 else cast(without_nonfinite(synthetic)[0], ctx.dtype)
+        return upstream, None, None, None, None, None
+    target_within = clipped(target, ctx.clip, ctx.samples, ctx.axis)
+    error = (synthetic - target_within.to(synthetic.dtype)).mul_(ctx.samples)
     upstream = synthetic
     if ctx.mix == 1.0:
         upstream = target.clone()
     elif ctx.mix != 0.0:
         upstream = ctx.mix * target + (1 - ctx.mix) * synthetic
     # Values that overflow in the cast stay: a GradScaler must see them.
-    return cast(without_nonfinite(upstream)[0], ctx.dtype), without_nonfinite(error)[0], None, None
+    return cast(without_nonfinite(upstream)[0], ctx.dtype), without_nonfinite(error)[0], None, None, None, None
 
 
 torch.library.register_autograd("dni_fx::inject", _inject_backward, setup_context=_inject_setup, lib=LIBRARY)
@@ -57,10 +61,10 @@ def inject(
     half the squared per-sample error. Gradients that are not finite are dropped.
 
     Args:
-        outputs: All tensors that cross the cut, any floating dtype, batch first.
+        outputs: All tensors that cross the cut, any floating dtype.
         detached: The same tensors, detached: the inputs of the synthesizers.
         predictions: One for each tensor, of its shape; None (eval, no grad): return `outputs` unchanged.
-        segment: Gives `mix`.
+        segment: Gives `mix`, and the batch axis of each tensor.
     """
     tensors = (*outputs, *detached, *predictions)
     if has_torch_function(tensors):
@@ -76,9 +80,13 @@ def injected(
 ) -> tuple[Tensor, ...]:
     """`outputs` through the op, with this `mix`."""
     following = []
-    for h, prediction in zip(outputs, predictions, strict=True):
+    for index, (h, prediction) in enumerate(zip(outputs, predictions, strict=True)):
         assert prediction is not None
-        h = torch.ops.dni_fx.inject(h, prediction, mix, segment.clip)
+        if not torch.compiler.is_compiling() and is_finite(prediction) is False:
+            segment.post_drop(index, h)
+        layout = segment.layout(index)
+        axis = layout.axis(h)
+        h = torch.ops.dni_fx.inject(h, prediction, mix, segment.clip, -1 if axis is None else axis, layout.rows)
         if h.requires_grad and not torch.compiler.is_compiling():
             h.register_hook(_counter(prediction.detach(), segment))
         following.append(h)
@@ -86,9 +94,10 @@ def injected(
 
 
 def _counter(prediction: Tensor, segment: Segment) -> Callable[[Tensor], None]:
-    """A hook that counts the gradients that the op drops."""
+    """A hook that counts the gradients that the op drops, and looks whether older gradients are kept."""
 
     def count(target: Tensor | None) -> None:
+        segment.accumulation.pre_target()
         ok = is_finite(prediction)
         if target is not None:
             ok = ok & is_finite(target)

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import BackwardOrderError, DniFxError
+from dni_fx.ops.accumulation import Accumulation
+from dni_fx.ops.forward_pass import ForwardPass, LocalPass, unfinished
 from dni_fx.ops.gradients import without_nonfinite
+from dni_fx.ops.layout import Layout
 from dni_fx.settings import Mix, Training
 
 __all__ = ["TWICE", "Accumulated", "Segment", "SegmentListener", "check_not_erased"]
@@ -52,12 +55,22 @@ class Segment(nn.Module):
         skipped: How often a prediction or a target was dropped because it was not finite.
         index: The number of the segment, from below.
         held: Parameters that the local backward pass gives gradients to, the smallest first.
+        layouts: Where the samples are in each tensor that crosses the cut above; empty: all are batch first.
         listeners: Called in this order at every event. The averaging of gradients over processes stands before an
             optimizer, which uses the averages.
         generation: How often the gradients were used and freed.
+        accumulation: Finds out whether the loop accumulates the gradients of several batches.
+        forward_pass: While the net runs forward in train mode.
+        diverged: The place, among the crossing tensors, of a prediction that was not finite though its activation was.
+        unfinished: Passes whose gradients are there, and whose loss has had no backward pass.
     """
 
     skipped: Tensor
+    accumulation: Accumulation
+    forward_pass: ForwardPass | None = None
+    diverged: int | None = None
+    unfinished: Sequence[LocalPass] = ()
+    layouts: tuple[Layout, ...] = ()  # also in a net that an older version pickled
 
     def __init__(self, mix: Mix = 0.0, training: Training = Training(), index: int = 0) -> None:  # noqa: B008  # frozen
         super().__init__()
@@ -70,23 +83,34 @@ class Segment(nn.Module):
         self.held: tuple[nn.Parameter, ...] = ()
         self.listeners: list[SegmentListener] = []
         self.generation = 0
+        self.accumulation = Accumulation()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a net has no optimizer: its parameters are others."""
         copied = [listener for listener in self.listeners if not isinstance(listener, torch.optim.Optimizer)]
-        return self.__dict__ | {"listeners": copied}
+        return self.__dict__ | {"listeners": copied, "forward_pass": None, "unfinished": ()}
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         """Set the parameters that the local backward pass gives gradients to."""
         self.held = tuple(sorted(parameters, key=lambda p: p.numel()))
 
+    def layout(self, index: int) -> Layout:
+        """Where the samples are in the tensor with this index among those that cross the cut above."""
+        return self.layouts[index] if self.layouts else Layout()
+
     def run_backward(self, roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Run the local backward pass, from `roots` with their `gradients`."""
+        """Run the local backward pass, from `roots` with their `gradients`.
+
+        Raises:
+            BackwardOrderError: If gradients are there of a forward pass that had no backward pass.
+        """
+        self.unfinished = unfinished(self.unfinished)
         device = self.skipped.device.type
         cast = torch.is_autocast_enabled(device)  # a backward pass takes the dtypes that forward took
         with torch.autocast(device, enabled=False) if cast else contextlib.nullcontext():
             for listener in self.listeners:
                 listener.pre_backward(self.index)
+            self.accumulation.pre_local_backward()
             if roots:
                 _go_backward(roots, gradients)
             for listener in self.listeners:
@@ -107,6 +131,17 @@ class Segment(nn.Module):
         for one in found[:_VALUES_READ]:
             one.nonzero = one.parameter.grad.any()  # type: ignore[union-attr]  # stays on the device: no wait
         return found
+
+    def begin_to_wait(self, accumulated: Sequence[Accumulated]) -> None:
+        """Remember the gradients of a local backward pass until the backward pass of the loss comes."""
+        if self.forward_pass is not None and accumulated:
+            self.forward_pass.segments.append(self)
+            self.unfinished = [*self.unfinished, LocalPass(self.forward_pass.record, accumulated)]
+
+    def post_drop(self, place: int, activation: Tensor) -> None:
+        """After a prediction was dropped because it was not finite."""
+        if self.diverged is None and bool(activation.isfinite().all()):
+            self.diverged = place
 
     @property
     def varies(self) -> bool:

@@ -5,7 +5,7 @@ holds, with each node, all nodes before it. So every segment is convex, and no n
 """
 
 import itertools
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import networkx as nx
@@ -102,9 +102,12 @@ class Candidate:
 
 
 def find_candidates(
-    flow: "nx.DiGraph[str]", preferred: Set[str] = frozenset(), most: int = MOST_CANDIDATES
+    flow: "nx.DiGraph[str]",
+    preferred: Set[str] = frozenset(),
+    most: int = MOST_CANDIDATES,
+    fits: Callable[[Position], bool] = lambda position: True,
 ) -> list[Candidate]:
-    """Find the narrowest legal position between any two layers, in order.
+    """Find the narrowest legal position that fits between any two layers, in order.
 
     The fewest tensors cross the narrowest position (where one tensor crosses, it dominates the outputs); of such
     positions, the fewest bytes; of such positions, it is the last one: after normalisation and activation function.
@@ -112,6 +115,7 @@ def find_candidates(
     Args:
         preferred: Cut only after these nodes, if one of them is legal.
         most: The most candidates: in a net with more layers, each is the narrowest position among several layers.
+        fits: Whether a legal position may be a candidate.
 
     Raises:
         NoLegalCutError: If no position is legal.
@@ -123,6 +127,7 @@ def find_candidates(
             "the model has no legal cut: a cut needs trainable parameters below and above it, and only "
             "floating-point tensors that carry gradient across it"
         )
+    legal = [position for position in legal if fits(position)]
     narrowest: dict[int, Position] = {}
     for position in [p for p in legal if p.after in preferred] or legal:
         group = layers[position.index + 1] * min(most, layers[-1]) // layers[-1]

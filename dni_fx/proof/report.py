@@ -65,9 +65,9 @@ def check(
 
     Returns:
         A report that is true if every check holds: outputs in eval mode and in train mode; gradients with true
-        synthetic gradients (in float64 where the model runs in it); isolation; unlock "none" against "backward";
-        keys of the state_dict; save and load; that steps move every parameter that backpropagation moves; and with a
-        cut in time, two windows of these inputs against backpropagation through both.
+        synthetic gradients (in float64 where the model runs in it); both on other batch sizes and lengths; isolation;
+        unlock "none" against "backward"; keys of the state_dict; save and load; that steps move every parameter that
+        backpropagation moves; and with a cut in time, two windows of these inputs against backpropagation through both.
 
     Raises:
         DniFxError: If `net` was not made by dni-fx, or does not run on the inputs.

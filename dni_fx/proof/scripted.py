@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dni_fx import ops
 from dni_fx.runtime import DecoupledModule
 from dni_fx.synthesizers import Activation, Synthesizer
 
@@ -42,7 +41,7 @@ class Scripted(Synthesizer):
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
         scripted = torch.zeros_like(activation) if self.prediction is None else self.prediction
         prediction = scripted + self.slope * activation
-        synthetic = scripted / ops.batch_size(scripted)
+        synthetic = scripted / self.samples(scripted)
         received = self._received
 
         def keep_target(error: Tensor) -> None:

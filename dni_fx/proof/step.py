@@ -11,9 +11,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dni_fx import ops
+from dni_fx.capture import batch_size
 from dni_fx.model import Inputs, in_train_mode, preserved, seed, tensors_in
 from dni_fx.plans import StateTensor
-from dni_fx.runtime import DecoupledModule, Dni, TimeCut, state_indices
+from dni_fx.runtime import DecoupledModule, Dni, TimeCut, plain, state_indices
 
 __all__ = [
     "RATE",
@@ -135,10 +136,21 @@ def call(net: nn.Module, inputs: Inputs, **context: Any) -> Any:
 def context_of(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:
     """Make up the labels, or the vector, that a conditioned net takes."""
     rewrite = net.dni.rewrite
-    rows = ops.batch_size(inputs.tensors()[0]) if inputs.tensors() else 1
     if rewrite.classes is not None:
-        return {"dni_context": torch.arange(rows) % rewrite.classes}
-    return {"dni_context": torch.ones(rows, rewrite.context_size)} if rewrite.context_size else {}
+        return {"dni_context": torch.arange(_context_rows(net, inputs)) % rewrite.classes}
+    if rewrite.context_size:
+        return {"dni_context": torch.ones(_context_rows(net, inputs), rewrite.context_size)}
+    return {}
+
+
+def _context_rows(net: DecoupledModule, inputs: Inputs) -> int:
+    """One row a sample; or one for each row of a crossing tensor that has several a sample."""
+    for tensor in (tensor for cut in net.dni.plan.cuts for tensor in cut.tensors if tensor.rows != 1):
+        if tensor.batch is not None:
+            with preserved(net):
+                in_train_mode(net)
+                return plain(net).dni_shapes(inputs)[tensor.node][tensor.batch]
+    return batch_size(inputs) or 1
 
 
 def without_dni(gradients: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from dni_fx.graph import has_record, record_of, set_record
 from dni_fx.model import Inputs
 from dni_fx.plans import crossing_name, time_name
 from dni_fx.proof.scripted import Scripted, scripted_synthesizers
-from dni_fx.proof.step import step
+from dni_fx.proof.step import StepResult, step
 from dni_fx.runtime import Crossing, DecoupledModule, add_time_cuts, plain
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import activation_of
@@ -49,13 +49,29 @@ class Subject:
         self.unlock = net.dni.rewrite.unlock
         self.exact, self.precise = in_float64(net, inputs)
         self.tensors = [tensor for state in net.dni.plan.states for tensor in state.tensors]
-        self.backprop = step(uncut(self.exact, self.precise), self.precise, state=self.tensors)
-        through = self.scripted("none", mix=1.0)
-        self.through = step(through, self.precise)
+        self._through_cuts = self.scripted("none", mix=1.0)
+        self._with_gradients = self.scripted(self.unlock)
+        self.backprop, self.through, self.truth = self.true_gradients(self.precise)
         if not self.backprop.gradients:
             raise DniFxError("the model gives no tensor that carries gradient to a parameter")
-        targets = {name: synthesizer.target for name, synthesizer in scripted_synthesizers(through).items()}
-        self.truth = {name: t * ops.batch_size(t) for name, t in targets.items() if t is not None}
+
+    def in_precision(self, inputs: Inputs) -> Inputs:
+        """The inputs in the precision of `exact`."""
+        return inputs if self.exact is self.net else _wide(inputs)
+
+    def true_gradients(self, inputs: Inputs) -> tuple[StepResult, StepResult, dict[str, Tensor]]:
+        """One step of the model without cuts, one with boundaries that let the true gradient through, and the truth."""
+        backprop = step(self.exact.dni_uncut(), inputs, state=self.tensors)
+        through = step(self._through_cuts, inputs)
+        received = scripted_synthesizers(self._through_cuts)
+        truth = {name: s.target * s.samples(s.target) for name, s in received.items() if s.target is not None}
+        return backprop, through, truth
+
+    def with_gradients(self, predictions: Mapping[str, Tensor], inputs: Inputs) -> StepResult:
+        """One step of the net with scripted synthesizers, which predict these gradients."""
+        for name, synthesizer in scripted_synthesizers(self._with_gradients).items():
+            synthesizer.prediction = predictions.get(name)
+        return step(self._with_gradients, inputs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,8 +106,10 @@ def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
             name = crossing_name(index, tensor.node)
             device = net.dni.crossings[name].measured.device
             activation = activation_of(tensor, device)
-            net.dni.add_module(name, Crossing(Scripted(activation).to(device), activation, Settings()))
+            crossing = Crossing(Scripted(activation).to(device), activation, Settings(), ops.Layout.of(tensor))
+            net.dni.add_module(name, crossing)
         fresh = ops.Segment(mix, index=index)
+        fresh.layouts = segment.layouts
         fresh.hold(segment.held)
         net.dni.add_module(f"segment{index}", fresh)
     states = [time_name(index) for index in range(len(net.dni.plan.states))]
@@ -115,7 +133,7 @@ def uncut(net: DecoupledModule, inputs: Inputs) -> DecoupledModule:
 def in_float64(net: DecoupledModule, inputs: Inputs) -> tuple[DecoupledModule, Inputs]:
     """Copy net and inputs to float64; return them as they are if the model has its dtype built in."""
     exact = copy.deepcopy(net).double()
-    precise = inputs.map(lambda t: t.double() if t.is_floating_point() else t)
+    precise = _wide(inputs)
     for node in exact.graph.nodes:  # dtypes that a capture wrote down
         node.args, node.kwargs = pytree.tree_map(_widened, (node.args, node.kwargs))
     exact.recompile()
@@ -125,6 +143,10 @@ def in_float64(net: DecoupledModule, inputs: Inputs) -> tuple[DecoupledModule, I
         _log.info("the model does not run in float64, so it is checked as it is: %s", first_line(error))
         return net, inputs
     return (exact, precise) if all(o.dtype in (torch.float64, torch.complex128) for o in outputs) else (net, inputs)
+
+
+def _wide(inputs: Inputs) -> Inputs:
+    return inputs.map(lambda t: t.double() if t.is_floating_point() else t)
 
 
 def _widened(value: Any) -> Any:

@@ -36,20 +36,20 @@ class Averaging:
     A `SegmentListener`: it starts to average a segment's gradients right after the segment's backward pass.
 
     Args:
-        groups: Parameters of each segment but the last.
+        net: Has the parameters; `groups` are those of each segment but the last.
     """
 
-    def __init__(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
-        self.groups = groups
+    def __init__(self, net: DecoupledModule) -> None:
+        self.take(net)
         self.pending: list[_Pending] = []
         self.begun = False
 
-    def pre_forward(self, net: nn.Module) -> None:
+    def pre_forward(self, net: DecoupledModule) -> None:
         """Before the first forward pass: copy the parameters of the first process to all others."""
         wrapper = _wrapper()
         if wrapper is None or self.begun:
             return
-        if not set(ignored(net)) <= wrapper.parameters_to_ignore:
+        if not set(net._ddp_params_and_buffers_to_ignore) <= wrapper.parameters_to_ignore:
             raise DniFxError(
                 'with unlock="backward" DistributedDataParallel must wrap the net itself, and nothing around it'
             )
@@ -58,6 +58,12 @@ class Averaging:
             for parameter in group:
                 distributed.broadcast(parameter.detach(), first, wrapper.process_group)
         self.begun = True
+
+    def take(self, net: DecoupledModule) -> list[str]:
+        """Average the gradients of the parameters that the net has now; return the names of these."""
+        self.groups: Sequence[Sequence[nn.Parameter]] = [own.every() for own in owned_parameters(net, net.dni)[:-1]]
+        apart = {id(p) for group in self.groups for p in group}
+        return [name for name, parameter in net.named_parameters() if id(parameter) in apart]
 
     def pre_backward(self, index: int) -> None:
         """Nothing to do."""
@@ -115,18 +121,9 @@ def is_averaged() -> bool:
     return _wrapper() is not None
 
 
-def ignored(net: nn.Module) -> list[str]:
-    """Names of the parameters that DistributedDataParallel leaves out."""
-    found: list[str] = getattr(net, "_ddp_params_and_buffers_to_ignore", [])
-    return found
-
-
 def average_segments(net: DecoupledModule) -> None:
     """Average the gradients of all segments but the last, wherever `net` is run by DistributedDataParallel."""
-    averaging = Averaging([owned.every() for owned in owned_parameters(net, net.dni)[:-1]])
-    apart = {id(p) for group in averaging.groups for p in group}
-    names: Any = [name for name, parameter in net.named_parameters() if id(parameter) in apart]
-    net._ddp_params_and_buffers_to_ignore = names  # where DistributedDataParallel looks for them
+    averaging = Averaging(net)
     net.dni.averaging = averaging
     for segment in net.dni.segments:
         segment.listeners.insert(0, averaging)

@@ -46,16 +46,23 @@ class Crossing(nn.Module):
 
     A synthesizer that is a plain `nn.Module`, and no `Synthesizer`, has the defaults of one. No module is wrapped
     around it, since that would change the names of its parameters in a state_dict.
+
+    Args:
+        layout: Where the samples are in the tensor; None: it is batch first. The synthesizer gets it batch first.
     """
 
     in_time = False
     centered = False  # whether predictions are taken less their mean over the batch
+    layout = ops.Layout()  # also in a net that an older version pickled
     measured: Tensor
     square: Tensor
 
-    def __init__(self, synthesizer: nn.Module, activation: Activation, settings: Settings) -> None:
+    def __init__(
+        self, synthesizer: nn.Module, activation: Activation, settings: Settings, layout: ops.Layout | None = None
+    ) -> None:
         super().__init__()
         self.synthesizer = synthesizer
+        self.layout = layout or ops.Layout()
         self.axis = activation.axis
         self.classes = settings.classes
         self.context_size = settings.size
@@ -83,7 +90,10 @@ class Crossing(nn.Module):
     def _predict_uncompiled(self, activation: Tensor, context: Tensor | None) -> Tensor:
         return self._predict(activation, context)
 
-    def _predict(self, activation: Tensor, context: Tensor | None) -> Tensor:
+    def _predict(self, tensor: Tensor, context: Tensor | None) -> Tensor:
+        activation = self.layout.batch_first(tensor)
+        if self.layout.axis(tensor) is None and context is not None and not _is_number(context):
+            context = context.unsqueeze(0)  # of the one sample
         context = self._conditioned(activation, context)
         trains = self._count_step()
         with contextlib.nullcontext() if trains else torch.no_grad():
@@ -95,7 +105,7 @@ class Crossing(nn.Module):
             )
         if trains and not torch.compiler.is_compiling():
             self._measure_in_backward(prediction)
-        return prediction
+        return self.layout.restored(prediction, tensor)
 
     def progress(self) -> dict[str, Any]:
         """The part of a checkpoint beside parameters and buffers."""
@@ -107,6 +117,15 @@ class Crossing(nn.Module):
         self.steps = progress["steps"]
         if self._carried is not None:
             self._carried.resume(progress["carried"], self.measured.device)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.every > 1:  # else a state_dict has the keys of older versions
+            destination[f"{prefix}steps"] = torch.tensor(self.steps)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        self.steps = int(state_dict.pop(f"{prefix}steps", self.steps))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Begin new sequences, everywhere or in these rows: see `Dni.reset`."""
@@ -158,19 +177,29 @@ class Crossing(nn.Module):
             )
         if not isinstance(context, Tensor):
             raise ContextError(f"dni_context is a {type(context).__name__}; expected a tensor")
+        if self.layout.rows != 1 and context.dim() and len(context) != len(activation):
+            raise ContextError(
+                f"dni_context has {len(context)} rows, but the tensor at the cut has {len(activation)}, which are not "
+                "one a sample: give a row for each of them, in their order, or cut elsewhere"
+            )
         if isinstance(self.synthesizer, LossHead):
             return check_labels(context, self.classes, self.context_size)
         return expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)
 
+    def _samples(self, prediction: Tensor) -> int:
+        """The number of samples in a prediction, which is batch first."""
+        return ops.batch_size(prediction, rows=self.layout.rows)
+
     def _scaled(self, raw: Tensor) -> Tensor:
         """Make a gradient of the mean loss from one of each sample's own loss; in backward, keep the unit of errors."""
-        batch = ops.batch_size(raw)
+        batch = self._samples(raw)
         scale: Any = 1.0 if self._own_unit else self.scale
         if scale == "rms":
             scale = torch.where(self.square > 0, self.square.rsqrt(), 1.0)
         factor: Any = 1.0
         if self.loss_scale is not None:
-            factor, raw = self.loss_scale.factor(), raw.float()  # float16 cannot hold the factor
+            factor = self.loss_scale.factor()
+            raw = raw.float() if raw.dtype.itemsize < 4 else raw  # float16 cannot hold the factor
         # factor * raw / scale, with the slope of half (raw - scale * target)^2
         scaled: Tensor = raw / (batch / scale)
         rest = (factor / scale - scale) / batch
@@ -193,10 +222,10 @@ class Crossing(nn.Module):
         """
         if error is None:
             return
-        error = error / (ops.batch_size(prediction) * factor)
+        error = error / (self._samples(prediction) * factor)
         target = prediction - error
         if self.scale == "rms":
-            now = (target.float() * ops.batch_size(prediction)).square().mean().to(self.square)
+            now = (target.float() * self._samples(prediction)).square().mean().to(self.square)
             self.square = torch.where(self.square > 0, self.square.lerp(now, 0.01), now)
         if measures:
             target = (centered(target) if self.centered else target).flatten().float()
@@ -205,3 +234,8 @@ class Crossing(nn.Module):
             norms = target.dot(target).sqrt(), prediction.dot(prediction).sqrt()  # on a CPU faster than norm()
             cosine = target.dot(prediction) / (norms[0] * norms[1]).clamp(min=torch.finfo(torch.float32).tiny)
             self.measured = torch.stack([cosine, error.dot(error).sqrt() / norms[0], *norms]).detach()
+
+
+def _is_number(context: object) -> bool:
+    """Whether a context is one number for all samples, such as the loss of the last step; a label is an integer."""
+    return not isinstance(context, Tensor) or (context.dim() == 0 and context.is_floating_point())

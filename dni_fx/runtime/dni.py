@@ -1,26 +1,47 @@
 """`net.dni`: all modules that a rewrite adds, built from a plan."""
 
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from dni_fx import ops
+from dni_fx.arguments import check_arguments
 from dni_fx.plans import Plan, crossing_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
-from dni_fx.settings import Settings, check_scaler, loss_function
-from dni_fx.synthesizers import Factory, Link, LossHead, LossScale, Outcome, activation_of, make_synthesizer
+from dni_fx.settings import Loss, Settings, check_scaler, loss_function
+from dni_fx.synthesizers import (
+    Factory,
+    Link,
+    LossHead,
+    LossScale,
+    Outcome,
+    activation_of,
+    make_synthesizer,
+    settings_at,
+)
 
-__all__ = ["Dni", "build_dni"]
+__all__ = ["Dni", "StepsSegments", "build_dni"]
 
 
 class GradientAverager(Protocol):
     """Averages gradients over processes; `averaging.Averaging` is the one class."""
 
-    def pre_forward(self, net: nn.Module) -> None: ...
+    def pre_forward(self, net: Any) -> None: ...
 
     def wait(self) -> None: ...
+
+    def take(self, net: Any) -> list[str]: ...
+
+
+@runtime_checkable
+class StepsSegments(Protocol):
+    """The optimizers of step="segment"; `stepping.SegmentOptimizer` is the one class."""
+
+    def copy_for(self, net: Any) -> torch.optim.Optimizer: ...
 
 
 class KeptWindows(Protocol):
@@ -33,8 +54,24 @@ class KeptWindows(Protocol):
     def resume(self, progress: Sequence[Any]) -> None: ...
 
 
+@dataclass
+class LikelyLoss:
+    """The loss that a net with labels is likely to be trained by, to measure the factor of the loss.
+
+    Attributes:
+        loss: A function of (output, labels).
+        tries: Training passes left; then the loss counts as another function.
+    """
+
+    loss: Loss
+    tries: int = 3
+
+
 class Dni(nn.Module):
     """All that a rewrite adds to a model: the plan, a `Crossing` for each crossing tensor, the segments."""
+
+    watch: object | None = None  # a `watch.Watch`
+    unstepped = False  # True: a copy of a net with step="segment", without an optimizer so far
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -42,13 +79,16 @@ class Dni(nn.Module):
         self.plan, self.rewrite = plan, plan.rewrite
         # With step="segment", the optimizer of all segments; else that of the synthesizers, from Training.optimizer.
         self.optimizer: torch.optim.Optimizer | None = None
+        self.given: weakref.ref[torch.optim.Optimizer] | None = None  # with step="loop": that `transform` got
         self.averaging: GradientAverager | None = None  # with unlock="backward": averages gradients over processes
         self.replay: KeptWindows | None = None  # with a horizon
         self.outcome: Outcome | None = None  # with critics
+        self.likely_loss: LikelyLoss | None = None  # with labels, until the factor of the loss has been measured
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the optimizer out: a copy of a net has other parameters."""
-        return self.__dict__ | {"optimizer": None}
+        """Leave optimizers out: a copy of a net has other parameters. A user's loss may not be picklable."""
+        unstepped = self.unstepped or isinstance(self.optimizer, StepsSegments)
+        return self.__dict__ | {"optimizer": None, "given": None, "unstepped": unstepped, "likely_loss": None}
 
     @property
     def crossings(self) -> dict[str, Crossing]:
@@ -60,15 +100,28 @@ class Dni(nn.Module):
         """Synthesizers by the name of their crossing, as in `net.code`."""
         return {name: crossing.synthesizer for name, crossing in self.crossings.items()}
 
-    def scale_with(self, scaler: torch.amp.GradScaler) -> None:
-        """Let predictions follow the scale of the loss.
+    def scale_with(self, scaler: torch.amp.GradScaler | None = None, *, accumulate: int | None = None) -> None:
+        """Let predictions follow the factor by which the training loop multiplies the mean loss of a batch.
+
+        Args:
+            scaler: The GradScaler that multiplies the loss; None: no GradScaler.
+            accumulate: The number of batches whose gradients the loop accumulates, and by which it divides the loss;
+                1: it adds whole losses. None: not known; an error is raised if the loop accumulates.
 
         Raises:
-            DniFxError: If targets are clipped, or there is a horizon.
+            DniFxError: If `accumulate` is no number of batches; with a scaler: if targets are clipped, or there is a
+                horizon.
         """
-        check_scaler(scaler, self.rewrite.training)
+        check_arguments({"accumulate": accumulate})
+        if scaler is not None:
+            check_scaler(scaler, self.rewrite.training)
+            scaler = scaler if scaler.is_enabled() else None
+        divisor = accumulate or 1
         for crossing in self.crossings.values():
-            crossing.scale_with(LossScale(scaler) if scaler.is_enabled() else None)
+            crossing.scale_with(LossScale(scaler, divisor) if scaler is not None or divisor > 1 else None)
+        for segment in self.segment_by_crossing().values():
+            segment.clip = (self.rewrite.training.clip or 0.0) / divisor
+            segment.accumulation.divisor = accumulate
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Begin new sequences: recurrent synthesizers drop the state that they carry from step to step.
@@ -107,14 +160,14 @@ class Dni(nn.Module):
             Empty until a step has run; NaN until a target has been computed.
         """
         found = {}
-        segments = self._segment_by_crossing()
+        segments = self.segment_by_crossing()
         for name, crossing in self.crossings.items():
             if crossing.steps:
                 measured = dict(zip(MEASURES, crossing.measured.tolist(), strict=True))
                 found[name] = measured | {"steps": crossing.steps, "skipped": int(segments[name].skipped)}
         return found
 
-    def _segment_by_crossing(self) -> dict[str, ops.Segment]:
+    def segment_by_crossing(self) -> dict[str, ops.Segment]:
         """The segment below each crossing; for a cut in time, the cut's own."""
         found = {
             crossing_name(index, tensor.node): segment
@@ -141,9 +194,12 @@ def build_dni(
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)
             activation = activation_of(tensor, device)
-            made = make_synthesizer(factories[name], activation, settings.size)
-            dni.add_module(name, Crossing(made, activation, settings))
-        dni.add_module(f"segment{index}", ops.Segment(settings.mix, settings.training, index).to(device))
+            own = settings_at(tensor, settings)
+            made = make_synthesizer(factories[name], activation, own.size)
+            dni.add_module(name, Crossing(made, activation, own, ops.Layout.of(tensor)))
+        segment = ops.Segment(settings.mix, settings.training, index).to(device)
+        segment.layouts = tuple(map(ops.Layout.of, cut.tensors))
+        dni.add_module(f"segment{index}", segment)
     _link_critics(dni, settings)
     return dni
 

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,8 +15,22 @@ from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError, SourceError
-from dni_fx.model import Captured, Inputs, Path, by_name, by_path, canonical
-from dni_fx.runtime.module import DecoupledModule, call_original, has_attribute
+from dni_fx.model import (
+    MODE,
+    Captured,
+    Inputs,
+    Path,
+    Read,
+    Reads,
+    by_name,
+    by_path,
+    canonical,
+    has_path,
+    other_argument,
+    same_value,
+    shown,
+)
+from dni_fx.runtime.module import DecoupledModule, call_original
 from dni_fx.runtime.outputs import Result, result_of_graph
 
 __all__ = ["Calling", "FlatCapture", "FlatModule", "Leaf"]
@@ -60,10 +75,7 @@ class Calling:
                     f"the keys of a dict come in another order than in the example, ({names}), and the result of the "
                     "graph may depend on the order: give them in that order"
                 )
-            raise TypeError(
-                f"the graph was captured for the arguments ({names}), given in that form; rewrite the model with "
-                "example inputs like those of this call"
-            )
+            raise self._other_argument(forward, args, kwargs)
         symbols: dict[str, int] = {}
         for leaf, value in zip(self.leaves, values, strict=True):
             _check(leaf, value, symbols)
@@ -76,6 +88,22 @@ class Calling:
                         "for the example's only; rewrite the model with an example like this call"
                     )
         return [value for leaf, value in zip(self.leaves, values, strict=True) if leaf.sizes is not None]
+
+    def _other_argument(self, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> TypeError:
+        """The error that names the first argument of a call with another structure than the captured one."""
+        defaults = {name: p.default for name, p in inspect.signature(forward).parameters.items()}
+        captured_args, captured_kwargs = pytree.tree_unflatten(list(self.leaves), self.arguments)
+        captured = by_name(forward, captured_args, captured_kwargs)
+        called = by_name(forward, args, kwargs)
+        for name in dict.fromkeys([*defaults, *captured, *called]):
+            was, now = (named.get(name, defaults.get(name, inspect.Parameter.empty)) for named in (captured, called))
+            both = name in captured and name in called
+            if (both and pytree.tree_structure(was) != pytree.tree_structure(now)) or (
+                not both and (name in captured or name in called) and not same_value(now, was)
+            ):
+                return _other_argument(name, was, now)
+        names = ", ".join(leaf.name for leaf in self.leaves)
+        return TypeError(f"the graph was captured for the arguments ({names}): transform the model with such a call")
 
     def unflatten(self, results: Sequence[Any]) -> Any:
         return pytree.tree_unflatten(list(results), self.result)
@@ -108,6 +136,13 @@ class Calling:
         return cls(arguments, leaves, result, tuple(text["guards"]))
 
 
+def _other_argument(name: str, was: Any, now: Any) -> TypeError:
+    """The error for an argument that was a `Leaf`, or a structure with leaves, and is `now` another."""
+    value = was.value if isinstance(was, Leaf) else was
+    text = "a tensor" if isinstance(was, Leaf) and was.sizes is not None else shown(value)
+    return other_argument(name, text, now, was_float=isinstance(value, float))
+
+
 @cache
 def _compiled(guard: str) -> CodeType:
     return compile(guard, "<guard>", "eval")
@@ -120,11 +155,11 @@ def _check(leaf: Leaf, value: Any, symbols: dict[str, int]) -> None:
         symbols: The sizes that the symbols of the call stand for; new ones are added.
     """
     advice = "rewrite the model with an example like it"
-    if leaf.sizes is None:
-        if isinstance(value, Tensor) or value != leaf.value:
-            raise TypeError(f"argument {leaf.name!r} was {leaf.value!r} when the model was captured; {advice}")
+    if not isinstance(value, Tensor) or leaf.sizes is None:
+        if leaf.sizes is not None or not same_value(value, leaf.value):
+            raise _other_argument(leaf.name, leaf, value)
         return
-    if not isinstance(value, Tensor) or value.dim() != len(leaf.sizes):
+    if value.dim() != len(leaf.sizes):
         raise TypeError(f"argument {leaf.name!r} was a tensor of {len(leaf.sizes)} axes; {advice}")
     for axis, (size, captured) in enumerate(zip(value.shape, leaf.sizes, strict=True)):
         expected = symbols.setdefault(captured, size) if isinstance(captured, str) else captured
@@ -142,7 +177,7 @@ class FlatCapture(Captured):
     Attributes:
         calling: The calling convention: from the model's arguments to the graph's tensors, and back for the result.
         modes: Whether a module was captured in train mode, by name; a module without an entry was.
-        watched: Name, module and captured mode of every submodule: the graph holds for these modes alone.
+        watched: Name, module and captured mode of submodules: the graph holds for these modes alone.
         autocast: The graph enters autocast blocks.
     """
 
@@ -152,17 +187,35 @@ class FlatCapture(Captured):
     autocast: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, graph: fx.Graph, calling: Calling, modes: Mapping[str, bool]) -> "FlatCapture":
-        """The facts about `model`; the other arguments are attributes of the class, or determine them."""
-        watched = tuple((name, module, modes.get(name, True)) for name, module in model.named_modules() if name)
+    def of(
+        cls,
+        model: nn.Module,
+        graph: fx.Graph,
+        calling: Calling,
+        modes: Mapping[str, bool],
+        reads: Sequence[Read] | None = None,
+    ) -> "FlatCapture":
+        """The facts about `model`; the other arguments are attributes of the class, or determine them.
+
+        Args:
+            reads: What the model's code read, modes included; None: not known, so that every mode is watched.
+        """
+        read_modes = None if reads is None else {read.module for read in reads if read.is_mode}
+        watched = tuple(
+            (name, module, modes.get(name, True))
+            for name, module in model.named_modules()
+            if name and (read_modes is None or name in read_modes)
+        )
         autocast = any(node.target is torch.amp.autocast_mode._enter_autocast for node in graph.nodes)
-        return cls(model, calling=calling, modes=dict(modes), watched=watched, autocast=autocast)
+        values = Reads([read for read in reads or () if not read.is_mode])
+        return cls(model, reads=values, calling=calling, modes=dict(modes), watched=watched, autocast=autocast)
 
 
 class FlatModule(DecoupledModule):
     """Has the arguments and results of the model, and runs a flat graph. In eval mode it runs the original model."""
 
     dni_captured: FlatCapture = FlatCapture()
+    dni_runs_graph_in_eval = False
     dni_keeps_key_order = True
     dni_run_graph: Callable[..., Any]  # forward as fx writes it, from the graph's tensors to its results
 
@@ -181,18 +234,21 @@ class FlatModule(DecoupledModule):
 
     def dni_settings(self) -> dict[str, Any]:
         read = sorted({str(n.target) for n in self.graph.nodes if n.op == "get_attr"})
-        constants = [
-            name for name in read if not name.startswith("dni.") and not has_attribute(self.dni_original, name)
-        ]
+        constants = [name for name in read if not name.startswith("dni.") and not has_path(self.dni_original, name)]
         for name in constants:
-            if not isinstance(getattr(self, name), Tensor):
+            if name not in self._buffers:
                 raise SourceError(f"the graph holds {name}, which cannot be written as source: train it without saving")
-        modes = dict(self.dni_captured.modes)
-        return {"dni_calling": self.dni_calling.to_text(), "dni_modes": modes, "dni_constants": tuple(constants)}
+        captured = self.dni_captured
+        settings = {"dni_calling": self.dni_calling.to_text(), "dni_modes": dict(captured.modes)}
+        watched = tuple(name for name, _, _ in captured.watched)
+        return super().dni_settings() | settings | {"dni_constants": tuple(constants), "dni_watched": watched}
 
     def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
         calling = Calling.from_text(settings["dni_calling"])
-        self.dni_captured = FlatCapture.of(self.dni_original, self.graph, calling, settings["dni_modes"])
+        watched = [Read(name, MODE, "") for name in settings["dni_watched"]] if "dni_watched" in settings else None
+        super().dni_apply_settings(settings)
+        reads = None if watched is None else [*self.dni_captured.reads, *watched]
+        self.dni_captured = FlatCapture.of(self.dni_original, self.graph, calling, settings["dni_modes"], reads)
 
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
         return list(self.dni_calling.flatten(self.dni_original.forward, inputs.args, inputs.kwargs))

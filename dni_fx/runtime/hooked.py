@@ -72,7 +72,7 @@ class HookedModule(DecoupledModule):
 
     def dni_settings(self) -> dict[str, Any]:
         outputs = {node: (o.module, o.call, o.leaf) for node, o in self.dni_captured.outputs.items()}
-        return {"dni_outputs": outputs, "dni_written": self.dni_captured.written}
+        return super().dni_settings() | {"dni_outputs": outputs, "dni_written": self.dni_captured.written}
 
     def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
         outputs = {node: Output(*o) for node, o in settings["dni_outputs"].items()}
@@ -101,6 +101,29 @@ class HookedModule(DecoupledModule):
     def dni_run_stamped(self, inputs: Inputs, stamp: Stamp) -> Any:
         with _stamping(self, stamp):
             return call_original(self, *inputs.args, **inputs.kwargs)
+
+    def dni_shapes(self, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+        calls: Counter[str] = Counter()
+        shapes: dict[Output, tuple[int, ...]] = {}
+
+        def post_forward_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def post_forward(_module: nn.Module, _args: Any, output: Any) -> None:
+                if torch.is_grad_enabled():
+                    for i, leaf in enumerate(pytree.tree_leaves(output)):
+                        if isinstance(leaf, Tensor):
+                            shapes[Output(name, calls[name], i)] = tuple(leaf.shape)
+                calls[name] += 1
+
+            return post_forward
+
+        names = {output.module for output in self.dni_captured.outputs.values()}
+        handles = [self.get_submodule(name).register_forward_hook(post_forward_of(name)) for name in names]
+        try:
+            call_original(self, *inputs.args, **inputs.kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {node: shapes[output] for node, output in self.dni_captured.outputs.items() if output in shapes}
 
     def dni_preferred_ends(self) -> frozenset[str]:
         """The nodes that end calls of the children of one Sequential or ModuleList: the one with most such calls."""

@@ -2,15 +2,20 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from operator import attrgetter
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import Captured, Inputs, Path, by_path
+from dni_fx.graph import lint
+from dni_fx.model import REGISTERED, Captured, Inputs, Path, Read, Reads, at_path, by_path, has_path
 from dni_fx.passes.remove_dni import RemoveDni
-from dni_fx.runtime.dni import Dni
+from dni_fx.runtime.attributes import LinkedModule, linked, return_state, share_state
+from dni_fx.runtime.dni import Dni, StepsSegments
+from dni_fx.runtime.generated import OF_GRAPH_MODULE, AnyNames, free_reserved_name
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.retrace import rename, retrace
 
@@ -18,12 +23,10 @@ __all__ = [
     "DecoupledModule",
     "Stamp",
     "call_original",
-    "has_attribute",
     "make_module",
     "not_rewritten",
     "plain",
     "rewritten",
-    "share_state",
 ]
 
 Module = TypeVar("Module", bound="DecoupledModule")
@@ -31,7 +34,7 @@ Module = TypeVar("Module", bound="DecoupledModule")
 Stamp = Callable[[str], None]  # called after each node has run, with the node's name
 
 
-class DecoupledModule(fx.GraphModule):
+class DecoupledModule(LinkedModule):
     """A GraphModule of which copies and pickles are complete.
 
     A copy of an fx.GraphModule has only the attributes that the graph reads. A copy of this class also has unused
@@ -42,9 +45,24 @@ class DecoupledModule(fx.GraphModule):
     """
 
     dni: Dni
-    dni_captured: Captured = Captured()
-    dni_runs_graph = True  # False: forward runs the original model, and the graph is a record of its calls
     dni_keeps_key_order = False  # True: dicts among the arguments must have their keys in the order of the example
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OF_GRAPH_MODULE and not isinstance(value, Tensor | nn.Module):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def recompile(self) -> PythonCode:
+        self.graph.set_codegen(AnyNames())
+        return super().recompile()
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The submodule at a dotted path, whatever its name."""
+        found = at_path(self, target)
+        if not isinstance(found, nn.Module):
+            raise AttributeError(f"`{target}` is not an nn.Module")
+        return found
 
     @property
     def dni_original(self) -> nn.Module:
@@ -52,16 +70,24 @@ class DecoupledModule(fx.GraphModule):
         assert self.dni_captured.original is not None
         return self.dni_captured.original
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """The names of the parameters that DistributedDataParallel leaves out; it reads this when it wraps the net."""
+        return [] if self.dni.averaging is None else self.dni.averaging.take(self)
+
     def dni_settings(self) -> dict[str, Any]:
         """Plain literals, by attribute name, that a saved class needs besides the graph.
 
         Raises:
             SourceError: If the graph reads a value that has no text form.
         """
-        return {}
+        reads = tuple((read.module, read.steps, read.text) for read in self.dni_captured.reads if read.has_text_form)
+        return {"dni_reads": reads, "dni_forms": dict(self.dni_captured.forms)}
 
     def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Restore the facts of the capture from a result of `dni_settings`."""
+        """Restore the facts of the capture from a result of `dni_settings`; folders of older versions lack some."""
+        reads = Reads([Read(*read) for read in settings.get("dni_reads", ())])
+        self.dni_captured = replace(self.dni_captured, reads=reads, forms=settings.get("dni_forms", {}))
 
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
         """The values of the placeholders, in order: the arguments of `fx.Interpreter.run`."""
@@ -89,6 +115,12 @@ class DecoupledModule(fx.GraphModule):
         """Run the captured model, and call `stamp` after each node."""
         return _Stamping(self, stamp).run(*self.dni_values_for(inputs))
 
+    def dni_shapes(self, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors that the nodes compute in a call on these inputs, by node."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        _Watching(self, shapes).run(*self.dni_values_for(inputs))
+        return shapes
+
     def dni_preferred_ends(self) -> frozenset[str]:
         """Names of the nodes after which automatic cuts may go; empty: after any node."""
         return frozenset()
@@ -107,6 +139,9 @@ class DecoupledModule(fx.GraphModule):
         state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_code", "_compiled_call_impl")}
         result.__dict__.update(copy.deepcopy(state, memo))
         result.graph = copy.deepcopy(self.graph)
+        optimizer = self.dni.optimizer if hasattr(self, "dni") else None
+        if isinstance(optimizer, StepsSegments):
+            memo[id(optimizer)] = optimizer.copy_for(result)
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,19 +178,43 @@ class _Stamping(fx.Interpreter):
         super().__init__(module)
         self.stamp = stamp
 
+    def fetch_attr(self, target: str) -> Any:
+        return at_path(self.module, target)
+
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         self.stamp(n.name)
         return value
 
 
-def call_original(net: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
+class _Watching(fx.Interpreter):
+    """Writes down the shape of each tensor."""
+
+    def __init__(self, module: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__(module)
+        self.shapes = shapes
+
+    def fetch_attr(self, target: str) -> Any:
+        return at_path(self.module, target)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n.name] = tuple(value.shape)
+        return value
+
+
+def call_original(net: DecoupledModule, /, *args: Any, **kwargs: Any) -> Any:
     """Run the model that `net` was made from, on the parameters and buffers of `net`."""
     original = net.dni_original
-    share_state(net, original, without="dni")
-    original.training = net.training
+    if torch.compiler.is_compiling():
+        return_state(net, original)
+        original.training = net.training
+    else:
+        net.dni_share_with_original()
     result = original(*args, **kwargs)
     net._buffers.update(original._buffers)  # forward may have assigned new tensors
+    net._parameters.update(original._parameters)
     return result
 
 
@@ -189,61 +248,47 @@ def make_module(
         holder: The module that has the constants of the graph as attributes; None: `model`.
     """
     holder = model if holder is None else holder
-    net = base(holder, graph, type(model).__name__)
-    read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
-    constants = {name: attrgetter(name)(holder) for name in read if not has_attribute(model, name)}
-    constants |= {k: v for k, v in net._buffers.items() if k not in model._buffers}
+    for node in graph.nodes:
+        free_reserved_name(node)
+    net = base(nn.Module(), fx.Graph(), type(model).__name__)
     share_state(model, net)
-    for name, value in constants.items():
-        flat = name.replace(".", "_")
-        if isinstance(value, Tensor):
-            net.register_buffer(flat, value.detach(), persistent=False)
-        else:
-            net.add_module(flat, value)
-        for node in graph.nodes:
-            if node.op == "get_attr" and node.target == name:
-                node.target = flat
+    read = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
+    constants = [name for name in read if name in vars(model) or not has_path(model, name)]
+    flat = {name: _add_constant(net, name.replace(".", "_"), at_path(holder, name)) for name in constants}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            node.target = flat.get(node.target, node.target)
+    net.graph = graph
     net.training = model.training
     net.dni_captured = captured
-    net.recompile()
+    if captured.original is not None:
+        net.dni_linked = linked(captured.original)
+        captured.reads.changed(captured.original)
     return net
 
 
-def has_attribute(model: nn.Module, path: str) -> bool:
-    """Whether a model has an attribute at a dotted path."""
-    try:
-        attrgetter(path)(model)
-    except AttributeError:
-        return False
-    return True
+def _add_constant(net: nn.Module, name: str, value: Any) -> str:
+    """Give a module a value that the graph reads; return the name, which is a new one if the module has the name."""
+    while any(name in getattr(net, kind) for kind in REGISTERED):
+        name += "_constant"
+    if isinstance(value, Tensor):
+        net._buffers[name] = value.detach()
+        net._non_persistent_buffers_set.add(name)
+    else:
+        net._modules[name] = value
+    return name
 
 
 def plain(net: DecoupledModule) -> DecoupledModule:
     """A module with the captured graph, before the rewrite, on the parameters of `net`."""
     result: DecoupledModule = _base(net)(nn.Module(), fx.Graph(), type(net).__name__)
-    share_state(net, result, without="dni")
+    share_state(net, result, without={"dni"})
     graph = fx.Graph()
     graph.output(graph.graph_copy(net.graph, {})).meta = dict(net.graph.output_node().meta)
     result.graph = graph
     RemoveDni()(result)
-    result.graph.lint()
+    lint(result.graph)
     result.dni_captured = net.dni_captured
     result.recompile()
     result.training = net.training
     return result
-
-
-def share_state(source: nn.Module, destination: nn.Module, *, without: str = "") -> None:
-    """Give `destination` the parameters, buffers and children of `source` themselves, in the same order.
-
-    Args:
-        without: The name of a child that is left out.
-    """
-    for kind in ("_parameters", "_buffers", "_modules"):
-        held = getattr(destination, kind)
-        wanted = {name: value for name, value in getattr(source, kind).items() if name != without}
-        # Write only if something has changed, so that several threads can run the same model in eval mode.
-        if list(held) != list(wanted) or any(held[name] is not wanted[name] for name in wanted):
-            held.clear()
-            held.update(wanted)
-    destination._non_persistent_buffers_set = set(source._non_persistent_buffers_set)

@@ -1,28 +1,39 @@
 """The synthesizers' parameters as groups of an optimizer, with their learning rates."""
 
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from dni_fx.errors import DniFxError, first_line
 from dni_fx.runtime.dni import Dni
 from dni_fx.settings import Training
 
-__all__ = ["RatedGroup", "add_synthesizers", "attach_synthesizers", "rated_groups"]
+__all__ = ["OptimizerFactory", "RatedGroup", "add_synthesizers", "attach_synthesizers", "made_by", "rated_groups"]
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+_OWN = (
+    "give the synthesizers an optimizer of their own, "
+    "dni_fx.transform(..., training=dni_fx.Training(optimizer=torch.optim.AdamW))"
+)
 
 TIME_RATE = 0.1  # of the learning rate of the model, for synthesizers in time
 
 
 def attach_synthesizers(optimizer: torch.optim.Optimizer, dni: Dni, training: Training) -> None:
     """Train the synthesizers' parameters whenever the optimizer steps."""
+    dni.given = weakref.ref(optimizer)
     added = list(dni.parameters())
     if not added:
         return
     if training.optimizer is None:
         add_synthesizers(optimizer, dni, added, training)
         return
-    own = dni.optimizer = training.optimizer(added)
+    own = dni.optimizer = made_by(training.optimizer, added, "the synthesizers")
     zero_grad = optimizer.zero_grad
 
     def post_step(*_: object) -> None:
@@ -38,13 +49,42 @@ def attach_synthesizers(optimizer: torch.optim.Optimizer, dni: Dni, training: Tr
 
 
 def add_synthesizers(optimizer: torch.optim.Optimizer, dni: Dni, added: list[nn.Parameter], training: Training) -> None:
-    """Add these parameters of synthesizers to an optimizer, at a multiple of its learning rate."""
+    """Add these parameters of synthesizers to an optimizer, at a multiple of its learning rate.
+
+    Raises:
+        DniFxError: If the optimizer does not take them.
+    """
+    check_takes(type(optimizer), added)
     for group in rated_groups(dni, added, training):
         params: list[Any] = list(group.parameters)
         if "param_names" in optimizer.param_groups[0]:  # then all groups need names
             count = sum(len(other["params"]) for other in optimizer.param_groups)
             params = [(f"dni.{count + i}", p) for i, p in enumerate(group.parameters)]
         optimizer.add_param_group({"params": params, "lr": optimizer.param_groups[0]["lr"] * group.rate})
+
+
+def check_takes(kind: type[torch.optim.Optimizer], parameters: list[nn.Parameter]) -> None:
+    """Raise a DniFxError if optimizers of a class do not step these parameters of synthesizers."""
+    reason = ""
+    if any("muon" in base.__name__.lower() for base in kind.__mro__) and any(p.dim() != 2 for p in parameters):
+        reason = "takes matrices alone, and synthesizers have vectors, too"
+    elif issubclass(kind, torch.optim.SparseAdam):
+        reason = "takes sparse gradients alone, and those of synthesizers are dense"
+    if reason:
+        raise DniFxError(f"{kind.__name__} {reason}: {_OWN}")
+
+
+def made_by(factory: OptimizerFactory, parameters: list[nn.Parameter], whose: str) -> torch.optim.Optimizer:
+    """The optimizer that a function makes.
+
+    Raises:
+        DniFxError: If the optimizer does not take the parameters.
+    """
+    try:
+        return factory(parameters)
+    except ValueError as error:
+        advice = f": {_OWN}" if whose == "the synthesizers" else ""
+        raise DniFxError(f"no optimizer of the parameters of {whose}: {first_line(error)}{advice}") from error
 
 
 @dataclass

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from torch import fx, nn
 
+from dni_fx.model import at_path
 from dni_fx.plans import Plan, crossing_name, time_name
 from dni_fx.runtime.dni import Dni
 
@@ -25,8 +25,13 @@ class SegmentParameters:
 
 def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
     """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
-    for segment, used in zip(dni.segments, parameters_by_segment(net, dni.plan)[:-1], strict=True):
+    of_segments = parameters_by_segment(net, dni.plan)[:-1]
+    for segment, used in zip(dni.segments, of_segments, strict=True):
         segment.hold(used)
+    if dni.segments:  # only the last one's targets come in the backward pass of the loss
+        below = {p for used in of_segments[:-1] for p in used}
+        last = [p for p in of_segments[-1] if p not in below] + _of_synthesizers(dni, len(of_segments) - 1)
+        dni.segments[-1].accumulation.watch(last)
 
 
 def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
@@ -41,7 +46,7 @@ def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Param
             if node.op == "call_module":
                 used.update({id(p): p for p in _own_parameters(net, str(node.target), called)})
             for source in node.all_input_nodes:
-                value = attrgetter(str(source.target))(net) if source.op == "get_attr" else None
+                value = at_path(net, str(source.target)) if source.op == "get_attr" else None
                 if isinstance(value, nn.Parameter):
                     used[id(value)] = value
         found.append(list(used.values()))
@@ -64,13 +69,17 @@ def owned_parameters(net: fx.GraphModule, dni: Dni) -> list[SegmentParameters]:
     found = [SegmentParameters() for _ in dni.plan.segments]
     for parameter, index in owner.items():
         found[index].own.append(parameter)
-    for index, cut in enumerate(dni.plan.cuts):
-        for tensor in cut.tensors:
-            synthesizer = dni.crossings[crossing_name(index, tensor.node)]
-            found[index + 1].synthesizers.extend(p for p in synthesizer.parameters() if p not in owner)
+    for index in range(len(dni.plan.cuts)):
+        found[index + 1].synthesizers.extend(p for p in _of_synthesizers(dni, index) if p not in owner)
     for index, state in enumerate(dni.plan.states):  # targets come from the segment that the state enters
         found[state.enters[-1]].synthesizers.extend(dni.crossings[time_name(index)].parameters())
     return found
+
+
+def _of_synthesizers(dni: Dni, cut: int) -> list[nn.Parameter]:
+    """The parameters of the synthesizers at one cut."""
+    names = [crossing_name(cut, tensor.node) for tensor in dni.plan.cuts[cut].tensors]
+    return [p for name in names for p in dni.crossings[name].parameters()]
 
 
 def _own_parameters(net: fx.GraphModule, name: str, called: set[str]) -> Iterator[nn.Parameter]:

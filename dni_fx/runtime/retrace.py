@@ -1,6 +1,6 @@
 """Trace generated code again, to get the graph of an unpickled or loaded module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -30,41 +30,44 @@ class _Operators:
 
 
 class _AllLeaves(fx.Tracer):
-    """Makes every module a leaf, and one node of every line that reads a parameter or buffer."""
-
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__()
-        self.names = names
+    """Makes every module a leaf."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if isinstance(attr_val, Tensor) and id(attr_val) in self.names:
-            return self.create_proxy("get_attr", self.names[id(attr_val)], (), {})
-        return attr_val
+
+class _Reads(dict[str, Tensor | None]):
+    """Parameters or buffers by name: each read of one is a node."""
+
+    def __init__(self, tensors: Mapping[str, Tensor | None], tracer: fx.Tracer, names: Mapping[int, str]) -> None:
+        super().__init__(tensors)
+        self.tracer, self.names = tracer, names
+
+    def __getitem__(self, name: str) -> Any:
+        tensor = super().__getitem__(name)
+        return tensor if tensor is None else self.tracer.create_proxy("get_attr", self.names[id(tensor)], (), {})
 
 
-def _skeleton(module: nn.Module) -> nn.Module:
+def _skeleton(module: nn.Module, tracer: fx.Tracer, names: Mapping[int, str]) -> nn.Module:
     """The same tree of plain modules, since the `__call__` of the user's modules may do more than call forward."""
     copy = nn.Module()
-    copy._parameters, copy._buffers = dict(module._parameters), dict(module._buffers)
+    copy._parameters, copy._buffers = (_Reads(own, tracer, names) for own in (module._parameters, module._buffers))
     copy.__dict__.update({name: value for name, value in vars(module).items() if isinstance(value, Tensor)})
     for name, child in module._modules.items():
-        copy._modules[name] = child if child is None else _skeleton(child)
+        copy._modules[name] = child if child is None else _skeleton(child, tracer, names)
     return copy
 
 
 def retrace(module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
     """The graph of generated code that reads the modules and attributes of `module`."""
     state = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    tracer = _AllLeaves({id(tensor): name for name, tensor in reversed(state)})
+    tracer = _AllLeaves()
     code: Any = forward
     functions = {k: _Operators(tracer, v) for k, v in code.__globals__.items() if isinstance(v, FunctionType)}
     names = {**code.__globals__, **functions, "torch": _Operators(tracer, torch)}
     traced = FunctionType(code.__code__, names, "forward", code.__defaults__)
     shell = type("Shell", (nn.Module,), {"forward": traced})()
-    shell.__dict__.update(_skeleton(module).__dict__)
+    shell.__dict__.update(_skeleton(module, tracer, {id(tensor): name for name, tensor in reversed(state)}).__dict__)
     graph = tracer.trace(shell)
     graph._tracer_cls = None
     return graph

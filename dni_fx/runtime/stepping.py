@@ -1,7 +1,8 @@
 """step="segment": every segment has its own optimizer, which steps right after the segment's backward pass."""
 
+import copy
 import enum
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +13,15 @@ from torch.autograd import Variable
 from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
-from dni_fx.runtime.dni import Dni
 from dni_fx.runtime.module import DecoupledModule, rewritten
-from dni_fx.runtime.parameter_groups import add_synthesizers, rated_groups
-from dni_fx.runtime.parameters import SegmentParameters, owned_parameters
+from dni_fx.runtime.optimizers import check_stepping, optimizers_of
+from dni_fx.runtime.parameter_groups import OptimizerFactory
+from dni_fx.runtime.parameters import owned_parameters
+from dni_fx.runtime.replaced import take_parameters
+from dni_fx.runtime.watch import watch
 from dni_fx.settings import Training
 
-__all__ = ["OptimizerFactory", "SegmentOptimizer", "check_stepping"]
-
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+__all__ = ["SegmentOptimizer"]
 
 
 class Pass(enum.Enum):
@@ -74,7 +74,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
         net: What `dni_fx.transform` or `dni_fx.load` returned.
         factory: Makes an optimizer from parameters, or from groups of parameters; called once for each segment.
         training: How the synthesizers are trained: the learning rate, or an optimizer.
-        accumulate: Passes of a segment for each step; their gradients add up. Call `zero_grad()` before every pass.
+        accumulate: Passes of a segment for each step; their gradients add up. The loop divides the loss by this number,
+            and calls `zero_grad()` before every pass.
         scaler: The GradScaler of the loss. The segments step through it; `scaler.step(optimizer)` in the loop has
             nothing left to do; call `scaler.update()` there, after every `accumulate` passes.
 
@@ -90,23 +91,24 @@ class SegmentOptimizer(torch.optim.Optimizer):
         factory: OptimizerFactory,
         *,
         training: Training | None = None,
-        accumulate: int = 1,
+        accumulate: int | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        check_stepping(factory, accumulate)
-        check_arguments({"training": training, "scaler": scaler}, "SegmentOptimizer")
+        check_stepping(factory)
+        check_arguments({"training": training, "accumulate": accumulate, "scaler": scaler}, "SegmentOptimizer")
         net = rewritten(net)
         if isinstance(net.dni.optimizer, SegmentOptimizer):
             net.dni.optimizer.remove()
-        self.accumulate = accumulate
+        net.dni.scale_with(scaler, accumulate=accumulate)
+        self.accumulate = accumulate or 1
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         if self.scaler is not None:
-            net.dni.scale_with(self.scaler)
             # The first loss that is scaled makes a scaler ready, but segments step before that.
             self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
         training = training or net.dni.rewrite.training
+        self._made_with = factory, training
         owned = owned_parameters(net, net.dni)
-        self.optimizers = [_optimizers(parameters, factory, net.dni, training) for parameters in owned]
+        self.optimizers = [optimizers_of(parameters, factory, net.dni, training) for parameters in owned]
         if not any(self.optimizers):
             raise DniFxError("no segment has a parameter to train")
         if len({id(o) for o in self._every()}) < sum(len(own) for own in self.optimizers):
@@ -124,7 +126,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
         self._segments = net.dni.segments
         for segment in self._segments:
             segment.listeners.append(self)  # behind the averaging of gradients
-        net.dni.optimizer = self
+        net.dni.optimizer, net.dni.unstepped = self, False
+        watch(net).places = take_parameters(net)
         self._net = net
 
     def remove(self) -> None:
@@ -135,9 +138,14 @@ class SegmentOptimizer(torch.optim.Optimizer):
             segment.listeners = [listener for listener in segment.listeners if listener is not self]
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Do nothing: the segments have stepped."""
+        """Do nothing: the segments have stepped.
+
+        A GradScaler calls this after it has looked at the gradients, or divided them by its factor.
+        """
         if closure is not None:
             raise DniFxError('step="segment" takes no closure: the segments step while the net runs')
+        if self.scaler is not None and self.accumulates:
+            self._after_look_of_scaler()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Free gradients that a failed backward pass has left; all others are freed when they have been used.
@@ -166,6 +174,9 @@ class SegmentOptimizer(torch.optim.Optimizer):
             for optimizer, state in zip(own, states, strict=True):
                 optimizer.load_state_dict(state)
         self._passes = list(state_dict["passes"])
+        for index, passes in enumerate(self._passes):  # no state holds the gradients of passes before a step
+            if not self._with_gradients(index):
+                self._passes[index] -= passes % self.accumulate
         self.param_groups = [group for inner in self._every() for group in inner.param_groups]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -174,8 +185,19 @@ class SegmentOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy is None: a copied net has other parameters."""
+        """A copy by itself is None: a copied net has other parameters."""
         return type(None), ()
+
+    def copy_for(self, net: DecoupledModule) -> torch.optim.Optimizer | None:
+        """Give a copy of the net an optimizer like this, with a copy of the states; None if the factory fails."""
+        factory, training = self._made_with
+        try:
+            made = SegmentOptimizer(net, factory, training=training, accumulate=self.accumulate, scaler=self.scaler)
+            made.load_state_dict(copy.deepcopy(self.state_dict()))
+        except Exception:  # a factory may run once only; a copy that is trained nevertheless gives a warning
+            net.dni.unstepped = True
+            return None
+        return made
 
     def pre_backward(self, index: int) -> None:
         """Before the local backward pass of a segment."""
@@ -207,6 +229,20 @@ class SegmentOptimizer(torch.optim.Optimizer):
     def post_loss_backward(self) -> None:
         """At the end of the backward pass of the loss."""
         self._end_batch()
+        if self.scaler is not None and self.accumulate > 1:
+            # scaler.step(optimizer) after the next pass, too: a GradScaler refuses a second one before its update().
+            self.scaler._per_optimizer_states.pop(id(self), None)
+
+    def _after_look_of_scaler(self) -> None:
+        """A GradScaler has looked at the gradients that accumulate, which wrote to them: those are no new ones."""
+        indices = range(len(self.optimizers))
+        if getattr(self, "grad_scale", self) is None and any(self._with_gradients(index) for index in indices):
+            raise DniFxError(
+                "scaler.unscale_(optimizer) has divided gradients that still accumulate: leave it out, and clip in the "
+                "function that optimizer= is"
+            )
+        if self._pass is Pass.IDLE:
+            self._gradients_before = [self._gradients_of(index) for index in indices]
 
     def _free(self) -> None:
         for index, own in enumerate(self.optimizers):
@@ -300,42 +336,3 @@ def _post_forward(net: DecoupledModule, _args: Any, output: Any) -> None:
     optimizer = net.dni.optimizer
     if net.training and outputs and isinstance(optimizer, SegmentOptimizer):
         torch.autograd.graph.register_multi_grad_hook(outputs, lambda _: optimizer.pre_loss_backward(), mode="any")
-
-
-def check_stepping(factory: object, accumulate: object) -> None:
-    """Raise a DniFxError if these cannot be arguments of `SegmentOptimizer`."""
-    if not callable(factory) or isinstance(factory, torch.optim.Optimizer):
-        raise DniFxError('step="segment" needs optimizer=, a function from parameters to one, such as torch.optim.Adam')
-    check_arguments({"accumulate": accumulate})
-
-
-def _optimizers(
-    parameters: SegmentParameters, factory: OptimizerFactory, dni: Dni, training: Training
-) -> list[torch.optim.Optimizer]:
-    """The optimizers of one segment: the synthesizers are further groups of the first, or have their own."""
-    made = [_made(factory, parameters.own)] if parameters.own else []
-    synthesizers = parameters.synthesizers
-    if synthesizers and training.optimizer is not None:
-        made.append(_made(training.optimizer, synthesizers))
-    elif synthesizers and made:
-        add_synthesizers(made[0], dni, synthesizers, training)
-    else:
-        for rated in rated_groups(dni, synthesizers, training):
-            made.append(_made(factory, rated.parameters))
-            for group in made[-1].param_groups:
-                group["lr"] *= rated.rate
-    return made
-
-
-def _made(factory: OptimizerFactory, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    optimizer = factory(parameters)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise DniFxError(f'step="segment": optimizer= made a {type(optimizer).__name__}, not a torch optimizer')
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise DniFxError(
-            'LBFGS runs the net again at every step, which step="segment" cannot do: use another optimizer'
-        )
-    taken = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not taken <= {id(p) for p in parameters}:
-        raise DniFxError('step="segment": optimizer= made an optimizer of parameters that it was not given')
-    return optimizer

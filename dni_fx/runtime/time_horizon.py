@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.model import Inputs, tensors_in
+from dni_fx.runtime.attributes import return_state
 from dni_fx.runtime.averaging import is_averaged
-from dni_fx.runtime.module import DecoupledModule, share_state
+from dni_fx.runtime.module import DecoupledModule
 from dni_fx.runtime.time_cut import TimeCut, time_cuts
 from dni_fx.runtime.time_memory import Origin, Target
 from dni_fx.runtime.time_windows import next_window, state_in, state_indices
@@ -116,7 +117,8 @@ class Replay:
         values = [value.detach().requires_grad_() for value in state_in(net, tensors, window.inputs)]
         with torch.enable_grad(), torch.random.fork_rng(devices=_devices(values)):
             _set_random(window.random, _devices(values))
-            again = next_window(net, tensors, window.inputs, values)
+            # Copies: the model may write to its state, which autograd forbids for the leaves themselves.
+            again = next_window(net, tensors, window.inputs, [value.clone() for value in values])
             result = self._call(net, again)
         outputs = tensors_in(result)
         given = iter([outputs[place] for place in state_indices(tensors, result)])
@@ -134,7 +136,7 @@ class Replay:
 
     def _call(self, net: DecoupledModule, inputs: Inputs) -> Any:
         """Call the model in train mode, as its submodules are; leave the values of buffers unchanged."""
-        share_state(net, self.model, without="dni")  # a user may have replaced parameters of the net
+        return_state(net, self.model)  # a user may have replaced parameters of the net
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         before, self.model.training = self.model.training, True
         try:

@@ -1,25 +1,30 @@
 """Save a training run in one file; a run that goes on from the file is the same bit for bit."""
 
+import copy
+import errno
 import io
 import os
 import random
-import tempfile
 import zipfile
-from dataclasses import asdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from dni_fx.errors import DniFxError, first_line
-from dni_fx.paths import as_path
 from dni_fx.runtime import DecoupledModule, SegmentOptimizer, rewritten
+from dni_fx.store.matching import check_fits, check_structure, check_taker, kind_of, signature_of
+from dni_fx.store.replace import beside, errors_of_writing, flush, real_path
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 _FORMAT = "dni-fx checkpoint 1"
+
+_OWN = "net.dni.optimizer"
 
 
 def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) -> None:
@@ -38,7 +43,7 @@ def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
     Raises:
         DniFxError: If the file cannot be written, or gradients are being accumulated.
     """
-    path = Path(os.path.realpath(as_path(path)))
+    path = real_path(path)
     optimizer = rewritten(net).dni.optimizer
     if isinstance(optimizer, SegmentOptimizer) and optimizer.accumulates:
         raise DniFxError(f"gradients are being accumulated: save after every {optimizer.accumulate} passes")
@@ -47,21 +52,34 @@ def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
     content = {
         "format": _FORMAT,
         "net": state,
-        "kind": _kind(net),
+        "kind": kind_of(net),
         "buffers": {name: buffer for name, buffer in net.named_buffers() if name not in state},
         "progress": net.dni.progress(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
         "others": plain,
+        "signatures": {name: signature_of(value) for name, value in _takers(net, others).items() if _stateful(value)},
         "random": _random_state(),
     }
+    with errors_of_writing(path):
+        if path.exists() and not path.is_file():
+            raise DniFxError(f"{path} exists and is no file: choose another place")
+        with beside(path) as new:
+            new = new.with_name("checkpoint")  # torch.save names the content after the file, and takes no hidden one
+            _write(content, new, plain)
+            flush(new)
+            os.replace(new, path)
+        flush(path.parent)
+
+
+def _write(content: dict[str, Any], new: Path, plain: dict[str, Any]) -> None:
+    """Write a file, and read it back; an error names which of the values in `plain` cannot be saved."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".dni-fx-", dir=path.parent) as aside:
-            torch.save(content, Path(aside, "checkpoint"))
-            torch.load(Path(aside, "checkpoint"), weights_only=True, mmap=True)  # raises if it cannot be read back
-            os.replace(Path(aside, "checkpoint"), path)
-    except (OSError, RuntimeError) as error:  # torch.save on a full disk: RuntimeError
-        raise DniFxError(f"cannot write {path} ({getattr(error, 'strerror', None) or first_line(error)})") from None
+        torch.save(content, new)
+        torch.load(new, weights_only=True, mmap=True)  # raises if it cannot be read back
+    except OSError:
+        raise
+    except RuntimeError as error:  # torch.save on a full disk
+        raise OSError(errno.EIO, first_line(error)) from None
     except Exception as error:  # pickle raises errors of many classes
         culprits = [f"{name}=" for name, value in plain.items() if _why_not_saved(value)]
         what = ", ".join(culprits) or "a parameter group, or the extra state of a module,"
@@ -83,23 +101,28 @@ def load_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
     Raises:
         DniFxError: If the file is missing, damaged, or of another net, or does not fit one of `others`.
     """
-    path = as_path(path)
+    path = real_path(path)
+    takers = _takers(rewritten(net), others)
     content = _read(path)
-    optimizer = rewritten(net).dni.optimizer
-    _check_same(path, net, content)
-    rest = dict(content["others"])
-    takers = dict(others) if optimizer is None else others | {"net.dni.optimizer": optimizer}
-    states = rest if optimizer is None else rest | {"net.dni.optimizer": content["optimizer"]}
+    check_structure(path, content)
+    check_fits(path, net, content)
+    states = content["others"] | ({} if content["optimizer"] is None else {_OWN: content["optimizer"]})
     for name, value in takers.items():
         if name not in states or not _stateful(value):
-            held = ", ".join(rest) or "nothing"
+            held = ", ".join(content["others"]) or "nothing"
             raise DniFxError(f"{path}: no state to load into {name}=; beside the net it holds {held}")
-        _load(path, name, value, states[name])
-    net.load_state_dict(content["net"])
-    _set_buffers(net, content["buffers"])
-    net.dni.resume(content["progress"])
-    _set_random_state(content["random"])
-    return {name: value for name, value in rest.items() if name not in others}
+        check_taker(path, name, value, states[name], content.get("signatures", {}).get(name))
+    with ExitStack() as undo:  # if one part does not take its state, all get back what they had
+        for name, value in takers.items():
+            _load(path, name, value, states[name], undo)
+        _load_net(path, net, content, undo)
+        undo.pop_all()
+    return {name: value for name, value in content["others"].items() if name not in others}
+
+
+def _takers(net: DecoupledModule, others: dict[str, Any]) -> dict[str, Any]:
+    """All objects beside the net that save and load a state, by the name that error messages use."""
+    return others if net.dni.optimizer is None else others | {_OWN: net.dni.optimizer}
 
 
 def _stateful(value: Any) -> bool:
@@ -124,14 +147,42 @@ def _why_not_saved(value: Any) -> str:
     return ""
 
 
-def _load(path: Path, name: str, value: Any, state: Any) -> None:
+def _load(path: Path, name: str, value: Any, state: Any, undo: ExitStack) -> None:
     """Load a state into an object of the person's; `path` and `name` are for the error message."""
+    undo.callback(value.load_state_dict, _kept(value))
     try:
         value.load_state_dict(state)
     except DniFxError:
         raise
     except Exception as error:
         raise DniFxError(f"{path}: {name} does not take the state that was saved: {first_line(error)}") from None
+
+
+def _kept(value: Any) -> Any:
+    """The state of an object, to load again if a later part of a checkpoint fails."""
+    state = value.state_dict()
+    if isinstance(value, torch.optim.Optimizer):
+        return state  # an optimizer takes new tensors, and does not write to the old ones
+    return pytree.tree_map(lambda leaf: _copied(leaf) if isinstance(leaf, Tensor) else copy.deepcopy(leaf), state)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _load_net(path: Path, net: DecoupledModule, content: dict[str, Any], undo: ExitStack) -> None:
+    """Load the net, the progress of its synthesizers, and the random generators."""
+    undo.callback(_set_random_state, _random_state())
+    undo.callback(net.dni.resume, net.dni.progress())
+    undo.callback(_set_buffers, net, dict(net.named_buffers()))
+    undo.callback(net.load_state_dict, _kept(net))
+    try:
+        net.load_state_dict(content["net"])
+        _set_buffers(net, content["buffers"])
+        net.dni.resume(content["progress"])
+        _set_random_state(content["random"])
+    except Exception as error:  # the person's modules, and damaged states, raise errors of many classes
+        raise DniFxError(f"{path}: the net does not take the state that was saved: {first_line(error)}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -149,32 +200,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DniFxError(f"{path} is not what this version's dni_fx.save_checkpoint writes")
     return content
-
-
-def _kind(net: DecoupledModule) -> dict[str, Any]:
-    """The properties that a net must share with the saved one."""
-    plan = net.dni.plan
-    return {
-        "model": f"{plan.model}, graph {plan.fingerprint}",
-        "cuts": ", ".join(cut.after for cut in plan.cuts),
-        "states": [[tensor.input for tensor in state.tensors] for state in plan.states],
-        **asdict(net.dni.rewrite),
-        "tensors": {k: (tuple(v.shape), v.dtype) for k, v in net.state_dict().items() if isinstance(v, Tensor)},
-        "optimizer": type(net.dni.optimizer).__name__,
-    }
-
-
-def _check_same(path: Path, net: DecoupledModule, content: dict[str, Any]) -> None:
-    """Raise a DniFxError that names the first property in which the net differs from the saved one."""
-    saved, own = content["kind"], _kind(net)
-    if saved == own:
-        return
-    what = next(key for key in own if saved.get(key) != own[key])
-    before, now = saved.get(what), own[what]
-    if what == "tensors":
-        what = next(name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
-        before, now = before.get(what, "not there"), now.get(what, "not there")
-    raise DniFxError(f"{path} is of another net: {what} was {before}, and is {now}")
 
 
 def _set_buffers(net: DecoupledModule, buffers: dict[str, Tensor]) -> None:

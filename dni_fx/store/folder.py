@@ -2,9 +2,6 @@
 
 import ast
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dni_fx.arguments import check_arguments
-from dni_fx.errors import DniFxError, first_line
-from dni_fx.model import errors_of
+from dni_fx.errors import DniFxError, SourceError, first_line
+from dni_fx.model import errors_of, has_path
 from dni_fx.paths import as_path
-from dni_fx.plans import Plan
+from dni_fx.plans import Plan, Rewrite
 from dni_fx.report import diff
 from dni_fx.runtime import (
     DecoupledModule,
@@ -26,93 +23,91 @@ from dni_fx.runtime import (
     average_segments,
     hold_parameters,
     make_module,
+    measure_loss_factor,
     plain,
     rename,
     replay_windows,
     retrace,
     rewritten,
     share_state,
+    watch_training,
 )
 from dni_fx.store.calls import add_cuts, graph_of_calls
+from dni_fx.store.destination import ADVICE, FILES, check_destination, exists_error
+from dni_fx.store.digests import check_digests, with_digests
+from dni_fx.store.replace import beside, errors_of_writing, flush, real_path, replace_folder
 from dni_fx.store.saved import import_beside, needs_model, saved_dni
+from dni_fx.store.settled import check_fingerprint, checked_plan
 from dni_fx.store.source import SourceWriter
+from dni_fx.store.statements import class_name
+from dni_fx.synthesizers import why_not_importable
 
-__all__ = ["check_destination", "load", "save"]
+__all__ = ["load", "save"]
 
 _MODULES: dict[str, type[DecoupledModule]] = {"fx": DecoupledModule, "export": FlatModule, "modules": HookedModule}
-
-_FILES = ("model.py", "plan.json", "weights.safetensors", "graph.diff")
 
 
 def save(net: DecoupledModule, folder: str | Path, *, force: bool = False) -> None:
     """Write `model.py`, `plan.json`, `weights.safetensors` and `graph.diff` to a new folder.
 
-    The files are written to another folder, which is then renamed: the folder is complete, or does not exist.
+    The files are written to a hidden folder, which is then renamed: the folder is complete, or as it was before.
 
     Args:
         net: The net that `dni_fx.transform` or `dni_fx.load` returned.
+        folder: The folder. If this is a symbolic link, the link stays, and its target is written.
         force: Replace a folder that dni-fx wrote.
 
     Raises:
         DniFxError: If the folder exists, or cannot be written.
+        SourceError: If another process could not load the net.
     """
     net = rewritten(net)
     check_arguments({"force": force})
     folder = as_path(folder, "folder")
     check_destination(folder, force=force)
+    _check_loadable(net.dni.rewrite)
     writer = SourceWriter(net)
-    with _replacing(folder) as aside:
-        (aside / "model.py").write_text(writer.text(), encoding="utf-8")
-        for name, path in writer.files.items():
-            shutil.copyfile(path, aside / f"{name}.py")
-        (aside / "plan.json").write_text(net.dni.plan.to_json(), encoding="utf-8")
-        (aside / "graph.diff").write_text(diff(plain(net), net).to_text(), encoding="utf-8")
-        save_file(_apart(_tensors(net)), aside / "weights.safetensors")
+    texts = {"model.py": writer.text(), "graph.diff": diff(plain(net), net).to_text()}
+    sources = {f"{name}.py": _source(path) for name, path in writer.files.items()}
+    folder = real_path(folder)
+    with errors_of_writing(folder, ADVICE), beside(folder) as new:
+        new.mkdir()
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8")
+        for name, source in sources.items():
+            (new / name).write_bytes(source)
+        save_file(_apart(_tensors(net)), new / "weights.safetensors")
+        shutil.copymode(new / "model.py", new / "weights.safetensors")  # safetensors does not follow the umask
+        (new / "plan.json").write_text(with_digests(net.dni.plan.to_json(), new), encoding="utf-8")
+        flush(*new.iterdir(), new)
+        check_destination(folder, force=force)  # a file may have come meanwhile
+        try:
+            replace_folder(new, folder, force=force)
+        except FileExistsError:
+            raise exists_error(folder) from None
+        flush(folder.parent)
 
 
-def check_destination(folder: Path, *, force: bool) -> None:
-    """Check that `save` may write to a folder; call this before long work.
-
-    Raises:
-        DniFxError: If the folder exists and `force` is false, or if it holds a file that dni-fx did not write.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise DniFxError(f"{folder} exists and is no folder: choose another output folder")
-    own = {*_FILES, "__pycache__", *(p.name for p in folder.glob("source*.py"))}
-    strange = sorted(p.name for p in folder.iterdir() if p.name not in own)
-    if strange:
-        raise DniFxError(
-            f"{folder} holds a file that dni-fx did not write ({strange[0]}): choose another output folder"
-        )
-    if not force and any(folder.iterdir()):
-        raise DniFxError(f"{folder} exists: choose another output folder, or replace it (force=True, --force)")
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`: on success it takes the place of `folder`, on an error it is removed."""
+def _source(path: str) -> bytes:
+    """A file of the person's, which `model.py` imports a copy of."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        return Path(path).read_bytes()
     except OSError as error:
-        raise DniFxError(f"cannot write {folder} ({error.strerror or error}): choose another output folder") from None
-    try:
-        yield aside
-        aside.chmod(0o755)
-        if folder.exists():
-            old = aside.with_name(aside.name + ".old")
-            folder.rename(old)
-            aside.rename(folder)
-            shutil.rmtree(old)
-        else:
-            aside.rename(folder)
-    except (OSError, SafetensorError) as error:  # safetensors on a full disk: SafetensorError
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise DniFxError(f"cannot write {folder} ({reason}): choose another output folder") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        raise DniFxError(f"cannot read {path} ({error.strerror}): the saved folder needs a copy of this file") from None
+
+
+def _check_loadable(rewrite: Rewrite) -> None:
+    """Raise a SourceError if the plan could not name a synthesizer, or the loss, so that another process finds it."""
+    advice = "put it into a module of its own, or keep the training run with dni_fx.save_checkpoint"
+    for name, path in rewrite.paths.items():
+        reason = why_not_importable(path)
+        if reason:
+            raise SourceError(f"the synthesizer {name} {reason}, where no other process can import it: {advice}")
+    if rewrite.loss == "":
+        raise SourceError(
+            "the loss of the synthesizers is a function of your own, which a plan cannot name: give a name in "
+            "torch.nn.functional as loss=, or keep the training run with dni_fx.save_checkpoint"
+        )
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
@@ -148,11 +143,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         DniFxError: If a file is missing or damaged, or does not fit the model.
     """
     check_arguments({"model": model})
-    folder = as_path(folder, "folder")
-    missing = [name for name in _FILES[:3] if not (folder / name).is_file()]
-    if missing:
-        raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no {missing[0]}")
-    plan = Plan.load(folder)
+    folder = real_path(folder)
+    plan, has_digests = _checked(folder)
     cls = _saved_class(folder, plan)
     if model is None and plan.frontend != "fx":
         needs_model(str(folder / "model.py"))
@@ -163,15 +155,16 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             shell.__init__()
         else:
             nn.Module.__init__(shell)
-            share_state(model, shell, without="dni")
-            shell.__dict__.update({k: v for k, v in vars(model).items() if isinstance(v, Tensor)})
+            share_state(model, shell, without={"dni"})
+            constants = {k: v for k, v in vars(model).items() if isinstance(v, Tensor) and k in stored}
+            constants |= {k: stored[k] for k in getattr(cls, "dni_constants", ()) if not has_path(model, k)}
+            shell._buffers.update(constants)
+            shell._non_persistent_buffers_set.update(constants)
             shell.add_module("dni", saved_dni(plan))
-            for name in getattr(cls, "dni_constants", ()):
-                shell.register_buffer(name, stored[name], persistent=False)
         calls = getattr(cls, "dni_calls", None)
         if calls is None:
             graph = retrace(shell, cls.forward)
-            rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), plan.model))
+            rename(graph, _node_names((folder / "model.py").read_text(encoding="utf-8"), cls.__name__))
         else:
             graph = graph_of_calls(calls)
         base = _MODULES[plan.frontend]
@@ -183,13 +176,28 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         if calls is not None:
             add_cuts(net, cls.dni_outputs)
     replay_windows(net)
+    measure_loss_factor(net, net.dni.rewrite.loss or None)
+    watch_training(net)
+    if not has_digests:
+        check_fingerprint(folder / "plan.json", plan, plain(net).graph)
     _set_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
     return net
 
 
-def _node_names(source: str, class_name: str) -> list[str]:
+def _checked(folder: Path) -> tuple[Plan, bool]:
+    """The plan of a folder, and whether the files have digests; all that can be checked before `model.py` runs."""
+    try:
+        missing = [name for name in FILES[:3] if not (folder / name).is_file()]
+    except OSError as error:  # no permission, or a name that is too long
+        raise DniFxError(f"cannot read {folder} ({error.strerror or error})") from None
+    if missing:
+        raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no {missing[0]}")
+    return checked_plan(folder), check_digests(folder, FILES)
+
+
+def _node_names(source: str, cls: str) -> list[str]:
     """Names of the graph's nodes in order: arguments and variables of the generated `forward`, then the output."""
-    classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name]
+    classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == cls]
     forward = next(n for n in classes[0].body if isinstance(n, ast.FunctionDef) and n.name == "forward")
     arguments = [a.arg for a in forward.args.args[1:]]
     names = []
@@ -206,7 +214,7 @@ def _node_names(source: str, class_name: str) -> list[str]:
 def _saved_class(folder: Path, plan: Plan) -> Any:
     """The class that the folder's `model.py` defines for the plan."""
     module = import_beside(str(folder / "model.py"), "model.py")
-    cls = getattr(module, plan.model, None)
+    cls = getattr(module, class_name(plan.model), None) or getattr(module, plan.model, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise DniFxError(f"{folder / 'model.py'} defines no module {plan.model!r}, which plan.json names")
     return cls
@@ -237,4 +245,6 @@ def _set_weights(net: nn.Module, stored: dict[str, Tensor], path: Path, *, keep_
                 f"{path}: {name} has shape {list(stored[name].shape)}, the model needs {list(tensor.shape)}"
             )
     for name, tensor in wanted.items():
-        tensor.data = stored[name].to(tensor if keep_dtype else tensor.device)
+        value = stored[name].to(tensor if keep_dtype else tensor.device)
+        # The memory of safetensors has a fixed size, and forward may resize a buffer.
+        tensor.data = value if isinstance(tensor, nn.Parameter) else value.clone()

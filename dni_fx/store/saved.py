@@ -17,7 +17,8 @@ from dni_fx.model import errors_of
 from dni_fx.plans import Plan
 from dni_fx.runtime import Dni, add_time_cuts, build_dni
 from dni_fx.settings import with_defaults
-from dni_fx.synthesizers import factories
+from dni_fx.store.settled import checked_plan
+from dni_fx.synthesizers import factories, import_synthesizers
 
 __all__ = ["import_beside", "missing", "needs_model", "read_dni", "rebuild", "saved_dni"]
 
@@ -39,17 +40,18 @@ def import_beside(file: str, name: str) -> ModuleType:
 
 def read_dni(file: str) -> Dni:
     """The submodule `dni` for the plan in the folder of `file`."""
-    return saved_dni(Plan.load(Path(file).resolve().with_name("plan.json")))
+    return saved_dni(checked_plan(Path(file).resolve().parent))
 
 
 def saved_dni(plan: Plan) -> Dni:
     """The submodule `dni` for a plan that names its synthesizers, with fresh weights."""
     if plan.rewrite is None:
         raise DniFxError("the plan does not say how to rewrite the model: its entry rewrite is empty")
-    settings = plan.rewrite.settings
-    _, makers = factories(plan, plan.rewrite.synthesizers, settings.loss)
-    dni = build_dni(plan, makers, with_defaults(settings, named=True))
-    add_time_cuts(dni, makers, with_defaults(settings, named=True, in_time=True))
+    settings, named = plan.rewrite.settings, plan.rewrite.named
+    synthesizers = import_synthesizers(plan.rewrite.synthesizers, plan.rewrite.paths, named=named)
+    _, makers = factories(plan, synthesizers, settings.loss)
+    dni = build_dni(plan, makers, with_defaults(settings, named=named))
+    add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True))
     return dni
 
 
@@ -61,7 +63,7 @@ def needs_model(file: str) -> None:
     )
 
 
-def rebuild(cls: type[nn.Module], **attributes: Any) -> nn.Module:
+def rebuild(cls: type[nn.Module], /, **attributes: Any) -> nn.Module:
     """Make a module with these attributes, without a call of its constructor. The caller adds the children."""
     module = cls.__new__(cls)
     nn.Module.__init__(module)

@@ -7,14 +7,15 @@ from dni_fx.synthesizers.attention import Attention
 from dni_fx.synthesizers.base import Activation, Factory, Synthesizer, centered, zero_
 from dni_fx.synthesizers.carried import Carried
 from dni_fx.synthesizers.context import check_labels, expand_context
-from dni_fx.synthesizers.crossings import activation_of, factories, make_synthesizer
+from dni_fx.synthesizers.crossings import activation_of, factories, make_synthesizer, settings_at
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
 from dni_fx.synthesizers.heads import Critic, GuidedHead, Link, LocalHead, LossHead, Outcome
+from dni_fx.synthesizers.imported import is_findable, why_not_importable
 from dni_fx.synthesizers.least_squares import LeastSquares
 from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN
-from dni_fx.synthesizers.registry import REGISTRY, register, resolve
+from dni_fx.synthesizers.registry import REGISTRY, import_synthesizers, paths_of, register, resolve
 
 __all__ = [
     "GRU",
@@ -44,8 +45,13 @@ __all__ = [
     "check_labels",
     "expand_context",
     "factories",
+    "import_synthesizers",
+    "is_findable",
     "make_synthesizer",
+    "paths_of",
     "register",
     "resolve",
+    "settings_at",
+    "why_not_importable",
     "zero_",
 ]

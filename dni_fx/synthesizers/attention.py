@@ -25,7 +25,7 @@ class Attention(Synthesizer):
         hidden_size: int | None = None,
     ) -> None:
         super().__init__(activation, context_size)
-        if len(activation.shape) != 3 or activation.axis != 2:
+        if len(activation.shape) != 3 or activation.axis % 3 != 2:
             raise DniFxError(
                 f"attention: takes sequences (N, T, F), not a tensor of shape {list(activation.shape)} with its "
                 f"features on axis {activation.axis}"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dni_fx import ops
 from dni_fx.errors import DniFxError
 from dni_fx.synthesizers.carried import Carried
 from dni_fx.synthesizers.loss_scale import LossScale
@@ -16,12 +17,13 @@ __all__ = ["Activation", "Factory", "Synthesizer", "adaptive_average", "centered
 
 @dataclass(frozen=True)
 class Activation:
-    """A tensor that crosses a cut, as known when the model is compiled."""
+    """A tensor that crosses a cut, as known when the model is compiled; its first axis is the batch."""
 
     shape: tuple[int, ...]  # with the example's batch size
     dtype: torch.dtype
     device: torch.device
-    axis: int  # the feature axis: 1 for maps (N, C, ...), the last one for vectors and sequences
+    axis: int  # the feature axis: 1 for maps (N, C, ...), -1 for vectors and sequences, which may have more axes later
+    rows: int = 1  # entries of the first axis for each sample, as in (N*T, F); 0: their number varies
 
     @property
     def features(self) -> int:
@@ -31,8 +33,8 @@ class Activation:
 class Synthesizer(nn.Module):
     """Base class of synthesizers; subclass it and define `__init__(activation, context_size)` and `forward`.
 
-    `forward(activation, context)` gets the detached activation, and the context as a tensor shaped like it but
-    for the feature axis, which has `context_size` entries (None where `context_size` is 0). It returns the
+    `forward(activation, context)` gets the detached activation, batch first, and the context as a tensor shaped like it
+    but for the feature axis, which has `context_size` entries (None where `context_size` is 0). It returns the
     predicted gradient of each sample's own loss, shaped like the activation: dL/d activation times the batch
     size, for a loss averaged over the batch.
 
@@ -45,11 +47,13 @@ class Synthesizer(nn.Module):
     """
 
     own_unit = False
+    rows = 1  # also in a synthesizer that an older version pickled
     carried: Carried | None = None
 
     def __init__(self, activation: Activation, context_size: int = 0) -> None:
         super().__init__()
         self.axis = activation.axis
+        self.rows = activation.rows
         self.features = activation.features
         self.context_size = context_size
 
@@ -63,6 +67,10 @@ class Synthesizer(nn.Module):
             loss_scale: The factor of the loss, and of targets; None: 1.
             centered: With `own_unit`: whether predictions are deviations from the mean over the batch.
         """
+
+    def samples(self, activation: Tensor) -> int:
+        """The number of samples in an activation or a prediction."""
+        return ops.batch_size(activation, rows=self.rows)
 
     def with_context(self, activation: Tensor, context: Tensor | None) -> Tensor:
         """Activation and context concatenated along the feature axis."""

@@ -1,30 +1,44 @@
 """The synthesizers of a plan: which factory makes the one at each crossing."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.plans import CrossingTensor, Plan, TimeCutPlan, crossings
-from dni_fx.settings import Loss, loss_function
+from dni_fx.settings import Loss, Settings, loss_function
 from dni_fx.synthesizers.base import Activation, Factory
 from dni_fx.synthesizers.registry import resolve
 
-__all__ = ["activation_of", "factories", "make_synthesizer"]
+__all__ = ["activation_of", "factories", "make_synthesizer", "settings_at"]
 
 # Above this, `least_squares` is too slow for a default: its equations take time with the cube of the features.
 _MOST_SOLVED = 2048
 
 
 def activation_of(crossing: CrossingTensor | TimeCutPlan, device: torch.device | str = "cpu") -> Activation:
-    """The input of the synthesizer at a crossing; for a state, all of its tensors, as one vector a sample."""
+    """The input of the synthesizer at a crossing, batch first; for a state, all of its tensors, as one vector a sample.
+
+    A tensor without a batch axis is one sample: its batch has one entry.
+    """
     if isinstance(crossing, CrossingTensor):
-        axis = crossing.axis % len(crossing.shape)
-        return Activation(crossing.shape, getattr(torch, crossing.dtype), torch.device(device), axis)
+        axes = [crossing.batch, *(i for i in range(len(crossing.shape)) if i != crossing.batch)]  # in the new order
+        shape = tuple(1 if i is None else crossing.shape[i] for i in axes)
+        axis = axes.index(crossing.axis % len(crossing.shape))
+        axis = -1 if axis == len(shape) - 1 else axis
+        return Activation(shape, getattr(torch, crossing.dtype), torch.device(device), axis, crossing.rows)
     first = crossing.tensors[0]
     shape = (first.shape[first.axis], sum(tensor.features for tensor in crossing.tensors))
-    return Activation(shape, getattr(torch, first.dtype), torch.device(device), 1)
+    return Activation(shape, getattr(torch, first.dtype), torch.device(device), -1)
+
+
+def settings_at(crossing: CrossingTensor, settings: Settings) -> Settings:
+    """The settings for one crossing: without a batch axis there are no rows to pair with a context."""
+    if crossing.batch is not None:
+        return settings
+    return replace(settings, classes=None, context_size=None, loss=None)
 
 
 def factories(
@@ -49,7 +63,8 @@ def factories(
             raise DniFxError(f"the plan has no synthesizer for its crossing {name!r}")
         synthesizer, activation = synthesizers[name], activation_of(crossing)
         if isinstance(crossing, CrossingTensor):
-            names[name], made[name] = resolve(synthesizer, activation.shape, activation.axis, function, dense=dense)
+            usable = function if crossing.batch is not None or synthesizer != "auto" else None
+            names[name], made[name] = resolve(synthesizer, activation.shape, activation.axis, usable, dense=dense)
         else:
             chosen = _auto_in_time(activation) if synthesizer == "auto" else synthesizer
             names[name], made[name] = resolve(chosen, activation.shape, activation.axis)

@@ -1,5 +1,6 @@
 """Synthesizers with the interface of pytorch-dni."""
 
+import functools
 from typing import Any
 
 from torch import Tensor, nn
@@ -7,8 +8,9 @@ from torch import Tensor, nn
 from dni_fx.errors import DniFxError
 from dni_fx.synthesizers.base import Activation, Factory, Synthesizer
 from dni_fx.synthesizers.carried import Carried
+from dni_fx.synthesizers.imported import describe_factory, import_factory, why_not_importable
 
-__all__ = ["Adapted", "adapt"]
+__all__ = ["Adapted", "adapt", "adapted"]
 
 
 class Adapted(Synthesizer):
@@ -51,12 +53,18 @@ def adapt(cls: type[nn.Module], hidden_size: int = 10, **options: Any) -> Factor
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise DniFxError(f"expected a class of modules, not {cls!r}")
-    make: Any = cls
-
-    def factory(activation: Activation, context_size: int = 0) -> nn.Module:
-        features = activation.features
-        module = make(input_size=features + context_size, hidden_size=hidden_size, output_size=features, **options)
-        return Adapted(module, activation, context_size)
-
-    factory.__name__ = cls.__name__
+    path = describe_factory(cls)[1]
+    named = cls if why_not_importable(path) else path
+    factory = functools.partial(adapted, cls=named, hidden_size=hidden_size, **options)
+    factory.__name__ = cls.__name__  # type: ignore[attr-defined]
     return factory
+
+
+def adapted(
+    activation: Activation, context_size: int = 0, *, cls: type[nn.Module] | str, hidden_size: int = 10, **options: Any
+) -> nn.Module:
+    """A synthesizer of the class, or of the class at a path: saved plans have this function's name and arguments."""
+    make: Any = import_factory(cls) if isinstance(cls, str) else cls
+    features = activation.features
+    module = make(input_size=features + context_size, hidden_size=hidden_size, output_size=features, **options)
+    return Adapted(module, activation, context_size)

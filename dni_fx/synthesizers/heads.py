@@ -81,7 +81,7 @@ class LossHead(Synthesizer):
         super().__init__(activation, context_size)
         name = type(self).__name__
         if not context_size:
-            raise DniFxError(f"a {name} needs labels: give classes= (or context_size=)")
+            raise DniFxError(f"a {name} needs labels, a row a sample: give classes= (or context_size=)")
         self.loss = loss
         self.dense = dense
         self.is_map = activation.axis == 1 and len(activation.shape) > 2
@@ -121,7 +121,7 @@ class LossHead(Synthesizer):
             mean = self._mean_loss(outputs, labels)
             values = sample_losses(self.loss, outputs, labels, len(h)) if value else None
             (predicted,) = torch.autograd.grad(mean, h, create_graph=bool(gradient), retain_graph=True)
-        predicted = predicted * len(h)
+        predicted = predicted * self.samples(h)
         here = self.link.begin(None if values is None else values.detach())
         fitted: Any = _Fitted.apply
         factor = 1.0 if self.loss_scale is None else self.loss_scale.factor()
@@ -260,6 +260,11 @@ class Critic(LossHead):
         if fit not in fits:
             raise DniFxError(f"critic: fit={fit!r}; there are value, gradient and both")
         self.weights = fits[fit]
+        if self.fits_value and activation.rows != 1:
+            raise DniFxError(
+                f"critic: compares the losses of samples, but a tensor of shape {list(activation.shape)} has several "
+                "rows a sample: cut elsewhere, or use guided_head"
+            )
 
 
 class Outcome(nn.Module):

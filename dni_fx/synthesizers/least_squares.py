@@ -72,7 +72,7 @@ class LeastSquares(Synthesizer):
             if self.centered:
                 predicted = centered(predicted)
         if torch.is_grad_enabled():
-            predicted = self._fitting_in_backward(rows, predicted, activation.shape[0] if activation.dim() > 1 else 1)
+            predicted = self._fitting_in_backward(rows, predicted, self.samples(activation))
         return predicted.reshape(*joined.shape[:-1], self.features).movedim(-1, self.axis)
 
     @torch.compiler.disable(reason="least squares are fitted when the targets come")  # type: ignore[untyped-decorator]

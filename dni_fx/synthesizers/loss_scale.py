@@ -1,4 +1,4 @@
-"""The scale of the loss under a GradScaler."""
+"""The factor of the loss: of a GradScaler, and of a loop that accumulates gradients."""
 
 from typing import Any
 
@@ -11,18 +11,27 @@ __all__ = ["LossScale"]
 
 
 class LossScale:
-    """The factor by which a GradScaler multiplies the loss, and with it targets and all gradients."""
+    """The factor by which the training loop multiplies the mean loss of a batch, and with it targets and gradients.
 
-    def __init__(self, scaler: torch.amp.GradScaler) -> None:
-        self.scaler = scaler
+    Args:
+        scaler: The GradScaler that multiplies the loss; None: no GradScaler.
+        accumulate: The number by which the loop divides the loss, to accumulate the gradients of so many batches.
+    """
+
+    def __init__(self, scaler: torch.amp.GradScaler | None = None, accumulate: int = 1) -> None:
+        self.scaler, self.accumulate = scaler, accumulate
 
     def factor(self) -> float | Tensor:
         """A number if it is on the CPU, else a tensor, since reading a number would wait for the device."""
+        if self.scaler is None:
+            return 1 / self.accumulate
         if torch.compiler.is_compiling():
             raise DniFxError("the scale of a loss changes from step to step, and cannot be compiled into one graph")
         scale = self.scaler._scale
-        return self.scaler.get_scale() if scale is None or scale.device.type == "cpu" else scale
+        if scale is None or scale.device.type == "cpu":
+            return self.scaler.get_scale() / self.accumulate
+        return scale / self.accumulate
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy to None: a copy of a net is trained by itself, without a scaler."""
-        return type(None), ()
+        """A copy of a net is trained by itself, without a scaler: copy to None if that leaves no factor."""
+        return (type(None), ()) if self.accumulate == 1 else (LossScale, (None, self.accumulate))

@@ -35,7 +35,7 @@ class Recurrent(Synthesizer):
         super().__init__(activation, context_size)
         name = type(self).__name__.lower()
         dimensions = len(activation.shape)
-        if dimensions not in (2, 3) or activation.axis != dimensions - 1:
+        if dimensions not in (2, 3) or activation.axis % dimensions != dimensions - 1:
             raise DniFxError(
                 f"{name}: takes vectors (N, F) and sequences (N, T, F), not a tensor of shape {list(activation.shape)} "
                 f"with its features on axis {activation.axis}"

@@ -3,14 +3,15 @@
 import ast
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from dni_fx.errors import DniFxError, described
 from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Factory
+from dni_fx.synthesizers.imported import describe_factory, import_factory
 
-__all__ = ["REGISTRY", "register", "resolve"]
+__all__ = ["REGISTRY", "import_synthesizers", "paths_of", "register", "resolve"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,7 +45,7 @@ def resolve(
         DniFxError: If the name or an option is not known, or the loss is missing.
     """
     if not isinstance(synthesizer, str):
-        return getattr(synthesizer, "__name__", type(synthesizer).__name__), synthesizer
+        return describe_factory(synthesizer)[0], synthesizer
     if synthesizer == "auto":
         synthesizer = "conv" if axis == 1 and len(shape) in (3, 4, 5) else "linear"
         if loss is not None and len(shape) > 2:
@@ -68,6 +69,51 @@ def resolve(
             )
         options["loss"] = loss
     return synthesizer, _bound(factory, name, options) if options else factory
+
+
+def paths_of(synthesizer: str | Factory, names: Iterable[str]) -> dict[str, str]:
+    """The path of each synthesizer that dni-fx does not have, by its name without options.
+
+    Args:
+        synthesizer: An argument of `resolve`, which returned the names.
+    """
+    heads = [name.partition("(")[0] for name in names]
+    if not isinstance(synthesizer, str):
+        return {head: describe_factory(synthesizer)[1] for head in heads}
+    described = {head: describe_factory(REGISTRY[head]) for head in heads if not _is_built_in(head)}
+    return {head: f"{path}(...)" if "(" in name else path for head, (name, path) in described.items()}
+
+
+def _is_built_in(name: str) -> bool:
+    """Whether dni-fx has a synthesizer under this name, without a call of `register` by the person."""
+    factory = REGISTRY[name]
+    return factory.__module__.startswith("dni_fx.") and name == next(n for n, f in REGISTRY.items() if f is factory)
+
+
+def import_synthesizers(
+    names: Mapping[str, str], paths: Mapping[str, str], *, named: bool
+) -> Mapping[str, str | Factory]:
+    """The synthesizers of a saved plan, as `resolve` takes them.
+
+    Args:
+        names: Names by crossing.
+        paths: What `paths_of` returned.
+        named: The synthesizers were chosen by name; those of the person's are registered again under their names.
+
+    Raises:
+        DniFxError: If one cannot be imported, or its name is taken.
+    """
+    found = {name: import_factory(path) for name, path in paths.items()}
+    if not named:
+        chosen = {crossing: (name, *_parsed(name)) for crossing, name in names.items()}
+        return {
+            crossing: functools.partial(found[head], **options) if head in found else name
+            for crossing, (name, head, options) in chosen.items()
+        }
+    for name, factory in found.items():
+        if REGISTRY.setdefault(name, factory) != factory:
+            raise DniFxError(f"the name {name!r} is taken by another synthesizer than the {paths[name]} of the plan")
+    return names
 
 
 def _parsed(text: str) -> tuple[str, dict[str, Any]]:

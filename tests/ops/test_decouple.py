@@ -22,7 +22,7 @@ X = torch.rand(5, 6)
 
 def _warmed(cuts: Any = ("tanh", "tanh_1")) -> tuple[Any, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    net = dni_fx.transform(LongSkip(), X, cuts=list(cuts))
+    net = dni_fx.transform(LongSkip(), X, cuts=list(cuts), accumulate=1)
     opt = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(3):
         opt.zero_grad()

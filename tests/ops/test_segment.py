@@ -136,14 +136,16 @@ def pickled(net: Any) -> Any:
 
 
 @pytest.mark.parametrize("copy_of", [copied, pickled])
-def test_a_copy_has_its_own_averaging_and_no_optimizer(copy_of: Any) -> None:
+def test_a_copy_has_its_own_averaging_and_no_optimizer_of_another_net(copy_of: Any) -> None:
     net = cut_net(optimizer=adam, step="segment")
     other = copy_of(net)
     own = {id(p) for p in other.parameters()}
     assert isinstance(other.dni.averaging, Averaging) and other.dni.averaging is not net.dni.averaging
     assert {id(p) for group in other.dni.averaging.groups for p in group} <= own
     for segment, original in zip(other.dni.segments, net.dni.segments, strict=True):
-        assert segment.listeners == [other.dni.averaging] and len(original.listeners) == 2
+        optimizers = [other.dni.optimizer] if copy_of is copied else []
+        assert segment.listeners == [other.dni.averaging, *optimizers] and len(original.listeners) == 2
+        assert not any(listener is net.dni.optimizer for listener in segment.listeners)
         assert {id(p) for p in segment.held} <= own and len(segment.held) == len(original.held)
     assert other.state_dict().keys() == net.state_dict().keys()
 

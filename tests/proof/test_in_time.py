@@ -74,7 +74,7 @@ def _no_gradient_comes(outputs: Any, others: Any) -> Any:
 
 
 def _twice(detached: Tensor, prediction: Tensor, segment: Any) -> Tensor:
-    following = _Boundary.apply(detached, prediction, (), segment)
+    following = _Boundary.apply(detached, prediction, (), segment, ops.Layout())
     following.register_hook(lambda gradient: 2 * gradient)
     return following
 

@@ -36,8 +36,9 @@ def test_tensors_of_a_call_in_order() -> None:
         ((torch.rand(5, 3), torch.rand(4)), 2.0, "'y' has size 4 along axis 0, not 5, as another argument has it"),
         ((torch.rand(5, 4), torch.rand(5)), 2.0, "'x' has size 4 along axis 1, not 3, which the capture had to fix"),
         ((torch.rand(5, 3), torch.rand(5, 1)), 2.0, "'y' was a tensor of 1 axes"),
-        ((torch.rand(5, 3), torch.rand(5)), 3.0, "'scale' was 2.0 when the model was captured"),
-        (((torch.rand(5, 3),), torch.rand(5)), 2.0, "the graph was captured for the arguments"),
+        ((torch.rand(5, 3), torch.rand(5)), 3.0, "'scale' was 2.0 when the model was captured and is 3.0 now"),
+        (((torch.rand(5, 3),), torch.rand(5)), 2.0, "'x' was a tensor when .* and is a tuple of 1 now"),
+        ((torch.rand(5, 3), None), 2.0, "'y' was a tensor when .* and is None now"),
     ],
 )
 def test_another_call_is_refused(args: Any, scale: float, message: str) -> None:

@@ -64,6 +64,23 @@ def test_metrics_are_logged() -> None:
     assert max(step for _, _, step in writer.seen) == 6
 
 
+@pytest.mark.parametrize("unlock", WITH)
+def test_metrics_are_logged_after_the_backward_pass_of_their_step(unlock: str) -> None:
+    net, seen = transformed(unlock), []
+    dni_fx.log_metrics(net, lambda step, metrics: seen.append((step, metrics)), every=1)
+    loss = net(X).square().mean()
+    assert not seen
+    loss.backward(retain_graph=unlock == "none")
+    assert [step for step, _ in seen] == [1] and not math.isnan(seen[0][1]["cut0__1"]["cosine"])
+    if unlock == "none":
+        loss.backward()  # a second one is no second step
+    assert len(seen) == 1
+    with torch.no_grad():
+        net(X)
+    net.eval()(X).sum().backward()
+    assert len(seen) == 1
+
+
 def test_logging_says_what_is_wrong() -> None:
     with pytest.raises(DniFxError, match="not a Linear"):
         dni_fx.log_metrics(nn.Linear(2, 2), print)  # type: ignore[arg-type]

@@ -148,7 +148,7 @@ def test_accumulating_steps_less_often() -> None:
     model = perceptron()
     optimizer = adam(model.parameters())
     torch.manual_seed(1)
-    net = dni_fx.transform(model, X, cuts=3, optimizer=optimizer).train()
+    net = dni_fx.transform(model, X, cuts=3, optimizer=optimizer, accumulate=2).train()
     torch.manual_seed(1)
     stepped = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment", accumulate=2).train()
     torch.manual_seed(2)
@@ -354,15 +354,15 @@ def test_optimizers_step_without_autocast() -> None:
     assert seen == [False] * 3
 
 
-def test_copies_have_none_and_a_check_changes_nothing() -> None:
+def test_a_pickle_has_none_and_a_check_changes_nothing() -> None:
     net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment")
-    assert copy.deepcopy(net).dni.optimizer is None
     copied = pickle.loads(pickle.dumps(net))
     assert copied.dni.optimizer is None
     before = copy.deepcopy(net.state_dict())
     assert dni_fx.check(net, X)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    nn.functional.cross_entropy(copied.train()(X), Y).backward()
+    with pytest.warns(UserWarning, match="no optimizer trains this copy"):
+        nn.functional.cross_entropy(copied.train()(X), Y).backward()
     assert all(p.grad is not None for p in copied.parameters())
 
 
@@ -375,7 +375,7 @@ def test_copies_have_none_and_a_check_changes_nothing() -> None:
         ({"step": "segment", "optimizer": adam, "accumulate": 0}, "accumulate=0"),
         ({"step": "often"}, "there are 'loop' and 'segment'"),
         ({"optimizer": adam}, "needs step='segment'"),
-        ({"accumulate": 2}, "accumulate needs step='segment'"),
+        ({"accumulate": 0.5}, "accumulate=0.5"),
     ],
 )
 def test_refused_options(options: dict[str, Any], message: str) -> None:

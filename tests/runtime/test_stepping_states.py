@@ -125,10 +125,9 @@ def test_a_segment_without_gradient_in_the_warm_up_is_reported_after_forward() -
     assert events[1:] == [("one", "pre_backward", 0), ("one", "post_backward", 0)]
 
 
-def test_a_copy_keeps_listeners_but_no_optimizer() -> None:
+def test_a_copy_keeps_listeners_and_has_an_optimizer_of_its_own() -> None:
     loop = Loop()
     copied: nn.Module = copy.deepcopy(loop.net)
-    assert copied.dni.optimizer is None
+    assert copied.dni.optimizer is not loop.optimizer
     for segment in copied.dni.segments:
-        assert not any(isinstance(listener, torch.optim.Optimizer) for listener in segment.listeners)
-        assert segment.listeners == [copied.dni.averaging]
+        assert segment.listeners == [copied.dni.averaging, copied.dni.optimizer]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from windows import (
     DOUBLE,
     FRONTENDS,
@@ -206,3 +206,28 @@ def test_a_horizon_mixes_discounts_and_ends() -> None:
     first = keep * (1 + discount * (trace * last + (1 - trace) * 0.7))
     found = [(target + 0.7).flatten().tolist() for target in net.dni.synthesizers["time0"].targets]
     assert found == [pytest.approx(rows) for rows in ([last, last], [keep, first], [0.0, last])]
+
+
+class WritesToItsState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.Linear(7, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h.mul_(0.5)
+        h = torch.tanh(self.cell(torch.cat([x, h], 1)))
+        return self.head(h), h
+
+
+@pytest.mark.parametrize("frontend", ["fx", "export", "modules"])
+def test_a_model_may_write_to_its_state(frontend: str) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(5, 4)
+    training = Training(horizon=3)
+    net = dni_fx.transform(WritesToItsState(), (x, torch.zeros(5, 3)), state=True, frontend=frontend, training=training)
+    h = torch.zeros(5, 3)
+    for _ in range(5):
+        net.zero_grad()
+        y, h = net(x, h.clone())
+        y.square().mean().backward()
+    assert net.dni.metrics()["time0"]["target_norm"] > 0

@@ -36,7 +36,7 @@ def all_crossings(plan: Plan, synthesizer: Any) -> dict[str, Any]:
 def test_every_crossing_has_a_name_and_an_activation(plan: Plan) -> None:
     activations = {name: activation_of(crossing) for name, crossing in crossings(plan)}
     assert {name: one.shape for name, one in activations.items()} == {"cut0_below": (3, 5), "time0": (3, 6)}
-    assert all(one.axis == 1 and one.dtype is torch.float32 for one in activations.values())
+    assert all(one.axis == -1 and one.dtype is torch.float32 for one in activations.values())
 
 
 def test_auto_is_chosen_for_each_crossing(plan: Plan) -> None:

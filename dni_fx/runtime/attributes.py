@@ -1,0 +1,182 @@
+"""The attributes of a rewritten net beyond its graph: they are those of the model that it was made from."""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dni_fx.errors import DniFxError
+from dni_fx.model import REGISTERED, Captured, Read
+from dni_fx.runtime.arguments import check_tensors, form_error
+
+__all__ = ["LinkedModule", "linked", "return_state", "share_state"]
+
+_OWN = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))  # attributes that fx gives to its modules
+
+
+class LinkedModule(fx.GraphModule):
+    """A GraphModule that reads and writes the plain attributes of the model that it was made from.
+
+    The graph holds for the values of these attributes at the capture, so a call raises an error if one has changed.
+    """
+
+    dni_captured: Captured = Captured()
+    dni_runs_graph = True  # False: forward runs the original model, and the graph is a record of its calls
+    dni_runs_graph_in_eval = True  # False: in eval mode, forward runs the original model
+    dni_linked: Mapping[str, object] | None = None  # the model's own tensors and children, as last seen
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            self.dni_guard()
+            return super().__call__(*args, **kwargs)
+        self.dni_follow_original()
+        forms = self.dni_captured.forms
+        check_tensors(forms, args, kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except Exception as error:  # operators raise errors of any type on arguments of another form
+            other = form_error(forms, self.dni_captured.original, args, kwargs)
+            raise (other or error) from error.__cause__
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def dni_follow_original(self) -> None:
+        """Take over what the model has got since the last call, and check that its graph holds.
+
+        Raises:
+            DniFxError: If the model has other values or children than the graph was made for.
+        """
+        captured = self.dni_captured
+        if captured.original is not None:
+            _take_over(self, captured.original)
+        if self.dni_runs_graph and (self.training or self.dni_runs_graph_in_eval):
+            subject = self if captured.original is None else captured.original
+            changed = captured.reads.changed(subject, complete=captured.original is not None)
+            if changed is not None:
+                raise DniFxError(_other_value(subject, *changed))
+
+    def dni_guard(self) -> None:
+        """Compare the simplest values inside of torch.compile, which compiles again when one has changed."""
+        if self.dni_runs_graph and (self.training or self.dni_runs_graph_in_eval):
+            for owner, name, value in self.dni_captured.reads.scalars:
+                if getattr(owner, name) != value:
+                    raise DniFxError(f"{name} has changed since the model was captured: transform the model again")
+
+    def dni_share_with_original(self) -> nn.Module:
+        """The model, after it has got the parameters, buffers, children and mode of this net."""
+        original = self.dni_captured.original
+        assert original is not None
+        _take_over(self, original)
+        return_state(self, original)
+        original.training = self.training
+        self.dni_linked = linked(original)
+        return original
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            original = self.dni_captured.original
+            if name.startswith(("__", "dni")):
+                raise
+            if original is not None and hasattr(original, name):
+                return getattr(self.dni_share_with_original(), name)
+            if original is None and "dni" in self.__dict__.get("_modules", ()) and not name.startswith("_"):
+                hint = "dni_fx.load(folder, model=model) gives the net the attributes and methods of the model"
+                raise AttributeError(f"{error}: {hint}") from None
+            raise
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        original = self.dni_captured.original
+        if original is None or name.startswith("dni"):
+            super().__setattr__(name, value)
+            return
+        is_plain = name in vars(original) and name not in _OWN
+        is_registered = isinstance(value, nn.Parameter | nn.Module)
+        if is_registered or self.dni_holds(name) or (name.startswith("_") and not is_plain):
+            super().__setattr__(name, value)
+            is_shared = is_plain or any(name in getattr(original, kind) for kind in REGISTERED)
+            if not (is_shared and isinstance(value, Tensor | nn.Module)):
+                return
+        setattr(original, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        original = self.dni_captured.original
+        if original is None or self.dni_holds(name):
+            super().__delattr__(name)
+        else:
+            delattr(original, name)
+
+    def dni_holds(self, name: str) -> bool:
+        """Whether the net itself has an attribute, not only the model."""
+        held = (self.__dict__, *(getattr(self, kind) for kind in REGISTERED))
+        return any(name in names for names in held) or hasattr(type(self), name)
+
+
+def _other_value(subject: nn.Module, read: Read, now: str) -> str:
+    was = f"was {read.text}" if read.text else "was not set"
+    buffer = ""
+    if not read.is_global and len(read.steps) == 1 and "." in read.text and read.text[0] in "0123456789-":
+        own_class = not type(subject.get_submodule(read.module)).__module__.startswith("torch.")
+        buffer = f"make {read} a buffer, " if own_class else ""
+    return (
+        f"{read} {was} when the model was captured and is {now or 'not set'} now, but the graph holds for the captured "
+        f'value only: {buffer}use frontend="modules", which runs the model itself, or transform the model again'
+    )
+
+
+def linked(original: nn.Module) -> dict[str, object]:
+    """The parameters, buffers, children and plain tensors of a model itself, by name."""
+    tensors = {name: value for name, value in vars(original).items() if isinstance(value, Tensor)}
+    return {**original._parameters, **original._buffers, **original._modules, **tensors}
+
+
+def _take_over(net: LinkedModule, original: nn.Module) -> None:
+    """Give the net each buffer, parameter and child that was assigned to the model since the last comparison.
+
+    Raises:
+        DniFxError: If a parameter or child of the net was replaced, which the segments hold.
+    """
+    now = linked(original)
+    seen = now if net.dni_linked is None else net.dni_linked
+    if all(seen.get(name) is value for name, value in now.items()):
+        return
+    for name, value in now.items():
+        kept: dict[str, Any] = next(
+            (getattr(net, k) for k in ("_parameters", "_modules") if name in getattr(net, k)), {}
+        )
+        if seen.get(name) is value or kept.get(name) is value:
+            continue
+        if kept.get(name) is not None:
+            raise DniFxError(f"{name} of the model was replaced after the rewrite: transform the model again")
+        if name in net._buffers:
+            net._buffers[name] = value if isinstance(value, Tensor) else None
+        elif name in original._buffers:
+            net.register_buffer(
+                name, original._buffers[name], persistent=name not in original._non_persistent_buffers_set
+            )
+        elif isinstance(value, nn.Parameter | nn.Module):
+            nn.Module.__setattr__(net, name, value)
+    net.dni_linked = now
+
+
+def return_state(net: nn.Module, original: nn.Module) -> None:
+    """Give the captured model the parameters, buffers and children of `net`, but not the constants of the graph."""
+    constants = net._non_persistent_buffers_set - original._buffers.keys()
+    share_state(net, original, without={"dni", *constants})
+
+
+def share_state(source: nn.Module, destination: nn.Module, *, without: Set[str] = frozenset()) -> None:
+    """Give `destination` the parameters, buffers and children of `source` themselves, in the same order.
+
+    Args:
+        without: Names that are left out.
+    """
+    for kind in REGISTERED:
+        held = getattr(destination, kind)
+        wanted = {name: value for name, value in getattr(source, kind).items() if name not in without}
+        # Write only if something has changed, so that several threads can run the same model in eval mode.
+        if list(held) != list(wanted) or any(held[name] is not wanted[name] for name in wanted):
+            held.clear()
+            held.update(wanted)
+    destination._non_persistent_buffers_set = source._non_persistent_buffers_set - without

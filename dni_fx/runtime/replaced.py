@@ -1,0 +1,93 @@
+"""Parameters that were replaced after an optimizer, a segment or the averaging over processes had taken them."""
+
+from operator import is_
+
+from torch import nn
+
+from dni_fx.errors import DniFxError
+from dni_fx.runtime.dni import StepsSegments
+from dni_fx.runtime.live import held_by, live_optimizers
+from dni_fx.runtime.module import DecoupledModule
+from dni_fx.runtime.parameters import hold_parameters
+
+__all__ = ["Places", "take_parameters", "take_replaced"]
+
+
+class Places:
+    """The parameters and submodules of a net, by place: a look at all places tells whether one has changed."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.parameters = set(net.parameters())
+        places = [place for module in net.modules() for place in (module._parameters, module._modules)]
+        self._empty = [place for place in places if not place]
+        self._filled = [(place, tuple(place.values())) for place in places if place]
+
+    def unchanged(self) -> bool:
+        """Whether every parameter and submodule is the same object."""
+        return not any(self._empty) and all(
+            len(place) == len(values) and all(map(is_, place.values(), values)) for place, values in self._filled
+        )
+
+
+def take_replaced(net: DecoupledModule, before: Places) -> Places:
+    """Let segments and the averaging take the parameters that replaced others.
+
+    Raises:
+        DniFxError: If the net has a parameter that the optimizer which `transform` got or made does not train.
+    """
+    now = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    strange = [name for name, parameter in now.items() if parameter not in before.parameters]
+    if strange and isinstance(net.dni.optimizer, StepsSegments):
+        raise DniFxError(_sharded() if is_sharded(net) else _not_by_segment(strange[0]))
+    optimizer = None if net.dni.given is None else net.dni.given()
+    if strange and optimizer is not None:
+        lost = held_by([optimizer]) & before.parameters - {*net.parameters()}
+        if lost and not _is_trained(net, now[strange[0]]):
+            raise DniFxError(_not_by_optimizer(strange[0]))
+    return take_parameters(net)
+
+
+def take_parameters(net: DecoupledModule) -> Places:
+    """Let segments and the averaging take the parameters that the net has now; return the places of these."""
+    if is_sharded(net):  # the parameters are others in the forward pass, and lose their gradients after each pass
+        for segment in net.dni.segments:
+            segment.hold(())
+    else:
+        hold_parameters(net, net.dni)
+        if net.dni.averaging is not None:
+            net.dni.averaging.take(net)
+    return Places(net)
+
+
+def is_sharded(net: nn.Module) -> bool:
+    """Whether `torch.distributed.fsdp.fully_shard` has taken a module of the net."""
+    return any(base.__name__ == "FSDPModule" for module in net.modules() for base in type(module).__mro__)
+
+
+def _is_trained(net: nn.Module, parameter: nn.Parameter) -> bool:
+    """Whether an optimizer trains a parameter, or the shard that it was made from."""
+    trained = held_by(live_optimizers())
+    return any(type(p).__name__ == "DTensor" for p in trained) if is_sharded(net) else parameter in trained
+
+
+def _not_by_segment(name: str) -> str:
+    return (
+        f'parameter {name!r} is no longer the one that step="segment" trains: it was added or replaced after its '
+        "optimizer was made, as load_state_dict(assign=True), weight_norm, adapters or to_empty do. Do that before "
+        "transform, or make the optimizer again: dni_fx.SegmentOptimizer(net, torch.optim.Adam)"
+    )
+
+
+def _sharded() -> str:
+    return (
+        'step="segment" cannot step parameters that fully_shard has split: use step="loop", and make the optimizer '
+        "from net.parameters() after fully_shard(net)"
+    )
+
+
+def _not_by_optimizer(name: str) -> str:
+    return (
+        f"parameter {name!r} is no longer the one that the optimizer in optimizer= trains: it was added or replaced "
+        "after transform, as load_state_dict(assign=True), fully_shard or weight_norm do. Do that before transform, or "
+        "make a new optimizer from net.parameters()"
+    )

@@ -1,0 +1,76 @@
+"""A warning for synthesizers that no optimizer trains, while an optimizer trains the model."""
+
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from dni_fx.runtime.dni import Dni, StepsSegments
+from dni_fx.runtime.live import held_by, live_optimizers
+
+__all__ = ["Untrained"]
+
+
+class Untrained:
+    """Looks at the steps of all optimizers, until one has stepped with gradients of the synthesizers there."""
+
+    def __init__(self) -> None:
+        self.nets: tuple[weakref.ref[nn.Module], weakref.ref[Dni]] | None = None  # None: before the first pass
+        self.known = False  # whether the synthesizers are trained, or the warning was given
+        self.left_out: list[nn.Parameter] = []  # with gradients, when an optimizer of the model stepped without them
+
+    def pre_forward(self, net: nn.Module, dni: Dni) -> None:
+        """Warn if no optimizer trains a synthesizer: one may step later than that of the model."""
+        if self.known:
+            return
+        if isinstance(dni.optimizer, StepsSegments):
+            self.known = True
+        elif self.nets is None:
+            self.nets = weakref.ref(net), weakref.ref(dni)
+            _watching.add(self)
+        elif self.left_out:
+            self.known = True
+            trained = held_by(live_optimizers())
+            left_out = {parameter for parameter in self.left_out if parameter not in trained}
+            names = [name for name, crossing in dni.crossings.items() if left_out & {*crossing.parameters()}]
+            if names:
+                warnings.warn(_message(names), stacklevel=2)
+
+    def post_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """After a step of any optimizer: look whether it trains the model, and the synthesizers."""
+        net, dni = (None, None) if self.nets is None else (found() for found in self.nets)
+        if self.known or self.left_out or net is None or dni is None:
+            return
+        learning = [p for p in dni.parameters() if p.requires_grad and p.grad is not None]
+        if not learning:
+            return
+        trained = held_by([optimizer])
+        left_out = [p for p in learning if p not in trained]
+        self.known = not left_out
+        if left_out and not trained.isdisjoint(net.parameters()):
+            self.left_out = left_out
+
+
+_watching: "weakref.WeakSet[Untrained]" = weakref.WeakSet()
+
+
+def _post_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for one in [] if torch.compiler.is_compiling() else list(_watching):
+        one.post_step(optimizer)
+        if one.known:
+            _watching.discard(one)
+
+
+# For the life of the process: a hook that is removed while an optimizer goes through all hooks makes the step fail.
+register_optimizer_step_post_hook(_post_step)
+
+
+def _message(names: list[str]) -> str:
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return (
+        f"no optimizer trains the synthesizer {names[0]}{more}, so the layers below its cut learn nothing useful: give "
+        "the optimizer of the model to dni_fx.transform, optimizer=..., or make the optimizer from net.parameters()"
+    )

@@ -1,0 +1,51 @@
+"""step="segment" and accumulate under a GradScaler: `scaler.step(optimizer)` in the loop does nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dni_fx
+from dni_fx import DniFxError
+
+X = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+def train(accumulate: int, unlock: str, *calls: str, scale: float = 64.0) -> list[Tensor]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    net: Any = dni_fx.transform(
+        model,
+        X,
+        cuts=["1", "3"],
+        unlock=unlock,
+        step="segment",
+        optimizer=lambda p: torch.optim.SGD(p, 0.1),
+        accumulate=accumulate,
+        scaler=scaler,
+    ).train()
+    for step in range(6):
+        net.dni.optimizer.zero_grad()
+        loss = net(X + step).square().mean()
+        torch.autograd.grad(loss, [net.get_parameter("4.weight")], retain_graph=True)  # no pass
+        scaler.scale(loss).backward()
+        for call in calls:
+            getattr(scaler, call)(net.dni.optimizer)
+        if step % accumulate == accumulate - 1:
+            scaler.update()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("unlock", ["backward", "none"])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_a_step_of_the_scaler_changes_nothing(accumulate: int, unlock: str) -> None:
+    with_step, without = train(accumulate, unlock, "step"), train(accumulate, unlock)
+    assert all(torch.equal(p, q) for p, q in zip(with_step, without, strict=True))
+
+
+def test_gradients_that_accumulate_are_not_unscaled() -> None:
+    with pytest.raises(DniFxError, match="still accumulate"):
+        train(2, "backward", "unscale_", "step")
+    train(1, "backward", "unscale_", "step")
