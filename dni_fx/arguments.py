@@ -58,7 +58,7 @@ def _is_cuts(value: Any) -> bool:
     if _is_whole(value):
         return bool(2 <= value <= MOST)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return bool(value) and all(isinstance(name, str) for name in value)
+        return all(isinstance(name, str) for name in value)
     return isinstance(value, str) or hasattr(value, "fingerprint")  # a Plan
 
 
@@ -102,8 +102,8 @@ KINDS: dict[str, Kind] = {
     # how the model is captured and cut
     "example_kwargs": KEYWORDS.or_none(),
     "cuts": Kind(
-        "'auto', a number of segments (2 or more), a list of names of modules or nodes, 'every:Class', 'leaves', "
-        "'marked' or a Plan",
+        "a number of segments is 2 or more; or give 'auto', a list of names of modules or nodes, 'every:Class', "
+        "'leaves', 'marked' or a Plan",
         _is_cuts,
     ),
     "synthesizer": Kind(
@@ -113,7 +113,7 @@ KINDS: dict[str, Kind] = {
     "frontend": one_of("auto", "fx", "export", "modules"),
     "verify": SWITCH,
     "profile": SWITCH,
-    "state": Kind('True, a dict such as {"hidden": 1}, or None', _is_state),
+    "state": Kind('True, or a dict such as {"hidden": 1}', _is_state),
     "objective": one_of("memory", "throughput"),
     "memory_budget": Kind(
         "a number of bytes, or a text such as '2GiB'", lambda value: _is_whole(value) or isinstance(value, str)
@@ -125,7 +125,7 @@ KINDS: dict[str, Kind] = {
     "classes": whole("the number of classes must be 2 or more, a whole number", 2).or_none(),
     "context_size": whole("the number of entries of the context must be 1 or more, a whole number", 1).or_none(),
     "loss": Kind(
-        "a function of (outputs, targets), or its name in torch.nn.functional, such as 'cross_entropy'",
+        "a function of (output, labels), or its name in torch.nn.functional, such as 'cross_entropy'",
         lambda value: isinstance(value, str) or callable(value),
     ).or_none(),
     # how the synthesizers are trained

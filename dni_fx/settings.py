@@ -150,7 +150,7 @@ class Settings:
             loss_function(self.loss)
             if not self.size:
                 raise DniFxError(
-                    "loss= needs classes= (or context_size=): it compares outputs with the argument dni_context of the "
+                    "loss needs classes= (or context_size=): it compares outputs with the argument dni_context of the "
                     "net"
                 )
 
@@ -202,7 +202,7 @@ def loss_function(loss: str | Loss) -> Loss:
         near = difflib.get_close_matches(loss, _named_losses(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DniFxError(
-            f"loss={described(loss)}: torch.nn.functional has no such loss of (outputs, targets); there are "
+            f"loss={described(loss)}: torch.nn.functional has no such function that is a loss; there are "
             f"{', '.join(_named_losses())}{hint}"
         )
     return _named_losses()[loss]

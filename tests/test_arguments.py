@@ -33,13 +33,13 @@ def message(call: Callable[[], object]) -> str:
 def test_every_argument_of_transform_is_checked(name: str) -> None:
     if name == "example_inputs":
         return  # a model may take any object
-    arguments = {"model": two_layers(), "example_inputs": X, name: object()}
+    arguments: dict[str, Any] = {"model": two_layers(), "example_inputs": X, name: object()}
     assert f"{name}=<object>" in message(lambda: dni_fx.transform(**arguments))
     if name in inspect.signature(dni_fx.plan).parameters:
         assert f"{name}=<object>" in message(lambda: dni_fx.plan(**arguments))
 
 
-WRONG = [
+WRONG: list[tuple[str, Any]] = [
     *[(name, value) for name in NUMBERS for value in (True, math.nan, math.inf, -1.5, [3.0], "three\nlines" * 500)],
     *[(name, value) for name in SWITCHES for value in ("yes", 1, None)],
     *[(name, value) for name in NAMES for value in (None, True, "other", ["auto"])],

@@ -54,10 +54,10 @@ def other_than_a_loss(outputs: torch.Tensor, labels: torch.Tensor) -> Any:
 
 
 LOSSES: list[tuple[Any, dict[str, Any], str]] = [
-    ("relu", {"classes": 3}, "loss='relu': torch.nn.functional has no such loss"),
-    ("__class__", {"classes": 3}, "loss='__class__': torch.nn.functional has no such loss"),
+    ("relu", {"classes": 3}, "loss='relu': torch.nn.functional has no such function that is a loss"),
+    ("__class__", {"classes": 3}, "loss='__class__': torch.nn.functional has no such function that is a loss"),
     ("softmax", {"classes": 3}, "there are binary_cross_entropy, "),
-    ("triplet_margin_loss", {"classes": 3}, "no such loss"),
+    ("triplet_margin_loss", {"classes": 3}, "no such function"),
     ("cross_entropi", {"classes": 3}, "did you mean 'cross_entropy'?"),
     (torch.nn.functional.relu, {"classes": 3}, "loss=<function relu> raises"),
     (torch.nn.CrossEntropyLoss, {"classes": 3}, "loss=<type CrossEntropyLoss> raises"),

@@ -28,7 +28,8 @@ def _exit_code() -> int | str | None:
     """Run the command that the arguments name; return its exit code, after the message of an error."""
     try:
         code = _run()
-        sys.stdout.flush()  # here, where an error has a message
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where an error has a message
         if code == _INTERRUPTED:  # typer's code after Ctrl-C
             say("interrupted")
         return code

@@ -98,7 +98,12 @@ def without_rows(graph: fx.Graph, settings: Settings) -> frozenset[str]:
 
 
 def _price(
-    activation: Activation, synthesizer: str | Factory, settings: Settings, loss: str | Loss | None, *, dense: bool
+    activation: Activation,
+    synthesizer: str | Factory,
+    settings: Settings,
+    loss: str | Loss | None = None,
+    *,
+    dense: bool = False,
 ) -> Price | str:
     """The price, or the reason why there is no such synthesizer for this activation.
 

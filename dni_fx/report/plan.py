@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from rich.bar import Bar
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from dni_fx.plans import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed, crossing_name, time_name
-from dni_fx.report.tables import Fitted, add_row, plain_table
+from dni_fx.report.tables import Fitted, Proportion, add_row, plain_table
 from dni_fx.units import bytes_text, quantity
 
 __all__ = ["plan_table"]
@@ -66,7 +65,7 @@ def _segments_without(plan: Plan, unneeded: Sequence[str]) -> Table:
     table.add_column(min_width=_BAR, max_width=_BAR)
     largest = max(segment.peak_bytes for segment in plan.segments)
     for k, segment in enumerate(plan.segments):
-        bar = Bar(largest, 0, segment.peak_bytes) if largest else ""
+        bar = Proportion(segment.peak_bytes, largest) if largest else ""
         cells = [_sum([segment], name, unit) for name in sums]
         add_row(table, str(k), *cells, bytes_text(segment.peak_bytes), bar)
     for column, name in zip(table.columns[1:], sums, strict=False):

@@ -4,11 +4,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Fitted", "add_row", "plain_table"]
+__all__ = ["Fitted", "Proportion", "add_row", "plain_table"]
 
 
 def plain_table(title: str, columns: Sequence[str], *, right: Collection[str] = (), footer: bool = False) -> Table:
@@ -33,6 +34,20 @@ def plain_table(title: str, columns: Sequence[str], *, right: Collection[str] = 
 def add_row(table: Table, *cells: RenderableType) -> None:
     """Add a row; a str is a text as it stands."""
     table.add_row(*[Text(cell) if isinstance(cell, str) else cell for cell in cells])
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A bar whose length is a share of the column, in eighths of a character; in whole ones if the console is ASCII."""
+
+    part: float
+    whole: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.ascii_only:
+            yield Text("#" * round(options.max_width * self.part / self.whole))
+        else:
+            yield Bar(self.whole, 0, self.part)
 
 
 @dataclass(frozen=True)

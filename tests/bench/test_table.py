@@ -1,8 +1,29 @@
 """What `bench` shows."""
 
-from dni_fx.bench.table import spark
+import io
+
+from rich.console import Console
+
+from dni_fx.bench.measure import Ratio, Row
+from dni_fx.bench.table import bench_table, spark
 
 
 def test_a_spark_shows_the_most_of_each_part() -> None:
     assert spark([0, 8, 4, 0] * 6, 8)[:2] == "█▄"
     assert len(spark([1], 1)) == len(spark(range(100), 99))
+
+
+def test_nothing_is_cropped_at_80_columns() -> None:
+    rows = [
+        Row("backprop", 99_999 * 2**20, 99_999 * 2**20, 1.0, Ratio(1.0, 1.0, 1.0), (1, 2, 3)),
+        Row("checkpointed blocks, [b]:end:", 12_345 * 2**20, 12_345 * 2**20, 1.0, Ratio(123.4, 99.0, 999.9), (3, 2, 1)),
+        Row("auto", failed="[b]:end:"),
+    ]
+    for width in (40, 60, 80, 120):
+        console = Console(width=width, file=io.StringIO(), record=True)
+        console.print(bench_table(rows))
+        text = console.export_text()
+        assert "…" not in text and all(len(line) <= width for line in text.splitlines())
+        assert "not measured: auto: [b]:end:" in text
+        if width >= 80:
+            assert "12345.0 -88 %" in text and "99.00-999.90" in text and "[b]:end:" in text

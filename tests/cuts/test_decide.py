@@ -34,8 +34,8 @@ def test_why(cuts: Any, after: list[str] | None, why: str) -> None:
         (1, "a number of segments is 2 or more"),
         (True, "a number of segments is 2 or more"),
         ([], "no cuts given"),
-        (2.5, "is not 'auto', a number of segments"),
-        (["2", 4], "is not 'auto', a number of segments"),
+        (2.5, "or give 'auto', a list of names"),
+        (["2", 4], "or give 'auto', a list of names"),
         (9, "cannot make 9 segments: the model has legal cuts for"),
     ],
 )

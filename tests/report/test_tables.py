@@ -64,6 +64,13 @@ def test_a_narrow_console_leaves_the_least_needed_columns_out() -> None:
     assert "nodes" not in "\n".join(printed(plan_table(made_plan([38.8, 54.3])), 66))
 
 
+def test_bars_in_ascii() -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    Console(file=file, width=80).print(plan_table(made_plan([20, 40])))
+    file.seek(0)
+    assert [line.count("#") for line in file.read().splitlines() if "KiB" in line][:2] == [8, 16]
+
+
 def test_texts_are_no_markup() -> None:
     odd = "[b]:end:[/x]"
     lines = "\n".join(printed(plan_table(made_plan([1, 2], name=odd)), 200))
