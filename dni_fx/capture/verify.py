@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dni_fx.capture.axes import batch_size, runs_at_other_batch_sizes
 from dni_fx.errors import CaptureError, DniFxError, first_line
 from dni_fx.model import Inputs, describe, in_train_mode, preserved, seed, tensors_in
-from dni_fx.ops import batch_size
 
 __all__ = ["verify", "why_no_graph"]
 
@@ -94,22 +94,25 @@ def verify(model: nn.Module, captured: nn.Module, inputs: Inputs) -> None:
         _attempt("in eval mode", lambda: _outputs(captured, inputs, train=False)),
     )
     for rows in _other_batch_sizes(inputs):
-        other = inputs.with_rows(rows)
-        try:
-            eager = _outputs(model, other, train=True)
-        except Exception:  # user code may raise any error, if the model itself does not take this batch size
+        found = runs_at_other_batch_sizes(inputs, partial(_outputs_if_taken, model), [rows])
+        if found is None:
             continue
         where = f"for another batch size ({rows} rows)"
-        _compare(f"outputs {where}", eager, _attempt(where, partial(_outputs, captured, other, train=True)))
+        traced = _attempt(where, partial(_outputs, captured, found.inputs, train=True))
+        _compare(f"outputs {where}", found.result, traced)
+
+
+def _outputs_if_taken(model: nn.Module, inputs: Inputs) -> Tensors | None:
+    try:
+        return _outputs(model, inputs, train=True)
+    except Exception:  # user code may raise any error, if the model itself does not take this batch size
+        return None
 
 
 def _other_batch_sizes(inputs: Inputs) -> list[int]:
     """One row more than in the example; and one row, which the last batch of an epoch may have."""
-    tensors = inputs.tensors()
-    if not tensors or tensors[0].dim() < 2:
-        return []
-    rows = batch_size(tensors[0])
-    return [rows + 1, 1] if rows > 1 else [rows + 1]
+    rows = batch_size(inputs)
+    return [rows + 1, 1] if rows > 1 else [rows + 1] if rows else []
 
 
 def _attempt(where: str, run: Callable[[], T]) -> T:
