@@ -151,9 +151,9 @@ def warn_of_time_first_inputs(net: DecoupledModule) -> None:
         shaped = [record for record in map(record_of, tensors) if record.shape]
         if shaped and len(shaped[0].shape or ()) == 3 and shaped[0].batch == 0:
             warnings.warn(
-                f"{node.target} takes (time, batch, features), but the first axis of the inputs is its time. dni-fx pairs "
-                "labels with the first axis: if the inputs are time first, transpose them in forward; if they are batch "
-                "first, give the layer batch_first=True",
+                f"{node.target} takes (time, batch, features), but the first axis of the inputs is its time. dni-fx "
+                "pairs labels with the first axis: if the inputs are time first, transpose them in forward; if they are "
+                "batch first, give the layer batch_first=True",
                 stacklevel=2,
             )
             return
