@@ -152,8 +152,8 @@ def warn_of_time_first_inputs(net: DecoupledModule) -> None:
         if shaped and len(shaped[0].shape or ()) == 3 and shaped[0].batch == 0:
             warnings.warn(
                 f"{node.target} takes (time, batch, features), but the first axis of the inputs is its time. dni-fx "
-                "pairs labels with the first axis: if the inputs are time first, transpose them in forward; if they are "
-                "batch first, give the layer batch_first=True",
+                "pairs labels with the first axis. If the inputs are time first, transpose them in forward; if they "
+                "are batch first, give the layer batch_first=True",
                 stacklevel=2,
             )
             return
