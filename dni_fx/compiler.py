@@ -7,7 +7,7 @@ from torch import nn
 
 from dni_fx import ops
 from dni_fx.arguments import check_arguments
-from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts
+from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts, warn_of_time_first_inputs
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices, without_rows
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
@@ -69,6 +69,8 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
     captured = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
     module, graph = captured.module, captured.module.graph
+    if request.settings.size:
+        warn_of_time_first_inputs(module)
     tensors = _state_tensors(model, module, example, request)
     states = {tensor.output for tensor in tensors} if module.dni_runs_graph else set()
     cost_model = _cost_model(model, module, example, request, states)

@@ -4,7 +4,13 @@ In: a module and example inputs. Out: a `DecoupledModule` whose nodes have recor
 """
 
 from dni_fx.capture.annotate import annotate
-from dni_fx.capture.axes import Run, batch_size, runs_at_other_batch_sizes, runs_at_other_lengths
+from dni_fx.capture.axes import (
+    Run,
+    batch_size,
+    runs_at_other_batch_sizes,
+    runs_at_other_lengths,
+    warn_of_time_first_inputs,
+)
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
 from dni_fx.capture.frontends import capture, check_frontend
@@ -23,4 +29,5 @@ __all__ = [
     "plan_time_cuts",
     "runs_at_other_batch_sizes",
     "runs_at_other_lengths",
+    "warn_of_time_first_inputs",
 ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dni_fx.errors import first_line
@@ -16,7 +17,14 @@ from dni_fx.graph import NodeRecord, fixed_axes, record_of
 from dni_fx.model import Axis, Inputs, in_train_mode, preserved
 from dni_fx.runtime import DecoupledModule
 
-__all__ = ["Run", "batch_size", "find_axes", "runs_at_other_batch_sizes", "runs_at_other_lengths"]
+__all__ = [
+    "Run",
+    "batch_size",
+    "find_axes",
+    "runs_at_other_batch_sizes",
+    "runs_at_other_lengths",
+    "warn_of_time_first_inputs",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +137,30 @@ def find_axes(net: DecoupledModule, inputs: Inputs) -> None:
             _find_batch(record, node.name, batch_size(inputs), batch)
             _find_free(record, node.name, lengths)
             _move_features(record)
+
+
+def warn_of_time_first_inputs(net: DecoupledModule) -> None:
+    """Warn if a layer that takes (time, batch, features) gets the inputs' first axis as its time.
+
+    Labels go to the entries of the first axis, which may be time steps, and of the same number as the samples.
+    """
+    for node in net.graph.nodes:
+        if node.op != "call_module" or not _is_time_first(net.get_submodule(str(node.target))):
+            continue
+        tensors = node.all_input_nodes if net.dni_runs_graph else [node, *node.users]
+        shaped = [record for record in map(record_of, tensors) if record.shape]
+        if shaped and len(shaped[0].shape or ()) == 3 and shaped[0].batch == 0:
+            warnings.warn(
+                f"{node.target} takes (time, batch, features), but the first axis of the inputs is its time. dni-fx "
+                "pairs labels with the first axis. If the inputs are time first, transpose them in forward; if they "
+                "are batch first, give the layer batch_first=True",
+                stacklevel=2,
+            )
+            return
+
+
+def _is_time_first(module: nn.Module) -> bool:
+    return any(getattr(part, "batch_first", True) is False for part in module.modules())
 
 
 def _runs_of(net: DecoupledModule, inputs: Inputs) -> tuple[Run[Shapes] | None, list[Run[Shapes]]]:

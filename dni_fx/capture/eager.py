@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dni_fx.capture.axes import Run, batch_size, runs_at_other_batch_sizes
 from dni_fx.capture.effects import Effect, effects_of_forward
 from dni_fx.capture.places import failing_line
 from dni_fx.capture.runs import Outcome, call, train_step
 from dni_fx.errors import CaptureError, DniFxError, first_line
 from dni_fx.model import Inputs, Snapshot, describe
-from dni_fx.ops import batch_size
 
 __all__ = ["Eager"]
 
@@ -60,18 +60,19 @@ class Eager:
         return None
 
     @cached_property
-    def other_batches(self) -> dict[int, Outcome]:
-        """The outcomes in train mode for other batch sizes that the model takes, by batch size."""
-        found = {}
-        for rows in _other_batch_sizes(self.inputs):
-            inputs = self.inputs.with_rows(rows)
+    def other_batches(self) -> list[Run[Outcome]]:
+        """The runs in train mode with other batch sizes that the model takes."""
+
+        def run(inputs: Inputs) -> Outcome | None:
             try:
-                found[rows] = call(self.model, self.model, inputs, train=True, with_grad=True)
+                return call(self.model, self.model, inputs, train=True, with_grad=True)
             except DniFxError:
                 raise
             except Exception:  # user code may raise any error, if the model does not take this batch size
-                continue
-        return found
+                return None
+
+        found = [runs_at_other_batch_sizes(self.inputs, run, [rows]) for rows in _other_batch_sizes(self.inputs)]
+        return [one for one in found if one is not None]
 
     @contextlib.contextmanager
     def _observed(self, before: Snapshot) -> Iterator[None]:
@@ -130,8 +131,5 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
 
 def _other_batch_sizes(inputs: Inputs) -> list[int]:
     """One row more than in the example; and one row, which the last batch of an epoch may have."""
-    tensors = inputs.tensors()
-    if not tensors or tensors[0].dim() < 2:
-        return []
-    rows = batch_size(tensors[0])
-    return [rows + 1, 1] if rows > 1 else [rows + 1]
+    rows = batch_size(inputs)
+    return [rows + 1, 1] if rows > 1 else [rows + 1] if rows else []

@@ -30,10 +30,10 @@ def verify(eager: Eager, captured: nn.Module) -> None:
         expected, with_grad = eager.in_eval_mode
         run = partial(call, captured, model, inputs, train=False, with_grad=with_grad)
         _compare("in eval mode", expected, _attempt("in eval mode", run))
-    for rows, expected in eager.other_batches.items():
-        where = f"for another batch size ({rows} rows)"
-        run = partial(call, captured, model, inputs.with_rows(rows), train=True, with_grad=True)
-        _compare(where, expected, _attempt(where, run))
+    for other in eager.other_batches:
+        where = f"for another batch size ({other.sizes[1]} rows)"
+        run = partial(call, captured, model, other.inputs, train=True, with_grad=True)
+        _compare(where, other.result, _attempt(where, run))
 
 
 def _attempt(where: str, run: Callable[[], Outcome]) -> Outcome:

@@ -81,7 +81,7 @@ def _why_no_features(name: str, record: NodeRecord, *, own: bool) -> str:
     assert record.shape is not None
     if fixed_axes(record) or (own and any(axis != record.batch for axis in range(len(record.shape)))):
         return ""
-    axes = sorted(record.free | (set() if record.batch is None else {record.batch}))
+    axes = sorted(record.free if record.batch is None else record.free | {record.batch})
     which = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
     return (
         f"no synthesizer fits {name}, of shape {list(record.shape)}, which crosses the cut: its size along {which} "

@@ -7,6 +7,7 @@ import torch
 from layouts import CASES, Attending, Flattened, Stateful, TimeFirst, sequences
 from torch import Tensor, nn
 
+import dni_fx
 from dni_fx.capture import axes, capture
 from dni_fx.graph import fixed_axes, record_of
 from dni_fx.model import Inputs
@@ -136,3 +137,24 @@ def test_the_fixed_axes_of_a_record() -> None:
     records = {node.name: record_of(node) for node in net.graph.nodes}
     assert fixed_axes(records["state"]) == [0, 2]
     assert fixed_axes(records["i"]) == [2]
+
+
+class Bare(nn.Module):
+    """Its first layer gets the inputs as they are."""
+
+    def __init__(self, *, batch_first: bool) -> None:
+        super().__init__()
+        self.a, self.o = nn.GRU(5, 8, batch_first=batch_first), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(torch.tanh(self.a(x)[0]))
+
+
+@pytest.mark.parametrize("frontend", ["fx", "modules"])
+def test_inputs_that_may_be_time_first_are_named(frontend: str) -> None:
+    x = torch.randn(6, 6, 5)
+    with pytest.warns(UserWarning, match=r"a takes \(time, batch, features\), but the first axis .* batch_first=True"):
+        dni_fx.transform(Bare(batch_first=False), x, classes=3, frontend=frontend)
+    dni_fx.transform(Bare(batch_first=True), x, classes=3, frontend=frontend)
+    dni_fx.transform(Bare(batch_first=False), x, frontend=frontend)  # no labels
+    dni_fx.transform(TimeFirst(), x, classes=3, frontend=frontend)
