@@ -36,9 +36,11 @@ class LinkedModule(fx.GraphModule):
         check_tensors(forms, args, kwargs)
         try:
             return super().__call__(*args, **kwargs)
-        except Exception as error:  # operators raise errors of any type on arguments of another form
+        except Exception:  # operators raise errors of any type on arguments of another form
             other = form_error(forms, self.dni_captured.original, args, kwargs)
-            raise (other or error) from error.__cause__
+            if other is None:
+                raise
+            raise other from None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def dni_follow_original(self) -> None:
@@ -169,8 +171,9 @@ def share_state(source: nn.Module, destination: nn.Module, *, without: str = "")
     """
     for kind in _KINDS:
         held = getattr(destination, kind)
-        names = [name for name in getattr(source, kind) if name != without and name not in vars(destination)]
-        wanted = {name: getattr(source, kind)[name] for name in names}
+        wanted = {name: value for name, value in getattr(source, kind).items() if name != without}
+        if kind == "_buffers":  # a buffer must not take the place of a plain tensor of the same name
+            wanted = {n: v for n, v in wanted.items() if not isinstance(vars(destination).get(n), Tensor)}
         # Write only if something has changed, so that several threads can run the same model in eval mode.
         if list(held) != list(wanted) or any(held[name] is not wanted[name] for name in wanted):
             held.clear()
