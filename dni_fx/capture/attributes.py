@@ -56,7 +56,8 @@ class _Recorder:
         self.places: dict[int, _Place] = {id(m): (name, ()) for name, m in model.named_modules()}
         self.objects: list[Any] = []  # keeps the objects of `places` alive, so that their ids stay unique
         self.copies: dict[int, tuple[Any, Any]] = {}  # dicts and namespaces with their copies, which are watched
-        self.code: list[tuple[nn.Module, Callable[..., Any]]] = []
+        self.code: dict[tuple[int, Any], tuple[nn.Module, Callable[..., Any]]] = {}  # methods that were called
+        self.scanned: set[Any] = set()  # functions whose global variables are recorded
         self.patches: dict[type, Any] = {}
         self.is_paused = False
         self._watch(nn.Module)
@@ -80,7 +81,7 @@ class _Recorder:
         All attributes that the code of a branch may read count as read.
         """
         self._stop()
-        for module, function in self.code:
+        for module, function in self.code.values():
             for name in attribute_names(function) & vars(module).keys():
                 self._note(module, name, vars(module)[name])
 
@@ -191,9 +192,12 @@ class _Recorder:
 
     def _read_code(self, module: nn.Module, function: Callable[..., Any]) -> None:
         """Record the global variables that a function of a module reads."""
-        if str(function.__module__).split(".")[0] in _LIBRARIES or (module, function) in self.code:
+        if str(function.__module__).split(".")[0] in _LIBRARIES or (id(module), function) in self.code:
             return
-        self.code.append((module, function))
+        self.code[id(module), function] = module, function
+        if function in self.scanned:
+            return
+        self.scanned.add(function)
         for steps, value in read_globals(function):
             text = text_of(value)
             if text is not None:

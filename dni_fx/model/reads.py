@@ -199,7 +199,8 @@ class _Seen:
     def __init__(self, model: nn.Module, reads: Sequence[Read]) -> None:
         self.model = model
         self.copies: list[tuple[Any, Any]] = []  # of lists and dicts, which may change while they stay the same objects
-        self.objects: dict[tuple[int, Any], tuple[Any, _Step, Any]] = {}  # owner, step, and the object there
+        objects: dict[tuple[int, Any], tuple[Any, _Step, Any]] = {}  # owner, step, and the object there
+        self.absent: list[tuple[Mapping[Any, Any], Any]] = []  # a namespace, and a name that it has not
         plain: dict[int, tuple[Mapping[Any, Any], dict[Any, Any]]] = {}  # a namespace, and its values that were read
         for read in reads:
             owner: Any = model.get_submodule(read.module) if _has(model, read.module) else _MISSING
@@ -208,11 +209,16 @@ class _Seen:
                 names = _names(owner, step)
                 if step is read.steps[-1] and names is not None and value is not _MISSING:
                     plain.setdefault(id(names), (names, {}))[1][step[1]] = value
+                elif names is not None and value is _MISSING:
+                    self.absent.append((names, step[1]))
+                    break
                 else:
-                    self.objects[id(owner), step] = owner, step, value
+                    objects[id(owner), step] = owner, step, value
                 owner = value
-            if isinstance(owner, list | dict | set):
-                self.copies.append((owner, copy.deepcopy(owner)))
+            else:
+                if isinstance(owner, list | dict | set):
+                    self.copies.append((owner, copy.deepcopy(owner)))
+        self.objects = list(objects.values())
         self.plain = [(names, itemgetter(*held), itemgetter(*held)(held)) for names, held in plain.values()]
 
     def holds(self, model: nn.Module) -> bool:
@@ -225,10 +231,10 @@ class _Seen:
                     return False
         except (LookupError, ValueError, RuntimeError, TypeError):  # a value is gone, or is an array now
             return False
-        for owner, (kind, key), value in self.objects.values():
-            around = _names(owner, (kind, key)) if value is _MISSING else None  # getattr would be slow
-            now = around.get(key, _MISSING) if around is not None else _next(owner, (kind, key))
-            if now is not value:
+        if any(name in names for names, name in self.absent):
+            return False
+        for owner, step, value in self.objects:
+            if _next(owner, step) is not value:
                 return False
         return all(value == content for value, content in self.copies)
 

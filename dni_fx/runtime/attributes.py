@@ -35,9 +35,11 @@ class LinkedModule(fx.GraphModule):
         check_tensors(forms, args, kwargs)
         try:
             return super().__call__(*args, **kwargs)
-        except Exception as error:  # operators raise errors of any type on arguments of another form
+        except Exception:  # operators raise errors of any type on arguments of another form
             other = form_error(forms, self.dni_captured.original, args, kwargs)
-            raise (other or error) from error.__cause__
+            if other is None:
+                raise
+            raise other from None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def dni_follow_original(self) -> None:
