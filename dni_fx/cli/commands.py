@@ -107,13 +107,12 @@ def rewrite(
     The folder holds model.py (generated source), plan.json, weights.safetensors and graph.diff. In Python,
     dni_fx.load(folder) reads it.
     """
-    folder = output or default_folder(target)
+    folder = (output or default_folder(target)).expanduser()
     with progress() as show:
         show("starting")
         from dni_fx import compiler, store
 
         store.check_destination(folder, force=force)
-        folder = folder.expanduser()
         request = options.request()
         module, plan, _ = _capture(target, options.input, request, show)
         show("rewriting")
