@@ -60,7 +60,7 @@ PLACES: list[tuple[str, str]] = [
     ("file/out", "Not a directory"),
     ("file/a/b/out", "Not a directory"),
     ("file", "no folder|no file|Is a directory"),
-    ("~no-such-user-here/out", "is no path"),
+    ("~no-such-user-here/out", "home directory"),
     ("a\0b", "is no path|null"),
 ]
 
