@@ -79,7 +79,7 @@ def _write(content: dict[str, Any], new: Path, plain: dict[str, Any]) -> None:
     except OSError:
         raise
     except RuntimeError as error:  # torch.save on a full disk
-        raise OSError(errno.EIO, first_line(error)) from None
+        raise OSError(errno.EIO, f"the file is not complete, as on a full disk: {first_line(error)}") from None
     except Exception as error:  # pickle raises errors of many classes
         culprits = [f"{name}=" for name, value in plain.items() if _why_not_saved(value)]
         what = ", ".join(culprits) or "a parameter group, or the extra state of a module,"

@@ -37,9 +37,13 @@ def checked_plan(folder: Path) -> Plan:
 def check_fingerprint(path: Path, plan: Plan, graph: fx.Graph) -> None:
     """Compare the fingerprint in a plan with that of the loaded graph, as it was before the rewrite.
 
+    A cut in time leaves other `getitem` nodes in the graph, which then has no fingerprint to compare.
+
     Raises:
         DniFxError: If the graph is another.
     """
+    if plan.states:
+        return
     by_name = {node.name: node for node in graph.nodes}
     names = [name for segment in plan.segments for name in segment.nodes]
     same_nodes = sorted(names) == sorted(by_name)

@@ -1,13 +1,12 @@
 """The folder to save to: what may be replaced, and one clear line for each place that cannot be written."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import run
 from nets import two_layers
 
 import dni_fx
@@ -61,7 +60,7 @@ PLACES: list[tuple[str, str]] = [
     ("file/out", "Not a directory"),
     ("file/a/b/out", "Not a directory"),
     ("file", "no folder|no file|Is a directory"),
-    ("~no-such-user-here/out", "is no path"),
+    ("~no-such-user-here/out", "home directory"),
     ("a\0b", "is no path|null"),
 ]
 
@@ -131,11 +130,22 @@ def test_a_checkpoint_replaces_files_alone(net: Any, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe", "run.pt"]
 
 
-def test_the_command_line_ends_with_one_line(tmp_path: Path) -> None:
+def test_the_command_line_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "net.py").write_text(
         "from torch import nn\nmodel = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))\n"
     )
-    command = [sys.executable, "-m", "dni_fx.cli", "rewrite", "net.py", "-o", "n" * 300]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "File name too long" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for place, reason in (
+        ("n" * 300, "File name too long"),
+        ("net.py/out", "Not a directory"),
+        ("~no-such/x", "no path"),
+    ):
+        assert run(monkeypatch, "rewrite", "net.py", "-o", place) == 2
+        error = capsys.readouterr().err
+        assert reason in error and "Traceback" not in error
     assert os.listdir(tmp_path) == ["net.py"]
+    assert run(monkeypatch, "rewrite", "net.py", "--input", "5x6", "--cuts", "2", "-o", "~/out") == 0
+    assert sorted(os.listdir(tmp_path / "home/out"))[0] == "graph.diff"
