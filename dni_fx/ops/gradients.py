@@ -9,8 +9,8 @@ __all__ = ["batch_size", "cast", "clipped", "is_finite", "without_nonfinite"]
 
 
 def batch_size(activation: Tensor) -> int:
-    """Rows of a batch-first activation; an activation of one axis or none counts as one sample."""
-    return activation.shape[0] if activation.dim() > 1 else 1
+    """Rows of a batch-first activation, at least 1; an activation of one axis or none counts as one sample."""
+    return max(1, activation.shape[0]) if activation.dim() > 1 else 1
 
 
 def is_readable(tensor: Tensor) -> bool:

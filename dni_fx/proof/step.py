@@ -135,7 +135,7 @@ def call(net: nn.Module, inputs: Inputs, **context: Any) -> Any:
 def context_of(net: DecoupledModule, inputs: Inputs) -> dict[str, Tensor]:
     """Make up the labels, or the vector, that a conditioned net takes."""
     rewrite = net.dni.rewrite
-    rows = ops.batch_size(inputs.tensors()[0]) if inputs.tensors() else 1
+    rows = next((tensor.shape[0] for tensor in inputs.tensors() if tensor.dim()), 1)
     if rewrite.classes is not None:
         return {"dni_context": torch.arange(rows) % rewrite.classes}
     return {"dni_context": torch.ones(rows, rewrite.context_size)} if rewrite.context_size else {}
