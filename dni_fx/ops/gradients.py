@@ -9,7 +9,7 @@ __all__ = ["batch_size", "cast", "clipped", "is_finite", "without_nonfinite"]
 
 
 def batch_size(activation: Tensor, axis: int | None = 0, rows: int = 1) -> int:
-    """The number of samples in an activation; an activation of one axis or none counts as one sample.
+    """The number of samples in an activation, at least 1; an activation of one axis or none counts as one sample.
 
     Args:
         axis: The batch axis; None: the activation is one sample.
@@ -17,7 +17,7 @@ def batch_size(activation: Tensor, axis: int | None = 0, rows: int = 1) -> int:
     """
     if axis is None or activation.dim() < 2:
         return 1
-    return activation.shape[axis] // (rows or 1)
+    return max(1, activation.shape[axis] // (rows or 1))
 
 
 def is_readable(tensor: Tensor) -> bool:

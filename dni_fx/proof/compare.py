@@ -28,6 +28,8 @@ def close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool =
         tensor that cannot be compared.
     """
     got, expected = _numbers(got), _numbers(expected)
+    for name in got.keys() & expected.keys():
+        got[name], expected[name] = _without_equal_nonfinite(got[name], expected[name])
     missing = sorted(n for n in got.keys() ^ expected.keys() if (got | expected)[n].any())
     if missing:
         return False, f"{missing[0]} is in one of them only"
@@ -49,7 +51,16 @@ def close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool =
     return worst <= tolerance, f"off by {worst:.1e}{where}" if worst else "exact"
 
 
+def _without_equal_nonfinite(got: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors with zeros where both are NaN, or the same infinity: infinities cannot be subtracted."""
+    if got.shape != expected.shape or bool(expected.isfinite().all()):
+        return got, expected
+    same = (got == expected) & ~expected.isfinite() | got.isnan() & expected.isnan()
+    return got.masked_fill(same, 0.0), expected.masked_fill(same, 0.0)
+
+
 def _numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn integers and truth values into float64: truth values cannot be subtracted."""
+    """Turn integers and truth values into float64, and sparse tensors into dense ones, which can be compared."""
+    tensors = {name: t.to_dense() if t.layout is not torch.strided else t for name, t in tensors.items()}
     inexact = {name: t.is_floating_point() or t.is_complex() for name, t in tensors.items()}
     return {name: t if inexact[name] else t.double() for name, t in tensors.items()}

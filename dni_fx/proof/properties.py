@@ -70,7 +70,7 @@ def _isolation(subject: Subject) -> tuple[bool, str]:
     cut = subject.scripted(subject.unlock)
     above, below = _used_above_and_below(subject)
     found = without_dni(step(cut, subject.precise).gradients)
-    leaking = [n for n in sorted(below - above) if n in found and found[n].any()]
+    leaking = [n for n in sorted(below - above) if n in found and _any(found[n])]
     if leaking:
         return False, f"{leaking[0]} gets a gradient"
     alone = above - below
@@ -141,18 +141,27 @@ def _moves(subject: Subject) -> tuple[bool, str]:
     Predictions are zero at first, so each step reaches one cut further down.
     """
     net, context = copy.deepcopy(subject.exact), context_of(subject.exact, subject.precise)
-    wanted = {name for name, gradient in subject.backprop.gradients.items() if gradient.any()}
+    wanted = {name for name, gradient in subject.backprop.gradients.items() if _any(gradient)}
     reached: set[str] = set()
-    optimizer = torch.optim.Adam(net.parameters(), RATE)
+    sparse = {name for name, gradient in subject.backprop.gradients.items() if gradient.is_sparse}
+    dense, of_sparse = ([p for n, p in net.named_parameters() if (n in sparse) is takes] for takes in (False, True))
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(dense, RATE)]
+    optimizers += [torch.optim.SparseAdam(of_sparse, RATE)] if sparse else []
     for _ in range(2 * len(net.dni.plan.cuts) + 2):
         gradients = step_in_place(net, subject.precise, context).gradients  # in place: synthesizers keep statistics
         for name, parameter in net.named_parameters():
             parameter.grad = gradients.get(name)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         # Look at gradients, not at changes: a gradient may be too small to change its parameter, in backprop too.
-        reached |= {name for name, gradient in gradients.items() if gradient.any()}
+        reached |= {name for name, gradient in gradients.items() if _any(gradient)}
     stuck = sorted(wanted - reached)
     return not stuck, f"{stuck[0]} does not move" if stuck else f"{len(wanted)} of {len(wanted)} parameters"
+
+
+def _any(gradient: Tensor) -> bool:
+    """Whether a gradient, dense or sparse, has an entry that is not zero."""
+    return bool(gradient.to_dense().any())
 
 
 CHECKS: dict[str, Callable[[Subject], tuple[bool, str]]] = {

@@ -52,6 +52,7 @@ class Subject:
         self._through_cuts = self.scripted("none", mix=1.0)
         self._with_gradients = self.scripted(self.unlock)
         self.backprop, self.through, self.truth = self.true_gradients(self.precise)
+        _check_finite(self.backprop.gradients, inputs)
         if not self.backprop.gradients:
             raise DniFxError("the model gives no tensor that carries gradient to a parameter")
 
@@ -96,6 +97,24 @@ class Subject:
             synthesizer.double()  # its one parameter, whatever dtype the model had when it was planned
             synthesizer.prediction = (predictions or {}).get(name)
         return made
+
+
+def _check_finite(gradients: Mapping[str, Tensor], inputs: Inputs) -> None:
+    """Raise a DniFxError if backpropagation on these inputs gives gradients that are not finite."""
+    bad = next((name for name, gradient in gradients.items() if not gradient.to_dense().isfinite().all()), None)
+    if bad is None:
+        return
+    for index, tensor in enumerate(inputs.tensors()):
+        kind = "NaN" if tensor.isnan().any() else "inf" if tensor.isinf().any() else ""
+        if kind:
+            raise DniFxError(
+                f"the example has {kind} in its tensor {index}, so backpropagation gives {bad} a gradient that is not "
+                "finite, with which nothing can be compared: give finite inputs"
+            )
+    raise DniFxError(
+        f"backpropagation gives {bad} a gradient that is not finite on these inputs, with which nothing can be "
+        "compared: give inputs on which the model trains"
+    )
 
 
 def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:

@@ -218,9 +218,9 @@ class Crossing(nn.Module):
         """Measure a prediction, and follow the scale of targets, before the backward pass of the synthesizer.
 
         Args:
-            error: batch size * (prediction - target) * factor; None: not finite.
+            error: batch size * (prediction - target) * factor; None: not finite. That of an empty batch says nothing.
         """
-        if error is None:
+        if error is None or not error.numel():
             return
         error = error / (self._samples(prediction) * factor)
         target = prediction - error

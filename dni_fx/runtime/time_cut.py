@@ -6,6 +6,7 @@ respect to the state; that joins the window's backward pass. In the next window 
 is the target: true within the window, and the next prediction beyond (Jaderberg et al. 2017, Sect. 3.1).
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -196,7 +197,7 @@ class TimeCut(Crossing):
     def tensors_of(self, rows: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The inverse of `rows_of`: tensors shaped like these from rows (N, F)."""
         moved = [state.movedim(axis, 0) for state, axis in zip(like, self.axes, strict=True)]
-        parts = rows.split([m[0].numel() for m in moved], 1)
+        parts = rows.split([math.prod(m.shape[1:]) for m in moved], 1)
         whole = [part.reshape(m.shape) for part, m in zip(parts, moved, strict=True)]
         # Clones, since the model may write to a tensor, but not to one of several views that `split` returns.
         return tuple(one.movedim(0, axis).clone() for one, axis in zip(whole, self.axes, strict=True))

@@ -225,11 +225,12 @@ def sample_losses(loss: Loss, outputs: Tensor, labels: Tensor, samples: int) -> 
         labels: A row of floats, or an integer, for each row of outputs; -100 for no label.
     """
     rows = torch.func.vmap(lambda o, y: loss(o[None], y[None]), randomness="different")(outputs, labels)
+    rows = rows.reshape(samples, len(rows) // max(1, samples))
     if labels.is_floating_point():
-        return rows.reshape(samples, -1).mean(1)
-    ignored = labels == IGNORED
+        return rows.mean(1)
+    ignored = (labels == IGNORED).reshape(rows.shape)
     known = (~ignored).sum().clamp(min=1)
-    return rows.masked_fill(ignored, 0.0).reshape(samples, -1).sum(1) * (samples / known)
+    return rows.masked_fill(ignored, 0.0).sum(1) * (samples / known)
 
 
 @register("local_head")

@@ -89,7 +89,7 @@ class LeastSquares(Synthesizer):
         Args:
             error: (prediction - target) / batch size * loss scale, zero in rows without a target; None: not finite.
         """
-        if error is None:
+        if error is None or not len(rows):
             return
         error = error * (batch if self.loss_scale is None else batch / self.loss_scale.factor())
         rows = rows * (error != 0).any(1, keepdim=True)

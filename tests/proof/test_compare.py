@@ -16,3 +16,22 @@ def test_truth_values_are_compared() -> None:
     yes, no = torch.tensor([True, False]), torch.tensor([False, False])
     assert close({"a": yes}, {"a": yes}) == (True, "exact")
     assert not close({"a": yes}, {"a": no})[0]
+
+
+def test_equal_values_that_are_not_finite_are_equal() -> None:
+    values = torch.tensor([1.0, float("nan"), float("inf"), -float("inf")])
+    assert close({"a": values}, {"a": values.clone()})[0]
+    for place, other in ((1, 0.0), (0, float("nan")), (2, -float("inf"))):
+        changed = values.clone()
+        changed[place] = other
+        assert not close({"a": changed}, {"a": values})[0]
+
+
+def test_sparse_tensors_are_compared_by_their_values() -> None:
+    dense = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    rows = torch.sparse_coo_tensor(torch.tensor([[1]]), dense[1:], (2, 2), check_invariants=True)
+    twice = torch.sparse_coo_tensor(
+        torch.tensor([[1, 1]]), dense[[1, 1]] / 2, (2, 2), check_invariants=True
+    )  # not coalesced
+    assert close({"a": twice}, {"a": rows})[0] and close({"a": twice}, {"a": dense})[0]
+    assert not close({"a": twice}, {"a": 2 * rows})[0]
