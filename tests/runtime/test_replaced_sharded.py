@@ -1,5 +1,6 @@
 """`fully_shard` after a rewrite: an error, or a loop that trains."""
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,7 @@ def test_an_optimizer_for_each_segment(mesh: DeviceMesh, again: bool) -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_the_optimizer_given_to_transform(mesh: DeviceMesh, again: bool) -> None:
+    gc.collect()  # optimizers of other tests
     model = made()
     optimizer = sgd(model.parameters())
     net: Any = dni_fx.transform(model, X, cuts=["1", "3"], optimizer=optimizer, unlock="none").train()

@@ -115,6 +115,25 @@ def test_a_run_that_is_cut_in_time(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(*(net.parameters() for net in nets), strict=True))
 
 
+def test_a_file_of_an_older_version_that_holds_no_steps(tmp_path: Path) -> None:
+    """Then `progress` has the steps."""
+    run, path = Run(0, training=Training(every=3)), tmp_path / "run.pt"
+    run.train(4)
+    dni_fx.save_checkpoint(path, run.net, **run.own)
+    content = torch.load(path, weights_only=True)
+    steps = [name for name in content["net"] if name.endswith(".steps")]
+    assert steps and not any(name in content["kind"]["tensors"] for name in steps)
+    for name in steps:
+        del content["net"][name]
+    torch.save(content, path)
+    again = Run(1, training=Training(every=3))
+    dni_fx.load_checkpoint(path, again.net, **again.own)
+    run.train(3)
+    assert {crossing.steps for crossing in again.net.dni.crossings.values()} == {4}
+    again.train(3)
+    assert {crossing.steps for crossing in again.net.dni.crossings.values()} == {7}
+
+
 def test_states_that_nobody_took_are_given_back(tmp_path: Path) -> None:
     run = Run(0)
     run.train(1)
