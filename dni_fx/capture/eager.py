@@ -77,7 +77,7 @@ class Eager:
     @contextlib.contextmanager
     def _observed(self, before: Snapshot) -> Iterator[None]:
         """Run forward, and see its effects."""
-        watching = effects_of_forward(self.model, before.parameters(), self._effects)
+        watching = effects_of_forward(self.model, before.tensors(), self._effects)
         with watching, self._blamed("the model does not run on the example inputs"):
             yield
         for name in before.reshaped_buffers():

@@ -35,12 +35,12 @@ _USE_AUTOGRAD = (
 
 _ATTRIBUTES: dict[str, Any] = {name: getattr(Tensor, name) for name in ("data", "requires_grad", "grad")}
 
-_SETTERS = {  # of a parameter
-    _ATTRIBUTES["data"].__set__: "writes to the parameter {}",
-    _ATTRIBUTES["requires_grad"].__set__: "sets requires_grad of the parameter {}",
-    _ATTRIBUTES["grad"].__set__: "sets the gradient of the parameter {}",
-    Tensor.requires_grad_: "sets requires_grad of the parameter {}",
-    Tensor.register_hook: "registers a hook on the parameter {}",
+_SETTERS = {
+    _ATTRIBUTES["data"].__set__: "writes to {}",
+    _ATTRIBUTES["requires_grad"].__set__: "sets requires_grad of {}",
+    _ATTRIBUTES["grad"].__set__: "sets the gradient of {}",
+    Tensor.requires_grad_: "sets requires_grad of {}",
+    Tensor.register_hook: "registers a hook on {}",
 }
 
 
@@ -60,13 +60,13 @@ class Effect:
 
 
 @contextlib.contextmanager
-def effects_of_forward(model: nn.Module, parameters: Mapping[str, Tensor], effects: list[Effect]) -> Iterator[None]:
+def effects_of_forward(model: nn.Module, tensors: Mapping[str, Tensor], effects: list[Effect]) -> Iterator[None]:
     """Add the new effects of the code that runs in this context to `effects`.
 
     Args:
-        parameters: The parameters that forward may write to, by name; also those of modules outside of the model.
+        tensors: Parameters and other tensors that forward must not write to, by name.
     """
-    watch = _Watch(model, parameters, effects)
+    watch = _Watch(model, tensors, effects)
     patched = mock.patch.object(nn.Module, "register_parameter", watch.around(nn.Module.register_parameter))
     entering = hooks.register_module_forward_pre_hook(watch.pre_forward)
     leaving = hooks.register_module_forward_hook(watch.post_forward, always_call=True)
@@ -116,11 +116,11 @@ def _edge(value: Any) -> tuple[Any, int]:
 
 
 class _Watch:
-    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], effects: list[Effect]) -> None:
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor], effects: list[Effect]) -> None:
         self.effects = effects
         self.names = {module: name for name, module in model.named_modules()}
-        self.parameters = {id(p): name for name, p in parameters.items()}
-        self.storages = {_storage(p): name for name, p in parameters.items()}
+        self.described = {id(t): f"the {_kind(t)} {name!r}" for name, t in tensors.items()}
+        self.storages = {_storage(t): self.described[id(t)] for t in tensors.values()}
         self.running: list[tuple[nn.Module, int]] = []  # the calls that run now, each with its first sequence number
 
     def pre_forward(self, module: nn.Module, _args: Any) -> None:
@@ -152,12 +152,12 @@ class _Watch:
         name = self.storages.get(_storage(tensor))
         # A layer of torch may renormalise its weight, and every front end leaves that to the layer.
         if name is not None and not (self.running and _is_of_torch(self.running[-1][0])):
-            self.add(f"writes to the parameter {name!r}")
+            self.add(f"writes to {name}")
 
     def sets(self, tensor: Tensor, what: str) -> None:
-        if id(tensor) in self.parameters:
-            self.add(what.format(repr(self.parameters[id(tensor)])))
-            self.storages[_storage(tensor)] = self.parameters[id(tensor)]
+        if id(tensor) in self.described:
+            self.add(what.format(self.described[id(tensor)]))
+            self.storages[_storage(tensor)] = self.described[id(tensor)]
 
     def add(self, what: str, oldest: int | None = None, remedy: str = "") -> None:
         """Add an effect of the innermost call that started before the autograd node `oldest`."""
@@ -172,7 +172,7 @@ class _Watch:
 
 
 class _Functions(TorchFunctionMode):
-    """Sees assignments to attributes of parameters."""
+    """Sees assignments to attributes of tensors."""
 
     def __init__(self, watch: _Watch) -> None:
         super().__init__()
@@ -207,6 +207,10 @@ class _Operators(TorchDispatchMode):
 def _sequence_number() -> int:
     with torch.inference_mode(False), torch.enable_grad():  # it is the number of an autograd node
         return sequence_number()
+
+
+def _kind(tensor: Tensor) -> str:
+    return "parameter" if isinstance(tensor, nn.Parameter) else "attribute"
 
 
 def _is_of_torch(module: nn.Module) -> bool:

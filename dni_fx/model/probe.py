@@ -91,7 +91,7 @@ def _choices(shapes: list[Candidate], count: int) -> Iterator[tuple[Candidate, .
 def _runs(model: nn.Module, choice: Sequence[Candidate]) -> bool:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with preserved(model), mode, torch.no_grad():
+    with preserved(model), mode, torch.enable_grad():  # forward may differentiate itself
         tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, _ in choice]
         try:
             model(*tensors)

@@ -66,10 +66,9 @@ class Snapshot:
                 failed.append(f"{name}: {first_line(error)}")
         return failed
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The parameters that can be reached from the first module, by name."""
-        found = [self._tensors[key] for key in self._compared]
-        return {saved.name: saved.tensor for saved in found if isinstance(saved.tensor, nn.Parameter)}
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that can be reached from the first module, without its buffers, by name."""
+        return {self._tensors[key].name: self._tensors[key].tensor for key in self._compared}
 
     def reshaped_buffers(self) -> list[str]:
         """The names of the buffers of the first module that have another shape than before."""

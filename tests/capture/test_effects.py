@@ -221,6 +221,28 @@ def test_the_net_writes_and_trains_as_the_model(
     torch.testing.assert_close(losses(net, model), expected, rtol=1e-5, atol=1e-6)
 
 
+class Bank(Stack):
+    """A tensor that is neither a parameter nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = torch.zeros(6)
+
+    def middle(self, h: Tensor) -> Tensor:
+        self.bank.mul_(0.9).add_(h.detach().mean(0))
+        return h + self.bank
+
+
+def test_an_attribute_that_forward_writes_to() -> None:
+    model = Bank()
+    net = dni_fx.transform(model, X)
+    assert net.dni.plan.frontend == "modules"
+    assert "writes to the attribute 'bank'" in net.dni.plan.tried[0]
+    assert not model.bank.any()
+    net(X)
+    assert model.bank.all()
+
+
 class OwnParameter(Stack):
     def __init__(self) -> None:
         super().__init__()

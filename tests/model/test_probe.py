@@ -146,6 +146,23 @@ def test_probe_leaves_the_model_as_it_was(train: bool) -> None:
     assert type(inputs.args[0]) is Tensor  # not a fake one
 
 
+class Differentiates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = self.layer(x).pow(2).sum()
+        energy.backward()
+        return energy
+
+
+def test_probe_runs_a_model_that_differentiates_in_forward() -> None:
+    model = Differentiates()
+    assert [tuple(t.shape) for t in probe(model).args] == [(4, 3)]
+    assert model.layer.weight.grad is None and type(model.layer.weight.data) is Tensor
+
+
 def test_probe_leaves_the_rng_alone() -> None:
     model = Restless()
     before = torch.get_rng_state()
