@@ -1,7 +1,7 @@
 """The arguments of a graph that fx traced: their forms at the capture, and calls that the graph does not take."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,10 +13,14 @@ __all__ = ["Forms", "check_tensors", "form_error"]
 Forms = Mapping[str, tuple[Path, ...] | None]  # `Captured.forms`
 
 
-def check_tensors(forms: Forms, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise a TypeError if an argument that held tensors is None or not given: forward may branch on that."""
+def check_tensors(forms: Forms, args: Sequence[Any], kwargs: Mapping[str, Any], states: Container[str] = ()) -> None:
+    """Raise a TypeError if an argument that held tensors is None or not given: forward may branch on that.
+
+    Args:
+        states: Arguments that are cut off in time, which have an error of their own.
+    """
     for index, (name, form) in enumerate(forms.items()):
-        if form is not None and (args[index] if index < len(args) else kwargs.get(name)) is None:
+        if form is not None and name not in states and (args[index] if index < len(args) else kwargs.get(name)) is None:
             given = index < len(args) or name in kwargs
             raise other_argument(name, _shown(form), None if given else inspect.Parameter.empty)
 
@@ -31,7 +35,11 @@ def form_error(
         if form is None:
             continue
         paths = by_path(value)
-        is_other = type(value) in (str, bytes) if form == ((),) and () in paths else bool(set(form) - paths.keys())
+        is_other = (
+            value is None or type(value) in (str, bytes)
+            if form == ((),) and () in paths
+            else bool(set(form) - paths.keys())
+        )
         if is_other:
             return other_argument(name, _shown(form), value)
     if forms and original is not None and len(args) + len(kwargs) > len(forms):

@@ -32,9 +32,13 @@ class LinkedModule(fx.GraphModule):
             return super().__call__(*args, **kwargs)
         self.dni_follow_original()
         forms = self.dni_captured.forms
-        check_tensors(forms, args, kwargs)
+        dni: Any = self._modules.get("dni")
+        states = [tensor.input for state in dni.plan.states for tensor in state.tensors] if dni is not None else []
+        check_tensors(forms, args, kwargs, states)
         try:
             return super().__call__(*args, **kwargs)
+        except DniFxError:
+            raise
         except Exception:  # operators raise errors of any type on arguments of another form
             other = form_error(forms, self.dni_captured.original, args, kwargs)
             if other is None:
@@ -71,7 +75,7 @@ class LinkedModule(fx.GraphModule):
         _take_over(self, original)
         return_state(self, original)
         original.training = self.training
-        self.dni_linked = linked(original)
+        self.dni_linked = linked(self, original)
         return original
 
     def __getattr__(self, name: str) -> Any:
@@ -127,9 +131,10 @@ def _other_value(subject: nn.Module, read: Read, now: str) -> str:
     )
 
 
-def linked(original: nn.Module) -> dict[str, object]:
-    """The parameters, buffers, children and plain tensors of a model itself, by name."""
-    tensors = {name: value for name, value in vars(original).items() if isinstance(value, Tensor)}
+def linked(net: nn.Module, original: nn.Module) -> dict[str, object]:
+    """The model's own parameters, buffers, children, and plain tensors for which the net has a buffer, by name."""
+    plain = vars(original)
+    tensors = {name: plain[name] for name in net._buffers if isinstance(plain.get(name), Tensor)}
     return {**original._parameters, **original._buffers, **original._modules, **tensors}
 
 
@@ -139,7 +144,7 @@ def _take_over(net: LinkedModule, original: nn.Module) -> None:
     Raises:
         DniFxError: If a parameter or child of the net was replaced, which the segments hold.
     """
-    now = linked(original)
+    now = linked(net, original)
     seen = now if net.dni_linked is None else net.dni_linked
     if all(seen.get(name) is value for name, value in now.items()):
         return

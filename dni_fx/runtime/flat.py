@@ -94,7 +94,7 @@ class Calling:
         defaults = {name: p.default for name, p in inspect.signature(forward).parameters.items()}
         captured_args, captured_kwargs = pytree.tree_unflatten(list(self.leaves), self.arguments)
         captured = by_name(forward, captured_args, captured_kwargs)
-        called = by_name(forward, args, kwargs)
+        called = by_name(forward, *canonical(forward, args, kwargs))
         for name in dict.fromkeys([*defaults, *captured, *called]):
             was, now = (named.get(name, defaults.get(name, inspect.Parameter.empty)) for named in (captured, called))
             both = name in captured and name in called

@@ -262,7 +262,7 @@ def make_module(
     net.training = model.training
     net.dni_captured = captured
     if captured.original is not None:
-        net.dni_linked = linked(captured.original)
+        net.dni_linked = linked(net, captured.original)
         captured.reads.changed(captured.original)
     return net
 

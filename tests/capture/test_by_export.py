@@ -27,7 +27,7 @@ def test_a_call_unlike_the_captured_one_is_refused() -> None:
     net(X, mask=X)
     net(x=X, mask=X)
     for args, kwargs in (((X,), {}), ((X, X), {"mask": X}), ((X,), {"mask": None})):
-        with pytest.raises(TypeError, match="rewrite the model"):
+        with pytest.raises(TypeError, match=r"argument '(mask|rest)' was"):
             net(*args, **kwargs)
     with pytest.raises(TypeError, match="size 3 along axis 0, not 4, as another argument has it"):
         net(X, mask=X[:3])

@@ -244,6 +244,16 @@ def test_a_copy_has_a_model_of_its_own(copied: Callable[[Any], Any]) -> None:
         other(X)
 
 
+def test_a_tensor_that_the_model_keeps() -> None:
+    """An activation that the loop keeps on the model is not kept by the net."""
+    net = transformed("fx")
+    net.last = net(X)
+    net(X)
+    assert all(value is not net.last for value in net.dni_linked.values())
+    del net.last
+    copy.deepcopy(net)
+
+
 def test_a_half_built_net() -> None:
     for base in {type(transformed(frontend)).__mro__[1] for frontend in ("fx", "export", "modules")}:
         net: Any = base.__new__(base)
