@@ -141,7 +141,6 @@ def test_the_command_line_ends_with_one_line(
     for place, reason in (
         ("n" * 300, "File name too long"),
         ("net.py/out", "Not a directory"),
-        ("~no-such/x", "no path"),
     ):
         assert run(monkeypatch, "rewrite", "net.py", "-o", place) == 2
         error = capsys.readouterr().err
