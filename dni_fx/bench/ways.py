@@ -92,7 +92,7 @@ def mean_square(output: Any) -> Tensor:
     """A loss for any output: the sum of the mean squares of its tensors."""
     squares = [t.square().mean() for t in tensors_in(output) if t.requires_grad]
     if not squares:
-        raise DniFxError("no output carries gradient")
+        raise DniFxError("no output carries gradient; does a parameter require grad?")
     return sum(squares[1:], start=squares[0])
 
 

@@ -143,7 +143,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         DniFxError: If a file is missing or damaged, or does not fit the model.
     """
     check_arguments({"model": model})
-    folder = real_path(folder)
+    folder = real_path(as_path(folder, "folder"))
     plan, has_digests = _checked(folder)
     cls = _saved_class(folder, plan)
     if model is None and plan.frontend != "fx":
