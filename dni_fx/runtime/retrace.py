@@ -51,7 +51,8 @@ class _Reads(dict[str, Tensor | None]):
 def _skeleton(module: nn.Module, tracer: fx.Tracer, names: Mapping[int, str]) -> nn.Module:
     """The same tree of plain modules, since the `__call__` of the user's modules may do more than call forward."""
     copy = nn.Module()
-    copy._parameters, copy._buffers = (_Reads(own, tracer, names) for own in (module._parameters, module._buffers))
+    for kind in ("_parameters", "_buffers"):
+        copy.__dict__[kind] = _Reads(getattr(module, kind), tracer, names)
     copy.__dict__.update({name: value for name, value in vars(module).items() if isinstance(value, Tensor)})
     for name, child in module._modules.items():
         copy._modules[name] = child if child is None else _skeleton(child, tracer, names)
