@@ -21,6 +21,7 @@ class Diverged:
     """
 
     def __init__(self) -> None:
+        self.passes = 0
         self.dropped: dict[str, int] = {}  # by crossing
         self.warned = False
 
@@ -31,9 +32,12 @@ class Diverged:
         for index, segment in enumerate(dni.segments):
             if segment.diverged is not None and not self.warned:
                 self._warn(crossing_name(index, dni.plan.cuts[index].tensors[segment.diverged].node))
+        self.passes += 1
+        if self.passes % MEASURE_EVERY != 1:
+            return
         for name, segment in dni.segment_by_crossing().items():
             crossing = dni.crossings[name]
-            if self._waits(segment, crossing) and crossing.steps % MEASURE_EVERY == 1:
+            if self._waits(segment, crossing):
                 before, self.dropped[name] = self.dropped.get(name, 0), int(segment.skipped)
                 if self.dropped[name] > before:
                     self._look_once(name, crossing)
