@@ -1,6 +1,6 @@
 """The check of a rewrite on other batch sizes and other lengths of the inputs than those of the example."""
 
-from dni_fx.capture import Run, batch_size, runs_at_other_batch_sizes, runs_at_other_lengths
+from dni_fx.capture import Run, batch_size, runs_at_other_batch_sizes, runs_at_other_lengths, sizes_near_first
 from dni_fx.errors import first_line
 from dni_fx.model import Axis, Inputs, by_name, by_path, canonical
 from dni_fx.proof.compare import close
@@ -46,7 +46,7 @@ def _runs(subject: Subject) -> list[Run[StepResult]]:
     smaller = runs_at_other_batch_sizes(subject.inputs, run, sizes) if sizes else None
     batch = larger or smaller
     fixed = [*(batch.axes if batch else [(0, 0)]), *_state_axes(subject)]
-    lengths = runs_at_other_lengths(subject.inputs, fixed, run)
+    lengths = runs_at_other_lengths(subject.inputs, fixed, run, sizes_near_first)
     others = [*([smaller] if smaller else []), *lengths]
     return [*([larger] if larger else []), *(one for one in others if not _refused(subject, one.inputs))]
 

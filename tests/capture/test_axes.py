@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import CASES, Attending, Flattened, Stateful, TimeFirst, sequences
+from layouts import CASES, SLOW, Attending, Flattened, Stateful, TimeFirst, sequences
 from torch import Tensor, nn
 
 import dni_fx
@@ -49,7 +49,9 @@ def test_axes_in_a_graph(name: str) -> None:
     assert FOUND[name].items() <= found(case.make(), case.inputs, "fx").items()
 
 
-@pytest.mark.parametrize("name", ["time first, T = N", "encoder, T = N", "flattened", "stateful, N = layers", "tokens"])
+@pytest.mark.parametrize(
+    "name", ["time first, T = N", "flattened", pytest.param("stateful, N = layers", marks=SLOW), "tokens"]
+)
 def test_axes_without_a_graph(name: str) -> None:
     case = CASES[name]
     records = found(case.make(), case.inputs, "modules")
@@ -58,6 +60,7 @@ def test_axes_without_a_graph(name: str) -> None:
     assert {node: records[node] for node in shared} == {node: FOUND[name][node] for node in shared}
 
 
+@pytest.mark.slow
 def test_axes_in_a_graph_by_export() -> None:
     flat = found(Flattened(), (sequences(),), "export")
     assert flat["tanh"] == (0, 0, set(), -1)
