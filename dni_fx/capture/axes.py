@@ -47,16 +47,23 @@ class Run(Generic[T]):
 
 
 def runs_at_other_batch_sizes(
-    inputs: Inputs, run: Callable[[Inputs], T | None], sizes: Sequence[int] = ()
+    inputs: Inputs, run: Callable[[Inputs], T | None], sizes: Sequence[int] = (), axes: tuple[Axis, ...] = ()
 ) -> Run[T] | None:
     """The first run with another batch size; None: the model takes none.
 
     Args:
         run: Returns None where the model does not take the inputs.
         sizes: The sizes to try; none: a few.
+        axes: The axes of the inputs that are the batch; none: they are to be found.
     """
     rows = batch_size(inputs)
-    return _first_run(inputs, _possible_batch_axes(inputs), rows, sizes or sizes_far_first(rows), run)
+    sizes = sizes or sizes_far_first(rows)
+    if axes:
+        return _first_run(inputs, [axes], rows, sizes, run)
+    likely, *others = _possible_batch_axes(inputs) or [()]
+    found = _first_run(inputs, [likely], rows, sizes, run)
+    # A single row fits to other inputs of any number of rows, by broadcasting.
+    return found or _first_run(inputs, others, rows, [size for size in sizes if size > 1], run)
 
 
 def sizes_far_first(size: int) -> list[int]:

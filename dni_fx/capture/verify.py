@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dni_fx.capture.axes import batch_size, runs_at_other_batch_sizes
 from dni_fx.errors import CaptureError, DniFxError, first_line
-from dni_fx.model import Inputs, describe, in_train_mode, preserved, seed, tensors_in
+from dni_fx.model import Axis, Inputs, describe, in_train_mode, preserved, seed, tensors_in
 
 __all__ = ["verify", "why_no_graph"]
 
@@ -93,10 +93,12 @@ def verify(model: nn.Module, captured: nn.Module, inputs: Inputs) -> None:
         _outputs(model, inputs, train=False),
         _attempt("in eval mode", lambda: _outputs(captured, inputs, train=False)),
     )
+    axes: tuple[Axis, ...] = ()
     for rows in _other_batch_sizes(inputs):
-        found = runs_at_other_batch_sizes(inputs, partial(_outputs_if_taken, model), [rows])
+        found = runs_at_other_batch_sizes(inputs, partial(_outputs_if_taken, model), [rows], axes)
         if found is None:
             continue
+        axes = found.axes
         where = f"for another batch size ({rows} rows)"
         traced = _attempt(where, partial(_outputs, captured, found.inputs, train=True))
         _compare(f"outputs {where}", found.result, traced)

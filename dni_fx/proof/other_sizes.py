@@ -43,7 +43,8 @@ def _runs(subject: Subject) -> list[Run[StepResult]]:
     rows = batch_size(subject.inputs)
     larger = runs_at_other_batch_sizes(subject.inputs, run, [rows + 1, 2 * rows])
     sizes = [size for size in (1, 2) if size < rows]
-    smaller = runs_at_other_batch_sizes(subject.inputs, run, sizes) if sizes else None
+    axes = larger.axes if larger else ()
+    smaller = runs_at_other_batch_sizes(subject.inputs, run, sizes, axes) if sizes else None
     batch = larger or smaller
     fixed = [*(batch.axes if batch else [(0, 0)]), *_state_axes(subject)]
     lengths = runs_at_other_lengths(subject.inputs, fixed, run, sizes_near_first)

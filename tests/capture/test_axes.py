@@ -161,3 +161,29 @@ def test_inputs_that_may_be_time_first_are_named(frontend: str) -> None:
     dni_fx.transform(Bare(batch_first=True), x, classes=3, frontend=frontend)
     dni_fx.transform(Bare(batch_first=False), x, frontend=frontend)  # no labels
     dni_fx.transform(TimeFirst(), x, classes=3, frontend=frontend)
+
+
+class Normed(nn.Module):
+    """Takes no single row; and one row of `x` with more rows of `y`, by broadcasting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.norm(self.a(y))) + x)
+
+
+def test_a_single_row_that_broadcasts_is_no_batch_of_one() -> None:
+    inputs = Inputs((torch.randn(2, 8), torch.randn(2, 5)))
+    model = Normed()
+
+    def run(other: Inputs) -> Tensor | None:
+        try:
+            return model(*other.args)
+        except ValueError:
+            return None
+
+    assert axes.runs_at_other_batch_sizes(inputs, run, [1]) is None
+    larger = axes.runs_at_other_batch_sizes(inputs, run)
+    assert larger is not None and larger.axes == ((0, 0), (1, 0)) and larger.sizes == (2, 4)
