@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -169,6 +170,11 @@ class Pooled(nn.Module):
         return self.c(torch.tanh(self.b(torch.tanh(self.a(x)).view(-1, 2, 8).mean(1))))
 
 
+SLOW = pytest.mark.slow
+
+FRONTENDS = ["fx", pytest.param("export", marks=SLOW), "modules"]
+
+
 class Case(NamedTuple):
     make: Callable[[], Any]
     inputs: tuple[Tensor, ...]
@@ -201,3 +207,6 @@ CASES = {
         lambda: nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), (torch.arange(6),)
     ),
 }
+
+QUICK = {"divergence", "time first, T = N", "encoder, T = N", "flattened", "moved", "attending", "views", "prototypes"}
+NAMES = [name if name in QUICK else pytest.param(name, marks=SLOW) for name in CASES]

@@ -9,6 +9,7 @@ from dni_fx.capture.axes import (
     batch_size,
     runs_at_other_batch_sizes,
     runs_at_other_lengths,
+    sizes_near_first,
     warn_of_time_first_inputs,
 )
 from dni_fx.capture.by_fx import capture_by_fx
@@ -29,5 +30,6 @@ __all__ = [
     "plan_time_cuts",
     "runs_at_other_batch_sizes",
     "runs_at_other_lengths",
+    "sizes_near_first",
     "warn_of_time_first_inputs",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "find_axes",
     "runs_at_other_batch_sizes",
     "runs_at_other_lengths",
+    "sizes_near_first",
     "warn_of_time_first_inputs",
 ]
 
@@ -46,24 +47,47 @@ class Run(Generic[T]):
 
 
 def runs_at_other_batch_sizes(
-    inputs: Inputs, run: Callable[[Inputs], T | None], sizes: Sequence[int] = ()
+    inputs: Inputs, run: Callable[[Inputs], T | None], sizes: Sequence[int] = (), axes: tuple[Axis, ...] = ()
 ) -> Run[T] | None:
     """The first run with another batch size; None: the model takes none.
 
     Args:
         run: Returns None where the model does not take the inputs.
         sizes: The sizes to try; none: a few.
+        axes: The axes of the inputs that are the batch; none: they are to be found.
     """
     rows = batch_size(inputs)
-    return _first_run(inputs, _possible_batch_axes(inputs), rows, sizes or _other_sizes(rows), run)
+    sizes = sizes or sizes_far_first(rows)
+    if axes:
+        return _first_run(inputs, [axes], rows, sizes, run)
+    likely, *others = _possible_batch_axes(inputs) or [()]
+    found = _first_run(inputs, [likely], rows, sizes, run)
+    # A single row fits to other inputs of any number of rows, by broadcasting.
+    return found or _first_run(inputs, others, rows, [size for size in sizes if size > 1], run)
 
 
-def runs_at_other_lengths(inputs: Inputs, without: Collection[Axis], run: Callable[[Inputs], T | None]) -> list[Run[T]]:
+def sizes_far_first(size: int) -> list[int]:
+    """Twice the size, since a stride may round a small change away; nearer sizes, for models with limits."""
+    return [other for other in dict.fromkeys((2 * size, size + 1, size - 1)) if other > 0]
+
+
+def sizes_near_first(size: int) -> list[int]:
+    """One more, which costs little time; other sizes, for models that take multiples or shorter inputs alone."""
+    return [other for other in dict.fromkeys((size + 1, 2 * size, size - 1)) if other > 0]
+
+
+def runs_at_other_lengths(
+    inputs: Inputs,
+    without: Collection[Axis],
+    run: Callable[[Inputs], T | None],
+    sizes_of: Callable[[int], Sequence[int]] = sizes_far_first,
+) -> list[Run[T]]:
     """One run for each other size of the inputs that may change, where axes of one size change together.
 
     Args:
         without: Axes that stay as they are, such as the batch.
         run: Returns None where the model does not take the inputs.
+        sizes_of: The sizes to try in the place of a size.
     """
     axes_by_size: dict[int, list[Axis]] = {}
     for number, tensor in enumerate(inputs.tensors()):
@@ -72,13 +96,13 @@ def runs_at_other_lengths(inputs: Inputs, without: Collection[Axis], run: Callab
                 axes_by_size.setdefault(size, []).append((number, axis))
     found: list[Run[T]] = []
     for size, axes in axes_by_size.items():
-        together = _first_run(inputs, [tuple(axes)], size, _other_sizes(size), run)
+        together = _first_run(inputs, [tuple(axes)], size, sizes_of(size), run)
         if together is not None:
             found.append(together)
             continue
         apart = {place: tuple(axis for axis in axes if axis[1] == place) for _, place in axes}
         if len(apart) > 1:  # two sizes that are equal in the example alone
-            each = [_first_run(inputs, [some], size, _other_sizes(size), run) for some in apart.values()]
+            each = [_first_run(inputs, [some], size, sizes_of(size), run) for some in apart.values()]
             found += [one for one in each if one is not None]
     return found
 
@@ -102,11 +126,6 @@ def _possible_batch_axes(inputs: Inputs) -> list[tuple[Axis, ...]]:
     last = [first, *((n, t.dim() - 1 - list(t.shape)[::-1].index(rows)) for n, t in sized[1:] if rows in t.shape)]
     without_one = [[axis for axis in alike if axis != other] for other in alike if other != first]
     return list(dict.fromkeys(map(tuple, (alike, anywhere, last, *without_one, [first]))))
-
-
-def _other_sizes(size: int) -> list[int]:
-    """Twice the size, since a stride may round a small change away; nearer sizes, for models with limits."""
-    return [other for other in (2 * size, size + 1, size - 1) if other > 0]
 
 
 def _first_run(

@@ -71,8 +71,12 @@ class Eager:
             except Exception:  # user code may raise any error, if the model does not take this batch size
                 return None
 
-        found = [runs_at_other_batch_sizes(self.inputs, run, [rows]) for rows in _other_batch_sizes(self.inputs)]
-        return [one for one in found if one is not None]
+        found: list[Run[Outcome]] = []
+        for rows in _other_batch_sizes(self.inputs):
+            other = runs_at_other_batch_sizes(self.inputs, run, [rows], found[0].axes if found else ())
+            if other is not None:
+                found.append(other)
+        return found
 
     @contextlib.contextmanager
     def _observed(self, before: Snapshot) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The check of a rewrite on other batch sizes and other lengths of the inputs than those of the example."""
 
-from dni_fx.capture import Run, batch_size, runs_at_other_batch_sizes, runs_at_other_lengths
+from dni_fx.capture import Run, batch_size, runs_at_other_batch_sizes, runs_at_other_lengths, sizes_near_first
 from dni_fx.errors import first_line
 from dni_fx.model import Axis, Inputs, by_name, by_path, canonical
 from dni_fx.proof.compare import close
@@ -43,10 +43,11 @@ def _runs(subject: Subject) -> list[Run[StepResult]]:
     rows = batch_size(subject.inputs)
     larger = runs_at_other_batch_sizes(subject.inputs, run, [rows + 1, 2 * rows])
     sizes = [size for size in (1, 2) if size < rows]
-    smaller = runs_at_other_batch_sizes(subject.inputs, run, sizes) if sizes else None
+    axes = larger.axes if larger else ()
+    smaller = runs_at_other_batch_sizes(subject.inputs, run, sizes, axes) if sizes else None
     batch = larger or smaller
     fixed = [*(batch.axes if batch else [(0, 0)]), *_state_axes(subject)]
-    lengths = runs_at_other_lengths(subject.inputs, fixed, run)
+    lengths = runs_at_other_lengths(subject.inputs, fixed, run, sizes_near_first)
     others = [*([smaller] if smaller else []), *lengths]
     return [*([larger] if larger else []), *(one for one in others if not _refused(subject, one.inputs))]
 

@@ -62,9 +62,11 @@ class Subject:
 
     def true_gradients(self, inputs: Inputs) -> tuple[StepResult, StepResult, dict[str, Tensor]]:
         """One step of the model without cuts, one with boundaries that let the true gradient through, and the truth."""
+        received = scripted_synthesizers(self._through_cuts)
+        for synthesizer in received.values():
+            synthesizer.target = None
         backprop = step(self.exact.dni_uncut(), inputs, state=self.tensors)
         through = step(self._through_cuts, inputs)
-        received = scripted_synthesizers(self._through_cuts)
         truth = {name: s.target * s.samples(s.target) for name, s in received.items() if s.target is not None}
         return backprop, through, truth
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import CASES, Attending, Flattened, Stateful, TimeFirst, sequences
+from layouts import CASES, NAMES, SLOW, Attending, Flattened, Stateful, TimeFirst, sequences
 from torch import Tensor, nn
 
 import dni_fx
@@ -43,13 +43,15 @@ def found(model: nn.Module, inputs: tuple[Tensor, ...], frontend: str) -> dict[s
     return {name: (r.batch, r.rows, set(r.free), r.axis) for name, r in records.items()}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_axes_in_a_graph(name: str) -> None:
     case = CASES[name]
     assert FOUND[name].items() <= found(case.make(), case.inputs, "fx").items()
 
 
-@pytest.mark.parametrize("name", ["time first, T = N", "encoder, T = N", "flattened", "stateful, N = layers", "tokens"])
+@pytest.mark.parametrize(
+    "name", ["time first, T = N", "flattened", pytest.param("stateful, N = layers", marks=SLOW), "tokens"]
+)
 def test_axes_without_a_graph(name: str) -> None:
     case = CASES[name]
     records = found(case.make(), case.inputs, "modules")
@@ -58,6 +60,7 @@ def test_axes_without_a_graph(name: str) -> None:
     assert {node: records[node] for node in shared} == {node: FOUND[name][node] for node in shared}
 
 
+@pytest.mark.slow
 def test_axes_in_a_graph_by_export() -> None:
     flat = found(Flattened(), (sequences(),), "export")
     assert flat["tanh"] == (0, 0, set(), -1)
@@ -158,3 +161,29 @@ def test_inputs_that_may_be_time_first_are_named(frontend: str) -> None:
     dni_fx.transform(Bare(batch_first=True), x, classes=3, frontend=frontend)
     dni_fx.transform(Bare(batch_first=False), x, frontend=frontend)  # no labels
     dni_fx.transform(TimeFirst(), x, classes=3, frontend=frontend)
+
+
+class Normed(nn.Module):
+    """Takes no single row; and one row of `x` with more rows of `y`, by broadcasting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.norm(self.a(y))) + x)
+
+
+def test_a_single_row_that_broadcasts_is_no_batch_of_one() -> None:
+    inputs = Inputs((torch.randn(2, 8), torch.randn(2, 5)))
+    model = Normed()
+
+    def run(other: Inputs) -> Tensor | None:
+        try:
+            return model(*other.args)
+        except ValueError:
+            return None
+
+    assert axes.runs_at_other_batch_sizes(inputs, run, [1]) is None
+    larger = axes.runs_at_other_batch_sizes(inputs, run)
+    assert larger is not None and larger.axes == ((0, 0), (1, 0)) and larger.sizes == (2, 4)

@@ -4,15 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import CASES, Attending, Divergence, Scaled, Views, sequences
+from layouts import CASES, FRONTENDS, Attending, Divergence, Scaled, Views, sequences
 from torch import Tensor, nn
 
 import dni_fx
 from dni_fx.errors import DniFxError
 from dni_fx.plans import CrossingTensor
 from dni_fx.synthesizers import Activation, Linear
-
-FRONTENDS = ["fx", "export", "modules"]
 
 
 class Narrow(nn.Module):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import CASES, Flattened, Prototypes, TimeFirst, Views, sequences
+from layouts import CASES, FRONTENDS, SLOW, Flattened, Prototypes, TimeFirst, Views, sequences
 from made import wake
 from torch import Tensor, nn
 
@@ -15,7 +15,6 @@ from dni_fx.plans import Plan
 from dni_fx.synthesizers import Activation, Synthesizer
 
 UNLOCKS = ["none", "backward"]
-FRONTENDS = ["fx", "export", "modules"]
 LABELS = torch.arange(6) % 3
 
 
@@ -99,7 +98,7 @@ def woken(model: nn.Module, inputs: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
-@pytest.mark.parametrize("length", [7, 6])
+@pytest.mark.parametrize("length", [pytest.param(7, marks=SLOW), 6])
 def test_labels_go_to_samples_where_time_is_first(frontend: str, length: int) -> None:
     """With T = N the sizes alone do not tell the two apart."""
     net = woken(TimeFirst(), sequences(6, length), cuts=["a"], classes=3, frontend=frontend)
@@ -149,7 +148,9 @@ def test_a_tensor_without_a_batch_axis_takes_no_labels(unlock: str) -> None:
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
-@pytest.mark.parametrize("name", ["time first", "views", "divergence", "pixels", "attending"])
+@pytest.mark.parametrize(
+    "name", ["divergence", *(pytest.param(n, marks=SLOW) for n in ("time first", "views", "pixels", "attending"))]
+)
 def test_a_smaller_last_batch_trains(name: str, frontend: str) -> None:
     case = CASES[name]
     net = dni_fx.transform(case.make(), case.inputs, frontend=frontend)
