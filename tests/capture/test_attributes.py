@@ -125,6 +125,14 @@ def test_export_reads_what_layers_read() -> None:
     assert {"drop.p", "drop.inplace", "drop.training"} <= set(found) and "config.lr" not in found
 
 
+def test_export_sets_back_what_forward_writes() -> None:
+    def run(m: Net, x: Tensor) -> Tensor:
+        m.config.tau += 1
+        return m.remember(m.count(x)) * m.config.tau
+
+    assert names_of(Net(run), lambda m: torch.export.export(m, (X,), strict=False)) == []
+
+
 def test_a_leaf_acts_when_it_runs() -> None:
     assert names_of(Net(lambda m, x: m.drop(x)), fx.Tracer().trace) == []
 
