@@ -180,12 +180,14 @@ class _Recorder:
 
     def keep(self, place: _Place, value: Any) -> Any:
         """Record a value by its place; return the value, or the watched copy of a dict."""
-        if id(value) in self.copies:
-            return self.copies[id(value)][2]
         if type(value) is _Namespace or (type(value) is dict and not tensors_in(value)):
-            copy = _Items(self, place, value) if type(value) is dict else _WatchedNamespace(**vars(value))
+            made = self.copies.get(id(value))
+            copy: Any = made[2] if made else _Items(self, value) if type(value) is dict else _Namespaced(**vars(value))
             self.copies[id(value)] = place, value, copy
-            self._add(place, copy)
+            if isinstance(copy, _Items):
+                copy.place = place
+            else:
+                self._add(place, copy)
             return copy
         text = None if isinstance(value, dict) and self._add(place, value) else text_of(value)
         if text is not None:
@@ -198,14 +200,14 @@ class _Recorder:
         """Give an object a place, and watch its class, if it may be a config; return whether it is watched."""
         cls = type(value)
         is_fixed = not cls.__flags__ & _HEAP_TYPE or bool(cls.__flags__ & _IMMUTABLE)
-        known = cls is not _WatchedNamespace and cls.__module__.split(".")[0] in _LIBRARIES
+        known = cls is not _Namespaced and cls.__module__.split(".")[0] in _LIBRARIES
         if isinstance(value, nn.Module) or is_fixed or known:
             return False
         if id(value) not in self.places:
-            self.places[id(value)] = place
             self.objects.append(value)
-            if cls not in self.patches:
-                self._watch(cls)
+        self.places[id(value)] = place  # of several modules that share a config, the one that has just read it
+        if cls not in self.patches:
+            self._watch(cls)
         return True
 
     def _read_code(self, module: nn.Module, function: Callable[..., Any]) -> None:
@@ -224,22 +226,24 @@ class _Recorder:
                 self._add(("", steps), value)
 
 
-class _WatchedNamespace(_Namespace):  # type: ignore[misc]
+class _Namespaced(_Namespace):  # type: ignore[misc]
     """The copy of a namespace whose class Python does not allow to be watched."""
 
 
 class _Items(dict[Any, Any]):
     """The copy of a dict that records which of its entries are read."""
 
-    def __init__(self, recorder: _Recorder, place: _Place, source: dict[Any, Any]) -> None:
+    place: _Place
+
+    def __init__(self, recorder: _Recorder, source: dict[Any, Any]) -> None:
         super().__init__(source)
-        self._recorder, self._place = recorder, place
+        self._recorder = recorder
 
     def plain(self) -> dict[Any, Any]:
         return dict(dict.items(self))
 
     def _read(self, key: Any) -> Any:
-        place = self._place[0], (*self._place[1], ("item", key))
+        place = self.place[0], (*self.place[1], ("item", key))
         if dict.__contains__(self, key):
             return self._recorder.keep(place, dict.__getitem__(self, key))
         self._recorder.reads.setdefault(place, "")
@@ -248,7 +252,7 @@ class _Items(dict[Any, Any]):
     def _read_all(self) -> None:
         text = text_of(self.plain())
         if text is not None:
-            self._recorder.reads.setdefault(self._place, text)
+            self._recorder.reads.setdefault(self.place, text)
         else:
             for key in dict.keys(self):
                 self._read(key)
