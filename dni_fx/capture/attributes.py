@@ -39,7 +39,12 @@ def recorded_reads(model: nn.Module) -> Iterator[list[Read]]:
             yield found
         finally:
             recorder.close()
-    reads = [Read(*place, text) for place, text in recorder.reads.items()]
+    written = recorder.written
+    reads = [
+        Read(module, steps, text)
+        for (module, steps), text in recorder.reads.items()
+        if not any((module, steps[:end]) in written for end in range(1, len(steps) + 1))
+    ]
     found += [read for read in reads if value_of(model, read)[1] == read.text]  # a cache, for one, changes
 
 
@@ -48,14 +53,16 @@ class _Recorder:
 
     Attributes:
         reads: The text of each value at its first read; "" if there was none.
+        written: The attributes that the code assigned. torch.export may set them back.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.reads: dict[_Place, str] = {}
+        self.written: set[_Place] = set()
         self.model = model
         self.places: dict[int, _Place] = {id(m): (name, ()) for name, m in model.named_modules()}
         self.objects: list[Any] = []  # keeps the objects of `places` alive, so that their ids stay unique
-        self.copies: dict[int, tuple[Any, Any]] = {}  # dicts and namespaces with their copies, which are watched
+        self.copies: dict[int, tuple[_Place, Any, Any]] = {}  # dicts and namespaces, and their watched copies
         self.code: dict[tuple[int, Any], tuple[nn.Module, Callable[..., Any]]] = {}  # methods that were called
         self.scanned: set[Any] = set()  # functions whose global variables are recorded
         self.patches: dict[type, Any] = {}
@@ -69,9 +76,13 @@ class _Recorder:
         callback_handler.remove_start_callback(self._pre_compile)
         callback_handler.remove_end_callback(self._start)
         self._stop()
-        for source, copy in self.copies.values():
-            content, new = (vars(source), vars(copy)) if isinstance(source, _Namespace) else (source, copy.plain())
-            if content.keys() != new.keys() or any(content[key] is not value for key, value in new.items()):
+        for (module, steps), source, copy in self.copies.values():
+            is_dict = isinstance(source, dict)
+            content, new = (source, copy.plain()) if is_dict else (vars(source), vars(copy))
+            kind = "item" if is_dict else "attribute"
+            changed = [k for k in {**content, **new} if k not in new or k not in content or content[k] is not new[k]]
+            self.written |= {(module, (*steps, (kind, key))) for key in changed}
+            if changed:
                 content.clear()
                 content.update(new)
 
@@ -116,7 +127,14 @@ class _Recorder:
             place = self.places.get(id(owner))
             return value if place is None else self.keep((place[0], (*place[1], ("item", key))), value)
 
-        functions: dict[str, Any] = {"__getattribute__": getattribute}
+        def setattribute(owner: Any, name: str, value: Any) -> None:
+            place = self.places.get(id(owner))
+            if place is not None:
+                self.written.add((place[0], (*place[1], ("attribute", name))))
+            original_setattr(owner, name, value)
+
+        original_setattr: Any = cls.__setattr__
+        functions: dict[str, Any] = {"__getattribute__": getattribute, "__setattr__": setattribute}
         if issubclass(cls, dict):
             original_getitem: Any = cls.__getitem__
             functions["__getitem__"] = getitem
@@ -162,12 +180,14 @@ class _Recorder:
 
     def keep(self, place: _Place, value: Any) -> Any:
         """Record a value by its place; return the value, or the watched copy of a dict."""
-        if id(value) in self.copies:
-            return self.copies[id(value)][1]
         if type(value) is _Namespace or (type(value) is dict and not tensors_in(value)):
-            copy = _Items(self, place, value) if type(value) is dict else _WatchedNamespace(**vars(value))
-            self.copies[id(value)] = value, copy
-            self._add(place, copy)
+            made = self.copies.get(id(value))
+            copy: Any = made[2] if made else _Items(self, value) if type(value) is dict else _Namespaced(**vars(value))
+            self.copies[id(value)] = place, value, copy
+            if isinstance(copy, _Items):
+                copy.place = place
+            else:
+                self._add(place, copy)
             return copy
         text = None if isinstance(value, dict) and self._add(place, value) else text_of(value)
         if text is not None:
@@ -180,14 +200,14 @@ class _Recorder:
         """Give an object a place, and watch its class, if it may be a config; return whether it is watched."""
         cls = type(value)
         is_fixed = not cls.__flags__ & _HEAP_TYPE or bool(cls.__flags__ & _IMMUTABLE)
-        known = cls is not _WatchedNamespace and cls.__module__.split(".")[0] in _LIBRARIES
+        known = cls is not _Namespaced and cls.__module__.split(".")[0] in _LIBRARIES
         if isinstance(value, nn.Module) or is_fixed or known:
             return False
         if id(value) not in self.places:
-            self.places[id(value)] = place
             self.objects.append(value)
-            if cls not in self.patches:
-                self._watch(cls)
+        self.places[id(value)] = place  # of several modules that share a config, the one that has just read it
+        if cls not in self.patches:
+            self._watch(cls)
         return True
 
     def _read_code(self, module: nn.Module, function: Callable[..., Any]) -> None:
@@ -206,22 +226,24 @@ class _Recorder:
                 self._add(("", steps), value)
 
 
-class _WatchedNamespace(_Namespace):  # type: ignore[misc]
+class _Namespaced(_Namespace):  # type: ignore[misc]
     """The copy of a namespace whose class Python does not allow to be watched."""
 
 
 class _Items(dict[Any, Any]):
     """The copy of a dict that records which of its entries are read."""
 
-    def __init__(self, recorder: _Recorder, place: _Place, source: dict[Any, Any]) -> None:
+    place: _Place
+
+    def __init__(self, recorder: _Recorder, source: dict[Any, Any]) -> None:
         super().__init__(source)
-        self._recorder, self._place = recorder, place
+        self._recorder = recorder
 
     def plain(self) -> dict[Any, Any]:
         return dict(dict.items(self))
 
     def _read(self, key: Any) -> Any:
-        place = self._place[0], (*self._place[1], ("item", key))
+        place = self.place[0], (*self.place[1], ("item", key))
         if dict.__contains__(self, key):
             return self._recorder.keep(place, dict.__getitem__(self, key))
         self._recorder.reads.setdefault(place, "")
@@ -230,7 +252,7 @@ class _Items(dict[Any, Any]):
     def _read_all(self) -> None:
         text = text_of(self.plain())
         if text is not None:
-            self._recorder.reads.setdefault(self._place, text)
+            self._recorder.reads.setdefault(self.place, text)
         else:
             for key in dict.keys(self):
                 self._read(key)

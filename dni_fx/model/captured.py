@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -29,3 +30,7 @@ class Captured:
     lost_checkpoints: bool = False
     reads: Reads = field(default_factory=Reads)
     forms: Mapping[str, tuple[Path, ...] | None] = field(default_factory=dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Fill in what a pickle of an older version lacks."""
+        self.__dict__.update({"reads": Reads(), "forms": {}} | state)

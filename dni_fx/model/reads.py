@@ -4,6 +4,7 @@ import ast
 import copy
 import functools
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +19,8 @@ from torch import nn
 __all__ = ["MODE", "Read", "Reads", "text_of", "value_of"]
 
 _MISSING = object()
-_MOST = 256  # the most values in one attribute: a longer list is data, and its comparison would be slow
+_MOST = 10_000  # the most values in one attribute: the comparison of more would be slow
+_LONGEST = 200  # characters of a text; of a longer text, the start and a checksum
 _Step = tuple[str, Any]
 MODE: tuple[_Step, ...] = (("attribute", "training"),)
 
@@ -71,7 +73,8 @@ def _name(name: str, steps: Sequence[_Step]) -> str:
 
 def text_of(value: object) -> str | None:
     """A plain value as text, equal for equal values; None for any other value."""
-    return _text(value, [_MOST])
+    text = _text(value, [_MOST])
+    return text if text is None or len(text) <= _LONGEST else f"{text[:80]}... ({zlib.crc32(text.encode()):08x})"
 
 
 def _text(value: Any, left: list[int]) -> str | None:
@@ -80,6 +83,9 @@ def _text(value: Any, left: list[int]) -> str | None:
         return None
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, np.ndarray):
+        is_data = value.dtype.hasobject or value.size > _MOST
+        return None if is_data else f"array({value.tolist()}, {value.dtype})"
     if isinstance(value, Enum):
         return f"{type(value).__qualname__}.{value.name}"
     if isinstance(value, functools.partial):
@@ -198,7 +204,7 @@ class _Seen:
 
     def __init__(self, model: nn.Module, reads: Sequence[Read]) -> None:
         self.model = model
-        self.copies: list[tuple[Any, Any]] = []  # of lists and dicts, which may change while they stay the same objects
+        self.copies: list[tuple[Any, Any]] = []  # of lists, dicts and arrays, which may change in place
         objects: dict[tuple[int, Any], tuple[Any, _Step, Any]] = {}  # owner, step, and the object there
         self.absent: list[tuple[Mapping[Any, Any], Any]] = []  # a namespace, and a name that it has not
         plain: dict[int, tuple[Mapping[Any, Any], dict[Any, Any]]] = {}  # a namespace, and its values that were read
@@ -216,10 +222,12 @@ class _Seen:
                     objects[id(owner), step] = owner, step, value
                 owner = value
             else:
-                if isinstance(owner, list | dict | set):
+                if isinstance(owner, list | dict | set | np.ndarray):
                     self.copies.append((owner, copy.deepcopy(owner)))
         self.objects = list(objects.values())
-        self.plain = [(names, itemgetter(*held), itemgetter(*held)(held)) for names, held in plain.values()]
+        # Each first name twice: of one name, itemgetter would return the value, which may be an array, not a tuple.
+        getters = [(names, itemgetter(next(iter(held)), *held), held) for names, held in plain.values()]
+        self.plain = [(names, get, get(held)) for names, get, held in getters]
 
     def holds(self, model: nn.Module) -> bool:
         """Whether each object is still in its place, each value equal, and each list or dict of equal content."""
@@ -236,7 +244,10 @@ class _Seen:
         for owner, step, value in self.objects:
             if _next(owner, step) is not value:
                 return False
-        return all(value == content for value, content in self.copies)
+        return all(
+            np.array_equal(value, content) if isinstance(value, np.ndarray) else value == content
+            for value, content in self.copies
+        )
 
 
 def _names(owner: Any, step: _Step) -> Mapping[Any, Any] | None:

@@ -125,6 +125,23 @@ def test_export_reads_what_layers_read() -> None:
     assert {"drop.p", "drop.inplace", "drop.training"} <= set(found) and "config.lr" not in found
 
 
+def test_export_sets_back_what_forward_writes() -> None:
+    def run(m: Net, x: Tensor) -> Tensor:
+        m.config.tau += 1
+        return m.remember(m.count(x)) * m.config.tau
+
+    assert names_of(Net(run), lambda m: torch.export.export(m, (X,), strict=False)) == []
+
+
+def test_a_config_that_modules_share() -> None:
+    """Each module may get another config later, so the value counts for each module that reads it."""
+    outer = Net(lambda m, x: m.inner(x) * m.config.tau * m.hp["tau"])
+    outer.inner = inner = Net(lambda m, x: x * m.config.tau * m.hp["tau"])
+    inner.config, inner.hp = outer.config, outer.hp
+    names = [name for name in names_of(outer, fx.Tracer().trace) if not name.endswith("run")]
+    assert names == ["inner.config.tau", "inner.hp['tau']", "config.tau", "hp['tau']"]
+
+
 def test_a_leaf_acts_when_it_runs() -> None:
     assert names_of(Net(lambda m, x: m.drop(x)), fx.Tracer().trace) == []
 

@@ -37,7 +37,8 @@ class Colour(Enum):
         (object(), None),
         (torch.ones(2), None),
         ([torch.ones(2)], None),
-        (list(range(1000)), None),
+        (list(range(20_000)), None),
+        (np.array([1.0, 2.0]), "array([1.0, 2.0], float64)"),
     ],
 )
 def test_text_of(value: object, text: str | None) -> None:
@@ -108,6 +109,22 @@ def test_no_change(change: Any) -> None:
     assert reads.changed(same) is None
     change(same)
     assert reads.changed(same) is None and reads.changed(same) is None
+
+
+def test_a_long_list_and_an_array() -> None:
+    made = model()
+    made.sizes, made.tau = list(range(1000)), np.ones(2)
+    reads = Reads([read("sizes", str(text_of(made.sizes))), read("tau", str(text_of(made.tau)))])
+    assert len(reads[0].text) < 100 and reads.changed(made) is None
+    for name, owner in (("sizes", made.sizes), ("tau", made.tau)):
+        before = owner[1]
+        owner[1] = 7
+        found = reads.changed(made)
+        assert found is not None and str(found[0]) == name
+        owner[1] = before
+        assert reads.changed(made) is None
+    made.tau = np.ones(2)
+    assert reads.changed(made) is None
 
 
 def test_nan_is_no_change() -> None:

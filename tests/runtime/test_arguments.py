@@ -79,12 +79,13 @@ FIXED: dict[str, tuple[type[Base], tuple[Any, ...], tuple[Any, ...], str]] = {
 }
 
 
-@pytest.mark.parametrize("frontend", ["fx", "export"])
-@pytest.mark.parametrize("case", FIXED)
+# By export only three, which take a second each; see also test_flat.py.
+@pytest.mark.parametrize(
+    ("frontend", "case"),
+    [("fx", case) for case in FIXED] + [("export", case) for case in ("float", "no labels", "list")],
+)
 def test_another_argument(frontend: str, case: str, tmp_path: Path) -> None:
     """One line; the same from a net that was loaded; the captured call still runs."""
-    if frontend == "export" and case not in ("float", "no labels", "list"):  # a second each; see also test_flat.py
-        return
     cls, example, call, message = FIXED[case]
     net = dni_fx.transform(cls(), example, cuts=2, frontend=frontend)
     dni_fx.save(net, tmp_path / "saved")

@@ -120,7 +120,7 @@ def test_a_value_that_the_graph_fixed(frontend: str) -> None:
                 net(X)
             assert 'frontend="modules"' in str(error.value)
             net.eval()
-            if frontend == "fx" and "layer" not in message:
+            if frontend == "fx":
                 with pytest.raises(DniFxError, match=message):
                     net(X)
             elif "not set" not in message:  # the model itself runs
