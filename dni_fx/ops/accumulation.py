@@ -1,9 +1,12 @@
 """Whether the training loop accumulates the gradients of several batches."""
 
+import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dni_fx.errors import DniFxError
 
@@ -46,21 +49,35 @@ class Accumulation:
         self._kept = (self._arrived or self._kept) and self._are_gradients_kept()
         self._arrived = False
 
-    def pre_target(self) -> None:
-        """When a target arrives in an ordinary autograd graph, before gradients are added: raise the same error."""
-        task = torch._C._current_graph_task_id()
-        if self._task not in (-1, task) and self._are_gradients_kept():
-            raise self._error()
-        self._task = task
-
     def post_target(self) -> None:
-        """When a target arrives whose segment has run its local backward pass: raise an error if that pass added up.
+        """When a target arrives whose segment has run its local backward pass.
 
         Not earlier: a forward pass without a backward pass does no harm before the next zero_grad().
         """
         self._arrived = True
-        if self._kept:
+        self._report(self._kept)
+
+    def pre_target(self) -> None:
+        """When a target arrives in an ordinary autograd graph, before gradients are added."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._report(self._task != -1 and self._are_gradients_kept())
+        self._task = task
+
+    def pre_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before an optimizer steps: raise an error if it uses gradients of several batches."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if self.divisor is None and any(id(p) in held for p in self.parameters):
             raise self._error()
+
+    def _report(self, added: bool) -> None:
+        """Raise an error if gradients were added, and the factor is known to be another than 1; else at the next step.
+
+        Only a step does harm, and without a known factor the loop may be right.
+        """
+        if added and self.factor is not None:
+            raise self._error()
+        (_added.add if added else _added.discard)(self)
 
     def measured(self, factor: float) -> None:
         """Keep the measured factor; raise an error if the loop does not divide the loss, but should."""
@@ -86,3 +103,14 @@ class Accumulation:
             f"mean: give dni_fx.transform accumulate={divisor} (for a net that is made: "
             f"net.dni.scale_with(accumulate={divisor}))"
         )
+
+
+_added: "weakref.WeakSet[Accumulation]" = weakref.WeakSet()  # with gradients of several batches
+
+
+def _pre_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for one in [] if torch.compiler.is_compiling() else list(_added):
+        one.pre_step(optimizer)
+
+
+register_optimizer_step_pre_hook(_pre_step)

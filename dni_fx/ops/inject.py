@@ -88,16 +88,17 @@ def injected(
         axis = layout.axis(h)
         h = torch.ops.dni_fx.inject(h, prediction, mix, segment.clip, -1 if axis is None else axis, layout.rows)
         if h.requires_grad and not torch.compiler.is_compiling():
-            h.register_hook(_counter(prediction.detach(), segment))
+            h.register_hook(_counter(prediction.detach(), segment, mix))
         following.append(h)
     return tuple(following)
 
 
-def _counter(prediction: Tensor, segment: Segment) -> Callable[[Tensor], None]:
+def _counter(prediction: Tensor, segment: Segment, mix: float) -> Callable[[Tensor], None]:
     """A hook that counts the gradients that the op drops, and looks whether older gradients are kept."""
 
     def count(target: Tensor | None) -> None:
-        segment.accumulation.pre_target()
+        if mix != 1.0:
+            segment.accumulation.pre_target()
         ok = is_finite(prediction)
         if target is not None:
             ok = ok & is_finite(target)

@@ -95,18 +95,31 @@ def test_segments_step_as_a_loop_does(unlock: str) -> None:
 
 
 @pytest.mark.parametrize("unlock", BOTH)
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"classes": 3}, "give dni_fx.transform accumulate=4"), ({}, "accumulate=k .*accumulate=1 if it adds")],
-    ids=["labels", "no labels"],
-)
-def test_a_divisor_that_is_not_known_is_an_error(options: dict[str, Any], message: str, unlock: str) -> None:
-    net = made(unlock=unlock, **options)
-    with pytest.raises(DniFxError, match=message):
+def test_a_divisor_that_is_measured_is_an_error_at_once(unlock: str) -> None:
+    net = made(unlock=unlock, classes=3)
+    with pytest.raises(DniFxError, match="accumulate=4"):
         accumulated(net, K, K)
-    net = made(unlock=unlock, **options)
+    net = made(unlock=unlock, classes=3)
     net.dni.scale_with(accumulate=K)
     accumulated(net, K, K)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("unlock", BOTH)
+def test_a_divisor_that_is_not_known_is_an_error_before_the_step(unlock: str, fused: bool) -> None:
+    net = made(unlock=unlock)
+    optimizer = torch.optim.Adam(net.parameters(), fused=fused)
+    accumulated(net, K, K)
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(DniFxError, match=r"accumulate=k .*accumulate=1 if it adds"):
+        optimizer.step()
+    assert all(map(torch.equal, before, net.parameters()))
+    optimizer.zero_grad()
+    accumulated(net, 1, 1)
+    optimizer.step()
+    net.dni.scale_with(accumulate=K)
+    accumulated(net, K, K)
+    optimizer.step()
 
 
 @pytest.mark.parametrize("unlock", BOTH)
