@@ -85,7 +85,7 @@ def _fuzz(frontend: str, record: Callable[[str, object], None], share: float, fa
 
 @pytest.mark.parametrize("frontend", ["auto", "modules", "export"])
 def test_a_few_random_models(frontend: str, record_property: Callable[[str, object], None]) -> None:
-    _fuzz(frontend, record_property, 0.01, 1)
+    _fuzz(frontend, record_property, 0.02, 1)
 
 
 @pytest.mark.slow

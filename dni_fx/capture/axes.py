@@ -57,6 +57,8 @@ def runs_at_other_batch_sizes(
         axes: The axes of the inputs that are the batch; none: they are to be found.
     """
     rows = batch_size(inputs)
+    if not rows:  # an empty batch has no row to repeat
+        return None
     sizes = sizes or sizes_far_first(rows)
     if axes:
         return _first_run(inputs, [axes], rows, sizes, run)

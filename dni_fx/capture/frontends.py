@@ -120,7 +120,7 @@ def _check_names(model: nn.Module, inputs: Inputs) -> None:
         if hasattr(model, "dni"):
             raise CaptureError("the model has an attribute `dni`: it was rewritten before; use dni_fx.restore(net)")
         return
-    names = {*vars(model), *(name for kind in REGISTERED for name in getattr(model, kind))}
+    names = {*vars(model), *(name for kind in REGISTERED for name in getattr(model, kind).keys())}  # noqa: SIM118  # a ScriptModule has no dicts
     taken = sorted(n for n in names if n == "dni" or (n.startswith("dni_") and hasattr(DecoupledModule, n)))
     if taken:
         raise CaptureError(f"the model has an attribute `{taken[0]}`, a name that a rewrite needs itself: rename it")

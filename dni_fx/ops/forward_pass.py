@@ -56,6 +56,8 @@ class ForwardPass:
         for segment in self.segments:
             segment.unfinished = _without(segment.unfinished, self.record)
         if any(one.counts_twice() for segment in self.segments for one in segment.unfinished):
+            for segment in self.segments:
+                segment.unfinished = ()  # reported
             raise BackwardOrderError(ABANDONED)
 
     def end(self, outputs: Sequence[Tensor]) -> None:
@@ -103,16 +105,16 @@ def unfinished(passes: Sequence[LocalPass]) -> list[LocalPass]:
     """Those of a segment's passes whose gradients are still there, before a local backward pass adds to them.
 
     Raises:
-        BackwardOrderError: If the gradients of an abandoned pass are there, or were used.
+        BackwardOrderError: If the gradients of an abandoned pass were used.
     """
     found = []
     for one in passes:
         if not one.erased():
+            abandoned = one.record.stage is Stage.ABANDONED
+            found = [other for other in found if not (abandoned and other.counts_twice())]  # one says as much as many
             found.append(one)
         elif one.followed and not one.is_zero():
             raise BackwardOrderError(ABANDONED)
-    if any(one.counts_twice() for one in found):
-        raise BackwardOrderError(ABANDONED)
     return found
 
 

@@ -44,8 +44,8 @@ class Scripted(Synthesizer):
         synthetic = scripted / self.samples(scripted)
         received = self._received
 
-        def keep_target(error: Tensor) -> None:
-            received.target = (synthetic - error).detach()
+        def keep_target(error: Tensor | None) -> None:
+            received.target = None if error is None else (synthetic - error).detach()  # None: it was not finite
 
         if prediction.requires_grad:  # not so at the end of a window
             prediction.register_hook(keep_target)

@@ -11,7 +11,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dni_fx import ops
-from dni_fx.capture import batch_size
 from dni_fx.model import Inputs, in_train_mode, preserved, seed, tensors_in
 from dni_fx.plans import StateTensor
 from dni_fx.runtime import DecoupledModule, Dni, TimeCut, plain, state_indices
@@ -150,7 +149,7 @@ def _context_rows(net: DecoupledModule, inputs: Inputs) -> int:
             with preserved(net):
                 in_train_mode(net)
                 return plain(net).dni_shapes(inputs)[tensor.node][tensor.batch]
-    return batch_size(inputs) or 1
+    return next((tensor.shape[0] for tensor in inputs.tensors() if tensor.dim()), 1)
 
 
 def without_dni(gradients: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ class Untrained:
         """Warn if no optimizer trains a synthesizer: one may step later than that of the model."""
         if self.known:
             return
-        if isinstance(dni.optimizer, StepsSegments):
+        if isinstance(dni.optimizer, StepsSegments) or dni.rewrite.mix == 1.0:  # with mix 1 they train nothing
             self.known = True
         elif self.nets is None:
             self.nets = weakref.ref(net), weakref.ref(dni)

@@ -184,12 +184,12 @@ def test_check_a_model_and_a_folder(
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET)
     assert run(monkeypatch, "check", "net.py", "--cuts", "every:Block", "--unlock", unlock, "--classes", "10") == 0
-    assert capsys.readouterr().out.count("pass") == 8
+    assert capsys.readouterr().out.count("pass") == 9
     assert run(monkeypatch, "rewrite", "net.py", "--unlock", unlock, "-o", "out") == 0
     capsys.readouterr()
     assert run(monkeypatch, "check", "out", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["passed"] and len(report["checks"]) == 8
+    assert report["passed"] and len(report["checks"]) == 9
 
 
 def test_a_failed_check_is_exit_code_1(

@@ -373,7 +373,7 @@ def test_a_pickle_has_none_and_a_check_changes_nothing() -> None:
         ({"step": "segment", "optimizer": torch.optim.SGD(perceptron().parameters(), 0.1)}, "a function from"),
         ({"step": "segment", "optimizer": lambda p: None}, "made a NoneType"),
         ({"step": "segment", "optimizer": adam, "accumulate": 0}, "accumulate=0"),
-        ({"step": "often"}, "there are 'loop' and 'segment'"),
+        ({"step": "often"}, "there are loop, segment"),
         ({"optimizer": adam}, "needs step='segment'"),
         ({"accumulate": 0.5}, "accumulate=0.5"),
     ],

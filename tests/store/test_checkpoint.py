@@ -122,7 +122,7 @@ def test_a_file_of_an_older_version_that_holds_no_steps(tmp_path: Path) -> None:
     dni_fx.save_checkpoint(path, run.net, **run.own)
     content = torch.load(path, weights_only=True)
     steps = [name for name in content["net"] if name.endswith(".steps")]
-    assert steps and not any(name in content["kind"]["tensors"] for name in steps)
+    assert steps
     for name in steps:
         del content["net"][name]
     torch.save(content, path)
