@@ -14,6 +14,7 @@ from dni_fx import ops
 from dni_fx.capture.attributes import recorded_reads
 from dni_fx.capture.checkpoints import on_checkpoint
 from dni_fx.capture.places import failing_line
+from dni_fx.capture.values import refused_values
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.model import Captured, Inputs, Reads, Snapshot, by_path, preserved, shown
 from dni_fx.runtime import DecoupledModule, make_module, unusable_argument
@@ -44,6 +45,8 @@ class LeafTracer(fx.Tracer):
 
     A trace would fix the mode of a module that reads `self.training` (pytorch#68190).
     """
+
+    proxy_buffer_attributes = True  # else operations on buffers alone run in the trace, which would fix their results
 
     def __init__(self, inputs: Inputs, leaves: set[str]) -> None:
         super().__init__()
@@ -177,7 +180,7 @@ def capture_by_fx(model: nn.Module, inputs: Inputs, whole: Iterable[str] = ()) -
                 on_checkpoint(tracer.keep_whole),
                 fx.traceback.preserve_node_meta(),
             ):
-                with recorded_reads(model) as reads:
+                with recorded_reads(model) as reads, refused_values(model):
                     graph = tracer.trace(model)
                 _check_unchanged(before)
                 graph._tracer_cls = None  # so that pickling traces the generated code again with the default tracer

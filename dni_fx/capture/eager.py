@@ -4,9 +4,11 @@ import contextlib
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dni_fx.capture.axes import Run, batch_size, runs_at_other_batch_sizes
@@ -36,7 +38,8 @@ class Eager:
         self.model, self.inputs = model, inputs
         self._effects: list[Effect] = []
         self._after: list[tuple[dict[str, Any], tuple[Any, ...]]] = []  # attributes and generators, after each call
-        self.step = train_step(model, model, inputs, self._observed, self._blamed("the backward pass fails"))
+        self._watches = True  # False: forward has an operator, such as torch.cond, that does not run while watched
+        self.step = self._train_step()
         refused = next((effect for effect in self._effects if effect.remedy), None)
         if refused is not None:
             raise CaptureError(f"{refused.text}, {refused.remedy}")
@@ -78,10 +81,26 @@ class Eager:
                 found.append(other)
         return found
 
+    def _train_step(self) -> Outcome:
+        while True:
+            backward = self._blamed("the backward pass fails")
+            try:
+                return train_step(self.model, self.model, self.inputs, self._observed, backward)
+            except DniFxError:
+                if not self._watches or any(effect.remedy for effect in self._effects):
+                    raise
+            self._watches = False
+            if "torch._dynamo" in sys.modules:
+                torch.compiler.reset()  # it remembers the failure
+            self._effects.clear()
+            self._after.clear()
+
     @contextlib.contextmanager
     def _observed(self, before: Snapshot) -> Iterator[None]:
         """Run forward, and see its effects."""
-        watching = effects_of_forward(self.model, before.tensors(), self._effects)
+        watching: AbstractContextManager[None] = nullcontext()
+        if self._watches:
+            watching = effects_of_forward(self.model, before.tensors(), self._effects)
         with watching, self._blamed("the model does not run on the example inputs"):
             yield
         for name in before.reshaped_buffers():

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from dni_fx.model.attributes import at_path, has_path
+
 __all__ = ["MODE", "Read", "Reads", "text_of", "value_of"]
 
 _MISSING = object()
@@ -134,7 +136,7 @@ def _next(owner: Any, step: _Step) -> Any:
 def value_of(model: nn.Module, read: Read) -> tuple[Any, str | None]:
     """The present value of a read, and its text: "" if there is no value, None if the value is not plain."""
     try:
-        value: Any = model.get_submodule(read.module)
+        value: Any = at_path(model, read.module)
     except AttributeError:
         return None, ""
     for step in read.steps:
@@ -186,7 +188,7 @@ class Reads(Sequence[Read]):
                 return read, _shown(value) if text is None else text
         self._seen = _Seen(model, self._reads)
         self.scalars = [
-            (model.get_submodule(read.module), read.steps[0][1], value)
+            (at_path(model, read.module), read.steps[0][1], value)
             for read in self._reads
             if len(read.steps) == 1 and isinstance(value := value_of(model, read)[0], bool | int | float | str)
         ]
@@ -209,7 +211,7 @@ class _Seen:
         self.absent: list[tuple[Mapping[Any, Any], Any]] = []  # a namespace, and a name that it has not
         plain: dict[int, tuple[Mapping[Any, Any], dict[Any, Any]]] = {}  # a namespace, and its values that were read
         for read in reads:
-            owner: Any = model.get_submodule(read.module) if _has(model, read.module) else _MISSING
+            owner: Any = at_path(model, read.module) if has_path(model, read.module) else _MISSING
             for step in read.steps:
                 value = _next(owner, step)
                 names = _names(owner, step)
@@ -257,11 +259,3 @@ def _names(owner: Any, step: _Step) -> Mapping[Any, Any] | None:
         return owner if isinstance(owner, dict) else None
     names: dict[str, Any] | None = getattr(owner, "__dict__", None)
     return names if kind == "attribute" and names is not None and (key in names or not hasattr(owner, key)) else None
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -107,7 +107,7 @@ def unfinished(passes: Sequence[LocalPass]) -> list[LocalPass]:
     Raises:
         BackwardOrderError: If the gradients of an abandoned pass were used.
     """
-    found = []
+    found: list[LocalPass] = []
     for one in passes:
         if not one.erased():
             abandoned = one.record.stage is Stage.ABANDONED

@@ -88,7 +88,11 @@ class Segment(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a net has no optimizer: its parameters are others."""
         copied = [listener for listener in self.listeners if not isinstance(listener, torch.optim.Optimizer)]
-        return self.__dict__ | {"listeners": copied, "forward_pass": None, "unfinished": ()}
+        return self.__dict__ | {"listeners": copied, "forward_pass": None, "unfinished": (), "diverged": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, also one that an older version pickled."""
+        super().__setstate__({"accumulation": Accumulation()} | state)  # type: ignore[no-untyped-call]
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         """Set the parameters that the local backward pass gives gradients to."""

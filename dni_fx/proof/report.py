@@ -42,6 +42,9 @@ class Report:
     def __bool__(self) -> bool:
         return all(check.passed for check in self.checks)
 
+    def __str__(self) -> str:
+        return "\n".join(f"{'pass' if one.passed else 'FAIL'}  {one.name}: {one.figure}" for one in self.checks)
+
     def to_dict(self) -> dict[str, Any]:
         return {"passed": bool(self), "checks": [asdict(check) for check in self.checks]}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import REGISTERED, Captured, Read
+from dni_fx.model import REGISTERED, Captured, Read, at_path
 from dni_fx.runtime.arguments import check_tensors, form_error
 
 __all__ = ["LinkedModule", "linked", "return_state", "share_state"]
@@ -31,6 +31,10 @@ class LinkedModule(fx.GraphModule):
             self.dni_guard()
             return super().__call__(*args, **kwargs)
         self.dni_follow_original()
+        if "dni_context" in kwargs and not self.dni_takes_context():
+            raise TypeError(
+                "the net takes no labels: give dni_fx.transform classes=, or context_size= for other values"
+            )
         forms = self.dni_captured.forms
         dni: Any = self._modules.get("dni")
         states = [tensor.input for state in dni.plan.states for tensor in state.tensors] if dni is not None else []
@@ -44,6 +48,10 @@ class LinkedModule(fx.GraphModule):
             if other is None:
                 raise
             raise other from None
+
+    def dni_takes_context(self) -> bool:
+        """Whether the synthesizers take labels or another context; the model itself has no argument of this name."""
+        return False
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def dni_follow_original(self) -> None:
@@ -60,6 +68,11 @@ class LinkedModule(fx.GraphModule):
             changed = captured.reads.changed(subject, complete=captured.original is not None)
             if changed is not None:
                 raise DniFxError(_other_value(subject, *changed))
+
+    def dni_compare(self) -> None:
+        """Compare the values of the model once, in a copy or a loaded net, so that `dni_guard` knows them."""
+        if self.dni_captured.original is not None:
+            self.dni_captured.reads.changed(self.dni_captured.original)
 
     def dni_guard(self) -> None:
         """Compare the simplest values inside of torch.compile, which compiles again when one has changed."""
@@ -123,7 +136,7 @@ def _other_value(subject: nn.Module, read: Read, now: str) -> str:
     was = f"was {read.text}" if read.text else "was not set"
     buffer = ""
     if not read.is_global and len(read.steps) == 1 and "." in read.text and read.text[0] in "0123456789-":
-        own_class = not type(subject.get_submodule(read.module)).__module__.startswith("torch.")
+        own_class = not type(at_path(subject, read.module)).__module__.startswith("torch.")
         buffer = f"make {read} a buffer, " if own_class else ""
     return (
         f"{read} {was} when the model was captured and is {now or 'not set'} now, but the graph holds for the captured "

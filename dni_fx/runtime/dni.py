@@ -71,6 +71,10 @@ class Dni(nn.Module):
     """All that a rewrite adds to a model: the plan, a `Crossing` for each crossing tensor, the segments."""
 
     watch: object | None = None  # a `watch.Watch`
+    # Class attributes, so that a net has them that an older version pickled:
+    accumulate: int | None = None  # the number of batches whose gradients the loop accumulates; None: not known
+    given: "weakref.ref[torch.optim.Optimizer] | None" = None  # with step="loop": that `transform` got
+    likely_loss: LikelyLoss | None = None  # with labels, until the factor of the loss has been measured
     unstepped = False  # True: a copy of a net with step="segment", without an optimizer so far
 
     def __init__(self, plan: Plan) -> None:
@@ -79,11 +83,9 @@ class Dni(nn.Module):
         self.plan, self.rewrite = plan, plan.rewrite
         # With step="segment", the optimizer of all segments; else that of the synthesizers, from Training.optimizer.
         self.optimizer: torch.optim.Optimizer | None = None
-        self.given: weakref.ref[torch.optim.Optimizer] | None = None  # with step="loop": that `transform` got
         self.averaging: GradientAverager | None = None  # with unlock="backward": averages gradients over processes
         self.replay: KeptWindows | None = None  # with a horizon
         self.outcome: Outcome | None = None  # with critics
-        self.likely_loss: LikelyLoss | None = None  # with labels, until the factor of the loss has been measured
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave optimizers out: a copy of a net has other parameters. A user's loss may not be picklable."""
@@ -116,7 +118,7 @@ class Dni(nn.Module):
         if scaler is not None:
             check_scaler(scaler, self.rewrite.training)
             scaler = scaler if scaler.is_enabled() else None
-        divisor = accumulate or 1
+        self.accumulate, divisor = accumulate, accumulate or 1
         for crossing in self.crossings.values():
             crossing.scale_with(LossScale(scaler, divisor) if scaler is not None or divisor > 1 else None)
         for segment in self.segment_by_crossing().values():

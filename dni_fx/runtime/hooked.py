@@ -75,6 +75,7 @@ class HookedModule(DecoupledModule):
         return super().dni_settings() | {"dni_outputs": outputs, "dni_written": self.dni_captured.written}
 
     def dni_apply_settings(self, settings: Mapping[str, Any]) -> None:
+        super().dni_apply_settings(settings)
         outputs = {node: Output(*o) for node, o in settings["dni_outputs"].items()}
         self.dni_captured = replace(self.dni_captured, outputs=outputs, written=settings["dni_written"])
 

@@ -89,6 +89,9 @@ class DecoupledModule(LinkedModule):
         reads = Reads([Read(*read) for read in settings.get("dni_reads", ())])
         self.dni_captured = replace(self.dni_captured, reads=reads, forms=settings.get("dni_forms", {}))
 
+    def dni_takes_context(self) -> bool:
+        return hasattr(self, "dni") and bool(self.dni.rewrite.classes or self.dni.rewrite.context_size)
+
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
         """The values of the placeholders, in order: the arguments of `fx.Interpreter.run`."""
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
@@ -142,6 +145,7 @@ class DecoupledModule(LinkedModule):
         optimizer = self.dni.optimizer if hasattr(self, "dni") else None
         if isinstance(optimizer, StepsSegments):
             memo[id(optimizer)] = optimizer.copy_for(result)
+        result.dni_compare()
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -235,6 +239,7 @@ def _unpickle(
     result = base(nn.Module(), fx.Graph(), class_name)
     result.__dict__.update({k: v for k, v in body.items() if k != "_code"})
     result.graph = graph
+    result.dni_compare()
     return result
 
 

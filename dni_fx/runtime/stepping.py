@@ -192,7 +192,9 @@ class SegmentOptimizer(torch.optim.Optimizer):
         """Give a copy of the net an optimizer like this, with a copy of the states; None if the factory fails."""
         factory, training = self._made_with
         try:
-            made = SegmentOptimizer(net, factory, training=training, accumulate=self.accumulate, scaler=self.scaler)
+            made = SegmentOptimizer(
+                net, factory, training=training, accumulate=self._net.dni.accumulate, scaler=self.scaler
+            )
             made.load_state_dict(copy.deepcopy(self.state_dict()))
         except Exception:  # a factory may run once only; a copy that is trained nevertheless gives a warning
             net.dni.unstepped = True

@@ -173,6 +173,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         if net.dni.rewrite.unlock == "backward":
             average_segments(net)
         net.dni_apply_settings(vars(cls))
+        net.dni_compare()
         if calls is not None:
             add_cuts(net, cls.dni_outputs)
     replay_windows(net)

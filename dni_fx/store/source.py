@@ -264,8 +264,10 @@ def _missing(module: nn.Module, path: str, what: str) -> str:
 
 
 def _hooks(module: nn.Module) -> bool:
-    """Whether the module, or a module in it, has forward hooks, as spectral_norm and weight_norm add them."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    """Whether the module, or a module or parameter in it, has hooks, as spectral_norm and weight_norm add them."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    of_modules = any(getattr(m, kind) for m in module.modules() for kind in kinds)
+    return of_modules or any(p._backward_hooks for p in module.parameters())
 
 
 def _resolve(cls: type) -> object:

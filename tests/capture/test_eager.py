@@ -143,3 +143,12 @@ def test_a_buffer_that_is_replaced_by_one_of_another_shape() -> None:
     assert model.last is before and before.shape == (1, 6) and not before.any()
     net(X), net(X)
     assert model.last.shape == (3, 6)
+
+
+class Conditional(Stack):
+    def middle(self, h: Tensor) -> Tensor:
+        return torch.cond(h.sum() > 0, torch.sin, torch.cos, (h,))  # type: ignore[no-any-return]
+
+
+def test_an_operator_that_does_not_run_while_watched() -> None:
+    assert dni_fx.transform(Conditional(), X).dni.plan.frontend == "export"
