@@ -29,7 +29,7 @@ class Accumulation:
     Attributes:
         divisor: The number by which the loop divides the loss; None: not known.
         factor: The measured factor of the loss, over the factor that predictions follow; None: not measured.
-        parameters: Of the segment, the smallest first; no segment below uses them.
+        parameters: Of the segment, the smallest first; no other segment uses them.
     """
 
     def __init__(self) -> None:

@@ -25,12 +25,13 @@ class SegmentParameters:
 
 def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
     """Let each segment below a cut hold the parameters that its nodes use in `net`'s graph."""
-    of_segments = parameters_by_segment(net, dni.plan)[:-1]
-    for segment, used in zip(dni.segments, of_segments, strict=True):
+    of_segments = parameters_by_segment(net, dni.plan)
+    for segment, used in zip(dni.segments, of_segments[:-1], strict=True):
         segment.hold(used)
     if dni.segments:  # only the last one's targets come in the backward pass of the loss
-        below = {p for used in of_segments[:-1] for p in used}
-        dni.segments[-1].accumulation.watch(p for p in of_segments[-1] if p not in below)
+        *below, last, above = of_segments
+        elsewhere = {p for used in (*below, above) for p in used}
+        dni.segments[-1].accumulation.watch(p for p in last if p not in elsewhere)
 
 
 def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
