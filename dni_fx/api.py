@@ -85,7 +85,8 @@ def transform(
             `SegmentOptimizer`, holds these optimizers.
         accumulate: The number k of batches whose gradients the training loop accumulates, if it divides each loss by k,
             as trainers do: predictions are then divided by k, too. With step="segment" the segments step at every k-th
-            pass. 1: the loop adds whole losses. None: the loop does not accumulate; an error is raised if it does.
+            pass. 1: the loop adds whole losses. None: the loop does not accumulate; if it does,
+            the optimizer raises an error when it steps.
         scaler: The `GradScaler` that scales the loss in float16 training; predictions are scaled alike. None: the loss
             is not scaled.
         compile: True: compile the net with `torch.compile`. With unlock="backward" each segment is compiled by itself
@@ -129,12 +130,12 @@ def transform(
     if mix and not found.cuts:
         raise DniFxError("mix is for cuts in depth: give cuts=")
     net = rewrite(module, found, synthesizer, settings)
-    if scaler is not None or accumulate is not None:
-        net.dni.scale_with(scaler, accumulate=accumulate)
     if step == "segment":
         assert callable(optimizer)  # `_check_step` raises an error otherwise
         SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate, scaler=scaler)
-    elif isinstance(optimizer, torch.optim.Optimizer):
+    elif scaler is not None or accumulate is not None:
+        net.dni.scale_with(scaler, accumulate=accumulate)
+    if isinstance(optimizer, torch.optim.Optimizer):
         attach_synthesizers(optimizer, net.dni, training)
     if compile is not False:
         net.compile(**({} if compile is True else compile))

@@ -145,7 +145,7 @@ def test_files_are_short(name: str) -> None:
     assert not long_files
 
 
-TRICKS = re.compile(r"""isinstance\(.*HookedModule|__dict__\["dni_|SimpleNamespace""")
+TRICKS = re.compile(r"""isinstance\(.*HookedModule|__dict__\["dni_|SimpleNamespace\(""")
 PEOPLE = re.compile(r"\b(told|heard|lessons?|strangers?|nobody|whoever)\b", re.IGNORECASE)
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

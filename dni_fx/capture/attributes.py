@@ -8,7 +8,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import MemberDescriptorType, MethodType
+from types import MemberDescriptorType, MethodType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -22,7 +22,6 @@ __all__ = ["recorded_reads"]
 
 _OWN = frozenset(dir(nn.Module())) - {"training"}  # attributes of every module
 _LIBRARIES = frozenset({"torch", "numpy", "dni_fx", *sys.stdlib_module_names}) - {"argparse"}
-_Namespace: Any = type(sys.implementation)  # a config that is written by hand is often of this class
 _HEAP_TYPE, _IMMUTABLE = 1 << 9, 1 << 8  # flags of a class: it is made by Python code; its attributes are fixed
 _Place = tuple[str, tuple[tuple[str, Any], ...]]  # the attributes `module` and `steps` of a `Read`
 
@@ -180,7 +179,7 @@ class _Recorder:
 
     def keep(self, place: _Place, value: Any) -> Any:
         """Record a value by its place; return the value, or the watched copy of a dict."""
-        if type(value) is _Namespace or (type(value) is dict and not tensors_in(value)):
+        if type(value) is SimpleNamespace or (type(value) is dict and not tensors_in(value)):
             made = self.copies.get(id(value))
             copy: Any = made[2] if made else _Items(self, value) if type(value) is dict else _Namespaced(**vars(value))
             self.copies[id(value)] = place, value, copy
@@ -226,7 +225,7 @@ class _Recorder:
                 self._add(("", steps), value)
 
 
-class _Namespaced(_Namespace):  # type: ignore[misc]
+class _Namespaced(SimpleNamespace):
     """The copy of a namespace whose class Python does not allow to be watched."""
 
 

@@ -4,13 +4,12 @@ import dis
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 __all__ = ["attribute_names", "read_globals"]
 
 _Step = tuple[str, Any]
-_Namespace: Any = type(sys.implementation)
 _KNOWN = frozenset({"torch", "numpy", "dni_fx", *sys.stdlib_module_names})  # their constants do not change
 
 
@@ -81,7 +80,7 @@ def _follow(names: dict[str, Any], chain: list[_Step]) -> tuple[tuple[_Step, ...
         try:
             if kind == "item" and isinstance(value, dict):
                 value = value[key]
-            elif kind == "attribute" and isinstance(value, ModuleType | _Namespace):
+            elif kind == "attribute" and isinstance(value, ModuleType | SimpleNamespace):
                 value = getattr(value, key)
             else:
                 return tuple(chain[:index]), value

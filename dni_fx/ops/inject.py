@@ -82,26 +82,29 @@ def injected(
     following = []
     for index, (h, prediction) in enumerate(zip(outputs, predictions, strict=True)):
         assert prediction is not None
-        if not torch.compiler.is_compiling() and is_finite(prediction) is False:
+        finite = torch.compiler.is_compiling() or is_finite(prediction)  # a compiler has no values
+        if finite is False:
             segment.post_drop(index, h)
         layout = segment.layout(index)
         axis = layout.axis(h)
         h = torch.ops.dni_fx.inject(h, prediction, mix, segment.clip, -1 if axis is None else axis, layout.rows)
         if h.requires_grad and not torch.compiler.is_compiling():
-            h.register_hook(_counter(prediction.detach(), segment, mix))
+            h.register_hook(_counter(finite, segment, mix))
         following.append(h)
     return tuple(following)
 
 
-def _counter(prediction: Tensor, segment: Segment, mix: float) -> Callable[[Tensor], None]:
-    """A hook that counts the gradients that the op drops, and looks whether older gradients are kept."""
+def _counter(finite: bool | Tensor, segment: Segment, mix: float) -> Callable[[Tensor], None]:
+    """A hook that counts the gradients that the op drops, and looks whether older gradients are kept.
+
+    Args:
+        finite: Whether the prediction is finite.
+    """
 
     def count(target: Tensor | None) -> None:
         if mix != 1.0:
             segment.accumulation.pre_target()
-        ok = is_finite(prediction)
-        if target is not None:
-            ok = ok & is_finite(target)
+        ok = finite if target is None else finite & is_finite(target)
         if ok is not True:
             segment.skipped += 1 if ok is False else ~ok
 

@@ -108,7 +108,7 @@ class Dni(nn.Module):
         Args:
             scaler: The GradScaler that multiplies the loss; None: no GradScaler.
             accumulate: The number of batches whose gradients the loop accumulates, and by which it divides the loss;
-                1: it adds whole losses. None: not known; an error is raised if the loop accumulates.
+                1: it adds whole losses. None: not known; an optimizer raises an error if it steps on added gradients.
 
         Raises:
             DniFxError: If `accumulate` is no number of batches; with a scaler: if targets are clipped, or there is a
