@@ -10,7 +10,9 @@ from torch import nn
 
 from dni_fx.errors import DniFxError, described
 
-__all__ = ["KINDS", "Kind", "check_arguments"]
+__all__ = ["FRONTENDS", "KINDS", "Kind", "check_arguments"]
+
+FRONTENDS = ("fx", "export", "modules")  # in the order in which "auto" tries them
 
 MOST = 2**31 - 1  # of counts and sizes: torch fails above with errors of its own
 
@@ -110,7 +112,7 @@ KINDS: dict[str, Kind] = {
         "a name, as in 'mlp(hidden_layers=2)', or a class or function that makes a synthesizer",
         lambda value: isinstance(value, str) or _is_factory(value),
     ),
-    "frontend": one_of("auto", "fx", "export", "modules"),
+    "frontend": one_of("auto", *FRONTENDS),
     "verify": SWITCH,
     "profile": SWITCH,
     "state": Kind('True, or a dict such as {"hidden": 1}', _is_state),

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from dni_fx import ops
 from dni_fx.arguments import check_arguments
 from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts, warn_of_time_first_inputs
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices, without_rows
@@ -13,15 +12,8 @@ from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, describe
-from dni_fx.passes.add_context import AddContext
-from dni_fx.passes.add_synthesizers import AddSynthesizers
-from dni_fx.passes.add_time_cuts import AddTimeCuts
 from dni_fx.passes.apply import run
-from dni_fx.passes.copy_written import CopyWritten
-from dni_fx.passes.cut_states_off import CutStatesOff
-from dni_fx.passes.decouple_cuts import DecoupleCuts
-from dni_fx.passes.mark_segments import MarkSegments
-from dni_fx.passes.observe_output import ObserveOutput
+from dni_fx.passes.pipeline import passes_of
 from dni_fx.plans import Plan, Rewrite, StateTensor, crossings
 from dni_fx.runtime import (
     DecoupledModule,
@@ -175,24 +167,9 @@ def rewrite(
     hold_parameters(module, dni)
     module.add_module("dni", dni)
     dni.train(module.training)
-    unlocked = settings.unlock == "backward"
-    # A module without a graph makes its cuts in time itself, before and after it calls the model.
-    states = plan.states if module.dni_runs_graph else ()
-    if unlocked:
+    if settings.unlock == "backward":
         average_segments(module)
-    run(
-        module,
-        [
-            MarkSegments([cut.after for cut in plan.cuts]),
-            *([CutStatesOff([t.output for state in states for t in state.tensors])] if states else []),
-            *([AddContext()] if settings.size else []),
-            *([ObserveOutput()] if dni.outcome is not None else []),
-            AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
-            DecoupleCuts(ops.decouple if unlocked else ops.inject),
-            *([CopyWritten()] if unlocked else []),
-            *([AddTimeCuts(states)] if states else []),
-        ],
-    )
+    run(module, passes_of(rewritten, observed=dni.outcome is not None, runs_graph=module.dni_runs_graph))
     replay_windows(module)
     measure_loss_factor(module, settings.loss)
     watch_training(module)

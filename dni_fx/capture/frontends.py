@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from dni_fx.arguments import FRONTENDS
 from dni_fx.capture.annotate import annotate
 from dni_fx.capture.axes import find_axes
 from dni_fx.capture.by_export import capture_by_export
@@ -22,9 +23,8 @@ from dni_fx.passes.unbind_unpacked import UnbindUnpacked
 from dni_fx.passes.unpack_tuples import UnpackTuples
 from dni_fx.runtime import DecoupledModule
 
-__all__ = ["FRONTENDS", "Capture", "capture", "check_frontend"]
+__all__ = ["Capture", "capture", "check_frontend"]
 
-FRONTENDS = ("fx", "export", "modules")
 
 _MANY_LAYERS = 8  # the least layers in a module that fx keeps whole for which another front end is tried
 

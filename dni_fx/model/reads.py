@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from operator import itemgetter
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -95,8 +95,10 @@ def _text(value: Any, left: list[int]) -> str | None:
         return None if None in parts else f"partial({', '.join(map(str, parts))})"
     if isinstance(value, FunctionType | BuiltinFunctionType | type):
         code = getattr(value, "__code__", None)
-        line = f":{code.co_firstlineno}" if code is not None and "<lambda>" in value.__qualname__ else ""
-        return f"{value.__module__}.{value.__qualname__}{line}"
+        # A name does not tell one lambda from another: its line, its names and its constants do.
+        is_lambda = code is not None and "<lambda>" in value.__qualname__
+        own = f":{code.co_firstlineno} {_content(code)}" if is_lambda and code is not None else ""
+        return f"{value.__module__}.{value.__qualname__}{own}"
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | slice | range):
         return repr(value)
     if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
@@ -113,6 +115,11 @@ def _text(value: Any, left: list[int]) -> str | None:
             return f"{{{', '.join(sorted(known))}}}"
         return f"[{', '.join(known)}]" if isinstance(value, list) else f"({', '.join(known)},)"
     return None
+
+
+def _content(code: CodeType) -> tuple[Any, ...]:
+    """The names and plain constants in the code of a function."""
+    return *code.co_names, *[const for const in code.co_consts if not isinstance(const, CodeType)]
 
 
 def _same(old: str, new: str) -> bool:

@@ -5,13 +5,8 @@ from collections.abc import Collection, Iterable, Iterator
 
 from torch import fx
 
-from dni_fx import ops
 from dni_fx.graph import NodeRecord, set_record
-from dni_fx.passes.add_context import AddContext
-from dni_fx.passes.add_synthesizers import AddSynthesizers
-from dni_fx.passes.decouple_cuts import DecoupleCuts
-from dni_fx.passes.mark_segments import MarkSegments
-from dni_fx.passes.observe_output import ObserveOutput
+from dni_fx.passes.pipeline import passes_of
 from dni_fx.report import calls_of, outputs_of, record_lines
 from dni_fx.runtime import DecoupledModule
 
@@ -53,13 +48,6 @@ def add_cuts(net: DecoupledModule, with_gradient: Collection[str]) -> None:
         set_record(node, NodeRecord(carries_gradient=known))
         if known:
             node.meta["val"] = None  # the shape is not known
-    plan, rewrite = net.dni.plan, net.dni.rewrite
-    for one in (
-        MarkSegments([cut.after for cut in plan.cuts]),
-        *([AddContext()] if rewrite.classes or rewrite.context_size else []),
-        *([ObserveOutput()] if net.dni.outcome is not None else []),
-        AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
-        DecoupleCuts(ops.decouple if rewrite.unlock == "backward" else ops.inject),
-    ):
+    for one in passes_of(net.dni.plan, observed=net.dni.outcome is not None, runs_graph=False):
         one(net)
     net.recompile()

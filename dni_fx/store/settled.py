@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from torch import fx
 
+from dni_fx.arguments import FRONTENDS
 from dni_fx.cuts import fingerprint
 from dni_fx.errors import DniFxError
 from dni_fx.plans import CrossingTensor, Plan, StateTensor
 
 __all__ = ["check_fingerprint", "checked_plan"]
-
-FRONTENDS = ("fx", "export", "modules")
 
 
 def checked_plan(folder: Path) -> Plan:

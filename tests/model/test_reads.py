@@ -162,3 +162,9 @@ def test_a_global_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_text_form() -> None:
     assert READS[2].has_text_form
     assert not read("hp", "1", ("item", Colour.RED)).has_text_form
+
+
+def test_lambdas_of_one_line_differ() -> None:
+    pairs = [(lambda x: x * 2, lambda x: x * 3), (lambda x: x.sin(), lambda x: x.cos())]
+    for one, other in pairs:
+        assert text_of(one) != text_of(other) and text_of(one) == text_of(one)

@@ -1,0 +1,38 @@
+"""The passes that a plan needs, in order."""
+
+from torch.fx.passes.infra.pass_base import PassBase
+
+from dni_fx import ops
+from dni_fx.passes.add_context import AddContext
+from dni_fx.passes.add_synthesizers import AddSynthesizers
+from dni_fx.passes.add_time_cuts import AddTimeCuts
+from dni_fx.passes.copy_written import CopyWritten
+from dni_fx.passes.cut_states_off import CutStatesOff
+from dni_fx.passes.decouple_cuts import DecoupleCuts
+from dni_fx.passes.mark_segments import MarkSegments
+from dni_fx.passes.observe_output import ObserveOutput
+from dni_fx.plans import Plan
+
+__all__ = ["passes_of"]
+
+
+def passes_of(plan: Plan, *, observed: bool, runs_graph: bool) -> list[PassBase]:
+    """The passes that rewrite a captured graph by a plan.
+
+    Args:
+        observed: The critics observe the output of the model.
+        runs_graph: The graph runs. A module without a graph makes its cuts in time before and after it calls the model.
+    """
+    rewrite, states = plan.rewrite, plan.states if runs_graph else ()
+    assert rewrite is not None
+    unlocked = rewrite.unlock == "backward"
+    return [
+        MarkSegments([cut.after for cut in plan.cuts]),
+        *([CutStatesOff([t.output for state in states for t in state.tensors])] if states else []),
+        *([AddContext()] if rewrite.classes or rewrite.context_size else []),
+        *([ObserveOutput()] if observed else []),
+        AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
+        DecoupleCuts(ops.decouple if unlocked else ops.inject),
+        *([CopyWritten()] if unlocked else []),
+        *([AddTimeCuts(states)] if states else []),
+    ]
