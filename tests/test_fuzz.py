@@ -34,7 +34,7 @@ from dni_fx.partition.positions import find_positions
 from dni_fx.settings import Settings
 
 MODELS = {"auto": 120, "modules": 120, "export": 40}
-FLOOR = {"auto": 0.9, "modules": 0.7, "export": 0.7}  # the least share of the models that is cut and checked
+FLOOR = {"auto": 0.9, "modules": 0.6, "export": 0.6}  # the least share of a part's models that is cut and checked
 PARTS = 4
 
 

@@ -32,9 +32,7 @@ class LinkedModule(fx.GraphModule):
             return super().__call__(*args, **kwargs)
         self.dni_follow_original()
         if "dni_context" in kwargs and not self.dni_takes_context():
-            raise TypeError(
-                "the net takes no labels: give dni_fx.transform classes=, or context_size= for other values"
-            )
+            raise TypeError("the net takes no labels: give dni_fx.transform classes= (or context_size=)")
         forms = self.dni_captured.forms
         dni: Any = self._modules.get("dni")
         states = [tensor.input for state in dni.plan.states for tensor in state.tensors] if dni is not None else []
