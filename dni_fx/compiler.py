@@ -2,13 +2,24 @@
 
 from dataclasses import dataclass, field, replace
 
+import networkx as nx
 import torch
 from torch import nn
 
 from dni_fx.arguments import check_arguments
 from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts, warn_of_time_first_inputs
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices, without_rows
-from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
+from dni_fx.cuts import (
+    Cuts,
+    Decision,
+    ExitPlanner,
+    Limits,
+    decide,
+    exit_planner,
+    fingerprint,
+    make_plan,
+    with_exits,
+)
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, describe
@@ -21,6 +32,7 @@ from dni_fx.runtime import (
     add_time_cuts,
     average_segments,
     build_dni,
+    connect_exits,
     hold_parameters,
     measure_loss_factor,
     not_rewritten,
@@ -29,7 +41,7 @@ from dni_fx.runtime import (
     watch_training,
 )
 from dni_fx.settings import DEFAULTS, Settings, check_loss, with_defaults
-from dni_fx.synthesizers import Factory, factories, paths_of
+from dni_fx.synthesizers import Factory, exit_options, factories, paths_of
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
 
@@ -82,7 +94,16 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     )
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
+    plan = with_exits(plan, cost_model.flow, _exit_planner(module, cost_model.flow, request.synthesizer, request.settings))
     return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
+
+
+def _exit_planner(
+    module: DecoupledModule, flow: "nx.DiGraph[str]", synthesizer: str | Factory, settings: Settings
+) -> ExitPlanner | None:
+    """Plans the exits, if the synthesizer is an exit."""
+    options = exit_options(synthesizer)
+    return None if options is None else exit_planner(module.graph, flow, options, has_loss=settings.loss is not None)
 
 
 def _check_trainable(model: nn.Module) -> None:
@@ -152,6 +173,8 @@ def rewrite(
     """
     if plan.states:
         _check_time_cuts(settings, plan)
+    flow = dataflow(module.graph)
+    plan = with_exits(plan, flow, _exit_planner(module, flow, synthesizer, settings))
     chosen = {name: synthesizer for name, _ in crossings(plan)}
     dense = _has_labels_for_positions(module, settings)
     names, makers = factories(plan, chosen, settings.loss, dense=dense)
@@ -170,6 +193,7 @@ def rewrite(
     if settings.unlock == "backward":
         average_segments(module)
     run(module, passes_of(rewritten, observed=dni.outcome is not None, runs_graph=module.dni_runs_graph))
+    connect_exits(module)
     replay_windows(module)
     measure_loss_factor(module, settings.loss)
     watch_training(module)

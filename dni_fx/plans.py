@@ -15,6 +15,7 @@ from dni_fx.settings import Mix, Settings, Training, loss_name
 __all__ = [
     "CrossingTensor",
     "Cut",
+    "ExitPlan",
     "Forecast",
     "Outlook",
     "Plan",
@@ -26,6 +27,7 @@ __all__ = [
     "Weighed",
     "crossing_name",
     "crossings",
+    "exit_name",
     "time_name",
 ]
 
@@ -55,16 +57,47 @@ class CrossingTensor:
 
 
 @dataclass(frozen=True)
+class ExitPlan:
+    """An exit: later nodes of the model, which run on the tensors at a cut, up to the loss.
+
+    Attributes:
+        units: The number of next units that run whole; None: all.
+        weights: Whose weights the nodes use; see `dni_fx.synthesizers.ExitGradient`.
+        nodes: The nodes that run, in the order of the graph.
+        bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
+        inputs: The nodes below the cut whose values the exit takes without gradient, such as a mask.
+        borrowed: The submodules, parameters and buffers of the model that the nodes use.
+        loss: The node that computes the model's own loss; empty: the loss is `loss=`, of the outputs.
+        target: The input of the model that is the target if the call gives none; empty: a call gives the target.
+        writes: Whether a node of the exit writes in place.
+        flops: Operations of a forward pass.
+    """
+
+    units: int | None
+    weights: str
+    nodes: tuple[str, ...]
+    bypassed: dict[str, str]
+    inputs: tuple[str, ...]
+    borrowed: tuple[str, ...]
+    loss: str = ""
+    target: str = ""
+    writes: bool = False
+    flops: int = 0
+
+
+@dataclass(frozen=True)
 class Cut:
     """A boundary between two consecutive segments: the tensors that cross it.
 
     Attributes:
         after: The last node of the segment below.
         tensors: The tensors that cross the cut.
+        exit: The exit that computes the synthetic gradients; None: each tensor has a synthesizer of its own.
     """
 
     after: str
     tensors: tuple[CrossingTensor, ...]
+    exit: ExitPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -231,6 +264,15 @@ class Plan:
         parts += [f"front end {self.frontend}", *([f"unlock {self.rewrite.unlock}"] if self.rewrite else [])]
         return f"Plan({self.model}: {', '.join(parts)})"
 
+    @property
+    def takes_context(self) -> bool:
+        """Whether the rewritten net takes the argument `dni_context`: labels, a vector, or the target of a loss."""
+        rewrite = self.rewrite
+        if rewrite is None:
+            return False
+        has_target = any(cut.exit is not None and not cut.exit.loss for cut in self.cuts)
+        return bool(rewrite.classes or rewrite.context_size or has_target)
+
     def to_json(self) -> str:
         """The plan as JSON text."""
         return json.dumps({"schema": SCHEMA} | asdict(self), indent=2) + "\n"
@@ -267,6 +309,11 @@ def _constant(name: str) -> float:
     if name == "NaN":
         raise ValueError("NaN is no number")
     return float(name)
+
+
+def exit_name(cut: int) -> str:
+    """The name under `net.dni` of the exit at one cut."""
+    return f"exit{cut}"
 
 
 def crossing_name(cut: int, node: str) -> str:

@@ -1,5 +1,6 @@
 """Call a synthesizer on a detached copy of every tensor that crosses a cut."""
 
+import operator
 from collections.abc import Sequence
 
 from torch.fx import Graph, GraphModule, Node
@@ -15,7 +16,8 @@ class AddSynthesizers(PassBase):
     """Needs: `MarkSegments`, a module `dni.<crossing_name>` for every crossing tensor.
 
     Leaves: for each tensor that crosses a cut, at the end of the segment below the cut, a `detach` (role "detach") and
-    a call of the tensor's synthesizer (role "synthesizer"). No node uses the prediction yet.
+    a call of the tensor's synthesizer (role "synthesizer"), with the context, or with the gradient that an exit has
+    computed. No node uses the prediction yet.
 
     Args:
         cuts: Names of the crossing tensors of each cut.
@@ -32,16 +34,26 @@ class AddSynthesizers(PassBase):
         ends = {record_of(n).segment: n for n in graph.nodes}
         for cut, names in enumerate(self.cuts):
             last = ends[cut]
-            for name in names:
-                last = _call_synthesizer(graph, cut, by_name[name], context, last)
+            gradients = _gradients(graph, cut)
+            for index, name in enumerate(names):
+                given = gradients[index] if gradients else context
+                last = _call_synthesizer(graph, cut, by_name[name], given, last)
         return PassResult(graph_module, True)
 
 
-def _call_synthesizer(graph: Graph, cut: int, tensor: Node, context: Node | None, after: Node) -> Node:
+def _gradients(graph: Graph, cut: int) -> list[Node]:
+    """The gradients from the exit of a cut, in the order of the tensors; empty if the cut has no exit."""
+    nodes = [node for node in graph.nodes if record_of(node).role == "exit" and record_of(node).cut == cut]
+    return [node for node in nodes if node.target is operator.getitem]
+
+
+def _call_synthesizer(graph: Graph, cut: int, tensor: Node, given: Node | None, after: Node) -> Node:
+    detached = next((user for user in tensor.users if record_of(user).role == "detach" and record_of(user).cut == cut), None)
+    if detached is None:
+        with graph.inserting_after(after):
+            detached = after = graph.create_node("call_method", "detach", (tensor,), name=f"{tensor.name}_detached")
     with graph.inserting_after(after):
-        detached = graph.create_node("call_method", "detach", (tensor,), name=f"{tensor.name}_detached")
-    with graph.inserting_after(detached):
-        arguments = (detached,) if context is None else (detached, context)
+        arguments = (detached,) if given is None else (detached, given)
         target = f"dni.{crossing_name(cut, tensor.name)}"
         prediction = graph.create_node("call_module", target, arguments, name=f"{tensor.name}_synthetic")
     set_record(detached, NodeRecord(role="detach", segment=cut, cut=cut))

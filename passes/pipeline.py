@@ -4,6 +4,7 @@ from torch.fx.passes.infra.pass_base import PassBase
 
 from dni_fx import ops
 from dni_fx.passes.add_context import AddContext
+from dni_fx.passes.add_exits import AddExits
 from dni_fx.passes.add_synthesizers import AddSynthesizers
 from dni_fx.passes.add_time_cuts import AddTimeCuts
 from dni_fx.passes.copy_written import CopyWritten
@@ -29,8 +30,9 @@ def passes_of(plan: Plan, *, observed: bool, runs_graph: bool) -> list[PassBase]
     return [
         MarkSegments([cut.after for cut in plan.cuts]),
         *([CutStatesOff([t.output for state in states for t in state.tensors])] if states else []),
-        *([AddContext()] if rewrite.classes or rewrite.context_size else []),
+        *([AddContext()] if plan.takes_context else []),
         *([ObserveOutput()] if observed else []),
+        *([AddExits(plan.cuts)] if any(cut.exit for cut in plan.cuts) else []),
         AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
         DecoupleCuts(ops.decouple if unlocked else ops.inject),
         *([CopyWritten()] if unlocked else []),

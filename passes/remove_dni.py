@@ -59,5 +59,8 @@ def _is_added(node: Node) -> bool:
     if node.op == "placeholder":
         return target == "dni_context"
     if node.op in ("call_module", "get_attr"):
-        return target.startswith("dni.")
+        return target.startswith("dni.") or node.name.startswith("borrowed_")
+    if node.target is operator.getitem:
+        result: Any = node.args[0]
+        return result.op == "call_module" and str(result.target).startswith("dni.")
     return node.op == "call_method" and target == "detach" and "_detached" in node.name

@@ -9,7 +9,7 @@ from dni_fx.cost.times import seconds
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.graph import NodeRecord, Saving, crossing_tensor, fixed_axes, flop_counter, record_of
 from dni_fx.settings import Loss, Settings, loss_function
-from dni_fx.synthesizers import Activation, Factory, LossHead, activation_of, make_synthesizer, resolve, settings_at
+from dni_fx.synthesizers import Activation, ExitGradient, Factory, LossHead, activation_of, make_synthesizer, resolve, settings_at
 
 __all__ = ["Price", "synthesizer_prices", "without_rows"]
 
@@ -162,10 +162,12 @@ def example(activation: Activation, settings: Settings, module: nn.Module) -> tu
     """An activation and a context of zeros."""
     shape = list(activation.shape)
     h = torch.zeros(shape, dtype=activation.dtype)
-    if not settings.size:
-        return h, None
+    if isinstance(module, ExitGradient):
+        return h, h
     if isinstance(module, LossHead):
         integers = settings.classes is not None
         return h, torch.zeros(shape[0], dtype=torch.long) if integers else torch.zeros(shape[0], settings.size)
+    if not settings.size:
+        return h, None
     shape[activation.axis] = settings.size
     return h, torch.zeros(shape)

@@ -45,6 +45,7 @@ def dataflow(
             saves=record.saves,
             gradient=sum(unused.pop(name, 0) for name in record.parameters),
             is_sum=_is_sum(node),
+            kind=f"{_operation(node)}: {_description(record)}",
             bytes=_bytes(node),
             parameters=len(record.parameters),
             has_matrix=any(parameters[name].dim() > 1 for name in record.parameters),
@@ -72,6 +73,12 @@ def _is_sum(node: fx.Node) -> bool:
     """Whether the node is a sum of tensors of one shape: its gradient is also the gradient of each term."""
     shapes = {record_of(source).shape for source in node.all_input_nodes}
     return operation_name(node) in _SUMS and not node.kwargs and shapes == {record_of(node).shape}
+
+
+def _operation(node: fx.Node) -> str:
+    """The class of the module, or the name of the function, that a node calls."""
+    owner: Any = node.graph.owning_module
+    return type(owner.get_submodule(node.target)).__name__ if node.op == "call_module" else operation_name(node)
 
 
 def _description(record: NodeRecord) -> str:

@@ -4,6 +4,7 @@ In: activations, predictions, a segment. Out: the same activations, decoupled.
 """
 
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, decouple, writable
+from dni_fx.ops.exit import exit_gradients
 from dni_fx.ops.forward_pass import ForwardPass
 from dni_fx.ops.gradients import batch_size, clipped
 from dni_fx.ops.inject import inject
@@ -25,6 +26,7 @@ __all__ = [
     "clipped",
     "decouple",
     "enter",
+    "exit_gradients",
     "inject",
     "learn",
     "leave",

@@ -23,6 +23,7 @@ class FlowNode:
     saves: Mapping[int, int] = field(default_factory=dict)  # storage: bytes, that autograd keeps from this node on
     gradient: int = 0  # bytes of the gradients of the trainable parameters that this node is the first to use
     is_sum: bool = False  # the gradient of the sum is also the gradient of each term
+    kind: str = ""  # of the operation, with the dtype and shape of the value
 
     # Where the graph can be cut.
     bytes: int = 0  # of the node's value

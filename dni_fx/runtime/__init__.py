@@ -7,6 +7,7 @@ from dni_fx.runtime.attributes import share_state
 from dni_fx.runtime.averaging import average_segments
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni, build_dni
+from dni_fx.runtime.exits import Exit, connect_exits
 from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
 from dni_fx.runtime.generated import free_reserved_name, is_reserved, unusable_argument
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
@@ -29,6 +30,7 @@ __all__ = [
     "Crossing",
     "DecoupledModule",
     "Dni",
+    "Exit",
     "FlatCapture",
     "FlatModule",
     "HookedCapture",
@@ -46,6 +48,7 @@ __all__ = [
     "average_segments",
     "build_dni",
     "check_stepping",
+    "connect_exits",
     "free_reserved_name",
     "hold_parameters",
     "is_reserved",

@@ -15,6 +15,7 @@ from dni_fx.settings import Settings
 from dni_fx.synthesizers import (
     Activation,
     Carried,
+    ExitGradient,
     LossHead,
     LossScale,
     Synthesizer,
@@ -92,9 +93,7 @@ class Crossing(nn.Module):
 
     def _predict(self, tensor: Tensor, context: Tensor | None) -> Tensor:
         activation = self.layout.batch_first(tensor)
-        if self.layout.axis(tensor) is None and context is not None and not _is_number(context):
-            context = context.unsqueeze(0)  # of the one sample
-        context = self._conditioned(activation, context)
+        context = self._conditioned(tensor, activation, context)
         trains = self._count_step()
         with contextlib.nullcontext() if trains else torch.no_grad():
             prediction = self._scaled(self._raw_prediction(activation, context))
@@ -166,7 +165,9 @@ class Crossing(nn.Module):
         self.steps += 1
         return (self.steps - 1) % self.every == 0
 
-    def _conditioned(self, activation: Tensor, context: Tensor | None) -> Tensor | None:
+    def _conditioned(self, tensor: Tensor, activation: Tensor, context: Tensor | None) -> Tensor | None:
+        if isinstance(self.synthesizer, ExitGradient):
+            return None if context is None else self.layout.batch_first(context)
         if not self.context_size:
             return None
         if context is None:
@@ -177,6 +178,8 @@ class Crossing(nn.Module):
             )
         if not isinstance(context, Tensor):
             raise ContextError(f"dni_context is a {type(context).__name__}; expected a tensor")
+        if self.layout.axis(tensor) is None and not _is_number(context):
+            context = context.unsqueeze(0)  # of the one sample
         if self.layout.rows != 1 and context.dim() and len(context) != len(activation):
             raise ContextError(
                 f"dni_context has {len(context)} rows, but the tensor at the cut has {len(activation)}, which are not "

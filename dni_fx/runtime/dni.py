@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dni_fx import ops
 from dni_fx.arguments import check_arguments
-from dni_fx.plans import Plan, crossing_name
+from dni_fx.plans import Plan, crossing_name, exit_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
+from dni_fx.runtime.exits import Exit
 from dni_fx.settings import Loss, Settings, check_scaler, loss_function
 from dni_fx.synthesizers import (
     Factory,
@@ -98,6 +99,12 @@ class Dni(nn.Module):
         return {name: module for name, module in self.named_children() if isinstance(module, Crossing)}
 
     @property
+    def exits(self) -> dict[int, Exit]:
+        """By the index of the cut."""
+        names = {exit_name(index): index for index in range(len(self.plan.cuts))}
+        return {names[name]: module for name, module in self.named_children() if isinstance(module, Exit)}
+
+    @property
     def synthesizers(self) -> dict[str, nn.Module]:
         """Synthesizers by the name of their crossing, as in `net.code`."""
         return {name: crossing.synthesizer for name, crossing in self.crossings.items()}
@@ -119,8 +126,8 @@ class Dni(nn.Module):
             check_scaler(scaler, self.rewrite.training)
             scaler = scaler if scaler.is_enabled() else None
         self.accumulate, divisor = accumulate, accumulate or 1
-        for crossing in self.crossings.values():
-            crossing.scale_with(LossScale(scaler, divisor) if scaler is not None or divisor > 1 else None)
+        for scaled in (*self.crossings.values(), *self.exits.values()):
+            scaled.scale_with(LossScale(scaler, divisor) if scaler is not None or divisor > 1 else None)
         for segment in self.segment_by_crossing().values():
             segment.clip = (self.rewrite.training.clip or 0.0) / divisor
             segment.accumulation.divisor = accumulate
@@ -199,6 +206,9 @@ def build_dni(
             own = settings_at(tensor, settings)
             made = make_synthesizer(factories[name], activation, own.size)
             dni.add_module(name, Crossing(made, activation, own, ops.Layout.of(tensor)))
+        if cut.exit is not None:
+            loss = None if settings.loss is None else loss_function(settings.loss)
+            dni.add_module(exit_name(index), Exit(cut.exit, [tensor.node for tensor in cut.tensors], loss))
         segment = ops.Segment(settings.mix, settings.training, index).to(device)
         segment.layouts = tuple(map(ops.Layout.of, cut.tensors))
         dni.add_module(f"segment{index}", segment)

@@ -90,7 +90,7 @@ class DecoupledModule(LinkedModule):
         self.dni_captured = replace(self.dni_captured, reads=reads, forms=settings.get("dni_forms", {}))
 
     def dni_takes_context(self) -> bool:
-        return hasattr(self, "dni") and bool(self.dni.rewrite.classes or self.dni.rewrite.context_size)
+        return hasattr(self, "dni") and self.dni.plan.takes_context
 
     def dni_values_for(self, inputs: Inputs) -> list[Any]:
         """The values of the placeholders, in order: the arguments of `fx.Interpreter.run`."""

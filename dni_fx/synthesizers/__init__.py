@@ -8,6 +8,7 @@ from dni_fx.synthesizers.base import Activation, Factory, Synthesizer, centered,
 from dni_fx.synthesizers.carried import Carried
 from dni_fx.synthesizers.context import check_labels, expand_context
 from dni_fx.synthesizers.crossings import activation_of, factories, make_synthesizer, settings_at
+from dni_fx.synthesizers.exits import ExitGradient, ExitOptions, exit_options
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
 from dni_fx.synthesizers.heads import Critic, GuidedHead, Link, LocalHead, LossHead, Outcome
@@ -28,6 +29,8 @@ __all__ = [
     "Carried",
     "Conv",
     "Critic",
+    "ExitGradient",
+    "ExitOptions",
     "Factory",
     "GuidedHead",
     "LeastSquares",
@@ -43,6 +46,7 @@ __all__ = [
     "adapt",
     "centered",
     "check_labels",
+    "exit_options",
     "expand_context",
     "factories",
     "import_synthesizers",

@@ -11,7 +11,7 @@ from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Factory
 from dni_fx.synthesizers.imported import describe_factory, import_factory
 
-__all__ = ["REGISTRY", "import_synthesizers", "paths_of", "register", "resolve"]
+__all__ = ["REGISTRY", "import_synthesizers", "options_of", "paths_of", "register", "resolve"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,6 +69,19 @@ def resolve(
             )
         options["loss"] = loss
     return synthesizer, _bound(factory, name, options) if options else factory
+
+
+def options_of(synthesizer: str, name: str) -> dict[str, Any] | None:
+    """The options in a text such as "mlp(hidden_layers=2)", if it names the synthesizer `name`; else None.
+
+    Raises:
+        DniFxError: If the text is none of this form, or the synthesizer has not the option.
+    """
+    named, options = _parsed(synthesizer)
+    if named != name:
+        return None
+    _bound(REGISTRY[name], name, options)
+    return options
 
 
 def paths_of(synthesizer: str | Factory, names: Iterable[str]) -> dict[str, str]:

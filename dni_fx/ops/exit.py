@@ -1,0 +1,60 @@
+"""The gradients that an exit has computed, as a node of autograd's graph."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dni_fx.errors import BackwardOrderError
+from dni_fx.ops.segment import TWICE
+
+__all__ = ["exit_gradients"]
+
+
+class _ExitGradients(torch.autograd.Function):
+    """Return the gradients of the crossing tensors; in backward, give the parameters of the exit their gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        factor: Callable[[], float | Tensor | None],
+        found: Sequence[Tensor | None],
+        gradients: Sequence[Tensor],
+        *parameters: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.factor, ctx.found, ctx.count = factor, found, len(parameters)
+        ctx.set_materialize_grads(False)
+        return tuple(gradients)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Any, ...]:
+        if ctx.found is None:
+            raise BackwardOrderError(TWICE)
+        found, ctx.found = ctx.found, None
+        if all(error is None for error in errors):  # the gradients were not finite
+            return (None,) * (3 + ctx.count)
+        factor = ctx.factor()
+        scaled = found if factor is None else [None if one is None else one * factor for one in found]
+        return (None, None, None, *scaled, None)
+
+
+def exit_gradients(
+    gradients: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    found: Sequence[Tensor | None],
+    factor: Callable[[], float | Tensor | None],
+) -> tuple[Tensor, ...]:
+    """Return `gradients`; when their targets arrive, `parameters` get the gradients `found`, times the factor.
+
+    Args:
+        gradients: Of the exit's mean loss, one for each crossing tensor.
+        factor: Returns the factor of the loss (see `dni_fx.synthesizers.LossScale`); None: 1.
+    """
+    # An exit that trains no parameter gets a target, too: the metrics compare with it.
+    anchor = torch.zeros((), requires_grad=True)
+    apply: Any = _ExitGradients.apply
+    result: tuple[Tensor, ...] = apply(factor, found, gradients, *parameters, anchor)
+    return result

@@ -1,0 +1,227 @@
+"""The route of an exit: the cheapest way from a cut to the outputs, on a networkx DAG of plain numbers, without torch.
+
+A route runs some of the nodes above the cut. It leaves residual branches out: where a node adds two tensors that both
+depend on the crossing tensors, the route may take one of the two. Where no residual branch is left, it goes on from a
+tensor at a later tensor of the same shape, which the same operation computes. The next units above the cut run whole.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import networkx as nx
+
+from dni_fx.partition.flow_node import flow_node
+from dni_fx.partition.positions import Position
+
+__all__ = ["Route", "find_route"]
+
+_SOURCE, _SINK = "(crossing tensors)", "(outputs)"  # no names of nodes
+
+
+@dataclass(frozen=True)
+class Route:
+    """The nodes of an exit.
+
+    Attributes:
+        nodes: Names of the nodes that run, in the order of the graph.
+        bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
+        units: The number of units above the cut that run whole.
+    """
+
+    nodes: tuple[str, ...]
+    bypassed: dict[str, str]
+    units: int
+
+
+class _Way(NamedTuple):
+    """The cheapest way to compute a value."""
+
+    cost: float = math.inf
+    instead: str | None = None  # the node whose value replaces this one; None: the node runs
+    through: str | None = None  # the input of the node that depends on the crossing tensors
+
+
+@dataclass
+class _Ways:
+    """The cheapest ways to compute a value: from the crossing tensors, and in any way."""
+
+    dependent: _Way
+    free: _Way
+
+
+def find_route(
+    flow: "nx.DiGraph[str]", position: Position, ends: Sequence[str], units: int | None, most: float = math.inf
+) -> Route | None:
+    """Find the route of an exit from a cut.
+
+    Args:
+        flow: Nodes in a topological order, each with its `FlowNode`.
+        position: The cut.
+        ends: The nodes that the exit computes: what the loss takes.
+        units: The number of next units that run whole; None: all, so that the exit is the rest of the model.
+        most: The greatest cost, in the unit of `FlowNode.forward`.
+
+    Returns:
+        The route; None: no end depends on the crossing tensors, or the route costs more than `most`.
+    """
+    names = list(flow)
+    above = names[position.index + 1 :]
+    order = {name: place for place, name in enumerate(names)}
+    dependent = _dependent(flow, above, position.crossing)
+    wanted = [end for end in dict.fromkeys(ends) if end in dependent or end in position.crossing]
+    if not wanted:
+        return None
+    places = _places(flow, dependent, position.crossing, wanted)
+    whole, count = (set(above), 0) if units is None else _next_units(flow, places, dependent, order, units)
+    ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole))
+    nodes, bypassed = _follow(flow, ways, ends, wanted, above)
+    if sum(flow_node(flow, name).forward for name in nodes) > most:
+        return None
+    return Route(tuple(nodes), bypassed, count)
+
+
+def _dependent(flow: "nx.DiGraph[str]", above: Sequence[str], crossing: Collection[str]) -> dict[str, None]:
+    """The nodes above the cut whose values depend on the crossing tensors, in order."""
+    found: dict[str, None] = {}
+    for name in above:
+        if any(source in found or source in crossing for source in flow.predecessors(name)):
+            found[name] = None
+    return found
+
+
+def _places(
+    flow: "nx.DiGraph[str]", dependent: Collection[str], crossing: Sequence[str], ends: Sequence[str]
+) -> list[str]:
+    """The values that every way from the crossing tensors to the ends goes through, in order."""
+    ways: nx.DiGraph[str] = nx.DiGraph()
+    ways.add_edges_from((_SOURCE, name) for name in crossing)
+    ways.add_edges_from(
+        (source, name)
+        for name in dependent
+        for source in flow.predecessors(name)
+        if source in dependent or source in crossing
+    )
+    ways.add_edges_from((end, _SINK) for end in ends)
+    ways = ways.subgraph(nx.ancestors(ways, _SINK) | {_SINK})
+    if _SOURCE not in ways:
+        return []
+    next_place = nx.immediate_dominators(ways.reverse(copy=False), _SINK)
+    found: list[str] = []
+    place = next_place[_SOURCE]
+    while place != _SINK:
+        found.append(place)
+        place = next_place[place]
+    return found
+
+
+def _next_units(
+    flow: "nx.DiGraph[str]", places: Sequence[str], dependent: Collection[str], order: dict[str, int], units: int
+) -> tuple[set[str], int]:
+    """The nodes of the next units, and the number of units: a unit ends at a place, and has a weight matrix."""
+    whole: set[str] = set()
+    count, begin = 0, -1
+    for place in places:
+        stretch = [name for name in dependent if begin < order[name] <= order[place]]
+        begin = order[place]
+        if count == units:
+            break
+        if any(flow_node(flow, name).has_matrix for name in stretch):
+            whole.update(stretch)
+            count += 1
+    return whole, count
+
+
+def _jumps(flow: "nx.DiGraph[str]", places: Sequence[str], whole: Collection[str]) -> dict[str, list[str]]:
+    """For each place, the earlier places whose values may replace its value: of the same kind and shape.
+
+    After the last sum comes the tail, in which nothing is replaced.
+    """
+    sums = [i for i, place in enumerate(places) if flow_node(flow, place).is_sum]
+    end = sums[-1] + 1 if sums else len(places)
+    begin = max((i for i, place in enumerate(places) if place in whole), default=0)
+    found: dict[str, list[str]] = {}
+    kinds = [flow_node(flow, place).kind for place in places]
+    for i in range(begin + 1, end):
+        found[places[i]] = [places[j] for j in range(begin, i) if kinds[j] == kinds[i]]
+    return found
+
+
+def _all_ways(
+    flow: "nx.DiGraph[str]",
+    position: Position,
+    above: Sequence[str],
+    whole: Collection[str],
+    jumps: dict[str, list[str]],
+) -> dict[str, _Ways]:
+    """The cheapest ways to compute every value that the exit may use."""
+    ways: dict[str, _Ways] = {}
+    at_hand = _Ways(_Way(), _Way(0.0))
+    crossing = _Ways(_Way(0.0), _Way(0.0))
+    for name in flow:
+        ways[name] = crossing if name in position.crossing else at_hand
+    for name in above:
+        ways[name] = _cheapest(flow, name, ways, [] if name in whole else jumps.get(name, []), name in whole)
+    return ways
+
+
+def _cheapest(
+    flow: "nx.DiGraph[str]",
+    name: str,
+    ways: dict[str, _Ways],
+    jumps: Sequence[str],
+    is_whole: bool,
+) -> _Ways:
+    node = flow_node(flow, name)
+    sources = list(flow.predecessors(name))
+    # A sum counts as free: a term that costs nothing is not left out.
+    cost = (0.0 if node.is_sum else node.forward) + sum(ways[source].free.cost for source in sources)
+    extra = {source: ways[source].dependent.cost - ways[source].free.cost for source in sources}
+    through = min(extra, key=lambda source: extra[source], default=None)
+    from_crossing = [_Way(cost + (math.inf if through is None else extra[through]), None, through)]
+    in_any_way = [_Way(cost)]
+    others = [source for source in sources if ways[source].dependent.cost == math.inf]
+    if node.is_sum and not is_whole and len(others) < len(sources):
+        # A term that does not depend on the crossing tensors stays, unless it alone replaces the sum.
+        from_crossing += [_Way(ways[source].dependent.cost, source, source) for source in sources if not others]
+        in_any_way += [_Way(ways[source].free.cost, source) for source in others or sources]
+    for place in jumps:
+        from_crossing.append(_Way(ways[place].dependent.cost, place, place))
+        in_any_way.append(_Way(ways[place].free.cost, place))
+    return _Ways(min(from_crossing, key=_cost), min(in_any_way, key=_cost))
+
+
+def _cost(way: _Way) -> float:
+    return way.cost
+
+
+def _follow(
+    flow: "nx.DiGraph[str]",
+    ways: dict[str, _Ways],
+    ends: Sequence[str],
+    wanted: Collection[str],
+    above: Sequence[str],
+) -> tuple[list[str], dict[str, str]]:
+    """The nodes that run, and the nodes that are replaced, on the cheapest ways to the ends."""
+    needed: dict[str, bool] = {}  # whether the value has to depend on the crossing tensors
+
+    def need(name: str, depends: bool) -> None:
+        needed[name] = needed.get(name, False) or depends
+
+    for end in ends:
+        need(end, end in wanted)
+    nodes: list[str] = []
+    bypassed: dict[str, str] = {}
+    for name in reversed(above):
+        if name not in needed:
+            continue
+        way = ways[name].dependent if needed[name] else ways[name].free
+        if way.instead is not None:
+            bypassed[name] = way.instead
+            need(way.instead, needed[name])
+            continue
+        nodes.append(name)
+        for source in flow.predecessors(name):
+            need(source, needed[name] and source == way.through)
+    return nodes[::-1], bypassed

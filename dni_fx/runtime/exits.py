@@ -1,0 +1,233 @@
+"""The exit at a cut: later nodes of the model's graph, which run on the crossing tensors up to the loss.
+
+Its loss goes backward at once, in the forward pass, so that nothing of the exit is kept. The parameters that it trains
+get their gradients later, when the target of the cut arrives, as the parameters of all synthesizers do.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from dni_fx import ops
+from dni_fx.errors import ContextError, DniFxError, described, first_line
+from dni_fx.model import at_path
+from dni_fx.passes.boundary import origin
+from dni_fx.plans import ExitPlan
+from dni_fx.settings import Loss
+from dni_fx.synthesizers import LossScale
+
+__all__ = ["Exit", "connect_exits"]
+
+EMA = 0.995  # of the running mean of weights, from step to step
+
+_COPIES = ("copy", "fresh", "ema")
+
+
+class Structure(Protocol):
+    """The structure of the model's result; `flat.Calling` is the one class."""
+
+    def unflatten(self, results: Sequence[Any]) -> Any: ...
+
+
+class Exit(nn.Module):
+    """Computes the gradients of the tensors that cross a cut.
+
+    Attributes:
+        program: The nodes of the exit, as a function of the crossing tensors, the inputs and the borrowed values.
+        copies: With copied weights: the exit's own modules, parameters and buffers, in the order of `plan.borrowed`.
+        is_off: The gradients are None, as in eval mode.
+    """
+
+    _is_impure = True  # dead code elimination keeps its calls
+    is_off = False
+
+    def __init__(self, plan: ExitPlan, tensors: Sequence[str], loss: Loss | None) -> None:
+        super().__init__()
+        self.plan, self.tensors, self.loss = plan, list(tensors), loss
+        self.program: fx.GraphModule | None = None
+        self.copies: nn.Module | None = None
+        self.structure: Structure | None = None  # of the outputs, if the graph returns a flat list
+        self.loss_scale: LossScale | None = None
+
+    def connect(self, net: fx.GraphModule) -> None:
+        """Take the nodes of the exit from the graph of a captured or a rewritten net, and copy weights if asked to."""
+        self.structure = getattr(net, "dni_calling", None)
+        self.program = fx.GraphModule(nn.Module(), _program(net, self.plan, self.tensors), "Program")
+        if self.plan.weights in _COPIES and self.copies is None:
+            self.copies = _copies(net, self.plan)
+
+    def forward(
+        self,
+        tensors: Sequence[Tensor],
+        inputs: Sequence[Any] = (),
+        borrowed: Sequence[Any] = (),
+        context: Any = None,
+        target: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient of the exit's mean loss for each crossing tensor; None in eval mode and where grad mode is off.
+
+        Args:
+            tensors: The crossing tensors, detached.
+            inputs: The values of `plan.inputs`.
+            borrowed: The values of `plan.borrowed`: submodules, parameters and buffers.
+            context: The second argument of the loss.
+            target: Takes the place of the context if a call gives none.
+        """
+        if self.is_off or not (self.training and torch.is_grad_enabled()):
+            return (None,) * len(tensors)
+        found: tuple[Tensor, ...] = self._gradients(tensors, inputs, borrowed, target if context is None else context)
+        return found
+
+    @torch.compiler.disable(reason=ops.ONE_BY_ONE)  # type: ignore[untyped-decorator]
+    def _gradients(
+        self, tensors: Sequence[Tensor], inputs: Sequence[Any], borrowed: Sequence[Any], context: Any
+    ) -> tuple[Tensor, ...]:
+        assert self.program is not None
+        used = borrowed if self.copies is None else self._own(borrowed)
+        trains = self.plan.weights not in ("readonly", "ema")
+        parameters = _parameters(used) if trains else []
+        devices = list({t.device for t in tensors if t.device.type == "cuda"})
+        # The random numbers of the exit are not those that the model draws next.
+        with torch.enable_grad(), torch.random.fork_rng(devices):
+            leaves = [t.detach().requires_grad_() for t in tensors]
+            outputs = self.program(*leaves, *inputs, *used)
+            loss = outputs if self.plan.loss else self._loss(outputs, context)
+        with torch.autocast(leaves[0].device.type, enabled=False):
+            found = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
+        gradients = [
+            torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)
+        ]
+        return ops.exit_gradients(gradients, parameters, found[len(leaves) :], self._factor)
+
+    def scale_with(self, loss_scale: LossScale | None) -> None:
+        """Let gradients of the exit's parameters follow the scale of the loss; None: the loss is not scaled."""
+        self.loss_scale = loss_scale
+
+    def _factor(self) -> float | Tensor | None:
+        return None if self.loss_scale is None else self.loss_scale.factor()
+
+    def _loss(self, outputs: Any, context: Any) -> Tensor:
+        assert self.loss is not None
+        if self.structure is not None:
+            outputs = self.structure.unflatten(outputs)
+        if context is None:
+            raise ContextError("the exits need the target of the loss: while training, call net(..., dni_context=target)")
+        try:
+            value: object = self.loss(outputs, context)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ContextError(
+                f"loss={described(self.loss)} fails on the outputs and the dni_context of this call: {first_line(error)}"
+            ) from None
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise DniFxError(f"loss={described(self.loss)} returns {described(value)}, not a scalar with gradient")
+        return value.reshape(())
+
+    def _own(self, borrowed: Sequence[Any]) -> list[Any]:
+        """The exit's own copies; with weights="ema", after they have followed the model's weights."""
+        assert self.copies is not None
+        own = [getattr(self.copies, f"c{i}") for i in range(len(self.plan.borrowed))]
+        if self.plan.weights == "ema":
+            with torch.no_grad():
+                for mean, now in zip(_tensors(own), _tensors(borrowed), strict=True):
+                    if mean.is_floating_point():
+                        mean.lerp_(now, 1 - EMA)
+        return own
+
+
+def connect_exits(net: fx.GraphModule) -> None:
+    """Connect the exits of a rewritten net with its graph."""
+    dni: Any = net.get_submodule("dni")
+    for child in dni.children():
+        if isinstance(child, Exit):
+            child.connect(net)
+            child.train(net.training)
+
+
+def _parameters(values: Sequence[Any]) -> list[nn.Parameter]:
+    """The parameters to train in modules and tensors, each once."""
+    found: dict[nn.Parameter, None] = {}
+    for value in values:
+        parameters = value.parameters() if isinstance(value, nn.Module) else [value]
+        found |= {p: None for p in parameters if isinstance(p, nn.Parameter) and p.requires_grad}
+    return list(found)
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        found += [*value.parameters(), *value.buffers()] if isinstance(value, nn.Module) else [value]
+    return found
+
+
+def _copies(net: nn.Module, plan: ExitPlan) -> nn.Module:
+    """Copies of the submodules, parameters and buffers that an exit borrows."""
+    copies, memo = nn.Module(), dict[int, Any]()
+    for index, path in enumerate(plan.borrowed):
+        value = copy.deepcopy(at_path(net, path), memo)
+        if isinstance(value, nn.Parameter):
+            copies.register_parameter(f"c{index}", value)
+        elif isinstance(value, Tensor):
+            copies.register_buffer(f"c{index}", value)
+        else:
+            copies.add_module(f"c{index}", value)
+    if plan.weights == "fresh":
+        for module in copies.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+    if plan.weights == "ema":
+        copies.requires_grad_(False)
+    return copies
+
+
+def _run_unchanged(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a module of the model, whose buffers stay as they are: the exit must not move running statistics."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    if not (buffers and module.training):
+        return module(*args, **kwargs)
+    return torch.func.functional_call(module, buffers, args, kwargs)
+
+
+def _run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a copied module, whose buffers are the exit's own."""
+    return module(*args, **kwargs)
+
+
+def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.Graph:
+    """The nodes of an exit as a graph without modules: placeholders take the modules and parameters."""
+    graph = fx.Graph()
+    by_name = {node.name: node for node in net.graph.nodes}
+    values: dict[str, fx.Node] = {name: graph.placeholder(name) for name in (*tensors, *plan.inputs)}
+    borrowed = {path: graph.placeholder(f"borrowed_{index}") for index, path in enumerate(plan.borrowed)}
+    run = _run if plan.weights in _COPIES else _run_unchanged
+
+    def copied(node: fx.Node) -> fx.Node:
+        """A copy of a value that a node of the exit may write to in place."""
+        return graph.call_method("clone", (node,)) if plan.writes else node
+
+    values |= {name: copied(values[name]) for name in tensors}
+    if plan.weights not in _COPIES:
+        buffers = dict(net.named_buffers())
+        borrowed |= {path: copied(borrowed[path]) for path in borrowed if path in buffers}
+
+    def value(node: fx.Node) -> fx.Node:
+        node = origin(node)
+        if node.op == "get_attr" and str(node.target) in borrowed:
+            return borrowed[str(node.target)]
+        if node.name not in values and node.name in plan.bypassed:
+            values[node.name] = copied(value(by_name[plan.bypassed[node.name]]))
+        return values[node.name]
+
+    for name in plan.nodes:
+        node = by_name[name]
+        if node.op == "call_module":
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+            values[name] = graph.call_function(run, (borrowed[str(node.target)], *args), kwargs)
+        else:
+            values[name] = graph.node_copy(node, value)
+    result = net.graph.output_node().args[0] if not plan.loss else by_name[plan.loss]
+    graph.output(fx.node.map_arg(result, value))
+    return graph

@@ -1,0 +1,77 @@
+"""The synthesizer of a tensor whose gradient an exit computes: the model's own later layers, up to the loss.
+
+An exit is a local loss with the depth of the model's own layers (auxiliary losses through later layers: AugLocal, Ma et
+al. 2024; early exits: LayerSkip, Elhoushi et al. 2024). It belongs to a cut, not to a tensor; see `runtime/exit.py`.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dni_fx.errors import DniFxError, described
+from dni_fx.synthesizers.base import Activation, Synthesizer, check_size
+from dni_fx.synthesizers.registry import options_of, register
+
+__all__ = ["WEIGHTS", "ExitGradient", "ExitOptions", "exit_options"]
+
+WEIGHTS = ("auto", "shared", "copy", "fresh", "readonly", "ema")
+
+
+@dataclass(frozen=True)
+class ExitOptions:
+    """The options of an exit.
+
+    Attributes:
+        units: The number of units above the cut that run whole, such as residual branches; "all": the rest of the
+            model, whose gradient is backpropagation's own.
+        weights: Whose weights the exit uses. "shared": the model's own, which get the exit's gradients, too.
+            "readonly": the model's own, without gradients. "copy": copies that start as the model's weights are.
+            "fresh": copies with new weights. "ema": copies that follow the model's weights by a running mean. "auto":
+            shared, or copies where the exit has batch norm or changes shapes.
+    """
+
+    units: int | str = 1
+    weights: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.units != "all":
+            check_size("exit", "units", self.units, least=0)
+        if self.weights not in WEIGHTS:
+            raise DniFxError(f"exit: weights={described(self.weights)}; there are {', '.join(WEIGHTS)}")
+
+
+@register("exit")
+class ExitGradient(Synthesizer):
+    """Passes on the gradient that an exit through the model's own later layers has computed.
+
+    Args:
+        units: See `ExitOptions`, as for the other options.
+    """
+
+    own_unit = True
+
+    def __init__(
+        self, activation: Activation, context_size: int = 0, *, units: int | str = 1, weights: str = "auto"
+    ) -> None:
+        super().__init__(activation)
+        ExitOptions(units, weights)  # checks them
+
+    def forward(self, activation: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """The gradient of each sample's own loss.
+
+        Args:
+            activation: Detached.
+            gradient: Of the mean loss, from the exit.
+        """
+        assert gradient is not None
+        return gradient * self.samples(activation)
+
+
+def exit_options(synthesizer: object) -> ExitOptions | None:
+    """The options of an exit, from the argument `synthesizer` of `dni_fx.transform`; None: another synthesizer.
+
+    Raises:
+        DniFxError: If an option is not known, or its value is not allowed.
+    """
+    options = options_of(synthesizer, "exit") if isinstance(synthesizer, str) else None
+    return None if options is None else ExitOptions(**options)
