@@ -8,18 +8,17 @@ from torch import nn
 
 from dni_fx.arguments import check_arguments
 from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts, warn_of_time_first_inputs
-from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices, without_rows
-from dni_fx.cuts import (
-    Cuts,
-    Decision,
+from dni_fx.cost import (
+    OPTIMIZER_STATES,
+    CostModel,
     ExitPlanner,
-    Limits,
-    decide,
-    exit_planner,
-    fingerprint,
-    make_plan,
+    node_times,
+    resident,
+    synthesizer_prices,
     with_exits,
+    without_rows,
 )
+from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, describe
@@ -94,7 +93,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     )
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
-    plan = with_exits(plan, cost_model.flow, _exit_planner(module, cost_model.flow, request.synthesizer, request.settings))
+    plan = with_exits(plan, cost_model.flow, cost_model.exits)
     return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
 
 
@@ -103,7 +102,7 @@ def _exit_planner(
 ) -> ExitPlanner | None:
     """Plans the exits, if the synthesizer is an exit."""
     options = exit_options(synthesizer)
-    return None if options is None else exit_planner(module.graph, flow, options, has_loss=settings.loss is not None)
+    return None if options is None else ExitPlanner(module.graph, flow, options, has_loss=settings.loss is not None)
 
 
 def _check_trainable(model: nn.Module) -> None:
@@ -127,10 +126,11 @@ def _cost_model(
     )
     times = node_times(module, example) if request.profile else None
     flow = dataflow(module.graph, times, states)
+    exits = _exit_planner(module, flow, request.synthesizer, request.settings)
     resident_bytes = resident(model, example, OPTIMIZER_STATES)
     avoided = without_rows(module.graph, request.settings)
     unit = "s" if request.profile else "FLOPs"
-    return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, unit=unit)
+    return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, exits=exits, unit=unit)
 
 
 def _has_labels_for_positions(module: DecoupledModule, settings: Settings) -> bool:

@@ -49,7 +49,9 @@ def _call_exit(graph: Graph, cut: int, planned: ExitPlan, tensors: Sequence[str]
 
     detached = [add("call_method", "detach", (by_name[name],), f"{name}_detached", "detach") for name in tensors]
     copies = planned.weights in ("copy", "fresh")
-    borrowed = [] if copies else [add("get_attr", path, (), f"borrowed_{path.replace('.', '_')}") for path in planned.borrowed]
+    borrowed = (
+        [] if copies else [add("get_attr", path, (), f"borrowed_{path.replace('.', '_')}") for path in planned.borrowed]
+    )
     inputs = [by_name[name] for name in planned.inputs]
     args = (tuple(detached), tuple(inputs), tuple(borrowed))
     if context is not None:

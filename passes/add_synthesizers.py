@@ -48,7 +48,9 @@ def _gradients(graph: Graph, cut: int) -> list[Node]:
 
 
 def _call_synthesizer(graph: Graph, cut: int, tensor: Node, given: Node | None, after: Node) -> Node:
-    detached = next((user for user in tensor.users if record_of(user).role == "detach" and record_of(user).cut == cut), None)
+    detached = next(
+        (user for user in tensor.users if record_of(user).role == "detach" and record_of(user).cut == cut), None
+    )
     if detached is None:
         with graph.inserting_after(after):
             detached = after = graph.create_node("call_method", "detach", (tensor,), name=f"{tensor.name}_detached")

@@ -3,6 +3,7 @@
 In: an annotated graph. Out: predictions for any cuts.
 """
 
+from dni_fx.cost.exits import ExitPlanner, with_exits
 from dni_fx.cost.memory import resident
 from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
 from dni_fx.cost.synthesizers import synthesizer_prices, without_rows
@@ -11,10 +12,12 @@ from dni_fx.cost.times import node_times
 __all__ = [
     "OPTIMIZER_STATES",
     "CostModel",
+    "ExitPlanner",
     "SegmentCost",
     "StepCost",
     "node_times",
     "resident",
     "synthesizer_prices",
+    "with_exits",
     "without_rows",
 ]

@@ -89,16 +89,18 @@ class Memory:
         # Adam makes two temporaries of one parameter at a time, while the gradients of all are there.
         self.optimizer = float(parameters[-1]) + 2 * largest_parameter(flow)
 
-    def segment_peaks(self, cuts: Sequence[int], synthesizers: Numbers, training: Numbers) -> LoadsFrom:
+    def segment_peaks(self, cuts: Sequence[int], synthesizers: Numbers, training: Numbers, exits: Numbers) -> LoadsFrom:
         """The peak of every segment between two cuts, or the peak of the optimizer's step if that is higher.
 
-        Four kinds of moments are compared: a node of the segment runs forward; the last node runs backward; an earlier
-        node runs backward; the synthesizers at the lower cut are trained. `peak` does the same for one segment.
+        Five kinds of moments are compared: a node of the segment runs forward; the exit at the upper cut runs; the last
+        node runs backward; an earlier node runs backward; the synthesizers at the lower cut are trained. `peak` does
+        the same for one segment.
 
         Args:
             cuts: The number of the node before each cut, from 0 to the number of the last node.
             synthesizers: Bytes that the predictions at each cut take, until their targets are there.
             training: Bytes that the training of the synthesizers at each cut takes for a moment.
+            exits: Bytes that the exit at each cut takes for a moment.
         """
         places = np.asarray(cuts)
 
@@ -110,11 +112,13 @@ class Memory:
 
             # 1. A node runs forward: entry k of `accumulate` is the maximum over the nodes up to k.
             forward = np.maximum.accumulate(self.forward[start + 1 :])[last]
-            # 2. The last node runs backward.
+            # 2. The exit at the upper cut runs.
+            forward = np.maximum(forward, self.forward[ends] + exits[i + 1 :])
+            # 3. The last node runs backward.
             last_backward = self.backward[ends]
-            # 3. An earlier node runs backward: with -inf in front, the maximum is over the nodes before k.
+            # 4. An earlier node runs backward: with -inf in front, the maximum is over the nodes before k.
             earlier_backward = np.maximum.accumulate(np.append(-math.inf, self.backward[start + 1 :]))[last]
-            # 4. All nodes have run backward, and the synthesizers at the lower cut are trained.
+            # 5. All nodes have run backward, and the synthesizers at the lower cut are trained.
             trained = self.after_backward[start] + training[i]
 
             after_last = np.maximum(earlier_backward, trained) + self.saved_here[ends]
@@ -124,19 +128,20 @@ class Memory:
 
         return peaks_from
 
-    def peak(self, start: int, end: int, below: float, above: float, training: float) -> Peak:
+    def peak(self, start: int, end: int, below: float, above: float, training: float, at_exit: float = 0.0) -> Peak:
         """The peak of the segment that begins after node number `start` and ends with number `end`, and its place.
 
         Args:
             below: Bytes that the predictions at the lower cut take.
             above: Bytes that the predictions at the upper cut take.
             training: Bytes that the training of the synthesizers at the lower cut takes for a moment.
+            at_exit: Bytes that the exit at the upper cut takes for a moment.
         """
         nodes = np.arange(start + 1, end + 1)
         at_lower_cut = self.at_lower_cut[start] + below
         at_both_cuts = at_lower_cut + self.at_upper_cut[end] + above
 
-        forward = at_lower_cut + self.forward[nodes]
+        forward = at_lower_cut + self.forward[nodes] + at_exit * (nodes == end)
         backward = at_both_cuts + self.backward[nodes] + self.saved_here[end] * (nodes < end)
         trained = at_both_cuts + self.after_backward[start] + training + self.saved_here[end]
 

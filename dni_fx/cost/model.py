@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 
+from dni_fx.cost.exits import ExitCost, ExitPlanner
 from dni_fx.cost.memory import Memory, Peak
-from dni_fx.cost.synthesizers import Price
+from dni_fx.cost.synthesizers import FLOPS_PER_BYTE, Price
 from dni_fx.partition import LoadsFrom, Objective, Position, flow_node, largest_parameter
 
 __all__ = ["OPTIMIZER_STATES", "CostModel", "SegmentCost", "StepCost"]
@@ -26,6 +27,7 @@ class CutCost:
     gradient: int  # bytes of the gradients of their parameters
     kept: int  # bytes of their predictions, and of the tensors that autograd keeps, until the targets are there
     training: int  # bytes that the training takes for a moment
+    exit: int = 0  # bytes that the exit takes for a moment, while autograd keeps the activations of the segment below
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class CostModel:
         refused: The reason why there is no synthesizer, by node.
         avoided: Nodes whose values cross no automatic cut, if there is another place.
         resident: Bytes of parameters, buffers, optimizer state and batch.
+        exits: Plans the exits of cuts; None: each tensor has a synthesizer of its own.
         unit: The unit of all times: "FLOPs" or "s".
     """
 
@@ -89,6 +92,7 @@ class CostModel:
         *,
         refused: Mapping[str, str] | None = None,
         avoided: Set[str] = frozenset(),
+        exits: ExitPlanner | None = None,
         unit: str = "FLOPs",
     ) -> None:
         self.flow = flow
@@ -96,6 +100,7 @@ class CostModel:
         self.prices = prices
         self.refused = refused or {}
         self.avoided = avoided
+        self.exits = exits
         self.resident = resident
         self.unit = unit
         self.forward = np.cumsum([0.0, *(flow_node(flow, name).forward for name in flow)])
@@ -107,14 +112,22 @@ class CostModel:
 
     def refusal(self, position: Position) -> str:
         """The reason why a tensor that crosses this cut can have no synthesizer; empty: each tensor can."""
+        if self.exits is not None:
+            return (
+                "" if self.exits.route(position) else f"no exit from {position.after}: the loss does not depend on it"
+            )
         return next((self.refused[name] for name in position.crossing if name in self.refused), "")
 
     def is_avoided(self, position: Position) -> bool:
         """Whether an automatic cut goes elsewhere, if it can."""
+        if self.exits is not None:
+            return self.exits.is_avoided(position)
         return bool(self.refusal(position)) or any(name in self.avoided for name in position.crossing)
 
     def cut(self, position: Position) -> CutCost:
         """The costs of the synthesizers of one cut."""
+        if self.exits is not None:
+            return self._exit(self.exits.cost(position), position)
         prices = {name: self.prices[name] for name in position.crossing if name in self.prices}
         size = sum(p.parameter_bytes for p in prices.values())
         return CutCost(
@@ -126,6 +139,17 @@ class CostModel:
             training=max(2 * sum(p.bytes for p in prices.values()), size),  # target and error; or gradients
         )
 
+    def _exit(self, exit: ExitCost, position: Position) -> CutCost:
+        return CutCost(
+            time=exit.time,
+            transfer=FLOPS_PER_BYTE * position.bytes,
+            static=exit.own * (1 + OPTIMIZER_STATES * bool(exit.trained)),
+            gradient=exit.own if exit.trained else 0,
+            kept=exit.trained + position.bytes,
+            training=2 * position.bytes,
+            exit=exit.saved + exit.trained + position.bytes,
+        )
+
     def segment_loads(self, objective: Objective, candidates: Sequence[Position]) -> LoadsFrom:
         """The load (bytes, or time) of every segment between two candidates, for the searches of `chain`."""
         ends = [0, *(p.index + 1 for p in candidates), self.count]
@@ -133,7 +157,8 @@ class CostModel:
         if objective == "memory":
             kept = np.array([0.0, *(c.kept for c in cuts), 0.0])
             training = np.array([0.0, *(c.training for c in cuts), 0.0])
-            return self.memory.segment_peaks(ends, kept, training)
+            exits = np.array([0.0, *(c.exit for c in cuts), 0.0])
+            return self.memory.segment_peaks(ends, kept, training, exits)
         time = (self.forward + self.backward)[ends]
         synthesizers = np.array([0.0, *(c.time for c in cuts), 0.0])
         transfer = np.array([0.0, *(c.transfer for c in cuts), 0.0])
@@ -151,7 +176,7 @@ class CostModel:
                 backward=float(self.backward[j] - self.backward[i]),
                 synthesizers=above.time,
                 transfer=below.transfer + above.transfer,
-                peak=self.memory.peak(i, j, below.kept + before, above.kept, below.training),
+                peak=self.memory.peak(i, j, below.kept + before, above.kept, below.training, above.exit),
             )
             for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
         )

@@ -9,7 +9,16 @@ from dni_fx.cost.times import seconds
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.graph import NodeRecord, Saving, crossing_tensor, fixed_axes, flop_counter, record_of
 from dni_fx.settings import Loss, Settings, loss_function
-from dni_fx.synthesizers import Activation, ExitGradient, Factory, LossHead, activation_of, make_synthesizer, resolve, settings_at
+from dni_fx.synthesizers import (
+    Activation,
+    ExitGradient,
+    Factory,
+    LossHead,
+    activation_of,
+    make_synthesizer,
+    resolve,
+    settings_at,
+)
 
 __all__ = ["Price", "synthesizer_prices", "without_rows"]
 

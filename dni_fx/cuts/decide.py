@@ -15,7 +15,7 @@ from dni_fx.cuts.asked import (
     separated,
 )
 from dni_fx.cuts.plan import Decision, outlook_of
-from dni_fx.cuts.search import SHARE, Choice, Limits, best_cuts
+from dni_fx.cuts.search import Choice, Limits, best_cuts, usual_share
 from dni_fx.errors import DniFxError
 from dni_fx.partition import MOST_CANDIDATES, find_candidates, find_positions
 from dni_fx.plans import Plan, Verdict, Weighed
@@ -103,7 +103,7 @@ def _automatic(cost_model: CostModel, segments: int | None, limits: Limits, pref
         gap = f"{100 * (found.value / found.bound - 1):.2g} %" if found.bound > 0 else "an unknown share"
         proof = f"within {gap} of the best there can be"
     why = f"{asked}: {proof} for {limits.objective} and charges, among {len(candidates)} places"
-    if limits.share is None and found.share > SHARE:
+    if limits.share is None and found.share > usual_share(cost_model):
         why += f"; the synthesizers take {100 * found.share:.2g} % of backprop's step"
     return Decision(found.cuts, why, verdict)
 

@@ -29,6 +29,8 @@ _TINY = 1e-9  # relative: sums of floats are not exact
 
 SHARE = 0.05  # of the time of backprop's step: all synthesizers together may take as much
 
+EXIT_SHARE = 0.15  # the same for exits, which train better
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -80,7 +82,7 @@ def best_cuts(
     most = min(len(candidates), MOST_CUTS if segments is None else segments - 1)
     counts = range(1, most + 1) if segments is None or limits.budget is not None else [segments - 1]
     least = float(np.sort(places.times)[: counts[0]].sum())
-    share = max(SHARE, _ROOM * least) if limits.share is None else limits.share
+    share = max(usual_share(cost_model), _ROOM * least) if limits.share is None else limits.share
     if least > share * (1 + _TINY):
         raise DniFxError(
             f"the synthesizers of {counts[0]} cut{'s' * (counts[0] > 1)} take {100 * least:.3g} % of a step at least, "
@@ -105,6 +107,11 @@ def best_cuts(
     return found, _runners_up(places, found, weighed, counts, share), share
 
 
+def usual_share(cost_model: CostModel) -> float:
+    """The share of a step that the synthesizers may take, unless the user gives another."""
+    return SHARE if cost_model.exits is None else EXIT_SHARE
+
+
 @dataclass(frozen=True)
 class _Candidates:
     """The candidates, and arrays with one entry for each."""
@@ -127,7 +134,9 @@ def _places(cost_model: CostModel, candidates: Sequence[Candidate], limits: Limi
     whole = float(cost_model.segment_loads(limits.objective, [])(0)[0])
     step = cost_model.predict([]).step
     costs = [cost_model.cut(c.position) for c in candidates]
-    charges = [len(c.position.crossing) * (CHARGE + CHARGE_BELOW * (1 - c.depth)) * whole for c in candidates]
+    # Exits at early cuts train as well as exits at late ones.
+    below = CHARGE_BELOW if cost_model.exits is None else 0.0
+    charges = [len(c.position.crossing) * (CHARGE + below * (1 - c.depth)) * whole for c in candidates]
     return _Candidates(
         cost_model,
         limits.objective,

@@ -28,11 +28,13 @@ class Route:
         nodes: Names of the nodes that run, in the order of the graph.
         bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
         units: The number of units above the cut that run whole.
+        in_branch: The cut lies in a residual branch: a sum joins the tensors that cross it.
     """
 
     nodes: tuple[str, ...]
     bypassed: dict[str, str]
     units: int
+    in_branch: bool
 
 
 class _Way(NamedTuple):
@@ -79,7 +81,8 @@ def find_route(
     nodes, bypassed = _follow(flow, ways, ends, wanted, above)
     if sum(flow_node(flow, name).forward for name in nodes) > most:
         return None
-    return Route(tuple(nodes), bypassed, count)
+    in_branch = bool(places) and places[0] not in position.crossing and flow_node(flow, places[0]).is_sum
+    return Route(tuple(nodes), bypassed, count, in_branch)
 
 
 def _dependent(flow: "nx.DiGraph[str]", above: Sequence[str], crossing: Collection[str]) -> dict[str, None]:

@@ -97,9 +97,7 @@ class Exit(nn.Module):
             loss = outputs if self.plan.loss else self._loss(outputs, context)
         with torch.autocast(leaves[0].device.type, enabled=False):
             found = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
-        gradients = [
-            torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)
-        ]
+        gradients = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)]
         return ops.exit_gradients(gradients, parameters, found[len(leaves) :], self._factor)
 
     def scale_with(self, loss_scale: LossScale | None) -> None:
@@ -114,7 +112,9 @@ class Exit(nn.Module):
         if self.structure is not None:
             outputs = self.structure.unflatten(outputs)
         if context is None:
-            raise ContextError("the exits need the target of the loss: while training, call net(..., dni_context=target)")
+            raise ContextError(
+                "the exits need the target of the loss: while training, call net(..., dni_context=target)"
+            )
         try:
             value: object = self.loss(outputs, context)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -1,0 +1,168 @@
+"""Exits: which later nodes of the model run on the tensors at a cut, whose weights they use, and what they cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import networkx as nx
+from torch import fx, nn
+
+from dni_fx.errors import DniFxError
+from dni_fx.graph import operation_name, record_of, returned_nodes
+from dni_fx.partition import Position, Route, find_positions, find_route, flow_node
+from dni_fx.plans import ExitPlan, Plan
+from dni_fx.synthesizers import ExitOptions
+
+__all__ = ["ExitCost", "ExitPlanner", "with_exits"]
+
+
+@dataclass(frozen=True)
+class ExitCost:
+    """The costs of one exit."""
+
+    time: float
+    own: int  # bytes of its own parameters
+    trained: int  # bytes of the gradients of the parameters that it trains
+    saved: int  # bytes that autograd keeps while it runs
+
+
+class ExitPlanner:
+    """Plans the exit of any cut of an annotated graph.
+
+    Args:
+        has_loss: There is a loss of the outputs; else the model returns its own.
+
+    Raises:
+        DniFxError: If there is neither.
+    """
+
+    def __init__(self, graph: fx.Graph, flow: "nx.DiGraph[str]", options: ExitOptions, *, has_loss: bool) -> None:
+        self.flow, self.options = flow, options
+        self.by_name = {node.name: node for node in graph.nodes}
+        loss = None if has_loss else _own_loss(graph)
+        if not has_loss and loss is None:
+            raise DniFxError(
+                'an exit ends in the loss: give loss=, such as loss="cross_entropy", and the target of each call as '
+                "dni_context; or a model that returns its loss"
+            )
+        self.loss = "" if loss is None else loss.name
+        self.ends = [self.loss] if self.loss else [node.name for node in returned_nodes(graph)]
+        self.target = _input_like_output(graph) if has_loss else ""
+        self._routes: dict[Position, Route | None] = {}
+
+    def route(self, position: Position) -> Route | None:
+        """The route from a cut; None: the loss does not depend on what crosses the cut."""
+        if position not in self._routes:
+            units = None if self.options.units == "all" else int(self.options.units)
+            self._routes[position] = find_route(self.flow, position, self.ends, units)
+        return self._routes[position]
+
+    def is_avoided(self, position: Position) -> bool:
+        """Whether an automatic cut goes elsewhere: the exit runs all that is above, or the cut is in a branch."""
+        route = self.route(position)
+        return route is None or not route.bypassed or route.in_branch
+
+    def plan(self, position: Position) -> ExitPlan:
+        """The exit of a cut.
+
+        Raises:
+            DniFxError: If the cut has none.
+        """
+        route = self.route(position)
+        if route is None:
+            raise DniFxError(
+                f"no exit from the cut after {position.after}: the loss does not depend on what crosses it"
+            )
+        nodes = self._nodes(route)
+        inputs, borrowed = _values_used(nodes, position, route)
+        return ExitPlan(
+            units=None if self.options.units == "all" else route.units,
+            weights=self._weights(nodes),
+            nodes=tuple(node.name for node in nodes),
+            bypassed=route.bypassed,
+            inputs=inputs,
+            borrowed=borrowed,
+            loss=self.loss,
+            target=self.target,
+            writes=any(record_of(node).mutates for node in nodes),
+            flops=sum(record_of(node).flops for node in nodes),
+        )
+
+    def cost(self, position: Position) -> ExitCost:
+        """The costs of the exit of a cut; of no exit, none."""
+        route = self.route(position)
+        nodes = [] if route is None else self._nodes(route)
+        weights, costs = self._weights(nodes), [flow_node(self.flow, node.name) for node in nodes]
+        parameters = sum(cost.gradient for cost in costs)
+        trains = weights not in ("readonly", "ema")
+        saved: dict[int, int] = {}
+        for cost in costs:
+            saved |= cost.saves
+        return ExitCost(
+            # Half of the time of a backward pass is for the weights.
+            time=sum(cost.forward + (cost.backward if trains else cost.backward / 2) for cost in costs),
+            own=0 if weights in ("shared", "readonly") else parameters,
+            trained=parameters if trains else 0,
+            saved=sum(saved.values()),
+        )
+
+    def _nodes(self, route: Route) -> list[fx.Node]:
+        nodes = [self.by_name[name] for name in route.nodes]
+        return [node for node in nodes if node.op not in ("get_attr", "placeholder")]
+
+    def _weights(self, nodes: Sequence[fx.Node]) -> str:
+        if self.options.weights != "auto":
+            return self.options.weights
+        return "copy" if any(map(_is_batch_norm, nodes)) else "shared"
+
+
+def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None) -> Plan:
+    """A plan with the exits of its cuts; without exits, if there is no planner.
+
+    Raises:
+        DniFxError: If a cut can have no exit.
+    """
+    if planner is None:
+        return replace(plan, cuts=tuple(replace(cut, exit=None) for cut in plan.cuts))
+    positions = {position.after: position for position in find_positions(flow)}
+    return replace(plan, cuts=tuple(replace(cut, exit=planner.plan(positions[cut.after])) for cut in plan.cuts))
+
+
+def _own_loss(graph: fx.Graph) -> fx.Node | None:
+    """The node of the loss that a model returns itself: the one scalar that carries gradient among its outputs."""
+    scalars = [n for n in returned_nodes(graph) if record_of(n).shape == () and record_of(n).carries_gradient]
+    return scalars[0] if len(set(scalars)) == 1 else None
+
+
+def _values_used(nodes: Sequence[fx.Node], position: Position, route: Route) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The values from below the cut without gradient, and the submodules and tensors of the model, that nodes use."""
+    inputs: dict[str, None] = {}
+    borrowed: dict[str, None] = {}
+    known = {*position.crossing, *route.bypassed, *(node.name for node in nodes)}
+    for node in nodes:
+        if node.op == "call_module":
+            borrowed[str(node.target)] = None
+        for source in node.all_input_nodes:
+            if source.op == "get_attr":
+                borrowed[str(source.target)] = None
+            elif source.name not in known:
+                inputs[source.name] = None
+    return tuple(inputs), tuple(borrowed)
+
+
+def _is_batch_norm(node: fx.Node) -> bool:
+    """Whether a node uses the statistics of a batch."""
+    if node.op != "call_module":
+        return "batch_norm" in operation_name(node)
+    owner: Any = node.graph.owning_module
+    return any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in owner.get_submodule(node.target).modules())
+
+
+def _input_like_output(graph: fx.Graph) -> str:
+    """The input that is the target of an autoencoder: the first one, if it has the shape and dtype of the one output."""
+    outputs = returned_nodes(graph)
+    first = next((node for node in graph.nodes if node.op == "placeholder" and record_of(node).shape), None)
+    if len(outputs) != 1 or first is None or len(record_of(first).shape or ()) < 2:
+        return ""
+    records = record_of(first), record_of(outputs[0])
+    return first.name if records[0].shape == records[1].shape and records[0].dtype == records[1].dtype else ""
