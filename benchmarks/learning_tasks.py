@@ -268,7 +268,7 @@ TASKS = {
         characters,
         next_token,
         {2: blocks(5), 4: blocks(2, 5, 8), 12: blocks(*range(11))},
-        1000,
+        500,
         2e-3,
         {"synthesizer": "linear", "classes": 65},
         blocks(*range(12)),
