@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dni_fx.arguments import check_arguments
-from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts, warn_of_time_first_inputs
+from dni_fx.capture import StateOption, capture, find_order, find_state, plan_time_cuts, warn_of_time_first_inputs
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices, without_rows
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
@@ -63,6 +63,8 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     module, graph = captured.module, captured.module.graph
     if request.settings.size:
         warn_of_time_first_inputs(module)
+        if in_depth:
+            find_order(module, example)
     tensors = _state_tensors(model, module, example, request)
     states = {tensor.output for tensor in tensors} if module.dni_runs_graph else set()
     cost_model = _cost_model(model, module, example, request, states)
