@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from dni_fx.arguments import check_arguments
-from dni_fx.capture import StateOption, capture, find_order, find_state, plan_time_cuts, warn_of_time_first_inputs
+from dni_fx.capture import (
+    StateOption,
+    capture,
+    find_order,
+    find_state,
+    plan_time_cuts,
+    warn_of_rows,
+    warn_of_time_first_inputs,
+)
 from dni_fx.cost import OPTIMIZER_STATES, CostModel, node_times, resident, synthesizer_prices, without_rows
 from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
@@ -82,6 +90,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         captured.frontend,
         captured.tried,
     )
+    warn_of_rows(module, [tensor.node for cut in plan.cuts for tensor in cut.tensors])
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
     return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))

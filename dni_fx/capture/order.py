@@ -6,7 +6,9 @@ samples are mixed, as in batch norm. Where they do not, one sample is changed: t
 
 import itertools
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from dni_fx.graph import NodeRecord, record_of
 from dni_fx.model import Axis, Inputs, in_train_mode, preserved, seed
 from dni_fx.runtime import DecoupledModule
 
-__all__ = ["find_order"]
+__all__ = ["find_order", "warn_of_rows"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,10 +73,28 @@ def find_order(net: DecoupledModule, inputs: Inputs) -> None:
     permuted = run(_with_samples(varied, found.axes, lambda samples: samples[order]))
     suspects = [] if permuted is None else _that_differ(found.result, permuted, order)
     for sample in range(0, len(order), max(1, len(order) // _SIZES[0])) if suspects else ():
-        changed = run(_with_samples(varied, found.axes, lambda samples, i=sample: _with_other(samples, i)))
-        for name in suspects if changed is not None else ():
+        changed = run(_with_samples(varied, found.axes, partial(_with_other, index=sample))) or {}
+        for name in suspects:
             if _is_elsewhere(found.result.get(name), changed.get(name), sample):
                 records[name].reordered = True
+
+
+def warn_of_rows(net: DecoupledModule, crossing: Iterable[str]) -> None:
+    """Warn if labels go to a tensor with several rows for each sample that are not next to each other.
+
+    Args:
+        crossing: The nodes whose values cross a cut.
+    """
+    names = set(crossing)
+    for node in net.graph.nodes:
+        record = record_of(node)
+        if node.name in names and record.reordered and record.rows != 1:
+            warnings.warn(
+                f"{node.name}, of shape {list(record.shape or ())}, crosses a cut, and its rows are not sample by "
+                "sample in the order of the inputs: give dni_context a label for each row, in the order of these rows",
+                stacklevel=2,
+            )
+            return
 
 
 class _EvenNoise(TorchDispatchMode):

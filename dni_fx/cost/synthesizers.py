@@ -91,8 +91,11 @@ def _why_no_features(name: str, record: NodeRecord, *, own: bool) -> str:
 
 
 def _why_no_context(name: str, record: NodeRecord) -> str:
-    """The reason why the context cannot be paired with the samples in a tensor; empty: it can."""
-    if not record.reordered:
+    """The reason why the context cannot be paired with the samples in a tensor; empty: it can.
+
+    A tensor with several rows for each sample has a context of its own order, a row for each.
+    """
+    if not record.reordered or record.rows != 1:
         return ""
     return (
         f"labels would go to the wrong samples at {name}, of shape {list(record.shape or ())}, which crosses the cut: "

@@ -176,6 +176,14 @@ def test_a_cut_at_reordered_samples_is_refused_with_labels(frontend: str) -> Non
         dni_fx.transform(Net(flip, flip), x, cuts=plan, classes=3)
 
 
+def test_rows_that_are_not_sample_by_sample_are_named() -> None:
+    x = torch.randn(6, 7, 5)
+    message = r"reshape, of shape \[42, 8\].* not sample by sample.* a label for each row, in the order of these rows"
+    with pytest.warns(UserWarning, match=message):
+        dni_fx.transform(Net(lambda h: h.transpose(0, 1).reshape(-1, 8)), x, cuts="reshape", classes=3, verify=False)
+    dni_fx.transform(Net(lambda h: h.reshape(-1, 8)), x, cuts="reshape", classes=3, verify=False)
+
+
 @pytest.mark.parametrize(("cuts", "places"), [("auto", 1), (3, 2), ("leaves", 2)])
 def test_other_cuts_go_elsewhere(cuts: Any, places: int) -> None:
     net = dni_fx.transform(Net(flip, flip), torch.randn(6, 5), cuts=cuts, classes=3)
