@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dni_fx.errors import SourceError
 from dni_fx.graph import record_of
 from dni_fx.model import preserved, seed
-from dni_fx.proof.compare import close
+from dni_fx.proof.compare import close, same_outputs
 from dni_fx.proof.other_sizes import other_sizes
 from dni_fx.proof.step import RATE, SEED, StepResult, context_of, named, outputs_of, step, step_in_place, without_dni
 from dni_fx.proof.subject import Subject, in_float64, uncut
@@ -46,22 +46,13 @@ def _train_step(subject: Subject) -> tuple[bool, str]:
     captured = step(uncut(subject.net, subject.inputs), subject.inputs)
     model = step(subject.model, subject.inputs)
     cut = step(subject.net, subject.inputs, context_of(subject.net, subject.inputs))
-    wanted = {name: b for name, b in model.buffers.items() if name in cut.buffers}
-    passed, figure = close(
-        named(cut.outputs) | {name: cut.buffers[name] for name in wanted},
-        named(model.outputs) | wanted,
-        narrow=model.narrow,
-    )
+    passed, figure = same_outputs(cut, model)
     return close(captured.gradients, model.gradients, narrow=model.narrow) if passed else (passed, figure)
 
 
 def _oracle(subject: Subject) -> tuple[bool, str]:
     """With true synthetic gradients, the net trains as backpropagation does."""
-    ours = subject.with_gradients(subject.truth, subject.precise)
-    for got in (subject.through, ours):
-        passed, figure = close(without_dni(got.gradients), subject.backprop.gradients, narrow=got.narrow)
-        if not passed:
-            break
+    passed, figure = subject.compare_with_backprop(subject.precise, subject.backprop, subject.through, subject.truth)
     return passed, f"{str(subject.dtype).removeprefix('torch.')}: {figure}"
 
 
