@@ -58,9 +58,8 @@ def _oracle(subject: Subject) -> tuple[bool, str]:
 
 def _isolation(subject: Subject) -> tuple[bool, str]:
     """With zero synthetic gradients, only parameters above the last cut get a gradient: their true one."""
-    cut = subject.scripted(subject.unlock)
     above, below = _used_above_and_below(subject)
-    found = without_dni(step(cut, subject.precise).gradients)
+    found = without_dni(subject.with_gradients({}, subject.precise).gradients)
     leaking = [n for n in sorted(below - above) if n in found and _any(found[n])]
     if leaking:
         return False, f"{leaking[0]} gets a gradient"
@@ -89,8 +88,9 @@ def _unlocks(subject: Subject) -> tuple[bool, str]:
         return True, 'not compared: a state that several segments use takes unlock="none" alone'
     generator = torch.Generator().manual_seed(SEED)
     noise = {name: torch.randn(t.shape, generator=generator).to(t) for name, t in subject.truth.items()}
-    found = [step(subject.scripted(unlock, noise), subject.precise).gradients for unlock in ("none", "backward")]
-    return close(*found, narrow=subject.backprop.narrow)
+    other = subject.scripted("backward" if subject.unlock == "none" else "none", noise)
+    ours, theirs = subject.with_gradients(noise, subject.precise), step(other, subject.precise)
+    return close(ours.gradients, theirs.gradients, narrow=subject.backprop.narrow)
 
 
 def _keys(subject: Subject) -> tuple[bool, str]:

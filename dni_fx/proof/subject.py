@@ -72,13 +72,17 @@ class Subject:
         truth = {name: s.target * s.samples(s.target) for name, s in received.items() if s.target is not None}
         return backprop, through, truth
 
+    def with_gradients(self, predictions: Mapping[str, Tensor], inputs: Inputs) -> StepResult:
+        """One step of the net with scripted synthesizers, which predict these gradients, and zero elsewhere."""
+        for name, synthesizer in scripted_synthesizers(self._with_gradients).items():
+            synthesizer.prediction = predictions.get(name)
+        return step(self._with_gradients, inputs)
+
     def compare_with_backprop(
         self, inputs: Inputs, backprop: StepResult, through: StepResult, truth: Mapping[str, Tensor]
     ) -> tuple[bool, str]:
         """Compare the gradients of `backprop` with `through`, and with a step whose synthesizers predict `truth`."""
-        for name, synthesizer in scripted_synthesizers(self._with_gradients).items():
-            synthesizer.prediction = truth.get(name)
-        for got in (through, step(self._with_gradients, inputs)):
+        for got in (through, self.with_gradients(truth, inputs)):
             passed, figure = close(without_dni(got.gradients), backprop.gradients, narrow=got.narrow)
             if not passed:
                 break

@@ -125,3 +125,32 @@ def test_a_wrong_value_at_another_size_is_found() -> None:
     net.recompile()
     found = on_other_sizes(net, X)
     assert not found.passed and found.figure.startswith("size 7 for 6 along axis 0: off by")
+
+
+def test_a_wrong_value_at_another_length_is_found() -> None:
+    x = sequences()
+    net = dni_fx.transform(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), x)
+    last = next(node for node in net.graph.nodes if node.name == "_2")
+    with net.graph.inserting_after(last):
+        scaled = net.graph.call_function(lambda h: h * (h.shape[1] / 7), (last,))
+    last.replace_all_uses_with(scaled, lambda user: user is not scaled)
+    net.recompile()
+    found = on_other_sizes(net, x)
+    assert not found.passed and found.figure.startswith("size 7 for 6 along axis 0, size 8 for 7 along axis 1: off by")
+
+
+def test_sizes_that_the_model_does_not_take_at_once_are_changed_one_by_one() -> None:
+    class OneAtATime(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 6 and x.shape[1] != 7:
+                raise ValueError
+            return self.b(torch.tanh(self.a(x)))
+
+    net = dni_fx.transform(OneAtATime(), sequences(), frontend="modules")
+    assert figure(net, sequences()).startswith(
+        "size 7 for 6 along axis 0; size 8 for 7 along axis 1; size 1 for 6 along axis 0: "
+    )
