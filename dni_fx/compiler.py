@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from dni_fx.arguments import check_arguments
-from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts, warn_of_time_first_inputs
+from dni_fx.capture import (
+    StateOption,
+    capture,
+    find_order,
+    find_state,
+    plan_time_cuts,
+    warn_of_rows,
+    warn_of_time_first_inputs,
+)
 from dni_fx.cost import (
     OPTIMIZER_STATES,
     CostModel,
@@ -74,6 +82,8 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     module, graph = captured.module, captured.module.graph
     if request.settings.size:
         warn_of_time_first_inputs(module)
+        if in_depth:
+            find_order(module, example)
     tensors = _state_tensors(model, module, example, request)
     states = {tensor.output for tensor in tensors} if module.dni_runs_graph else set()
     cost_model = _cost_model(model, module, example, request, states)
@@ -91,6 +101,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         captured.frontend,
         captured.tried,
     )
+    warn_of_rows(module, [tensor.node for cut in plan.cuts for tensor in cut.tensors])
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
     plan = with_exits(plan, cost_model.flow, cost_model.exits)

@@ -67,6 +67,7 @@ class ExitPlan:
         bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
         inputs: The nodes below the cut whose values the exit takes without gradient, such as a mask.
         borrowed: The submodules, parameters and buffers of the model that the nodes use.
+        heads: The outputs for which the exit has small heads of its own, in place of nodes of the model.
         loss: The node that computes the model's own loss; empty: the loss is `loss=`, of the outputs.
         target: The input of the model that is the target if the call gives none; empty: a call gives the target.
         writes: Whether a node of the exit writes in place.
@@ -79,6 +80,7 @@ class ExitPlan:
     bypassed: dict[str, str]
     inputs: tuple[str, ...]
     borrowed: tuple[str, ...]
+    heads: tuple[CrossingTensor, ...] = ()
     loss: str = ""
     target: str = ""
     writes: bool = False

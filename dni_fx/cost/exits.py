@@ -8,12 +8,14 @@ import networkx as nx
 from torch import fx, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.graph import operation_name, record_of, returned_nodes
+from dni_fx.graph import crossing_tensor, operation_name, record_of, returned_nodes
 from dni_fx.partition import Position, Route, find_positions, find_route, flow_node
-from dni_fx.plans import ExitPlan, Plan
-from dni_fx.synthesizers import ExitOptions
+from dni_fx.plans import CrossingTensor, ExitPlan, Plan
+from dni_fx.synthesizers import ExitOptions, head_flops
 
-__all__ = ["ExitCost", "ExitPlanner", "with_exits"]
+__all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner", "with_exits"]
+
+EXIT_SHARE = 0.15  # of a step; where the model's tail alone takes more, an exit has small heads of its own
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class ExitPlanner:
         self.loss = "" if loss is None else loss.name
         self.ends = [self.loss] if self.loss else [node.name for node in returned_nodes(graph)]
         self.target = _input_like_output(graph) if has_loss else ""
+        self._most = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
         self._routes: dict[Position, Route | None] = {}
 
     def route(self, position: Position) -> Route | None:
@@ -60,7 +63,9 @@ class ExitPlanner:
     def is_avoided(self, position: Position) -> bool:
         """Whether an automatic cut goes elsewhere: the exit runs all that is above, or the cut is in a branch."""
         route = self.route(position)
-        return route is None or not route.bypassed or route.in_branch
+        if route is None or route.in_branch:
+            return True
+        return not route.bypassed and not self._needs_heads(position)
 
     def plan(self, position: Position) -> ExitPlan:
         """The exit of a cut.
@@ -73,6 +78,8 @@ class ExitPlanner:
             raise DniFxError(
                 f"no exit from the cut after {position.after}: the loss does not depend on what crosses it"
             )
+        if self._needs_heads(position):
+            return ExitPlan(0, "fresh", (), {}, (), (), self._heads(position), self.loss, self.target)
         nodes = self._nodes(route)
         inputs, borrowed = _values_used(nodes, position, route)
         return ExitPlan(
@@ -91,6 +98,9 @@ class ExitPlanner:
     def cost(self, position: Position) -> ExitCost:
         """The costs of the exit of a cut; of no exit, none."""
         route = self.route(position)
+        if self._needs_heads(position):
+            flops = self._head_flops(position)
+            return ExitCost(3 * flops, 0, 0, 0)
         nodes = [] if route is None else self._nodes(route)
         weights, costs = self._weights(nodes), [flow_node(self.flow, node.name) for node in nodes]
         parameters = sum(cost.gradient for cost in costs)
@@ -105,6 +115,20 @@ class ExitPlanner:
             trained=parameters if trains else 0,
             saved=sum(saved.values()),
         )
+
+    def _needs_heads(self, position: Position) -> bool:
+        """Whether small heads take the place of later layers: without any unit, the route costs more than the share."""
+        if self.loss or self.options.units == "all":
+            return False
+        least = find_route(self.flow, position, self.ends, 0)
+        cost = 0.0 if least is None else sum(flow_node(self.flow, name).forward for name in least.nodes)
+        return cost > self._most and self._head_flops(position) < cost
+
+    def _heads(self, position: Position) -> tuple[CrossingTensor, ...]:
+        return tuple(crossing_tensor(self.by_name[end]) for end in self.ends)
+
+    def _head_flops(self, position: Position) -> float:
+        return head_flops(crossing_tensor(self.by_name[position.crossing[-1]]), self._heads(position))
 
     def _nodes(self, route: Route) -> list[fx.Node]:
         nodes = [self.by_name[name] for name in route.nodes]

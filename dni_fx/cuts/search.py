@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dni_fx.cost import CostModel
+from dni_fx.cost import EXIT_SHARE, CostModel
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import Candidate, Numbers, Objective, Position, chain
 from dni_fx.units import bytes_text
@@ -28,8 +28,6 @@ _MULTIPLIERS = 12  # Lagrange multipliers that are tried
 _TINY = 1e-9  # relative: sums of floats are not exact
 
 SHARE = 0.05  # of the time of backprop's step: all synthesizers together may take as much
-
-EXIT_SHARE = 0.15  # the same for exits, which train better
 
 
 @dataclass(frozen=True)

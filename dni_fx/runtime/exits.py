@@ -15,9 +15,9 @@ from dni_fx import ops
 from dni_fx.errors import ContextError, DniFxError, described, first_line
 from dni_fx.model import at_path
 from dni_fx.passes.boundary import origin
-from dni_fx.plans import ExitPlan
+from dni_fx.plans import CrossingTensor, ExitPlan
 from dni_fx.settings import Loss
-from dni_fx.synthesizers import LossScale
+from dni_fx.synthesizers import LossScale, make_head
 
 __all__ = ["Exit", "connect_exits"]
 
@@ -44,9 +44,9 @@ class Exit(nn.Module):
     _is_impure = True  # dead code elimination keeps its calls
     is_off = False
 
-    def __init__(self, plan: ExitPlan, tensors: Sequence[str], loss: Loss | None) -> None:
+    def __init__(self, plan: ExitPlan, tensors: Sequence[CrossingTensor], loss: Loss | None) -> None:
         super().__init__()
-        self.plan, self.tensors, self.loss = plan, list(tensors), loss
+        self.plan, self.tensors, self.loss = plan, tuple(tensors), loss
         self.program: fx.GraphModule | None = None
         self.copies: nn.Module | None = None
         self.structure: Structure | None = None  # of the outputs, if the graph returns a flat list
@@ -55,8 +55,12 @@ class Exit(nn.Module):
     def connect(self, net: fx.GraphModule) -> None:
         """Take the nodes of the exit from the graph of a captured or a rewritten net, and copy weights if asked to."""
         self.structure = getattr(net, "dni_calling", None)
-        self.program = fx.GraphModule(nn.Module(), _program(net, self.plan, self.tensors), "Program")
-        if self.plan.weights in _COPIES and self.copies is None:
+        tensors = [tensor.node for tensor in self.tensors]
+        graph = _heads_program(net, self.plan, tensors) if self.plan.heads else _program(net, self.plan, tensors)
+        self.program = fx.GraphModule(nn.Module(), graph, "Program")
+        if self.plan.heads and self.copies is None:
+            self.copies = _heads(self.plan, self.tensors[-1])
+        elif self.plan.weights in _COPIES and self.copies is None:
             self.copies = _copies(net, self.plan)
 
     def forward(
@@ -128,7 +132,7 @@ class Exit(nn.Module):
     def _own(self, borrowed: Sequence[Any]) -> list[Any]:
         """The exit's own copies; with weights="ema", after they have followed the model's weights."""
         assert self.copies is not None
-        own = [getattr(self.copies, f"c{i}") for i in range(len(self.plan.borrowed))]
+        own = [getattr(self.copies, f"c{i}") for i in range(len(self.plan.heads or self.plan.borrowed))]
         if self.plan.weights == "ema":
             with torch.no_grad():
                 for mean, now in zip(_tensors(own), _tensors(borrowed), strict=True):
@@ -181,6 +185,26 @@ def _copies(net: nn.Module, plan: ExitPlan) -> nn.Module:
     if plan.weights == "ema":
         copies.requires_grad_(False)
     return copies
+
+
+def _heads(plan: ExitPlan, tensor: CrossingTensor) -> nn.Module:
+    """A small head for each output."""
+    heads = nn.Module()
+    for index, output in enumerate(plan.heads):
+        head = make_head(tensor, output)
+        assert head is not None
+        heads.add_module(f"c{index}", head.to(dtype=getattr(torch, tensor.dtype)))
+    return heads
+
+
+def _heads_program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.Graph:
+    """The heads of an exit on the last crossing tensor, as a graph with the outputs of the model."""
+    graph = fx.Graph()
+    inputs = [graph.placeholder(name) for name in tensors]
+    heads = [graph.placeholder(f"head_{index}") for index in range(len(plan.heads))]
+    values = {o.node: graph.call_function(_run, (h, inputs[-1])) for o, h in zip(plan.heads, heads, strict=True)}
+    graph.output(fx.node.map_arg(net.graph.output_node().args[0], lambda node: values[origin(node).name]))
+    return graph
 
 
 def _run_unchanged(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

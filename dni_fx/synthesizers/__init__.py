@@ -8,6 +8,7 @@ from dni_fx.synthesizers.base import Activation, Factory, Synthesizer, centered,
 from dni_fx.synthesizers.carried import Carried
 from dni_fx.synthesizers.context import check_labels, expand_context
 from dni_fx.synthesizers.crossings import activation_of, factories, make_synthesizer, settings_at
+from dni_fx.synthesizers.exit_heads import head_flops, make_head
 from dni_fx.synthesizers.exits import ExitGradient, ExitOptions, exit_options
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
@@ -49,8 +50,10 @@ __all__ = [
     "exit_options",
     "expand_context",
     "factories",
+    "head_flops",
     "import_synthesizers",
     "is_findable",
+    "make_head",
     "make_synthesizer",
     "paths_of",
     "register",
