@@ -16,6 +16,7 @@ from dni_fx.errors import SourceError
 from dni_fx.graph import record_of
 from dni_fx.model import preserved, seed
 from dni_fx.proof.compare import close, same_outputs
+from dni_fx.proof.exits import take_loss_of_step
 from dni_fx.proof.other_sizes import other_sizes
 from dni_fx.proof.step import RATE, SEED, StepResult, context_of, named, outputs_of, step, step_in_place, without_dni
 from dni_fx.proof.subject import Subject, in_float64, uncut
@@ -112,6 +113,7 @@ def _round_trip(subject: Subject) -> tuple[bool, str]:
             again = load(Path(folder, "net"))
         except SourceError:  # the folder needs the model
             again = load(Path(folder, "net"), model=copy.deepcopy(subject.model))
+    take_loss_of_step(again)
     passed, figure = _same(*(step(one, subject.inputs, context) for one in (net, again)))
     if passed:
         return passed, figure

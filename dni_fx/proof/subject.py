@@ -134,6 +134,8 @@ def _check_finite(gradients: Mapping[str, Tensor], inputs: Inputs) -> None:
 def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
     """Put scripted synthesizers in the place of all others, trained in the plainest way."""
     net.dni.replay = None
+    for exit in net.dni.exits.values():
+        exit.is_off = True
     for index, (cut, segment) in enumerate(zip(net.dni.plan.cuts, net.dni.segments, strict=True)):
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)

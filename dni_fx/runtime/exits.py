@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx import ops
 from dni_fx.errors import ContextError, DniFxError, described, first_line
@@ -209,6 +210,8 @@ def _heads_program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) 
 
 def _run_unchanged(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a module of the model, whose buffers stay as they are: the exit must not move running statistics."""
+    if has_torch_function((module, *args)):  # a copy of the program is traced
+        return handle_torch_function(_run_unchanged, (module, *args), module, *args, **kwargs)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     if not (buffers and module.training):
         return module(*args, **kwargs)
@@ -217,6 +220,8 @@ def _run_unchanged(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a copied module, whose buffers are the exit's own."""
+    if has_torch_function((module, *args)):
+        return handle_torch_function(_run, (module, *args), module, *args, **kwargs)
     return module(*args, **kwargs)
 
 

@@ -73,6 +73,8 @@ def owned_parameters(net: fx.GraphModule, dni: Dni) -> list[SegmentParameters]:
         for tensor in cut.tensors:
             synthesizer = dni.crossings[crossing_name(index, tensor.node)]
             found[index + 1].synthesizers.extend(p for p in synthesizer.parameters() if p not in owner)
+        if index in dni.exits:
+            found[index + 1].synthesizers.extend(dni.exits[index].parameters())
     for index, state in enumerate(dni.plan.states):  # targets come from the segment that the state enters
         found[state.enters[-1]].synthesizers.extend(dni.crossings[time_name(index)].parameters())
     return found
