@@ -61,7 +61,7 @@ class ExitPlan:
     """An exit: later nodes of the model, which run on the tensors at a cut, up to the loss.
 
     Attributes:
-        units: The number of next units that run whole; None: all.
+        units: The number of next units that run whole; "all": the rest of the model.
         weights: Whose weights the nodes use; see `dni_fx.synthesizers.ExitGradient`.
         nodes: The nodes that run, in the order of the graph.
         bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
@@ -74,7 +74,7 @@ class ExitPlan:
         flops: Operations of a forward pass.
     """
 
-    units: int | None
+    units: int | str
     weights: str
     nodes: tuple[str, ...]
     bypassed: dict[str, str]
@@ -208,6 +208,11 @@ class Rewrite:
         context = settings.classes, settings.context_size
         loss = loss_name(settings.loss)
         return cls(settings.unlock, settings.mix, *context, synthesizers, loss, training, named, paths or {})
+
+    @property
+    def size(self) -> int:
+        """Entries of the context of the synthesizers; 0: no context."""
+        return self.classes or self.context_size or 0
 
     @property
     def settings(self) -> Settings:

@@ -48,7 +48,9 @@ def _trained(net: DecoupledModule) -> str:
     """The parameters of the model that exits train beside the segments, in words."""
     shared = [cut.exit for cut in net.dni.plan.cuts if cut.exit is not None and cut.exit.weights == "shared"]
     paths = tuple(dict.fromkeys(path for planned in shared for path in planned.borrowed))
-    names = [n for n, p in net.named_parameters() if p.requires_grad and any(n == q or n.startswith(f"{q}.") for q in paths)]
+    names = [
+        n for n, p in net.named_parameters() if p.requires_grad and any(n == q or n.startswith(f"{q}.") for q in paths)
+    ]
     if not names:
         return "no exit trains a parameter of the model"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
