@@ -55,8 +55,9 @@ def find_order(net: DecoupledModule, inputs: Inputs) -> None:
         def read(node: str, tensor: Tensor) -> Tensor | None:
             return _by_sample(records[node], tensor, rows, batch_size(other))
 
+        grad = not net.dni_runs_graph  # the front end modules counts the calls with gradient
         try:
-            with preserved(net), torch.enable_grad(), quiet(), _EvenNoise():  # type: ignore[no-untyped-call]
+            with preserved(net), torch.set_grad_enabled(grad), quiet(), _EvenNoise():  # type: ignore[no-untyped-call]
                 in_train_mode(net)
                 seed(_SEED)
                 return net.dni_read(other.map(torch.clone), read)

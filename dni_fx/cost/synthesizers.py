@@ -109,7 +109,7 @@ def _why_no_context(name: str, record: NodeRecord) -> str:
     return (
         f"labels would go to the wrong samples at {name}, of shape {list(record.shape or ())}, which crosses the cut: "
         "forward reorders or mixes the samples before it, and labels come in the order of the inputs; cut before that, "
-        "or after the order is restored, or leave out classes= and context_size="
+        "or after the order is restored, or make the net without labels"
     )
 
 

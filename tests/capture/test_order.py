@@ -165,7 +165,7 @@ def test_samples_shuffled_in_train_mode_are_found() -> None:
 @pytest.mark.parametrize("frontend", ["fx", "modules"])
 def test_a_cut_at_reordered_samples_is_refused_with_labels(frontend: str) -> None:
     x = torch.randn(6, 5)
-    message = r"labels would go to the wrong samples at b, of shape \[6, 8\].* cut before that.*leave out classes="
+    message = r"labels would go to the wrong samples at b, of shape \[6, 8\].* cut before that.*without labels"
     settings: list[dict[str, Any]] = [{"classes": 3}, {"context_size": 2}]
     for given in settings:
         with pytest.raises(DniFxError, match=message):
