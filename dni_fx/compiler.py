@@ -1,5 +1,6 @@
 """The compiler: capture a model and plan its cuts, rewrite the model by the plan, and restore the plain model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import networkx as nx
@@ -7,11 +8,22 @@ import torch
 from torch import nn
 
 from dni_fx.arguments import check_arguments
-from dni_fx.capture import StateOption, capture, find_state, plan_time_cuts, warn_of_time_first_inputs
+from dni_fx.capture import (
+    StateOption,
+    capture,
+    find_order,
+    find_state,
+    plan_time_cuts,
+    warn_of_rows,
+    warn_of_time_first_inputs,
+)
 from dni_fx.cost import (
+    EXIT_SHARE,
     OPTIMIZER_STATES,
     CostModel,
     ExitPlanner,
+    check_exits,
+    exit_choices,
     node_times,
     resident,
     synthesizer_prices,
@@ -40,7 +52,7 @@ from dni_fx.runtime import (
     watch_training,
 )
 from dni_fx.settings import DEFAULTS, Settings, check_loss, with_defaults
-from dni_fx.synthesizers import Factory, exit_options, factories, paths_of
+from dni_fx.synthesizers import ExitOptions, Factory, exit_names, exit_options, factories, paths_of
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
 
@@ -71,19 +83,23 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         frontend = cuts.frontend  # the plan names nodes of this front end's graph
     in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
     captured = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
-    module, graph = captured.module, captured.module.graph
-    if request.settings.size:
-        warn_of_time_first_inputs(module)
+    module = captured.module
     tensors = _state_tensors(model, module, example, request)
+    exits = exit_choices(module, request.synthesizer, request.settings, in_time=bool(tensors)) if in_depth else [None]
+    if request.settings.size and exits[-1] is None:  # each synthesizer pairs its tensor with labels
+        warn_of_time_first_inputs(module)
+        if in_depth:
+            find_order(module, example)
     states = {tensor.output for tensor in tensors} if module.dni_runs_graph else set()
-    cost_model = _cost_model(model, module, example, request, states)
+    flow = dataflow(module.graph, node_times(module, example) if request.profile else None, states)
+    resident_bytes = resident(model, example, OPTIMIZER_STATES)
     if in_depth:
-        decision = decide(graph, cost_model, cuts, request.limits, module.dni_preferred_ends())
+        cost_model, decision = _decided(module, flow, resident_bytes, request, exits)
     else:
-        decision = _no_cuts_in_depth(request)
+        cost_model, decision = _cost_model(module, flow, resident_bytes, request, None), _no_cuts_in_depth(request)
     plan = make_plan(
         type(model).__name__,
-        graph,
+        module.graph,
         cost_model,
         decision,
         describe(example),
@@ -91,18 +107,34 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         captured.frontend,
         captured.tried,
     )
+    warn_of_rows(module, [tensor.node for cut in plan.cuts for tensor in cut.tensors])
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
-    plan = with_exits(plan, cost_model.flow, cost_model.exits)
+    known = cuts if isinstance(cuts, Plan) and request.synthesizer == "auto" else None
+    plan = with_exits(plan, flow, cost_model.exits, known)
     return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
 
 
-def _exit_planner(
-    module: DecoupledModule, flow: "nx.DiGraph[str]", synthesizer: str | Factory, settings: Settings
-) -> ExitPlanner | None:
-    """Plans the exits, if the synthesizer is an exit."""
-    options = exit_options(synthesizer)
-    return None if options is None else ExitPlanner(module.graph, flow, options, has_loss=settings.loss is not None)
+def _decided(
+    module: DecoupledModule,
+    flow: "nx.DiGraph[str]",
+    resident_bytes: int,
+    request: Request,
+    exits: Sequence[ExitOptions | None],
+) -> tuple[CostModel, Decision]:
+    """The cuts, with the first exits that keep the share of a step; else with the last."""
+    for options in exits:
+        cost_model = _cost_model(module, flow, resident_bytes, request, options)
+        try:
+            decision = decide(module.graph, cost_model, request.cuts, request.limits, module.dni_preferred_ends())
+        except DniFxError:
+            if options is exits[-1]:
+                raise
+            continue
+        share = request.limits.share or EXIT_SHARE
+        if cost_model.share(decision.cuts) <= share:
+            break
+    return cost_model, decision
 
 
 def _check_trainable(model: nn.Module) -> None:
@@ -118,19 +150,22 @@ def _check_trainable(model: nn.Module) -> None:
 
 
 def _cost_model(
-    model: nn.Module, module: DecoupledModule, example: Inputs, request: Request, states: set[int]
+    module: DecoupledModule,
+    flow: "nx.DiGraph[str]",
+    resident_bytes: int,
+    request: Request,
+    options: ExitOptions | None,
 ) -> CostModel:
-    dense = _has_labels_for_positions(module, request.settings)
+    settings, unit = request.settings, "s" if request.profile else "FLOPs"
+    if options is not None:
+        exits = ExitPlanner(module.graph, flow, options, has_loss=settings.loss is not None)
+        return CostModel(flow, {}, resident_bytes, exits=exits, unit=unit)
+    dense = _has_labels_for_positions(module, settings)
     prices, refused = synthesizer_prices(
-        module.graph, request.synthesizer, request.settings, measure=request.profile, dense=dense
+        module.graph, request.synthesizer, settings, measure=request.profile, dense=dense
     )
-    times = node_times(module, example) if request.profile else None
-    flow = dataflow(module.graph, times, states)
-    exits = _exit_planner(module, flow, request.synthesizer, request.settings)
-    resident_bytes = resident(model, example, OPTIMIZER_STATES)
-    avoided = without_rows(module.graph, request.settings)
-    unit = "s" if request.profile else "FLOPs"
-    return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, exits=exits, unit=unit)
+    avoided = without_rows(module.graph, settings)
+    return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, unit=unit)
 
 
 def _has_labels_for_positions(module: DecoupledModule, settings: Settings) -> bool:
@@ -173,9 +208,14 @@ def rewrite(
     """
     if plan.states:
         _check_time_cuts(settings, plan)
-    flow = dataflow(module.graph)
-    plan = with_exits(plan, flow, _exit_planner(module, flow, synthesizer, settings))
-    chosen = {name: synthesizer for name, _ in crossings(plan)}
+    options = exit_options(synthesizer)
+    if options is not None:
+        check_exits(module, in_time=bool(plan.states))
+        flow = dataflow(module.graph)
+        plan = with_exits(plan, flow, ExitPlanner(module.graph, flow, options, has_loss=settings.loss is not None))
+    elif synthesizer != "auto":
+        plan = replace(plan, cuts=tuple(replace(cut, exit=None) for cut in plan.cuts))
+    chosen = {name: synthesizer for name, _ in crossings(plan)} | exit_names(plan)
     dense = _has_labels_for_positions(module, settings)
     names, makers = factories(plan, chosen, settings.loss, dense=dense)
     named = isinstance(synthesizer, str)

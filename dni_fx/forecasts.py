@@ -32,6 +32,8 @@ class Forecast:
             and temporaries.
         backprop: The predictions for backprop.
         cut: The predictions for the plan.
+        checkpoint: The predictions for backprop that checkpoints the same segments, all but the last: exact gradients,
+            and a second forward pass; None: an older version made the plan.
     """
 
     unit: str
@@ -40,6 +42,7 @@ class Forecast:
     optimizer_bytes: int
     backprop: Outlook
     cut: Outlook
+    checkpoint: Outlook | None = None
 
 
 @dataclass(frozen=True)

@@ -61,24 +61,26 @@ class ExitPlan:
     """An exit: later nodes of the model, which run on the tensors at a cut, up to the loss.
 
     Attributes:
-        units: The number of next units that run whole; None: all.
+        units: The number of next units that run whole; "all": the rest of the model.
         weights: Whose weights the nodes use; see `dni_fx.synthesizers.ExitGradient`.
         nodes: The nodes that run, in the order of the graph.
         bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
         inputs: The nodes below the cut whose values the exit takes without gradient, such as a mask.
         borrowed: The submodules, parameters and buffers of the model that the nodes use.
+        heads: The outputs for which the exit has small heads of its own, in place of nodes of the model.
         loss: The node that computes the model's own loss; empty: the loss is `loss=`, of the outputs.
         target: The input of the model that is the target if the call gives none; empty: a call gives the target.
         writes: Whether a node of the exit writes in place.
         flops: Operations of a forward pass.
     """
 
-    units: int | None
+    units: int | str
     weights: str
     nodes: tuple[str, ...]
     bypassed: dict[str, str]
     inputs: tuple[str, ...]
     borrowed: tuple[str, ...]
+    heads: tuple[CrossingTensor, ...] = ()
     loss: str = ""
     target: str = ""
     writes: bool = False
@@ -206,6 +208,11 @@ class Rewrite:
         context = settings.classes, settings.context_size
         loss = loss_name(settings.loss)
         return cls(settings.unlock, settings.mix, *context, synthesizers, loss, training, named, paths or {})
+
+    @property
+    def size(self) -> int:
+        """Entries of the context of the synthesizers; 0: no context."""
+        return self.classes or self.context_size or 0
 
     @property
     def settings(self) -> Settings:

@@ -15,6 +15,7 @@ from dni_fx.capture.axes import (
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
 from dni_fx.capture.frontends import capture, check_frontend
+from dni_fx.capture.order import find_order, warn_of_rows
 from dni_fx.capture.time_states import StateOption, find_state, plan_time_cuts
 
 __all__ = [
@@ -26,10 +27,12 @@ __all__ = [
     "capture_by_fx",
     "capture_by_modules",
     "check_frontend",
+    "find_order",
     "find_state",
     "plan_time_cuts",
     "runs_at_other_batch_sizes",
     "runs_at_other_lengths",
     "sizes_near_first",
+    "warn_of_rows",
     "warn_of_time_first_inputs",
 ]

@@ -21,6 +21,7 @@ __all__ = [
     "Run",
     "batch_size",
     "find_axes",
+    "quiet",
     "runs_at_other_batch_sizes",
     "runs_at_other_lengths",
     "sizes_near_first",
@@ -196,7 +197,7 @@ def _runs_of(net: DecoupledModule, inputs: Inputs) -> tuple[Run[Shapes] | None, 
 
         def run(other: Inputs, context: AbstractContextManager[Any] = context) -> Shapes | None:
             try:
-                with preserved(net), torch.enable_grad(), _quiet(), context:
+                with preserved(net), torch.enable_grad(), quiet(), context:
                     in_train_mode(net)
                     return net.dni_shapes(other.map(torch.clone))
             except Exception as error:  # user code may raise any error on other sizes
@@ -211,7 +212,7 @@ def _runs_of(net: DecoupledModule, inputs: Inputs) -> tuple[Run[Shapes] | None, 
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the model's warnings, and torch's logged tracebacks of operations that fail on fake tensors."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True

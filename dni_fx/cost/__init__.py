@@ -3,18 +3,21 @@
 In: an annotated graph. Out: predictions for any cuts.
 """
 
-from dni_fx.cost.exits import ExitPlanner, with_exits
+from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, check_exits, exit_choices, with_exits
 from dni_fx.cost.memory import resident
 from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
 from dni_fx.cost.synthesizers import synthesizer_prices, without_rows
 from dni_fx.cost.times import node_times
 
 __all__ = [
+    "EXIT_SHARE",
     "OPTIMIZER_STATES",
     "CostModel",
     "ExitPlanner",
     "SegmentCost",
     "StepCost",
+    "check_exits",
+    "exit_choices",
     "node_times",
     "resident",
     "synthesizer_prices",

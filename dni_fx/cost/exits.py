@@ -1,5 +1,6 @@
 """Exits: which later nodes of the model run on the tensors at a cut, whose weights they use, and what they cost."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,12 +9,16 @@ import networkx as nx
 from torch import fx, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.graph import operation_name, record_of, returned_nodes
+from dni_fx.graph import crossing_tensor, operation_name, record_of, returned_nodes
 from dni_fx.partition import Position, Route, find_positions, find_route, flow_node
-from dni_fx.plans import ExitPlan, Plan
-from dni_fx.synthesizers import ExitOptions
+from dni_fx.plans import CrossingTensor, ExitPlan, Plan
+from dni_fx.runtime import DecoupledModule
+from dni_fx.settings import Settings
+from dni_fx.synthesizers import ExitOptions, Factory, exit_options, head_flops
 
-__all__ = ["ExitCost", "ExitPlanner", "with_exits"]
+__all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner", "check_exits", "exit_choices", "with_exits"]
+
+EXIT_SHARE = 0.15  # of a step; where the model's tail alone takes more, an exit has small heads of its own
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class ExitPlanner:
     def __init__(self, graph: fx.Graph, flow: "nx.DiGraph[str]", options: ExitOptions, *, has_loss: bool) -> None:
         self.flow, self.options = flow, options
         self.by_name = {node.name: node for node in graph.nodes}
-        loss = None if has_loss else _own_loss(graph)
+        loss = None if has_loss else own_loss(graph)
         if not has_loss and loss is None:
             raise DniFxError(
                 'an exit ends in the loss: give loss=, such as loss="cross_entropy", and the target of each call as '
@@ -48,19 +53,30 @@ class ExitPlanner:
         self.loss = "" if loss is None else loss.name
         self.ends = [self.loss] if self.loss else [node.name for node in returned_nodes(graph)]
         self.target = _input_like_output(graph) if has_loss else ""
+        self._returns_maps = all(
+            record_of(self.by_name[end]).axis == 1 and len(record_of(self.by_name[end]).shape or ()) > 3
+            for end in self.ends
+        )
+        self._most = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
         self._routes: dict[Position, Route | None] = {}
 
     def route(self, position: Position) -> Route | None:
         """The route from a cut; None: the loss does not depend on what crosses the cut."""
         if position not in self._routes:
             units = None if self.options.units == "all" else int(self.options.units)
-            self._routes[position] = find_route(self.flow, position, self.ends, units)
+            found = find_route(self.flow, position, self.ends, units)
+            if units == 0 and found is not None and any(flow_node(self.flow, name).takes_part for name in found.nodes):
+                # All but one position would get no gradient: a unit has to mix the positions before.
+                found = find_route(self.flow, position, self.ends, 1)
+            self._routes[position] = found
         return self._routes[position]
 
     def is_avoided(self, position: Position) -> bool:
         """Whether an automatic cut goes elsewhere: the exit runs all that is above, or the cut is in a branch."""
         route = self.route(position)
-        return route is None or not route.bypassed or route.in_branch
+        if route is None or route.in_branch:
+            return True
+        return not route.bypassed and not self._needs_heads(position)
 
     def plan(self, position: Position) -> ExitPlan:
         """The exit of a cut.
@@ -73,10 +89,12 @@ class ExitPlanner:
             raise DniFxError(
                 f"no exit from the cut after {position.after}: the loss does not depend on what crosses it"
             )
+        if self._needs_heads(position):
+            return ExitPlan(0, "fresh", (), {}, (), (), self._heads(position), self.loss, self.target)
         nodes = self._nodes(route)
         inputs, borrowed = _values_used(nodes, position, route)
         return ExitPlan(
-            units=None if self.options.units == "all" else route.units,
+            units="all" if self.options.units == "all" else route.units,
             weights=self._weights(nodes),
             nodes=tuple(node.name for node in nodes),
             bypassed=route.bypassed,
@@ -91,6 +109,9 @@ class ExitPlanner:
     def cost(self, position: Position) -> ExitCost:
         """The costs of the exit of a cut; of no exit, none."""
         route = self.route(position)
+        if self._needs_heads(position):
+            flops = self._head_flops(position)
+            return ExitCost(3 * flops, 0, 0, 0)
         nodes = [] if route is None else self._nodes(route)
         weights, costs = self._weights(nodes), [flow_node(self.flow, node.name) for node in nodes]
         parameters = sum(cost.gradient for cost in costs)
@@ -106,6 +127,26 @@ class ExitPlanner:
             saved=sum(saved.values()),
         )
 
+    def _needs_heads(self, position: Position) -> bool:
+        """Whether small heads take the place of later layers.
+
+        So it is where without any unit the route costs more than the share; and for maps without any unit, since a
+        position needs its neighbours (1x1 heads are useless for segmentation).
+        """
+        if self.loss or self.options.units == "all":
+            return False
+        if self.options.units == 0 and self._returns_maps:
+            return self._head_flops(position) < math.inf
+        least = find_route(self.flow, position, self.ends, 0)
+        cost = 0.0 if least is None else sum(flow_node(self.flow, name).forward for name in least.nodes)
+        return cost > self._most and self._head_flops(position) < cost
+
+    def _heads(self, position: Position) -> tuple[CrossingTensor, ...]:
+        return tuple(crossing_tensor(self.by_name[end]) for end in self.ends)
+
+    def _head_flops(self, position: Position) -> float:
+        return head_flops(crossing_tensor(self.by_name[position.crossing[-1]]), self._heads(position))
+
     def _nodes(self, route: Route) -> list[fx.Node]:
         nodes = [self.by_name[name] for name in route.nodes]
         return [node for node in nodes if node.op not in ("get_attr", "placeholder")]
@@ -116,19 +157,49 @@ class ExitPlanner:
         return "copy" if any(map(_is_batch_norm, nodes)) else "shared"
 
 
-def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None) -> Plan:
+def check_exits(net: DecoupledModule, *, in_time: bool) -> None:
+    """Raise a DniFxError if the cuts of a captured model can have no exits."""
+    if not net.dni_runs_graph:
+        raise DniFxError("an exit needs a graph, by the front end fx or export: give another synthesizer")
+    if in_time:
+        raise DniFxError("exits are for cuts in depth alone: give another synthesizer, or leave state= out")
+
+
+def exit_choices(
+    net: DecoupledModule, synthesizer: str | Factory, settings: Settings, *, in_time: bool
+) -> list[ExitOptions | None]:
+    """The exits to choose from, the best one first; None: each tensor has a synthesizer of its own.
+
+    Raises:
+        DniFxError: If the synthesizer is an exit, and the model can have none.
+    """
+    options = exit_options(synthesizer)
+    if options is not None:
+        check_exits(net, in_time=in_time)
+        return [options]
+    has_loss = settings.loss is not None or own_loss(net.graph) is not None
+    if synthesizer != "auto" or not has_loss or in_time or not net.dni_runs_graph:
+        return [None]
+    return [ExitOptions(units=1), ExitOptions(units=0)]
+
+
+def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None, known: Plan | None = None) -> Plan:
     """A plan with the exits of its cuts; without exits, if there is no planner.
+
+    Args:
+        known: A plan with the same cuts, whose exits are taken as they are.
 
     Raises:
         DniFxError: If a cut can have no exit.
     """
-    if planner is None:
-        return replace(plan, cuts=tuple(replace(cut, exit=None) for cut in plan.cuts))
-    positions = {position.after: position for position in find_positions(flow)}
-    return replace(plan, cuts=tuple(replace(cut, exit=planner.plan(positions[cut.after])) for cut in plan.cuts))
+    exits = {cut.after: cut.exit for cut in known.cuts if cut.exit is not None} if known is not None else {}
+    if planner is not None and not exits:
+        positions = {position.after: position for position in find_positions(flow)}
+        exits = {cut.after: planner.plan(positions[cut.after]) for cut in plan.cuts}
+    return replace(plan, cuts=tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts))
 
 
-def _own_loss(graph: fx.Graph) -> fx.Node | None:
+def own_loss(graph: fx.Graph) -> fx.Node | None:
     """The node of the loss that a model returns itself: the one scalar that carries gradient among its outputs."""
     scalars = [n for n in returned_nodes(graph) if record_of(n).shape == () and record_of(n).carries_gradient]
     return scalars[0] if len(set(scalars)) == 1 else None

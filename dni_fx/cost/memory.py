@@ -73,6 +73,7 @@ class Memory:
         # Gradients of all parameters that a node up to this one uses.
         parameters = np.cumsum([0.0, *(flow_node(flow, name).gradient for name in flow)])
 
+        self.parameters = parameters
         self.forward = kept + waiting
         # In a backward pass, the gradients of parameters are there from this node on. `at_upper_cut` adds the gradients
         # of all parameters up to the cut, so the gradients of the nodes before this one are subtracted here.

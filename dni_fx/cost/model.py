@@ -150,6 +150,11 @@ class CostModel:
             exit=exit.saved + exit.trained + position.bytes,
         )
 
+    def share(self, cuts: Sequence[Position]) -> float:
+        """The time of all synthesizers, as a share of the time of backprop's step."""
+        step = self.predict([]).step
+        return sum(self.cut(position).time for position in cuts) / step if step else 0.0
+
     def segment_loads(self, objective: Objective, candidates: Sequence[Position]) -> LoadsFrom:
         """The load (bytes, or time) of every segment between two candidates, for the searches of `chain`."""
         ends = [0, *(p.index + 1 for p in candidates), self.count]
@@ -163,6 +168,22 @@ class CostModel:
         synthesizers = np.array([0.0, *(c.time for c in cuts), 0.0])
         transfer = np.array([0.0, *(c.transfer for c in cuts), 0.0])
         return lambda i: time[i + 1 :] - time[i] + transfer[i] + (synthesizers + transfer)[i + 1 :]
+
+    def checkpointed(self, cuts: Sequence[Position]) -> tuple[float, float]:
+        """The peak bytes and the time of backprop that keeps only what crosses the cuts, and recomputes each segment.
+
+        The last segment is not recomputed: its backward pass comes first.
+        """
+        ends = [0, *(p.index + 1 for p in cuts), self.count]
+        kept = [0, *itertools.accumulate(p.bytes for p in cuts)]
+        gradients = self.memory.parameters
+        peaks = [
+            # `peak` counts the gradients of the parameters below; here those above are there.
+            self.memory.peak(i, j, 0.0, 0.0, 0.0).bytes + below + (gradients[-1] - gradients[j]) - gradients[i]
+            for i, j, below in zip(ends[:-1], ends[1:], kept, strict=True)
+        ]
+        time = float(self.forward[-1] + self.backward[-1] + self.forward[ends[-2]])
+        return self.resident + max(self.memory.optimizer, *peaks), time
 
     def predict(self, cuts: Sequence[Position]) -> StepCost:
         """Predict a step of the model with these cuts and `unlock="backward"`; without any cut, a step of backprop."""

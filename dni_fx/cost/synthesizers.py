@@ -63,6 +63,7 @@ def synthesizer_prices(
             continue
         own = not isinstance(synthesizer, str)
         reason = _why_no_features(node.name, record, own=own)
+        reason = reason or (_why_no_context(node.name, record) if settings.size else "")
         if reason:
             refused[node.name] = reason
             continue
@@ -95,6 +96,20 @@ def _why_no_features(name: str, record: NodeRecord, *, own: bool) -> str:
     return (
         f"no synthesizer fits {name}, of shape {list(record.shape)}, which crosses the cut: its size along {which} "
         "follows the inputs, and a synthesizer needs an axis of fixed size, its features; cut at another place"
+    )
+
+
+def _why_no_context(name: str, record: NodeRecord) -> str:
+    """The reason why the context cannot be paired with the samples in a tensor; empty: it can.
+
+    A tensor with several rows for each sample has a context of its own order, a row for each.
+    """
+    if not record.reordered or record.rows != 1:
+        return ""
+    return (
+        f"labels would go to the wrong samples at {name}, of shape {list(record.shape or ())}, which crosses the cut: "
+        "forward reorders or mixes the samples before it, and labels come in the order of the inputs; cut before that, "
+        "or after the order is restored, or make the net without labels"
     )
 
 

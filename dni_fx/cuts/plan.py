@@ -59,6 +59,7 @@ def make_plan(
     first = _first_uses(graph)
     predicted = cost_model.predict(decision.cuts)
     backprop, cut = outlook_of(cost_model.predict([])), outlook_of(predicted)
+    peak, time = cost_model.checkpointed(decision.cuts)
     return Plan(
         model=model_name,
         fingerprint=fingerprint(graph),
@@ -74,7 +75,13 @@ def make_plan(
         tried=tried,
         tied=_tied(nodes, ends),
         forecast=Forecast(
-            cost_model.unit, predicted.resident, predicted.synthesizers, round(predicted.optimizer), backprop, cut
+            cost_model.unit,
+            predicted.resident,
+            predicted.synthesizers,
+            round(predicted.optimizer),
+            backprop,
+            cut,
+            Outlook(round(peak), time, time),
         ),
         verdict=decision.verdict,
     )

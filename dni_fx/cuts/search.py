@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dni_fx.cost import CostModel
+from dni_fx.cost import EXIT_SHARE, CostModel
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import Candidate, Numbers, Objective, Position, chain
 from dni_fx.units import bytes_text
@@ -28,8 +28,6 @@ _MULTIPLIERS = 12  # Lagrange multipliers that are tried
 _TINY = 1e-9  # relative: sums of floats are not exact
 
 SHARE = 0.05  # of the time of backprop's step: all synthesizers together may take as much
-
-EXIT_SHARE = 0.15  # the same for exits, which train better
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def best_cuts(
     most = min(len(candidates), MOST_CUTS if segments is None else segments - 1)
     counts = range(1, most + 1) if segments is None or limits.budget is not None else [segments - 1]
     least = float(np.sort(places.times)[: counts[0]].sum())
-    share = max(usual_share(cost_model), _ROOM * least) if limits.share is None else limits.share
+    share = _usual_limit(cost_model, least) if limits.share is None else limits.share
     if least > share * (1 + _TINY):
         raise DniFxError(
             f"the synthesizers of {counts[0]} cut{'s' * (counts[0] > 1)} take {100 * least:.3g} % of a step at least, "
@@ -110,6 +108,12 @@ def best_cuts(
 def usual_share(cost_model: CostModel) -> float:
     """The share of a step that the synthesizers may take, unless the user gives another."""
     return SHARE if cost_model.exits is None else EXIT_SHARE
+
+
+def _usual_limit(cost_model: CostModel, least: float) -> float:
+    """The share, with room above the least share that is possible; exits need room only if none keeps the share."""
+    usual = usual_share(cost_model)
+    return usual if cost_model.exits is not None and least <= usual else max(usual, _ROOM * least)
 
 
 @dataclass(frozen=True)

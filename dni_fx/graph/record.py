@@ -56,6 +56,7 @@ class NodeRecord:
     axis: int = -1  # the feature axis of the value
     batch: int | None = 0  # the batch axis of the value; None: no axis follows the batch
     rows: int = 1  # entries of the batch axis for each sample; 0: their number varies
+    reordered: bool = False  # the samples have another order than in the inputs; found if there are labels
     free: frozenset[int] = frozenset()  # other axes whose sizes may change from call to call
     scope: tuple[str, ...] = ()  # module calls around the node, outermost first: name, or name@n for call n + 1
     classes: tuple[str, ...] = ()  # their class names

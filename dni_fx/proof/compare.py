@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["close"]
+from dni_fx.proof.step import StepResult, named
+
+__all__ = ["close", "same_outputs"]
 
 # As a share of the largest entry. Models that compute in float32 inside differ by more than float64 resolves.
 TOLERANCE = {
@@ -49,6 +51,16 @@ def close(got: dict[str, Tensor], expected: dict[str, Tensor], *, narrow: bool =
             worst, where = error, f" at {name}"
     tolerance = max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
     return worst <= tolerance, f"off by {worst:.1e}{where}" if worst else "exact"
+
+
+def same_outputs(net: StepResult, model: StepResult) -> tuple[bool, str]:
+    """Compare the outputs of two steps, and the buffers that the net has, too."""
+    buffers = {name: buffer for name, buffer in model.buffers.items() if name in net.buffers}
+    return close(
+        named(net.outputs) | {name: net.buffers[name] for name in buffers},
+        named(model.outputs) | buffers,
+        narrow=model.narrow,
+    )
 
 
 def _without_equal_nonfinite(got: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from dni_fx.errors import SourceError
 from dni_fx.graph import record_of
 from dni_fx.model import preserved, seed
-from dni_fx.proof.compare import close
+from dni_fx.proof.compare import close, same_outputs
+from dni_fx.proof.exits import take_loss_of_step
 from dni_fx.proof.other_sizes import other_sizes
 from dni_fx.proof.step import RATE, SEED, StepResult, context_of, named, outputs_of, step, step_in_place, without_dni
 from dni_fx.proof.subject import Subject, in_float64, uncut
@@ -46,30 +47,20 @@ def _train_step(subject: Subject) -> tuple[bool, str]:
     captured = step(uncut(subject.net, subject.inputs), subject.inputs)
     model = step(subject.model, subject.inputs)
     cut = step(subject.net, subject.inputs, context_of(subject.net, subject.inputs))
-    wanted = {name: b for name, b in model.buffers.items() if name in cut.buffers}
-    passed, figure = close(
-        named(cut.outputs) | {name: cut.buffers[name] for name in wanted},
-        named(model.outputs) | wanted,
-        narrow=model.narrow,
-    )
+    passed, figure = same_outputs(cut, model)
     return close(captured.gradients, model.gradients, narrow=model.narrow) if passed else (passed, figure)
 
 
 def _oracle(subject: Subject) -> tuple[bool, str]:
     """With true synthetic gradients, the net trains as backpropagation does."""
-    ours = subject.with_gradients(subject.truth, subject.precise)
-    for got in (subject.through, ours):
-        passed, figure = close(without_dni(got.gradients), subject.backprop.gradients, narrow=got.narrow)
-        if not passed:
-            break
+    passed, figure = subject.compare_with_backprop(subject.precise, subject.backprop, subject.through, subject.truth)
     return passed, f"{str(subject.dtype).removeprefix('torch.')}: {figure}"
 
 
 def _isolation(subject: Subject) -> tuple[bool, str]:
     """With zero synthetic gradients, only parameters above the last cut get a gradient: their true one."""
-    cut = subject.scripted(subject.unlock)
     above, below = _used_above_and_below(subject)
-    found = without_dni(step(cut, subject.precise).gradients)
+    found = without_dni(subject.with_gradients({}, subject.precise).gradients)
     leaking = [n for n in sorted(below - above) if n in found and _any(found[n])]
     if leaking:
         return False, f"{leaking[0]} gets a gradient"
@@ -98,8 +89,9 @@ def _unlocks(subject: Subject) -> tuple[bool, str]:
         return True, 'not compared: a state that several segments use takes unlock="none" alone'
     generator = torch.Generator().manual_seed(SEED)
     noise = {name: torch.randn(t.shape, generator=generator).to(t) for name, t in subject.truth.items()}
-    found = [step(subject.scripted(unlock, noise), subject.precise).gradients for unlock in ("none", "backward")]
-    return close(*found, narrow=subject.backprop.narrow)
+    other = subject.scripted("backward" if subject.unlock == "none" else "none", noise)
+    ours, theirs = subject.with_gradients(noise, subject.precise), step(other, subject.precise)
+    return close(ours.gradients, theirs.gradients, narrow=subject.backprop.narrow)
 
 
 def _keys(subject: Subject) -> tuple[bool, str]:
@@ -121,6 +113,7 @@ def _round_trip(subject: Subject) -> tuple[bool, str]:
             again = load(Path(folder, "net"))
         except SourceError:  # the folder needs the model
             again = load(Path(folder, "net"), model=copy.deepcopy(subject.model))
+    take_loss_of_step(again)
     passed, figure = _same(*(step(one, subject.inputs, context) for one in (net, again)))
     if passed:
         return passed, figure

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import Inputs, preserved, to_inputs
 from dni_fx.plans import Plan
+from dni_fx.proof.exits import exits_of_all_units, take_loss_of_step
 from dni_fx.proof.in_time import two_windows
 from dni_fx.proof.properties import CHECKS
 from dni_fx.proof.subject import Subject
@@ -70,7 +71,8 @@ def check(
         A report that is true if every check holds: outputs in eval mode and in train mode; gradients with true
         synthetic gradients (in float64 where the model runs in it); both on other batch sizes and lengths; isolation;
         unlock "none" against "backward"; keys of the state_dict; save and load; that steps move every parameter that
-        backpropagation moves; and with a cut in time, two windows of these inputs against backpropagation through both.
+        backpropagation moves; with a cut in time, two windows of these inputs against backpropagation through both; and
+        with exits, that exits of all units give the gradients of backpropagation.
 
     Raises:
         DniFxError: If `net` was not made by dni-fx, or does not run on the inputs.
@@ -83,13 +85,20 @@ def check(
     with preserved(net), torch.enable_grad():
         try:
             _detach_attributes(net)
-            subject = Subject(copy.deepcopy(net), example)
+            subject = Subject(_copied(net), example)
         except DniFxError:
             raise
         except Exception as error:
             raise DniFxError(f"the model cannot be checked on these inputs: {first_line(error)}") from None
-        checks = CHECKS | _IN_TIME if net.dni.plan.states else CHECKS
+        checks = CHECKS | (_IN_TIME if net.dni.plan.states else {}) | (_WITH_EXITS if net.dni.exits else {})
         return Report(tuple(Check(name, *_outcome(run, subject)) for name, run in checks.items()))
+
+
+def _copied(net: DecoupledModule) -> DecoupledModule:
+    """A copy to prove."""
+    net = copy.deepcopy(net)
+    take_loss_of_step(net)
+    return net
 
 
 def _detach_attributes(net: DecoupledModule) -> None:
@@ -113,6 +122,10 @@ def _outcome(run: Callable[[Subject], tuple[bool, str]], subject: Subject) -> tu
 
 _IN_TIME: dict[str, Callable[[Subject], tuple[bool, str]]] = {
     "in time: two windows train as one": two_windows,
+}
+
+_WITH_EXITS: dict[str, Callable[[Subject], tuple[bool, str]]] = {
+    "exits of all units give backprop's": exits_of_all_units,
 }
 
 

@@ -17,8 +17,9 @@ from dni_fx.errors import DniFxError, first_line
 from dni_fx.graph import has_record, record_of, set_record
 from dni_fx.model import Inputs
 from dni_fx.plans import crossing_name, time_name
+from dni_fx.proof.compare import close
 from dni_fx.proof.scripted import Scripted, scripted_synthesizers
-from dni_fx.proof.step import StepResult, step
+from dni_fx.proof.step import StepResult, step, without_dni
 from dni_fx.runtime import Crossing, DecoupledModule, add_time_cuts, plain
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import activation_of
@@ -49,6 +50,7 @@ class Subject:
         self.unlock = net.dni.rewrite.unlock
         self.exact, self.precise = in_float64(net, inputs)
         self.tensors = [tensor for state in net.dni.plan.states for tensor in state.tensors]
+        self._uncut = self.exact.dni_uncut()
         self._through_cuts = self.scripted("none", mix=1.0)
         self._with_gradients = self.scripted(self.unlock)
         self.backprop, self.through, self.truth = self.true_gradients(self.precise)
@@ -65,16 +67,26 @@ class Subject:
         received = scripted_synthesizers(self._through_cuts)
         for synthesizer in received.values():
             synthesizer.target = None
-        backprop = step(self.exact.dni_uncut(), inputs, state=self.tensors)
+        backprop = step(self._uncut, inputs, state=self.tensors)
         through = step(self._through_cuts, inputs)
         truth = {name: s.target * s.samples(s.target) for name, s in received.items() if s.target is not None}
         return backprop, through, truth
 
     def with_gradients(self, predictions: Mapping[str, Tensor], inputs: Inputs) -> StepResult:
-        """One step of the net with scripted synthesizers, which predict these gradients."""
+        """One step of the net with scripted synthesizers, which predict these gradients, and zero elsewhere."""
         for name, synthesizer in scripted_synthesizers(self._with_gradients).items():
             synthesizer.prediction = predictions.get(name)
         return step(self._with_gradients, inputs)
+
+    def compare_with_backprop(
+        self, inputs: Inputs, backprop: StepResult, through: StepResult, truth: Mapping[str, Tensor]
+    ) -> tuple[bool, str]:
+        """Compare the gradients of `backprop` with `through`, and with a step whose synthesizers predict `truth`."""
+        for got in (through, self.with_gradients(truth, inputs)):
+            passed, figure = close(without_dni(got.gradients), backprop.gradients, narrow=got.narrow)
+            if not passed:
+                break
+        return passed, figure
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,6 +134,8 @@ def _check_finite(gradients: Mapping[str, Tensor], inputs: Inputs) -> None:
 def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
     """Put scripted synthesizers in the place of all others, trained in the plainest way."""
     net.dni.replay = None
+    for exit in net.dni.exits.values():
+        exit.is_off = True
     for index, (cut, segment) in enumerate(zip(net.dni.plan.cuts, net.dni.segments, strict=True)):
         for tensor in cut.tensors:
             name = crossing_name(index, tensor.node)

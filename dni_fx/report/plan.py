@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dni_fx.plans import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed, crossing_name, time_name
+from dni_fx.report.exits import exit_text
 from dni_fx.report.tables import Fitted, Proportion, add_row, plain_table
 from dni_fx.units import bytes_text, quantity
 
@@ -31,6 +32,9 @@ def plan_table(plan: Plan) -> RenderableType:
         head.append(f"\n{time_name(index)}: {shapes}, cut in time")
         if plan.rewrite is not None:
             head.append(f", synthesizer {plan.rewrite.synthesizers[time_name(index)]}")
+    for cut in plan.cuts:
+        if cut.exit is not None:
+            head.append(f"\nexit after {cut.after}: {exit_text(cut.exit)}")
     if plan.rewrite is not None:
         rewrite = plan.rewrite
         head.append(f"\nunlock: {rewrite.unlock}")
@@ -40,6 +44,8 @@ def plan_table(plan: Plan) -> RenderableType:
             head.append(f", synthesizers conditioned on {rewrite.classes} labels: net(..., dni_context=labels)")
         if rewrite.loss is not None:
             head.append(f", loss {rewrite.loss or 'of your own'}")
+        if plan.takes_context and not rewrite.size:
+            head.append(": while training, net(..., dni_context=target)")
         if rewrite.context_size:
             head.append(f", synthesizers conditioned on a context of {rewrite.context_size}")
     tables: list[RenderableType] = [_segments(plan), *([_cuts(plan)] if plan.cuts else [])]
@@ -100,7 +106,8 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     def time(value: float) -> str:
         return quantity(value, forecast.unit)
 
-    names = ("backprop", "cut", "ratio")
+    exact = forecast.checkpoint
+    names = ("backprop", "cut", "ratio", *(["checkpoint"] if exact is not None else []))
     table = plain_table("predicted, for unlock=backward and Adam", ("", *names), right=names)
     rows: list[tuple[str, Callable[[Outlook], float], Callable[[float], str]]] = [
         ("peak training memory", lambda o: o.peak_bytes, bytes_text),
@@ -110,7 +117,8 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     ]
     for name, of, show in rows:
         before, after = of(forecast.backprop), of(forecast.cut)
-        add_row(table, name, show(before), show(after), f"{after / before:.2f}" if before else "")
+        recomputed = [] if exact is None else ["" if "device a" in name else show(of(exact))]
+        add_row(table, name, show(before), show(after), f"{after / before:.2f}" if before else "", *recomputed)
     worst = max(range(len(plan.segments)), key=lambda k: plan.segments[k].peak_bytes)
     segment = plan.segments[worst]
     way = "backward" if segment.peak_backward else "forward"

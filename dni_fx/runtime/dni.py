@@ -208,7 +208,7 @@ def build_dni(
             dni.add_module(name, Crossing(made, activation, own, ops.Layout.of(tensor)))
         if cut.exit is not None:
             loss = None if settings.loss is None else loss_function(settings.loss)
-            dni.add_module(exit_name(index), Exit(cut.exit, [tensor.node for tensor in cut.tensors], loss))
+            dni.add_module(exit_name(index), Exit(cut.exit, cut.tensors, loss))
         segment = ops.Segment(settings.mix, settings.training, index).to(device)
         segment.layouts = tuple(map(ops.Layout.of, cut.tensors))
         dni.add_module(f"segment{index}", segment)

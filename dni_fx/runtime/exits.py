@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx import ops
 from dni_fx.errors import ContextError, DniFxError, described, first_line
 from dni_fx.model import at_path
 from dni_fx.passes.boundary import origin
-from dni_fx.plans import ExitPlan
-from dni_fx.settings import Loss
-from dni_fx.synthesizers import LossScale
+from dni_fx.plans import CrossingTensor, ExitPlan
+from dni_fx.settings import Loss, loss_name
+from dni_fx.synthesizers import LossScale, make_head
 
 __all__ = ["Exit", "connect_exits"]
 
@@ -44,9 +45,9 @@ class Exit(nn.Module):
     _is_impure = True  # dead code elimination keeps its calls
     is_off = False
 
-    def __init__(self, plan: ExitPlan, tensors: Sequence[str], loss: Loss | None) -> None:
+    def __init__(self, plan: ExitPlan, tensors: Sequence[CrossingTensor], loss: Loss | None) -> None:
         super().__init__()
-        self.plan, self.tensors, self.loss = plan, list(tensors), loss
+        self.plan, self.tensors, self.loss = plan, tuple(tensors), loss
         self.program: fx.GraphModule | None = None
         self.copies: nn.Module | None = None
         self.structure: Structure | None = None  # of the outputs, if the graph returns a flat list
@@ -55,8 +56,12 @@ class Exit(nn.Module):
     def connect(self, net: fx.GraphModule) -> None:
         """Take the nodes of the exit from the graph of a captured or a rewritten net, and copy weights if asked to."""
         self.structure = getattr(net, "dni_calling", None)
-        self.program = fx.GraphModule(nn.Module(), _program(net, self.plan, self.tensors), "Program")
-        if self.plan.weights in _COPIES and self.copies is None:
+        tensors = [tensor.node for tensor in self.tensors]
+        graph = _heads_program(net, self.plan, tensors) if self.plan.heads else _program(net, self.plan, tensors)
+        self.program = fx.GraphModule(nn.Module(), graph, "Program")
+        if self.plan.heads and self.copies is None:
+            self.copies = _heads(self.plan, self.tensors[-1])
+        elif self.plan.weights in _COPIES and self.copies is None:
             self.copies = _copies(net, self.plan)
 
     def forward(
@@ -116,7 +121,7 @@ class Exit(nn.Module):
                 "the exits need the target of the loss: while training, call net(..., dni_context=target)"
             )
         try:
-            value: object = self.loss(outputs, context)
+            value: object = self.loss(*_for_loss(self.loss, outputs, context))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ContextError(
                 f"loss={described(self.loss)} fails on the outputs and the dni_context of this call: {first_line(error)}"
@@ -128,13 +133,29 @@ class Exit(nn.Module):
     def _own(self, borrowed: Sequence[Any]) -> list[Any]:
         """The exit's own copies; with weights="ema", after they have followed the model's weights."""
         assert self.copies is not None
-        own = [getattr(self.copies, f"c{i}") for i in range(len(self.plan.borrowed))]
+        own = [getattr(self.copies, f"c{i}") for i in range(len(self.plan.heads or self.plan.borrowed))]
         if self.plan.weights == "ema":
             with torch.no_grad():
                 for mean, now in zip(_tensors(own), _tensors(borrowed), strict=True):
                     if mean.is_floating_point():
                         mean.lerp_(now, 1 - EMA)
         return own
+
+
+def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
+    """The arguments of a loss, as the losses of torch.nn.functional take them.
+
+    Outputs (N, T, K) and labels (N, T) become rows: these losses take outputs (N, K, T). Outputs (N, 1) and numbers
+    (N,) get one shape: these losses would broadcast them.
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(target, Tensor) and loss_name(loss)):
+        return outputs, target
+    if target.is_floating_point() and target.shape != outputs.shape and target.numel() == outputs.numel():
+        return outputs, target.reshape(outputs.shape)
+    of_positions = not target.is_floating_point() and outputs.dim() > 2 and target.shape == outputs.shape[:-1]
+    if not of_positions or target.shape == outputs.shape[:1] + outputs.shape[2:]:
+        return outputs, target
+    return outputs.flatten(0, -2), target.flatten()
 
 
 def connect_exits(net: fx.GraphModule) -> None:
@@ -183,8 +204,30 @@ def _copies(net: nn.Module, plan: ExitPlan) -> nn.Module:
     return copies
 
 
+def _heads(plan: ExitPlan, tensor: CrossingTensor) -> nn.Module:
+    """A small head for each output."""
+    heads = nn.Module()
+    for index, output in enumerate(plan.heads):
+        head = make_head(tensor, output)
+        assert head is not None
+        heads.add_module(f"c{index}", head.to(dtype=getattr(torch, tensor.dtype)))
+    return heads
+
+
+def _heads_program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.Graph:
+    """The heads of an exit on the last crossing tensor, as a graph with the outputs of the model."""
+    graph = fx.Graph()
+    inputs = [graph.placeholder(name) for name in tensors]
+    heads = [graph.placeholder(f"head_{index}") for index in range(len(plan.heads))]
+    values = {o.node: graph.call_function(_run, (h, inputs[-1])) for o, h in zip(plan.heads, heads, strict=True)}
+    graph.output(fx.node.map_arg(net.graph.output_node().args[0], lambda node: values[origin(node).name]))
+    return graph
+
+
 def _run_unchanged(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a module of the model, whose buffers stay as they are: the exit must not move running statistics."""
+    if has_torch_function((module, *args)):  # a copy of the program is traced
+        return handle_torch_function(_run_unchanged, (module, *args), module, *args, **kwargs)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     if not (buffers and module.training):
         return module(*args, **kwargs)
@@ -193,6 +236,8 @@ def _run_unchanged(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a copied module, whose buffers are the exit's own."""
+    if has_torch_function((module, *args)):
+        return handle_torch_function(_run, (module, *args), module, *args, **kwargs)
     return module(*args, **kwargs)
 
 
@@ -213,10 +258,13 @@ def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.
         buffers = dict(net.named_buffers())
         borrowed |= {path: copied(borrowed[path]) for path in borrowed if path in buffers}
 
+    # By object: a tied weight has several paths, of which a saved net knows one.
+    by_object = {id(at_path(net, path)): node for path, node in borrowed.items()}
+
     def value(node: fx.Node) -> fx.Node:
         node = origin(node)
-        if node.op == "get_attr" and str(node.target) in borrowed:
-            return borrowed[str(node.target)]
+        if node.op == "get_attr":
+            return by_object[id(at_path(net, str(node.target)))]
         if node.name not in values and node.name in plan.bypassed:
             values[node.name] = copied(value(by_name[plan.bypassed[node.name]]))
         return values[node.name]
@@ -225,7 +273,8 @@ def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.
         node = by_name[name]
         if node.op == "call_module":
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            values[name] = graph.call_function(run, (borrowed[str(node.target)], *args), kwargs)
+            module = by_object[id(at_path(net, str(node.target)))]
+            values[name] = graph.call_function(run, (module, *args), kwargs)
         else:
             values[name] = graph.node_copy(node, value)
     result = net.graph.output_node().args[0] if not plan.loss else by_name[plan.loss]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from dni_fx.runtime.outputs import Result, ReturnedIndex, ReturnedValue
 from dni_fx.runtime.time_cut import time_cuts
 
 __all__ = ["HookedCapture", "HookedModule", "Output"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,16 +105,18 @@ class HookedModule(DecoupledModule):
         with _stamping(self, stamp):
             return call_original(self, *inputs.args, **inputs.kwargs)
 
-    def dni_shapes(self, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    def dni_read(self, inputs: Inputs, read: Callable[[str, Tensor], T]) -> dict[str, T]:
         calls: Counter[str] = Counter()
-        shapes: dict[Output, tuple[int, ...]] = {}
+        found: dict[str, T] = {}
+        nodes = {output: node for node, output in self.dni_captured.outputs.items()}
 
         def post_forward_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def post_forward(_module: nn.Module, _args: Any, output: Any) -> None:
                 if torch.is_grad_enabled():
                     for i, leaf in enumerate(pytree.tree_leaves(output)):
-                        if isinstance(leaf, Tensor):
-                            shapes[Output(name, calls[name], i)] = tuple(leaf.shape)
+                        node = nodes.get(Output(name, calls[name], i))
+                        if node is not None and isinstance(leaf, Tensor):
+                            found[node] = read(node, leaf)
                 calls[name] += 1
 
             return post_forward
@@ -124,7 +128,7 @@ class HookedModule(DecoupledModule):
         finally:
             for handle in handles:
                 handle.remove()
-        return {node: shapes[output] for node, output in self.dni_captured.outputs.items() if output in shapes}
+        return found
 
     def dni_preferred_ends(self) -> frozenset[str]:
         """The nodes that end calls of the children of one Sequential or ModuleList: the one with most such calls."""

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 Module = TypeVar("Module", bound="DecoupledModule")
+
+T = TypeVar("T")
 
 Stamp = Callable[[str], None]  # called after each node has run, with the node's name
 
@@ -120,9 +122,13 @@ class DecoupledModule(LinkedModule):
 
     def dni_shapes(self, inputs: Inputs) -> dict[str, tuple[int, ...]]:
         """The shapes of the tensors that the nodes compute in a call on these inputs, by node."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        _Watching(self, shapes).run(*self.dni_values_for(inputs))
-        return shapes
+        return self.dni_read(inputs, lambda _node, tensor: tuple(tensor.shape))
+
+    def dni_read(self, inputs: Inputs, read: Callable[[str, Tensor], T]) -> dict[str, T]:
+        """The results of `read(node, tensor)` for the tensors that the nodes compute in a call, by node."""
+        found: dict[str, T] = {}
+        _Reading(self, read, found).run(*self.dni_values_for(inputs))
+        return found
 
     def dni_preferred_ends(self) -> frozenset[str]:
         """Names of the nodes after which automatic cuts may go; empty: after any node."""
@@ -191,12 +197,12 @@ class _Stamping(fx.Interpreter):
         return value
 
 
-class _Watching(fx.Interpreter):
-    """Writes down the shape of each tensor."""
+class _Reading(fx.Interpreter, Generic[T]):
+    """Calls `read` on each tensor."""
 
-    def __init__(self, module: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(self, module: fx.GraphModule, read: Callable[[str, Tensor], T], found: dict[str, T]) -> None:
         super().__init__(module)
-        self.shapes = shapes
+        self.read, self.found = read, found
 
     def fetch_attr(self, target: str) -> Any:
         return at_path(self.module, target)
@@ -204,7 +210,7 @@ class _Watching(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.shapes[n.name] = tuple(value.shape)
+            self.found[n.name] = self.read(n.name, value)
         return value
 
 

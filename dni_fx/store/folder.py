@@ -21,6 +21,7 @@ from dni_fx.runtime import (
     FlatModule,
     HookedModule,
     average_segments,
+    connect_exits,
     hold_parameters,
     make_module,
     measure_loss_factor,
@@ -176,6 +177,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
         net.dni_compare()
         if calls is not None:
             add_cuts(net, cls.dni_outputs)
+    connect_exits(net)
     replay_windows(net)
     measure_loss_factor(net, net.dni.rewrite.loss or None)
     watch_training(net)

@@ -8,7 +8,8 @@ from dni_fx.synthesizers.base import Activation, Factory, Synthesizer, centered,
 from dni_fx.synthesizers.carried import Carried
 from dni_fx.synthesizers.context import check_labels, expand_context
 from dni_fx.synthesizers.crossings import activation_of, factories, make_synthesizer, settings_at
-from dni_fx.synthesizers.exits import ExitGradient, ExitOptions, exit_options
+from dni_fx.synthesizers.exit_heads import head_flops, make_head
+from dni_fx.synthesizers.exits import ExitGradient, ExitOptions, exit_names, exit_options
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
 from dni_fx.synthesizers.heads import Critic, GuidedHead, Link, LocalHead, LossHead, Outcome
@@ -46,11 +47,14 @@ __all__ = [
     "adapt",
     "centered",
     "check_labels",
+    "exit_names",
     "exit_options",
     "expand_context",
     "factories",
+    "head_flops",
     "import_synthesizers",
     "is_findable",
+    "make_head",
     "make_synthesizer",
     "paths_of",
     "register",

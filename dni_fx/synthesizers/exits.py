@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dni_fx.errors import DniFxError, described
+from dni_fx.plans import Plan, crossing_name
 from dni_fx.synthesizers.base import Activation, Synthesizer, check_size
 from dni_fx.synthesizers.registry import options_of, register
 
-__all__ = ["WEIGHTS", "ExitGradient", "ExitOptions", "exit_options"]
+__all__ = ["WEIGHTS", "ExitGradient", "ExitOptions", "exit_names", "exit_options"]
 
 WEIGHTS = ("auto", "shared", "copy", "fresh", "readonly", "ema")
 
@@ -75,3 +76,13 @@ def exit_options(synthesizer: object) -> ExitOptions | None:
     """
     options = options_of(synthesizer, "exit") if isinstance(synthesizer, str) else None
     return None if options is None else ExitOptions(**options)
+
+
+def exit_names(plan: Plan) -> dict[str, str]:
+    """The synthesizers of the tensors at cuts with exits, by crossing."""
+    return {
+        crossing_name(index, tensor.node): f"exit(units={cut.exit.units!r}, weights={cut.exit.weights!r})"
+        for index, cut in enumerate(plan.cuts)
+        if cut.exit is not None
+        for tensor in cut.tensors
+    }

@@ -33,7 +33,7 @@ def test_what_is_right_passes(name: str) -> None:
     net = dni_fx.transform(case.make(), case.inputs)
     rows = len(case.inputs[0])
     larger = 2 * rows if name == "pooled" else rows + 1
-    assert f"size {larger} for {rows} along axis 0; " in figure(net, *case.inputs) + "; "
+    assert figure(net, *case.inputs).startswith(f"size {larger} for {rows} along axis 0")
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
@@ -41,7 +41,7 @@ def test_lengths_are_changed_where_they_are_free(frontend: str) -> None:
     x = torch.randn(6, 7, 8)
     net = dni_fx.transform(Attending(), x, frontend=frontend)
     assert figure(net, x).startswith(
-        "size 7 for 6 along axis 0; size 1 for 6 along axis 0; size 8 for 7 along axis 1: "
+        "size 7 for 6 along axis 0, size 8 for 7 along axis 1; size 1 for 6 along axis 0: "
     )
 
 
@@ -74,7 +74,7 @@ def test_a_state_keeps_its_sizes_but_for_the_batch() -> None:
     example = torch.randn(5, 1, H), torch.randn(5, 3, H)
     net = dni_fx.transform(Memory(), example, state=True)
     assert figure(net, *example).startswith(
-        "size 6 for 5 along axis 0; size 1 for 5 along axis 0; size 2 for 1 along axis 1:"
+        "size 6 for 5 along axis 0, size 2 for 1 along axis 1; size 1 for 5 along axis 0:"
     )
 
 
@@ -125,3 +125,32 @@ def test_a_wrong_value_at_another_size_is_found() -> None:
     net.recompile()
     found = on_other_sizes(net, X)
     assert not found.passed and found.figure.startswith("size 7 for 6 along axis 0: off by")
+
+
+def test_a_wrong_value_at_another_length_is_found() -> None:
+    x = sequences()
+    net = dni_fx.transform(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), x)
+    last = next(node for node in net.graph.nodes if node.name == "_2")
+    with net.graph.inserting_after(last):
+        scaled = net.graph.call_function(lambda h: h * (h.shape[1] / 7), (last,))
+    last.replace_all_uses_with(scaled, lambda user: user is not scaled)
+    net.recompile()
+    found = on_other_sizes(net, x)
+    assert not found.passed and found.figure.startswith("size 7 for 6 along axis 0, size 8 for 7 along axis 1: off by")
+
+
+def test_sizes_that_the_model_does_not_take_at_once_are_changed_one_by_one() -> None:
+    class OneAtATime(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != 6 and x.shape[1] != 7:
+                raise ValueError
+            return self.b(torch.tanh(self.a(x)))
+
+    net = dni_fx.transform(OneAtATime(), sequences(), frontend="modules")
+    assert figure(net, sequences()).startswith(
+        "size 7 for 6 along axis 0; size 8 for 7 along axis 1; size 1 for 6 along axis 0: "
+    )

@@ -1,0 +1,57 @@
+"""The proof of exits: of all units, with constant weights, an exit gives backpropagation's own gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dni_fx.compiler import rewrite
+from dni_fx.model import tensors_in
+from dni_fx.proof.compare import close
+from dni_fx.proof.step import output_gradients, step, without_dni
+from dni_fx.proof.subject import Subject, uncut
+from dni_fx.runtime import DecoupledModule, Exit
+from dni_fx.settings import Settings
+
+__all__ = ["exits_of_all_units", "loss_of_step", "take_loss_of_step"]
+
+_ALL_UNITS = "exit(units='all', weights='readonly')"
+
+
+def loss_of_step(outputs: Any, _target: object = None) -> Tensor:
+    """The loss whose gradients at the outputs are those that `step` draws."""
+    trained, gradients = output_gradients(tensors_in(outputs))
+    return torch.stack([(o * g.to(o)).sum() for o, g in zip(trained, gradients, strict=True)]).sum()
+
+
+def take_loss_of_step(net: DecoupledModule) -> None:
+    """Let the exits of a net end in `loss_of_step`, for which any target will do."""
+    if net.dni.exits and not (net.dni.rewrite.classes or net.dni.rewrite.context_size):
+        net.dni.likely_loss = None  # the target that a proof makes up fits no other loss
+    for module in net.dni.modules():
+        if isinstance(module, Exit) and not module.plan.loss:
+            module.loss = loss_of_step
+
+
+def exits_of_all_units(subject: Subject) -> tuple[bool, str]:
+    """Exits of all units give backpropagation's gradients. The figure names the parameters that the net's exits train."""
+    if subject.tensors:
+        return True, "not compared: there is a cut in time"
+    captured = uncut(subject.exact, subject.precise)
+    net = rewrite(captured, subject.exact.dni.plan, _ALL_UNITS, Settings(subject.unlock, loss=loss_of_step))
+    found = step(net, subject.precise, {"dni_context": torch.zeros(())})
+    passed, figure = close(without_dni(found.gradients), subject.backprop.gradients, narrow=found.narrow)
+    return passed, f"{figure}; {_trained(subject.net)}"
+
+
+def _trained(net: DecoupledModule) -> str:
+    """The parameters of the model that exits train beside the segments, in words."""
+    shared = [cut.exit for cut in net.dni.plan.cuts if cut.exit is not None and cut.exit.weights == "shared"]
+    paths = tuple(dict.fromkeys(path for planned in shared for path in planned.borrowed))
+    names = [
+        n for n, p in net.named_parameters() if p.requires_grad and any(n == q or n.startswith(f"{q}.") for q in paths)
+    ]
+    if not names:
+        return "no exit trains a parameter of the model"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"exits also train {', '.join(names[:3])}{more}"

@@ -1,0 +1,28 @@
+"""The exit at a cut, in words."""
+
+from dni_fx.plans import ExitPlan
+from dni_fx.units import quantity
+
+__all__ = ["exit_text"]
+
+_SHOWN = 8  # nodes
+
+_WEIGHTS = {
+    "shared": "the model's own weights, which it trains",
+    "readonly": "the model's own weights, which it does not train",
+    "copy": "copies of the weights",
+    "fresh": "new weights",
+    "ema": "a running mean of the weights",
+}
+
+
+def exit_text(planned: ExitPlan) -> str:
+    """The nodes that an exit runs, whose weights they use, and what they cost."""
+    if planned.heads:
+        outputs = ", ".join(output.node for output in planned.heads)
+        return f"a small head of its own for {outputs}, since the later layers take more than an exit may"
+    names = list(planned.nodes)
+    if len(names) > _SHOWN:
+        names[_SHOWN - 3 : -2] = [f"... ({len(names) - _SHOWN + 1} more)"]
+    units = {0: "no unit", 1: "the next unit", "all": "all units"}.get(planned.units, f"the next {planned.units} units")
+    return f"{units} and the tail, {quantity(planned.flops, 'FLOPs')}, with {_WEIGHTS[planned.weights]}: {', '.join(names)}"
