@@ -21,7 +21,7 @@ ABSENT = object()
 # ("length", None), ("global", file); and ("children", None) and ("hooks", None), for the lists of their names.
 Step = tuple[str, Any]
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_CHANGEABLE = list | dict | set | deque | UserDict | UserList | array | np.ndarray
+_CHANGEABLE = (list, dict, set, deque, UserDict, UserList, array, np.ndarray)
 
 
 def value_at(owner: Any, step: Step) -> Any:

@@ -163,8 +163,6 @@ def transformed(frontend: str) -> Any:
         torch.manual_seed(0)
         _NETS[frontend] = dni_fx.transform(Net(), X, cuts=2, frontend=frontend).train()
     net = copy.deepcopy(_NETS[frontend])
-    scale = Scale()  # a copy of a function has the same closure
-    assert scale.scale.__code__ is net.dni_original.scale.__code__
     net(X)
     return net
 
@@ -180,7 +178,7 @@ def test_a_change_for_which_the_graph_does_not_hold(frontend: str, case: str) ->
             net(X)
         assert "transform the model again" in str(error.value)
     finally:
-        net.dni_original.change(1.0)
+        net.dni_original.change(1.0)  # copies of a net share functions and their closures
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])
