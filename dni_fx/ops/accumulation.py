@@ -89,18 +89,27 @@ class Accumulation:
             )
 
     def _are_gradients_kept(self) -> bool:
-        if self.divisor is not None or (self.factor is not None and abs(self.factor - 1) < _CLOSE):
+        if not self._may_divide():
             return False
         kept = [p.grad for p in self.parameters if p.grad is not None][:_READ]
         return any(bool(gradient.any()) for gradient in kept)
+
+    def _may_divide(self) -> bool:
+        """Whether the loop may divide the loss by another number than `divisor`, by all that is known."""
+        if self.factor is None or self.divisor not in (None, 1):
+            return self.divisor is None
+        measured = round(1 / self.factor)
+        divides = measured > 1 and abs(self.factor * measured - 1) < _CLOSE
+        return divides or (self.divisor is None and abs(self.factor - 1) >= _CLOSE)
 
     def _error(self) -> DniFxError:
         if self.factor is None:
             return DniFxError(f"{_KEPT}: {_UNKNOWN}")
         divisor = max(1, round(1 / self.factor))
+        given = "" if self.divisor is None else f" in place of accumulate={self.divisor}"
         return DniFxError(
             f"{_KEPT}, and this loss is {self.factor:.3g} times the mean over the batch, while predictions are of the "
-            f"mean: give dni_fx.transform accumulate={divisor} (for a net that is made: "
+            f"mean: give dni_fx.transform accumulate={divisor}{given} (for a net that is made: "
             f"net.dni.scale_with(accumulate={divisor}))"
         )
 
