@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -241,11 +242,19 @@ def _set_weights(net: nn.Module, stored: dict[str, Tensor], path: Path, *, keep_
         what = f"holds no {absent[0]!r}" if absent else f"holds {strange[0]!r}, which the model does not have"
         raise DniFxError(f"{path} {what}: it belongs to another model")
     for name, tensor in wanted.items():
-        if tensor.shape != stored[name].shape:
-            raise DniFxError(
-                f"{path}: {name} has shape {list(stored[name].shape)}, the model needs {list(tensor.shape)}"
-            )
+        found = stored[name]
+        if tensor.shape != found.shape:
+            raise DniFxError(f"{path}: {name} has shape {list(found.shape)}, the model needs {list(tensor.shape)}")
+        if not _is_convertible(found.dtype, tensor.dtype, keep_dtype=keep_dtype):
+            raise DniFxError(f"{path}: {name} has dtype {found.dtype}, the model needs {tensor.dtype}")
     for name, tensor in wanted.items():
         value = stored[name].to(tensor if keep_dtype else tensor.device)
         # The memory of safetensors has a fixed size, and forward may resize a buffer.
         tensor.data = value if isinstance(tensor, nn.Parameter) else value.clone()
+
+
+def _is_convertible(found: torch.dtype, needed: torch.dtype, *, keep_dtype: bool) -> bool:
+    """Whether the dtypes are of one kind: floating, complex, integer or bool."""
+    if not keep_dtype and all(dtype.is_floating_point or dtype.is_complex for dtype in (found, needed)):
+        return True  # the source of a layer does not name its dtype
+    return torch.can_cast(found, needed) and torch.can_cast(needed, found)
