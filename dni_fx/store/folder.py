@@ -189,9 +189,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
 def _checked(folder: Path) -> tuple[Plan, bool]:
     """The plan of a folder, and whether the files have digests; all that can be checked before `model.py` runs."""
     try:
+        exists = folder.exists()
         missing = [name for name in FILES[:3] if not (folder / name).is_file()]
     except OSError as error:  # no permission, or a name that is too long
         raise DniFxError(f"cannot read {folder} ({error.strerror or error})") from None
+    if not exists:
+        raise DniFxError(f"no such folder: {folder}")
     if missing:
         raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no {missing[0]}")
     return checked_plan(folder), check_digests(folder, FILES)

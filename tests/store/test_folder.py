@@ -208,6 +208,11 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
         dni_fx.load(tmp_path / "out")
 
 
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(dni_fx.DniFxError, match=rf"^no such folder: {tmp_path / 'none'}$"):
+        dni_fx.load(tmp_path / "none")
+
+
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     make, inputs, cuts = MODELS["resnet"]
     dni_fx.save(dni_fx.transform(make(), inputs, cuts=cuts), tmp_path / "out")
