@@ -153,5 +153,5 @@ def test_a_wrong_name_has_all_names_or_the_way_to_them() -> None:
     for name, words in (("zzz", r"there are 0, 1, .* and \d+ more"), ("_99", "the nearest names are _9")):
         with pytest.raises(DniFxError, match=rf"{words}.*; `dni-fx plan TARGET --json` lists the nodes"):
             dni_fx.plan(large, X, cuts=name)
-    with pytest.raises(DniFxError, match="no module of class 'Block'; the classes are .*Linear, .*Tanh"):
+    with pytest.raises(DniFxError, match=r"no module of class 'Block'; the classes are .*Linear, .*Tanh"):
         dni_fx.plan(large, X, cuts="every:Block")
