@@ -21,17 +21,13 @@ from dni_fx.runtime import (
     DecoupledModule,
     FlatModule,
     HookedModule,
-    average_segments,
-    hold_parameters,
     make_module,
-    measure_loss_factor,
     plain,
+    prepare_training,
     rename,
-    replay_windows,
     retrace,
     rewritten,
     share_state,
-    watch_training,
 )
 from dni_fx.store.calls import add_cuts, graph_of_calls
 from dni_fx.store.destination import ADVICE, FILES, check_destination, exists_error
@@ -170,16 +166,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             graph = graph_of_calls(calls)
         base = _MODULES[plan.frontend]
         net = make_module(shell, graph, replace(base.dni_captured, original=model), base)
-        hold_parameters(net, net.dni)
-        if net.dni.rewrite.unlock == "backward":
-            average_segments(net)
         net.dni_apply_settings(vars(cls))
         net.dni_compare()
         if calls is not None:
             add_cuts(net, cls.dni_outputs)
-    replay_windows(net)
-    measure_loss_factor(net, net.dni.rewrite.loss or None)
-    watch_training(net)
+        prepare_training(net, net.dni.rewrite.loss or None)
     if not has_digests:
         check_fingerprint(folder / "plan.json", plan, plain(net).graph)
     _set_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
