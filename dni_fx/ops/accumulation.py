@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dni_fx.errors import DniFxError
+from dni_fx.ops.optimizers import parameters_of
 
 __all__ = ["Accumulation"]
 
@@ -66,8 +67,7 @@ class Accumulation:
 
     def pre_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Before an optimizer steps: raise an error if it uses gradients of several batches."""
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if self.divisor is None and any(id(p) in held for p in self.parameters):
+        if self.divisor is None and not set(self.parameters).isdisjoint(parameters_of([optimizer])):
             raise self._error()
 
     def _report(self, added: bool) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from dni_fx.ops import parameters_of
+
 __all__ = ["held_by", "live_optimizers", "post_each_step"]
 
 
@@ -19,8 +21,7 @@ def live_optimizers() -> list[torch.optim.Optimizer]:
 
 def held_by(optimizers: Iterable[torch.optim.Optimizer]) -> set[nn.Parameter]:
     """The parameters that these optimizers train."""
-    groups = [group for optimizer in optimizers for group in getattr(optimizer, "param_groups", ())]
-    return {parameter for group in groups for parameter in group["params"]}
+    return set(parameters_of(optimizers))
 
 
 class Observer(Protocol):
