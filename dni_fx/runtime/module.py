@@ -177,13 +177,17 @@ def not_rewritten(net: object) -> DniFxError:
     return DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
 
 
-class _Stamping(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, stamp: Stamp) -> None:
-        super().__init__(module)
-        self.stamp = stamp
+class _Interpreter(fx.Interpreter):
+    """Takes names that no attribute can have."""
 
     def fetch_attr(self, target: str) -> Any:
         return at_path(self.module, target)
+
+
+class _Stamping(_Interpreter):
+    def __init__(self, module: fx.GraphModule, stamp: Stamp) -> None:
+        super().__init__(module)
+        self.stamp = stamp
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -191,15 +195,12 @@ class _Stamping(fx.Interpreter):
         return value
 
 
-class _Watching(fx.Interpreter):
+class _Watching(_Interpreter):
     """Writes down the shape of each tensor."""
 
     def __init__(self, module: fx.GraphModule, shapes: dict[str, tuple[int, ...]]) -> None:
         super().__init__(module)
         self.shapes = shapes
-
-    def fetch_attr(self, target: str) -> Any:
-        return at_path(self.module, target)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
