@@ -41,6 +41,15 @@ class Forecast:
     backprop: Outlook
     cut: Outlook
 
+    @property
+    def saves_memory(self) -> bool:
+        return self.cut.peak_bytes < self.backprop.peak_bytes
+
+    @property
+    def saves_time(self) -> bool:
+        """Whether a step is faster, if every segment has a device of its own."""
+        return self.cut.slowest < self.backprop.slowest
+
 
 @dataclass(frozen=True)
 class Weighed:

@@ -148,7 +148,17 @@ def _export(
             except Exception as error:  # torch.export raises errors of any type on code that it cannot capture
                 first_error = first_error or error
     assert first_error is not None
-    raise CaptureError(f"torch.export does not take it: {first_line(first_error)}") from None
+    raise CaptureError(f"torch.export does not take it: {_reason(first_error)}") from None
+
+
+# The notes and the advice that torch adds to its errors, for people who call torch.export themselves.
+_ADVICE = re.compile(r"\s*\(unhinted: .*|(?<=[.!])\s+(If|To|Please|For more|See|Consider|You|Try|Use|Set|Run)\b.*")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error of torch.export, without advice."""
+    line = first_line(error)
+    return _ADVICE.sub("", line) or line
 
 
 def _name_keywords(model: nn.Module, kwargs: dict[str, Any]) -> None:
