@@ -87,7 +87,9 @@ def _mixes_positions(node: fx.Node, parameters: Mapping[str, nn.Parameter]) -> b
         return True
     if operation in _PRODUCTS:
         return sum(record_of(source).carries_gradient for source in node.all_input_nodes) > 1
-    return "conv" in operation.lower() and any(max(parameters[n].shape[2:], default=1) > 1 for n in record_of(node).parameters)
+    return "conv" in operation.lower() and any(
+        max(parameters[n].shape[2:], default=1) > 1 for n in record_of(node).parameters
+    )
 
 
 def _takes_part(node: fx.Node) -> bool:
