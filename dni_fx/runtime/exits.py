@@ -124,7 +124,7 @@ class Exit(nn.Module):
             value: object = self.loss(*_for_loss(self.loss, outputs, context))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ContextError(
-                f"loss={described(self.loss)} fails on the outputs and the dni_context of this call: {first_line(error)}"
+                f"loss={described(self.loss)} fails on the outputs and the dni_context of a call: {first_line(error)}"
             ) from None
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise DniFxError(f"loss={described(self.loss)} returns {described(value)}, not a scalar with gradient")
