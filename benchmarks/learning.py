@@ -4,7 +4,7 @@ Run:     python benchmarks/learning.py run       hours; goes on where it was sto
 Sweep:   python benchmarks/learning.py sweep     learning rates of backprop
 Report:  python benchmarks/learning.py report    writes benchmarks/results/learning.md
 A run is a training ("train") or a measurement of a step ("cost"). After a change to a method, take its lines out of
-the file of runs. The tasks are in learning_tasks.py.
+the file of runs. The tasks are in learning_tasks.py, their data in learning_data.py.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from typing import Any
 import learning_report
 import runs
 import torch
-from learning_tasks import TASKS, Batch, Data, Task
+from learning_data import Batch, Data
+from learning_tasks import TASKS, Task
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -30,7 +31,6 @@ from dni_fx.bench.live_bytes import training_peak
 
 RUNS = Path(__file__).parent / "results" / "learning.jsonl"
 METHODS = learning_report.METHODS
-SHOWN = 4  # segments: the control is run with so many
 POINTS = 10  # of a curve
 Run = learning_report.Run
 ATTENTION = {  # beside the FLOPs of the two products; the place of the queries
@@ -209,7 +209,7 @@ def do(run: Run) -> dict[str, Any]:
     try:
         return cost(run) if run.what == "cost" else train(run)
     except FileNotFoundError as error:
-        sys.exit(f"{run.task}: {error} is not here; see learning_tasks.py")
+        sys.exit(f"{run.task}: {error} is not here; see learning_data.py")
 
 
 def wanted(arguments: argparse.Namespace) -> Iterator[Run]:

@@ -61,7 +61,9 @@ def rows(task: Task) -> Iterator[tuple[str, int]]:
         if name in ("backprop", "checkpointing"):
             yield name, 0
         else:
-            yield from ((name, segments) for segments in task.cuts if method.unlock == "backward" or segments == 4)
+            yield from (
+                (name, segments) for segments in task.cuts if method.unlock == "backward" or segments == task.shown
+            )
 
 
 Results = dict[Run, dict[str, Any]]
@@ -132,12 +134,12 @@ def cells(results: Results, name: str, method: str, segments: int) -> list[str]:
 def summary(results: Results) -> Iterator[str]:
     """One row a task."""
     methods = [name for name in METHODS if name not in ("backprop", "checkpointing")]
-    yield "| task | score | backprop | " + " | ".join(METHODS[name].title for name in methods) + " |"
-    yield "|---|---|---|" + "---|" * len(methods)
+    yield "| task | segments | score | backprop | " + " | ".join(METHODS[name].title for name in methods) + " |"
+    yield "|---|---|---|---|" + "---|" * len(methods)
     for name, task in TASKS.items():
         base = mean([r["score"] for r in of_seeds(results, name, "backprop", 0)])
-        ratios = [beside(results, name, method, 4) for method in methods]
-        yield "| " + " | ".join([task.title, task.unit, base, *ratios]) + " |"
+        ratios = [beside(results, name, method, task.shown) for method in methods]
+        yield "| " + " | ".join([task.title, str(task.shown), task.unit, base, *ratios]) + " |"
 
 
 def details(results: Results) -> Iterator[str]:
@@ -179,7 +181,7 @@ def command(arguments: argparse.Namespace) -> None:
         "alone; 1 unit: the next residual branch or block, too. The control, backprop + losses of the exits, cuts",
         "nothing: what is below gets the true gradient and the exit's. `-`: not run.",
         "",
-        "## With four segments, at equal steps",
+        "## At equal steps",
         "",
         "Backprop: mean (least to most; number of seeds). The others: the score divided by backprop's of the same",
         "seed, the mean of the seeds.",
