@@ -1,6 +1,7 @@
 """Exits of a model without a graph: the model itself runs again from a cut, and leaves later blocks out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import networkx as nx
 from torch import fx, nn
@@ -9,6 +10,7 @@ from dni_fx.cost.exits import ExitPlanner
 from dni_fx.errors import DniFxError
 from dni_fx.graph import record_of
 from dni_fx.partition import Position, Route
+from dni_fx.plans import ExitPlan
 from dni_fx.runtime import HookedModule, Output
 from dni_fx.synthesizers import ExitOptions
 
@@ -34,6 +36,12 @@ class HookedExitPlanner(ExitPlanner):
 
     def _own_loss(self) -> str:
         return "loss" if self.net.dni_captured.returns_loss else ""
+
+    def plan(self, position: Position) -> ExitPlan:
+        planned = super().plan(position)
+        # A container is called, too; what it borrows are the submodules inside.
+        inner = [path for path in planned.borrowed if not any(p.startswith(f"{path}.") for p in planned.borrowed)]
+        return replace(planned, borrowed=tuple(inner), inputs=())
 
     def _weights(self, nodes: Sequence[fx.Node]) -> str:
         return "shared" if self.options.weights == "auto" else self.options.weights

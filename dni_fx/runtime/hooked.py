@@ -227,7 +227,7 @@ def _cutting(net: HookedModule, context: Tensor | None, given: tuple[Any, Any]) 
 
         return post_forward
 
-    hooked = {**dict.fromkeys(passed.names, {}), **_cut_calls(net)}
+    hooked: dict[str, dict[int, int]] = {**{name: {} for name in passed.names}, **_cut_calls(net)}
     handles = [
         net.get_submodule(name).register_forward_hook(post_forward_of(name, cuts)) for name, cuts in hooked.items()
     ]
