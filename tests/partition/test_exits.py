@@ -1,0 +1,218 @@
+"""The route of an exit on graphs of plain numbers: by hand, and on random graphs what holds for every route."""
+
+import random
+
+import networkx as nx
+import pytest
+from flows import Flow, add
+from seeds import seeds
+
+from dni_fx.partition.exits import Route, find_route
+from dni_fx.partition.flow_node import flow_node
+from dni_fx.partition.positions import Position, find_positions
+
+
+def layer(flow: Flow, name: str, *sources: str, width: int = 8, cost: float = 1.0, matrix: bool = True) -> None:
+    add(flow, name, sources, forward=cost, has_matrix=matrix, kind=f"layer: {width}")
+
+
+def total(flow: Flow, name: str, *sources: str, width: int = 8) -> None:
+    add(flow, name, sources, forward=0.5, is_sum=True, kind=f"sum: {width}")
+
+
+def after(flow: Flow, name: str) -> Position:
+    """The position after a node."""
+    return find_positions(flow)[list(flow).index(name)]
+
+
+def route(flow: Flow, name: str, units: int | None = 0, ends: tuple[str, ...] = ("head",)) -> Route:
+    found = find_route(flow, after(flow, name), ends, units)
+    assert found is not None
+    return found
+
+
+def residual(blocks: int = 3) -> Flow:
+    """Blocks b0, b1, ... of two layers and a sum s0, s1, ..., then a norm and a head."""
+    flow: Flow = nx.DiGraph()
+    layer(flow, "x")
+    last = "x"
+    for i in range(blocks):
+        layer(flow, f"a{i}", last)
+        layer(flow, f"b{i}", f"a{i}")
+        total(flow, f"s{i}", last, f"b{i}")
+        last = f"s{i}"
+    layer(flow, "norm", last, matrix=False)
+    layer(flow, "head", "norm", width=3)
+    return flow
+
+
+def test_residual_branches_are_left_out_and_the_tail_is_kept() -> None:
+    assert route(residual(), "s0") == Route(("norm", "head"), {"s2": "s1", "s1": "s0"}, 0, False)
+
+
+def test_the_next_unit_is_the_next_residual_branch_whole() -> None:
+    assert route(residual(), "s0", 1) == Route(("a1", "b1", "s1", "norm", "head"), {"s2": "s1"}, 1, False)
+    assert route(residual(), "s0", 2).bypassed == {}
+    assert route(residual(), "x", 2).nodes == ("a0", "b0", "s0", "a1", "b1", "s1", "norm", "head")
+
+
+def test_no_more_units_than_there_are() -> None:
+    assert route(residual(), "s1", 5) == Route(("a2", "b2", "s2", "norm", "head"), {}, 2, False)
+
+
+def test_a_cut_in_a_branch_goes_on_from_the_shortcut() -> None:
+    found = route(residual(), "a1")
+    assert found.nodes == ("norm", "head") and found.bypassed["s1"] == "s0" and found.in_branch
+
+
+def test_a_term_that_costs_nothing_is_not_left_out() -> None:
+    found = route(residual(), "b1")
+    assert found.nodes == ("s1", "norm", "head") and "s1" not in found.bypassed
+
+
+def test_a_shortcut_that_changes_the_shape_is_kept() -> None:
+    flow: Flow = nx.DiGraph()
+    layer(flow, "x")
+    layer(flow, "a", "x", width=16, cost=9)
+    layer(flow, "shortcut", "x", width=16)
+    total(flow, "s", "a", "shortcut", width=16)
+    layer(flow, "head", "s")
+    assert route(flow, "x") == Route(("shortcut", "head"), {"s": "shortcut"}, 0, False)
+
+
+def test_plain_layers_of_one_kind_are_jumped_over() -> None:
+    flow: Flow = nx.DiGraph()
+    layer(flow, "x", width=3)
+    for i, width in enumerate((8, 8, 4, 4, 4)):
+        layer(flow, f"l{i}", list(flow)[-1], width=width)
+    layer(flow, "head", "l4", width=2)
+    # Only the two changes of the width run: to 4, and to the width of the head.
+    assert route(flow, "l0") == Route(("l2", "head"), {"l4": "l2", "l1": "l0"}, 0, False)
+    assert route(flow, "l0", 1).nodes == ("l1", "l2", "head")
+    assert route(flow, "l2", 1).nodes == ("l3", "head")
+
+
+def test_nothing_of_the_tail_is_jumped_over() -> None:
+    flow = residual(1)
+    layer(flow, "more", "norm")  # of the kind of the norm
+    layer(flow, "last", "more")
+    assert route(flow, "x", ends=("last",)) == Route(("norm", "more", "last"), {"s0": "x"}, 0, False)
+
+
+def encoder_decoder() -> Flow:
+    """An encoder e0, e1 with sums t0, t1; a decoder that adds attention to the encoder: s = y + cross(y, t1)."""
+    flow: Flow = nx.DiGraph()
+    layer(flow, "x")
+    add(flow, "y", carries_gradient=False)
+    for i in range(2):
+        layer(flow, f"e{i}", ("x", "t0")[i])
+        total(flow, f"t{i}", ("x", "t0")[i], f"e{i}")
+    layer(flow, "q", "y")
+    layer(flow, "cross", "q", "t1", cost=9)
+    total(flow, "s", "y", "cross")
+    layer(flow, "own", "s", cost=9)
+    total(flow, "s2", "s", "own")
+    layer(flow, "head", "s2")
+    return flow
+
+
+def test_cross_attention_is_kept_where_the_cut_is_in_the_encoder() -> None:
+    """Without the branch, the loss would not depend on the encoder."""
+    found = route(encoder_decoder(), "t0")
+    assert found.nodes == ("q", "cross", "s", "head")
+    assert found.bypassed == {"s2": "s", "t1": "t0"}
+
+
+def test_every_end_is_computed_from_the_crossing_tensors() -> None:
+    flow = encoder_decoder()
+    layer(flow, "other", "e1")  # an end of the encoder itself, at the end of a branch
+    layer(flow, "aside", "y")  # an end that does not depend on the cut
+    found = route(flow, "t0", ends=("head", "other", "aside"))
+    assert {"cross", "other", "e1", "aside"} <= set(found.nodes)
+    # Alone, the end that does not depend on the cut gives no route.
+    assert find_route(flow, after(flow, "t0"), ["aside"], 0) is None
+    assert find_route(flow, after(flow, "t0"), ["x"], None) is None
+
+
+def test_a_crossing_tensor_that_is_an_end() -> None:
+    assert route(residual(1), "s0", ends=("s0",)) == Route((), {}, 0, False)
+
+
+def test_a_route_that_costs_too_much() -> None:
+    flow = residual()
+    assert find_route(flow, after(flow, "s0"), ["head"], 1, most=4.5) is not None
+    assert find_route(flow, after(flow, "s0"), ["head"], 1, most=4.4) is None
+
+
+# -------------------------------------------------------------------------------------------- random graphs
+def random_flow(rng: random.Random) -> Flow:
+    """A DAG with sums, few kinds, and skips."""
+    flow: Flow = nx.DiGraph()
+    layer(flow, "x")
+    for i in range(rng.randint(2, 25)):
+        names = list(flow)
+        reach = names[-rng.choice((2, 4, 30)) :]
+        if rng.random() < 0.4 and len(reach) > 1:
+            total(flow, f"n{i}", *rng.sample(reach, 2), width=rng.choice((4, 8)))
+        else:
+            sources = rng.sample(reach, min(len(reach), rng.choice((1, 1, 1, 2, 3))))
+            cost, matrix = rng.choice((0.0, 1.0, 5.0)), rng.random() < 0.7
+            layer(flow, f"n{i}", *sources, width=rng.choice((4, 4, 8)), cost=cost, matrix=matrix)
+    return flow
+
+
+def depends(flow: Flow, position: Position) -> set[str]:
+    """The nodes above the cut that are computed from the crossing tensors."""
+    above = list(flow)[position.index + 1 :]
+    return set().union(*(nx.descendants(flow, name) for name in position.crossing)) & set(above)
+
+
+def replacement(found: Route, name: str) -> str:
+    while name in found.bypassed:
+        name = found.bypassed[name]
+    return name
+
+
+def check(flow: Flow, position: Position, ends: list[str], found: Route) -> None:
+    """The route can run in its order, and gives every end that depends on the crossing tensors from them."""
+    names = list(flow)
+    below, above = set(names[: position.index + 1]), set(names[position.index + 1 :])
+    assert list(found.nodes) == [name for name in names if name in set(found.nodes)] and set(found.nodes) <= above
+    assert not set(found.nodes) & set(found.bypassed)
+    known, from_crossing = set(below), set(position.crossing)
+    for name in found.nodes:
+        sources = [replacement(found, source) for source in flow.predecessors(name)]
+        assert set(sources) <= known
+        known.add(name)
+        if from_crossing & set(sources):
+            from_crossing.add(name)
+    for name, other in found.bypassed.items():
+        assert flow_node(flow, name).is_sum or flow_node(flow, name).kind == flow_node(flow, other).kind
+        assert other in flow.predecessors(name) or name in depends(flow, position)
+    for end in ends:
+        assert replacement(found, end) in known
+        if end in depends(flow, position) | set(position.crossing):
+            assert replacement(found, end) in from_crossing
+
+
+@pytest.mark.parametrize("seed", seeds(20, 200))
+def test_random_graphs(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(10):
+        flow = random_flow(rng)
+        names = list(flow)
+        position = after(flow, rng.choice(names[:-1]))
+        ends = sorted(set(rng.choices(names, k=rng.choice((1, 2)))) | {names[-1]})
+        wanted = [end for end in ends if end in depends(flow, position) or end in position.crossing]
+        whole = find_route(flow, position, ends, None)
+        assert (whole is None) == (not wanted)
+        if whole is None:
+            continue
+        ancestors = set().union(*({end} | nx.ancestors(flow, end) for end in ends))
+        assert set(whole.nodes) == ancestors - set(names[: position.index + 1]) and whole.bypassed == {}
+        for units in range(4):
+            found = find_route(flow, position, ends, units)
+            assert found is not None and found.units <= units
+            check(flow, position, ends, found)
+            assert set(found.nodes) <= set(whole.nodes)
+            assert set(found.bypassed) <= set(whole.nodes)
