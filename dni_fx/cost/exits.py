@@ -64,7 +64,11 @@ class ExitPlanner:
         """The route from a cut; None: the loss does not depend on what crosses the cut."""
         if position not in self._routes:
             units = None if self.options.units == "all" else int(self.options.units)
-            self._routes[position] = find_route(self.flow, position, self.ends, units)
+            found = find_route(self.flow, position, self.ends, units)
+            if units == 0 and found is not None and any(flow_node(self.flow, name).takes_part for name in found.nodes):
+                # All but one position would get no gradient: a unit has to mix the positions before.
+                found = find_route(self.flow, position, self.ends, 1)
+            self._routes[position] = found
         return self._routes[position]
 
     def is_avoided(self, position: Position) -> bool:

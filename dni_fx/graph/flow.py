@@ -4,7 +4,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 import networkx as nx
-from torch import fx
+from torch import fx, nn
 
 from dni_fx.graph.record import NodeRecord, operation_name, record_of, returned_nodes
 from dni_fx.model import tensors_in
@@ -12,6 +12,8 @@ from dni_fx.partition import FlowNode, add_flow_node, set_largest_parameter
 
 __all__ = ["dataflow"]
 
+_ATTENTION = ("MultiheadAttention", "scaled_dot_product_attention", "multi_head_attention_forward")
+_PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
 _SUMS = ("add", "add_", "iadd")
 
 
@@ -45,6 +47,9 @@ def dataflow(
             saves=record.saves,
             gradient=sum(unused.pop(name, 0) for name in record.parameters),
             is_sum=_is_sum(node),
+            is_layer=any(parameters[name].dim() > 1 for name in record.parameters) and record.flops > _bytes(node),
+            mixes=_mixes_positions(node, parameters),
+            takes_part=_takes_part(node),
             kind=f"{_operation(node)}: {_description(record)}",
             bytes=_bytes(node),
             parameters=len(record.parameters),
@@ -75,10 +80,33 @@ def _is_sum(node: fx.Node) -> bool:
     return operation_name(node) in _SUMS and not node.kwargs and shapes == {record_of(node).shape}
 
 
+def _mixes_positions(node: fx.Node, parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Whether an entry of the value depends on other positions of the operand, such as neighbours or a whole sequence."""
+    operation = _operation(node)
+    if operation in _ATTENTION or isinstance(_module(node), nn.RNNBase):
+        return True
+    if operation in _PRODUCTS:
+        return sum(record_of(source).carries_gradient for source in node.all_input_nodes) > 1
+    return "conv" in operation.lower() and any(max(parameters[n].shape[2:], default=1) > 1 for n in record_of(node).parameters)
+
+
+def _takes_part(node: fx.Node) -> bool:
+    """Whether the value is one entry of its operand along an axis, such as the class token of a sequence."""
+    rank = len(record_of(node).shape or ())
+    sources = [record_of(source).shape for source in node.all_input_nodes[:1]]
+    return operation_name(node) in ("getitem", "select") and any(shape and len(shape) > rank for shape in sources)
+
+
 def _operation(node: fx.Node) -> str:
     """The class of the module, or the name of the function, that a node calls."""
+    module = _module(node)
+    return operation_name(node) if module is None else type(module).__name__
+
+
+def _module(node: fx.Node) -> nn.Module | None:
+    """The module that a node calls."""
     owner: Any = node.graph.owning_module
-    return type(owner.get_submodule(node.target)).__name__ if node.op == "call_module" else operation_name(node)
+    return owner.get_submodule(node.target) if node.op == "call_module" else None
 
 
 def _description(record: NodeRecord) -> str:

@@ -122,18 +122,20 @@ def _places(
 def _next_units(
     flow: "nx.DiGraph[str]", places: Sequence[str], dependent: Collection[str], order: dict[str, int], units: int
 ) -> tuple[set[str], int]:
-    """The nodes of the next units, and the number of units: a unit ends at a place, and has a weight matrix."""
-    whole: set[str] = set()
-    count, begin = 0, -1
+    """The nodes of the next units, and the number of units: a unit ends at a place, and has a layer.
+
+    Where some units mix positions, as attention does, the next of these count: the others need them.
+    """
+    stretches: list[list[str]] = []
+    begin = -1
     for place in places:
         stretch = [name for name in dependent if begin < order[name] <= order[place]]
         begin = order[place]
-        if count == units:
-            break
-        if any(flow_node(flow, name).has_matrix for name in stretch):
-            whole.update(stretch)
-            count += 1
-    return whole, count
+        if any(flow_node(flow, name).is_layer for name in stretch):
+            stretches.append(stretch)
+    mixing = [stretch for stretch in stretches if any(flow_node(flow, name).mixes for name in stretch)]
+    kept = (mixing or stretches)[:units]
+    return {name for stretch in kept for name in stretch}, len(kept)
 
 
 def _jumps(flow: "nx.DiGraph[str]", places: Sequence[str], whole: Collection[str]) -> dict[str, list[str]]:

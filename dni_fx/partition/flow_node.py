@@ -23,6 +23,9 @@ class FlowNode:
     saves: Mapping[int, int] = field(default_factory=dict)  # storage: bytes, that autograd keeps from this node on
     gradient: int = 0  # bytes of the gradients of the trainable parameters that this node is the first to use
     is_sum: bool = False  # the gradient of the sum is also the gradient of each term
+    is_layer: bool = False  # the node multiplies with a weight matrix
+    mixes: bool = False  # the node mixes positions, such as attention
+    takes_part: bool = False  # the value is one position, or another single part, of an operand
     kind: str = ""  # of the operation, with the dtype and shape of the value
 
     # Where the graph can be cut.

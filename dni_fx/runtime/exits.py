@@ -17,7 +17,7 @@ from dni_fx.errors import ContextError, DniFxError, described, first_line
 from dni_fx.model import at_path
 from dni_fx.passes.boundary import origin
 from dni_fx.plans import CrossingTensor, ExitPlan
-from dni_fx.settings import Loss
+from dni_fx.settings import Loss, loss_name
 from dni_fx.synthesizers import LossScale, make_head
 
 __all__ = ["Exit", "connect_exits"]
@@ -121,7 +121,7 @@ class Exit(nn.Module):
                 "the exits need the target of the loss: while training, call net(..., dni_context=target)"
             )
         try:
-            value: object = self.loss(outputs, context)
+            value: object = self.loss(*_class_first(self.loss, outputs, context))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ContextError(
                 f"loss={described(self.loss)} fails on the outputs and the dni_context of this call: {first_line(error)}"
@@ -140,6 +140,16 @@ class Exit(nn.Module):
                     if mean.is_floating_point():
                         mean.lerp_(now, 1 - EMA)
         return own
+
+
+def _class_first(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
+    """Outputs (N, T, K) and labels (N, T) as rows, for a loss of torch.nn.functional, which takes outputs (N, K, T)."""
+    if not (isinstance(outputs, Tensor) and isinstance(target, Tensor) and loss_name(loss)):
+        return outputs, target
+    of_positions = not target.is_floating_point() and outputs.dim() > 2 and target.shape == outputs.shape[:-1]
+    if not of_positions or target.shape == outputs.shape[:1] + outputs.shape[2:]:
+        return outputs, target
+    return outputs.flatten(0, -2), target.flatten()
 
 
 def connect_exits(net: fx.GraphModule) -> None:
@@ -242,10 +252,13 @@ def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.
         buffers = dict(net.named_buffers())
         borrowed |= {path: copied(borrowed[path]) for path in borrowed if path in buffers}
 
+    # By object: a tied weight has several paths, of which a saved net knows one.
+    by_object = {id(at_path(net, path)): node for path, node in borrowed.items()}
+
     def value(node: fx.Node) -> fx.Node:
         node = origin(node)
-        if node.op == "get_attr" and str(node.target) in borrowed:
-            return borrowed[str(node.target)]
+        if node.op == "get_attr":
+            return by_object[id(at_path(net, str(node.target)))]
         if node.name not in values and node.name in plan.bypassed:
             values[node.name] = copied(value(by_name[plan.bypassed[node.name]]))
         return values[node.name]
@@ -254,7 +267,8 @@ def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.
         node = by_name[name]
         if node.op == "call_module":
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            values[name] = graph.call_function(run, (borrowed[str(node.target)], *args), kwargs)
+            module = by_object[id(at_path(net, str(node.target)))]
+            values[name] = graph.call_function(run, (module, *args), kwargs)
         else:
             values[name] = graph.node_copy(node, value)
     result = net.graph.output_node().args[0] if not plan.loss else by_name[plan.loss]

@@ -30,8 +30,17 @@ def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
         segment.hold(used)
     if dni.segments:  # only the last one's targets come in the backward pass of the loss
         *below, last, above = of_segments
-        elsewhere = {p for used in (*below, above) for p in used}
+        elsewhere = {p for used in (*below, above) for p in used} | _trained_by_exits(net, dni)
         dni.segments[-1].accumulation.watch(p for p in last if p not in elsewhere)
+
+
+def _trained_by_exits(net: fx.GraphModule, dni: Dni) -> set[nn.Parameter]:
+    """The parameters of the model that exits train, whose targets come at other times."""
+    found: set[nn.Parameter] = set()
+    for path in {path for cut in dni.plan.cuts if cut.exit is not None for path in cut.exit.borrowed}:
+        value = at_path(net, path)
+        found |= set(value.parameters()) if isinstance(value, nn.Module) else {value}
+    return found
 
 
 def parameters_by_segment(net: fx.GraphModule, plan: Plan) -> list[list[nn.Parameter]]:
