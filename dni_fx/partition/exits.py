@@ -77,7 +77,7 @@ def find_route(
         return None
     places = _places(flow, dependent, position.crossing, wanted)
     whole, count = (set(above), 0) if units is None else _next_units(flow, places, dependent, order, units)
-    ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole))
+    ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole, _joins(flow, dependent, position)))
     nodes, bypassed = _follow(flow, ways, ends, wanted, above)
     if sum(flow_node(flow, name).forward for name in nodes) > most:
         return None
@@ -138,18 +138,36 @@ def _next_units(
     return {name for stretch in kept for name in stretch}, len(kept)
 
 
-def _jumps(flow: "nx.DiGraph[str]", places: Sequence[str], whole: Collection[str]) -> dict[str, list[str]]:
+def _joins(flow: "nx.DiGraph[str]", dependent: Collection[str], position: Position) -> list[str]:
+    """The sums with another stream, such as a decoder's: with a term that does not depend on the crossing tensors."""
+    known = {*dependent, *position.crossing}
+    return [
+        name
+        for name in dependent
+        if flow_node(flow, name).is_sum and any(source not in known for source in flow.predecessors(name))
+    ]
+
+
+def _jumps(
+    flow: "nx.DiGraph[str]", places: Sequence[str], whole: Collection[str], joins: Sequence[str]
+) -> dict[str, list[str]]:
     """For each place, the earlier places whose values may replace its value: of the same kind and shape.
 
-    After the last sum comes the tail, in which nothing is replaced.
+    After the last sum comes the tail, in which nothing is replaced. A jump over the sum with another stream would
+    leave that stream out.
     """
     sums = [i for i, place in enumerate(places) if flow_node(flow, place).is_sum]
     end = sums[-1] + 1 if sums else len(places)
     begin = max((i for i, place in enumerate(places) if place in whole), default=0)
+    order = {name: place for place, name in enumerate(flow)}
     found: dict[str, list[str]] = {}
     kinds = [flow_node(flow, place).kind for place in places]
     for i in range(begin + 1, end):
-        found[places[i]] = [places[j] for j in range(begin, i) if kinds[j] == kinds[i]]
+        found[places[i]] = [
+            places[j]
+            for j in range(begin, i)
+            if kinds[j] == kinds[i] and not any(order[places[j]] < order[join] <= order[places[i]] for join in joins)
+        ]
     return found
 
 

@@ -1,10 +1,11 @@
 """The route of an exit on graphs of plain numbers: by hand, and on random graphs what holds for every route."""
 
 import random
+from typing import Any
 
 import networkx as nx
 import pytest
-from flows import Flow, add
+from flows import Flow, add, change
 from seeds import seeds
 
 from dni_fx.partition.exits import Route, find_route
@@ -12,8 +13,8 @@ from dni_fx.partition.flow_node import flow_node
 from dni_fx.partition.positions import Position, find_positions
 
 
-def layer(flow: Flow, name: str, *sources: str, width: int = 8, cost: float = 1.0, matrix: bool = True) -> None:
-    add(flow, name, sources, forward=cost, has_matrix=matrix, kind=f"layer: {width}")
+def layer(flow: Flow, name: str, *sources: str, width: int = 8, cost: float = 1.0, **changes: Any) -> None:
+    add(flow, name, sources, **{"forward": cost, "is_layer": True, "kind": f"layer: {width}"} | changes)
 
 
 def total(flow: Flow, name: str, *sources: str, width: int = 8) -> None:
@@ -41,7 +42,7 @@ def residual(blocks: int = 3) -> Flow:
         layer(flow, f"b{i}", f"a{i}")
         total(flow, f"s{i}", last, f"b{i}")
         last = f"s{i}"
-    layer(flow, "norm", last, matrix=False)
+    layer(flow, "norm", last, is_layer=False)
     layer(flow, "head", "norm", width=3)
     return flow
 
@@ -54,6 +55,18 @@ def test_the_next_unit_is_the_next_residual_branch_whole() -> None:
     assert route(residual(), "s0", 1) == Route(("a1", "b1", "s1", "norm", "head"), {"s2": "s1"}, 1, False)
     assert route(residual(), "s0", 2).bypassed == {}
     assert route(residual(), "x", 2).nodes == ("a0", "b0", "s0", "a1", "b1", "s1", "norm", "head")
+
+
+def test_where_some_units_mix_positions_the_next_of_these_run() -> None:
+    flow = residual(4)
+    for name in ("b1", "b3"):
+        change(flow, name, mixes=True)
+    found = route(flow, "x", 1)
+    assert found.nodes == ("a1", "b1", "s1", "norm", "head") and found.units == 1
+    assert found.bypassed == {"s3": "s2", "s2": "s1", "s0": "x"}
+    assert route(flow, "x", 2).nodes == ("a1", "b1", "s1", "a3", "b3", "s3", "norm", "head")
+    assert route(flow, "s1", 2).units == 1
+    assert route(flow, "s3", 1).units == 1  # nothing mixes above: the head
 
 
 def test_no_more_units_than_there_are() -> None:
@@ -157,7 +170,8 @@ def random_flow(rng: random.Random) -> Flow:
         else:
             sources = rng.sample(reach, min(len(reach), rng.choice((1, 1, 1, 2, 3))))
             cost, matrix = rng.choice((0.0, 1.0, 5.0)), rng.random() < 0.7
-            layer(flow, f"n{i}", *sources, width=rng.choice((4, 4, 8)), cost=cost, matrix=matrix)
+            mixes = rng.random() < 0.2
+            layer(flow, f"n{i}", *sources, width=rng.choice((4, 4, 8)), cost=cost, is_layer=matrix, mixes=mixes)
     return flow
 
 
