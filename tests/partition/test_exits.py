@@ -73,9 +73,17 @@ def test_no_more_units_than_there_are() -> None:
     assert route(residual(), "s1", 5) == Route(("a2", "b2", "s2", "norm", "head"), {}, 2, False)
 
 
-def test_a_cut_in_a_branch_goes_on_from_the_shortcut() -> None:
-    found = route(residual(), "a1")
-    assert found.nodes == ("norm", "head") and found.bypassed["s1"] == "s0" and found.in_branch
+def test_a_cut_in_a_branch_runs_its_rest() -> None:
+    """Without it, the tensor in the branch would get no gradient."""
+    assert route(residual(), "a1") == Route(("b1", "s1", "norm", "head"), {"s2": "s1"}, 0, True)
+
+
+def test_a_long_skip_does_not_take_the_place_of_all_between() -> None:
+    flow = residual(2)
+    total(flow, "far", "x", "s1")
+    layer(flow, "last", "far")
+    found = route(flow, "s0", ends=("last",))
+    assert found.nodes == ("far", "last") and found.bypassed == {"s1": "s0"}
 
 
 def test_a_term_that_costs_nothing_is_not_left_out() -> None:
@@ -136,6 +144,38 @@ def test_cross_attention_is_kept_where_the_cut_is_in_the_encoder() -> None:
     assert found.bypassed == {"s2": "s", "t1": "t0"}
 
 
+def test_cross_attention_is_kept_where_both_streams_cross_the_cut() -> None:
+    flow = encoder_decoder()
+    change(flow, "y", carries_gradient=True)  # computed below the cut, as embeddings are
+    assert set(after(flow, "t0").crossing) == {"t0", "y"}
+    assert route(flow, "t0").nodes == ("q", "cross", "s", "head")
+
+
+def test_another_stream_is_not_left_out_of_a_sum_but_may_leave_the_branch_out() -> None:
+    flow = encoder_decoder()
+    layer(flow, "own2", "y", cost=9)  # of the other stream
+    layer(flow, "q2", "t1")
+    total(flow, "s3", "own2", "q2")
+    layer(flow, "cross3", "s3", "t1", cost=9)
+    layer(flow, "last", "cross3")
+    found = route(flow, "t0", ends=("last",))
+    assert found.nodes == ("own2", "cross3", "last") and found.bypassed == {"s3": "own2", "t1": "t0"}
+    layer(flow, "next", "s3")
+    assert route(flow, "t0", ends=("next",)).nodes == ("own2", "q2", "s3", "next")
+
+
+def test_where_a_tensor_would_get_no_gradient_all_runs() -> None:
+    flow = encoder_decoder()
+    layer(flow, "b", "t0")
+    layer(flow, "own2", "y")
+    total(flow, "m", "own2", "b")
+    layer(flow, "last", "s2", "m")
+    position = Position(list(flow).index("cross"), "cross", ("cross", "t0"), 0)
+    found = find_route(flow, position, ["last"], 0)
+    assert found is not None
+    assert found.nodes == ("s", "own", "s2", "b", "own2", "m", "last") and found.bypassed == {}
+
+
 def test_every_end_is_computed_from_the_crossing_tensors() -> None:
     flow = encoder_decoder()
     layer(flow, "other", "e1")  # an end of the encoder itself, at the end of a branch
@@ -187,6 +227,15 @@ def replacement(found: Route, name: str) -> str:
     return name
 
 
+def used(flow: Flow, found: Route, ends: list[str]) -> set[str]:
+    """All values that the ends are computed from."""
+    runs: nx.DiGraph[str] = nx.DiGraph()
+    runs.add_nodes_from(flow)
+    runs.add_edges_from((source, name) for name in found.nodes for source in flow.predecessors(name))
+    runs.add_edges_from((other, name) for name, other in found.bypassed.items())
+    return set().union(*({end} | nx.ancestors(runs, end) for end in ends))
+
+
 def check(flow: Flow, position: Position, ends: list[str], found: Route) -> None:
     """The route can run in its order, and gives every end that depends on the crossing tensors from them."""
     names = list(flow)
@@ -207,6 +256,9 @@ def check(flow: Flow, position: Position, ends: list[str], found: Route) -> None
         assert replacement(found, end) in known
         if end in depends(flow, position) | set(position.crossing):
             assert replacement(found, end) in from_crossing
+    for tensor in position.crossing:  # on each that an end depends on, above the cut, the route depends
+        through = nx.descendants(flow.subgraph(above | {tensor}), tensor) | {tensor}
+        assert tensor in used(flow, found, ends) or not through & set(ends)
 
 
 @pytest.mark.parametrize("seed", seeds(20, 200))
