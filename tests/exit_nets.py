@@ -52,28 +52,33 @@ class Transformer(nn.Module):
 class ConvBlock(nn.Module):
     """A residual block with batch norm; a convolution in the shortcut where the shape changes."""
 
-    def __init__(self, below: int, above: int, stride: int) -> None:
+    def __init__(self, below: int, above: int, stride: int, inplace: bool) -> None:
         super().__init__()
+        self.inplace = inplace
         self.conv1 = nn.Conv2d(below, above, 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(above)
         self.conv2 = nn.Conv2d(above, above, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(above)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU(inplace)
         self.shortcut = nn.Identity() if below == above else nn.Conv2d(below, above, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
-        y += self.shortcut(x)
+        if self.inplace:
+            y.add_(self.shortcut(x))
+        else:
+            y = y + self.shortcut(x)
         return self.relu(y)
 
 
 class ResNet(nn.Module):
     """Four residual blocks with in-place activations; the third changes the shape."""
 
-    def __init__(self) -> None:
+    def __init__(self, inplace: bool = True) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, 3, 3, padding=1)
-        self.blocks = nn.Sequential(ConvBlock(3, 3, 1), ConvBlock(3, 3, 1), ConvBlock(3, 4, 2), ConvBlock(4, 4, 1))
+        shapes = [(3, 3, 1), (3, 3, 1), (3, 4, 2), (4, 4, 1)]
+        self.blocks = nn.Sequential(*(ConvBlock(*shape, inplace) for shape in shapes))
         self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ class Attends(nn.Module):
 class EncoderDecoder(nn.Module):
     """Post-norm, with cross attention: the output of the encoder enters each layer of the decoder."""
 
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, width: int = 6) -> None:
         super().__init__()
         self.encoder, self.own, self.cross = (
             nn.ModuleList(Attends(width) for _ in range(layers)) for layers in (3, 2, 2)
@@ -292,8 +297,8 @@ CASES = [
     Case(
         "encoder-decoder",
         EncoderDecoder,
-        (_rand(2, 3, 4), _rand(2, 5, 4)),
-        _rand(2, 5, 4),
+        (_rand(2, 3, 6), _rand(2, 5, 6)),
+        _rand(2, 5, 6),
         ["encoder.0", "cross.0"],
         "mse_loss",
     ),

@@ -250,7 +250,8 @@ def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.
     values |= {name: copied(values[name]) for name in tensors}
     if plan.weights not in _COPIES:
         buffers = dict(net.named_buffers())
-        borrowed |= {path: copied(borrowed[path]) for path in borrowed if path in buffers}
+        updates = plan.writes or any("batch_norm" in str(by_name[name].target) for name in plan.nodes)
+        borrowed |= {p: graph.call_method("clone", (borrowed[p],)) for p in borrowed if updates and p in buffers}
 
     # By object: a tied weight has several paths, of which a saved net knows one.
     by_object = {id(at_path(net, path)): node for path, node in borrowed.items()}
