@@ -41,15 +41,10 @@ from dni_fx.runtime import (
     DecoupledModule,
     SegmentOptimizer,
     add_time_cuts,
-    average_segments,
     build_dni,
-    connect_exits,
-    hold_parameters,
-    measure_loss_factor,
     not_rewritten,
     plain,
-    replay_windows,
-    watch_training,
+    prepare_training,
 )
 from dni_fx.settings import DEFAULTS, Settings, check_loss, with_defaults
 from dni_fx.synthesizers import ExitOptions, Factory, exit_names, exit_options, factories, paths_of
@@ -227,16 +222,10 @@ def rewrite(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # synthesizers draw their first weights
         dni = build_dni(rewritten, makers, with_defaults(settings, named=named), device=device)
         add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True), device=device)
-    hold_parameters(module, dni)
     module.add_module("dni", dni)
     dni.train(module.training)
-    if settings.unlock == "backward":
-        average_segments(module)
     run(module, passes_of(rewritten, observed=dni.outcome is not None, runs_graph=module.dni_runs_graph))
-    connect_exits(module)
-    replay_windows(module)
-    measure_loss_factor(module, settings.loss)
-    watch_training(module)
+    prepare_training(module, settings.loss)
     return module
 
 

@@ -44,6 +44,15 @@ class Forecast:
     cut: Outlook
     checkpoint: Outlook | None = None
 
+    @property
+    def saves_memory(self) -> bool:
+        return self.cut.peak_bytes < self.backprop.peak_bytes
+
+    @property
+    def saves_time(self) -> bool:
+        """Whether a step is faster, if every segment has a device of its own."""
+        return self.cut.slowest < self.backprop.slowest
+
 
 @dataclass(frozen=True)
 class Weighed:

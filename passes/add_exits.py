@@ -53,11 +53,8 @@ def _call_exit(graph: Graph, cut: int, planned: ExitPlan, tensors: Sequence[str]
         [] if copies else [add("get_attr", path, (), f"borrowed_{path.replace('.', '_')}") for path in planned.borrowed]
     )
     inputs = [by_name[name] for name in planned.inputs]
-    args = (tuple(detached), tuple(inputs), tuple(borrowed))
-    if context is not None:
-        args = (*args, context)
-        if planned.target:
-            args = (*args, by_name[planned.target])
+    target = [context, *([by_name[planned.target]] if planned.target else [])] if context is not None else []
+    args = (tuple(detached), tuple(inputs), tuple(borrowed), *target)
     result = add("call_module", f"dni.{exit_name(cut)}", args, exit_name(cut))
     for index, name in enumerate(tensors):
         add("call_function", operator.getitem, (result, index), f"{name}_gradient")

@@ -7,23 +7,27 @@ A graph fixes these values: an attribute such as `self.tau`, an entry of a confi
 import contextlib
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from types import MemberDescriptorType, MethodType, SimpleNamespace
+from types import FrameType, FunctionType, MemberDescriptorType, MethodType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.callback import callback_handler
 
-from dni_fx.capture.global_names import attribute_names, read_globals
-from dni_fx.model import Read, tensors_in, text_of, value_of
+from dni_fx.capture.global_names import attribute_names, is_own, read_by_function
+from dni_fx.capture.items import Items, Namespaced, Place
+from dni_fx.model import Read, Step, tensors_in, text_of, value_at, value_of
 
 __all__ = ["recorded_reads"]
 
 _OWN = frozenset(dir(nn.Module())) - {"training"}  # attributes of every module
 _LIBRARIES = frozenset({"torch", "numpy", "dni_fx", *sys.stdlib_module_names}) - {"argparse"}
 _HEAP_TYPE, _IMMUTABLE = 1 << 9, 1 << 8  # flags of a class: it is made by Python code; its attributes are fixed
-_Place = tuple[str, tuple[tuple[str, Any], ...]]  # the attributes `module` and `steps` of a `Read`
+_MOST = 100  # the most objects in one list: the comparison of more would be slow
+_DEEPEST = 8  # the most steps to a list of objects, since a list may hold itself
+_CHILDREN, _HOOKS = ("children", None), ("hooks", None)
 
 _lock = threading.RLock()  # classes are patched, so only one trace runs at a time
 
@@ -44,7 +48,8 @@ def recorded_reads(model: nn.Module) -> Iterator[list[Read]]:
         for (module, steps), text in recorder.reads.items()
         if not any((module, steps[:end]) in written for end in range(1, len(steps) + 1))
     ]
-    found += [read for read in reads if value_of(model, read)[1] == read.text]  # a cache, for one, changes
+    # A cache, for one, changes. Front ends replace `forward` for the time of a trace.
+    found += [r for r in reads if value_of(model, r)[1] == r.text or r.steps == (("code", "forward"),)]
 
 
 class _Recorder:
@@ -56,12 +61,12 @@ class _Recorder:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.reads: dict[_Place, str] = {}
-        self.written: set[_Place] = set()
+        self.reads: dict[Place, str] = {}
+        self.written: set[Place] = set()
         self.model = model
-        self.places: dict[int, _Place] = {id(m): (name, ()) for name, m in model.named_modules()}
+        self.places: dict[int, Place] = {id(m): (name, ()) for name, m in model.named_modules()}
         self.objects: list[Any] = []  # keeps the objects of `places` alive, so that their ids stay unique
-        self.copies: dict[int, tuple[_Place, Any, Any]] = {}  # dicts and namespaces, and their watched copies
+        self.copies: dict[int, tuple[Place, Any, Any]] = {}  # dicts and namespaces, and their watched copies
         self.code: dict[tuple[int, Any], tuple[nn.Module, Callable[..., Any]]] = {}  # methods that were called
         self.scanned: set[Any] = set()  # functions whose global variables are recorded
         self.patches: dict[type, Any] = {}
@@ -69,7 +74,7 @@ class _Recorder:
         self._watch(nn.Module)
         callback_handler.register_start_callback(self._pre_compile)
         callback_handler.register_end_callback(self._start)
-        self._read_code(model, type(model).forward)
+        self._note(model, "forward", model.forward)
 
     def close(self) -> None:
         callback_handler.remove_start_callback(self._pre_compile)
@@ -149,8 +154,11 @@ class _Recorder:
         if place is None:
             return value
         if isinstance(owner, nn.Module):
-            if isinstance(value, MethodType):
-                self._read_code(owner, value.__func__)
+            is_called = not str(sys._getframe(2).f_globals.get("__name__")).startswith("torch.fx.")
+            if is_called and (name == "forward" or isinstance(value, MethodType)):
+                self._read_code(owner, name, getattr(value, "__func__", value))
+            elif name == "_modules" and _iterates(sys._getframe(2)):
+                self.reads.setdefault((place[0], (*place[1], _CHILDREN)), str(list(value)))
             if name in _OWN:
                 return value
         if isinstance(owner, dict) and hasattr(dict, name):  # items, get and so on: all entries count as read
@@ -177,29 +185,42 @@ class _Recorder:
         if not caller.startswith(("torch.", "dni_fx.")) or caller.startswith("torch.nn.modules."):
             self.reads.setdefault((place[0], (*place[1], ("attribute", name))), "")
 
-    def keep(self, place: _Place, value: Any) -> Any:
+    def keep(self, place: Place, value: Any) -> Any:
         """Record a value by its place; return the value, or the watched copy of a dict."""
         if type(value) is SimpleNamespace or (type(value) is dict and not tensors_in(value)):
             made = self.copies.get(id(value))
-            copy: Any = made[2] if made else _Items(self, value) if type(value) is dict else _Namespaced(**vars(value))
+            copy: Any = made[2] if made else Items(self, value) if type(value) is dict else Namespaced(**vars(value))
             self.copies[id(value)] = place, value, copy
-            if isinstance(copy, _Items):
+            if isinstance(copy, Items):
                 copy.place = place
             else:
                 self._add(place, copy)
             return copy
-        text = None if isinstance(value, dict) and self._add(place, value) else text_of(value)
-        if text is not None:
-            self.reads.setdefault(place, text)
-        else:
-            self._add(place, value)
+        if not (isinstance(value, dict) and self._add(place, value)):
+            self._keep_all(place, value)
         return value
 
-    def _add(self, place: _Place, value: Any) -> bool:
+    def _keep_all(self, place: Place, value: Any) -> None:
+        """Record a value by its place, or what is in it; and what a function reads."""
+        text = text_of(value)
+        if text is not None:
+            self.reads.setdefault(place, text)
+        elif isinstance(value, list | tuple | deque) and len(value) < _MOST and len(place[1]) < _DEEPEST:
+            self.reads.setdefault((place[0], (*place[1], ("length", None))), str(len(value)))
+            for index, item in enumerate(value):
+                if not isinstance(item, Tensor | nn.Module):
+                    self._keep_all((place[0], (*place[1], ("item", index))), item)
+        else:
+            self._add(place, value)
+        if isinstance(value, FunctionType) and value not in self.scanned:
+            self.scanned.add(value)
+            self._read_by(*place, value)
+
+    def _add(self, place: Place, value: Any) -> bool:
         """Give an object a place, and watch its class, if it may be a config; return whether it is watched."""
         cls = type(value)
         is_fixed = not cls.__flags__ & _HEAP_TYPE or bool(cls.__flags__ & _IMMUTABLE)
-        known = cls is not _Namespaced and cls.__module__.split(".")[0] in _LIBRARIES
+        known = cls is not Namespaced and cls.__module__.split(".")[0] in _LIBRARIES
         if isinstance(value, nn.Module) or is_fixed or known:
             return False
         if id(value) not in self.places:
@@ -209,95 +230,44 @@ class _Recorder:
             self._watch(cls)
         return True
 
-    def _read_code(self, module: nn.Module, function: Callable[..., Any]) -> None:
-        """Record the global variables that a function of a module reads."""
-        if str(function.__module__).split(".")[0] in _LIBRARIES or (id(module), function) in self.code:
+    def _read_code(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        """Record a method, the hooks of a module whose forward runs, and all that the method reads from outside."""
+        if (id(module), function) in self.code or not (name == "forward" or is_own(function)):
             return
         self.code[id(module), function] = module, function
-        if function in self.scanned:
-            return
-        self.scanned.add(function)
-        for steps, value in read_globals(function):
-            text = text_of(value)
-            if text is not None:
-                self.reads.setdefault(("", steps), text)
-            else:
-                self._add(("", steps), value)
-
-
-class _Namespaced(SimpleNamespace):
-    """The copy of a namespace whose class Python does not allow to be watched."""
-
-
-class _Items(dict[Any, Any]):
-    """The copy of a dict that records which of its entries are read."""
-
-    place: _Place
-
-    def __init__(self, recorder: _Recorder, source: dict[Any, Any]) -> None:
-        super().__init__(source)
-        self._recorder = recorder
-
-    def plain(self) -> dict[Any, Any]:
-        return dict(dict.items(self))
-
-    def _read(self, key: Any) -> Any:
-        place = self.place[0], (*self.place[1], ("item", key))
-        if dict.__contains__(self, key):
-            return self._recorder.keep(place, dict.__getitem__(self, key))
-        self._recorder.reads.setdefault(place, "")
-        return None
-
-    def _read_all(self) -> None:
-        text = text_of(self.plain())
+        path, text = self.places[id(module)][0], text_of(function)
         if text is not None:
-            self._recorder.reads.setdefault(self.place, text)
-        else:
-            for key in dict.keys(self):
-                self._read(key)
+            self.reads.setdefault((path, (("code", name),)), text)
+        if name == "forward":
+            self.reads.setdefault((path, (_HOOKS,)), str(value_at(module, _HOOKS)))
+        self._read_class(module, function)
+        if function not in self.scanned:
+            self.scanned.add(function)
+            self._read_by(path, (("code", name),), function)
 
-    def __getitem__(self, key: Any) -> Any:
-        value = self._read(key)
-        return value if dict.__contains__(self, key) else dict.__getitem__(self, key)
+    def _read_by(self, path: str, way: tuple[Step, ...], function: Callable[..., Any]) -> None:
+        """Record what a function reads from outside."""
+        for steps, value in read_by_function(function, way):
+            self._keep_all(("" if steps[0][0] == "global" else path, steps), value)
 
-    def __contains__(self, key: object) -> bool:
-        self._read(key)
-        return dict.__contains__(self, key)
+    def _read_class(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        """Record the values that a method may read as `type(self).name`."""
+        names = attribute_names(function)
+        for name in names if names & {"type", "__class__"} else ():
+            held = next((vars(cls)[name] for cls in type(module).__mro__[:-1] if name in vars(cls)), None)
+            text = None if held is None or name.startswith("__") or name in _OWN or callable(held) else text_of(held)
+            if text is not None and name not in vars(module):
+                self.reads.setdefault((self.places[id(module)][0], (("attribute", name),)), text)
 
-    def get(self, key: Any, default: Any = None) -> Any:
-        value = self._read(key)
-        return value if dict.__contains__(self, key) else default
 
-    def __iter__(self) -> Iterator[Any]:
-        self._read_all()
-        return dict.__iter__(self)
-
-    def __len__(self) -> int:
-        self._read_all()
-        return dict.__len__(self)
-
-    def keys(self) -> Any:
-        self._read_all()
-        return dict.keys(self)
-
-    def values(self) -> Any:
-        self._read_all()
-        return dict.values(self)
-
-    def items(self) -> Any:
-        self._read_all()
-        return dict.items(self)
-
-    def copy(self) -> dict[Any, Any]:
-        self._read_all()
-        return self.plain()
-
-    def __eq__(self, other: object) -> bool:
-        self._read_all()
-        return self.plain() == other
-
-    __hash__ = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        self._read_all()
-        return dict, (self.plain(),)
+def _iterates(frame: FrameType) -> bool:
+    """Whether code of the person, or a container, reads which children a module has. An index alone does not."""
+    inner, caller = frame, frame.f_back
+    if inner.f_code.co_name == "__getitem__" or caller is None:
+        return False
+    if caller.f_code.co_name == "_get_abs_string_index":
+        return int(caller.f_locals["idx"]) < 0
+    while str(inner.f_globals.get("__name__")) == "torch.nn.modules.module" and inner.f_back is not None:
+        inner = inner.f_back
+    name = str(inner.f_globals.get("__name__"))
+    return name == "torch.nn.modules.container" or name.split(".")[0] not in _LIBRARIES

@@ -44,6 +44,7 @@ def capture_by_export(model: nn.Module, inputs: Inputs) -> FlatModule:
         CaptureError: If torch.export does not take the model.
     """
     _check_names(model)
+    _check_hooks(model)
     example = _two_rows(inputs)
     # Copies, since torch.export makes one input of a tensor that is passed as two arguments.
     example = example.map(lambda t: t.detach().clone())
@@ -82,6 +83,14 @@ def _check_names(model: nn.Module) -> None:
                 )
     if "self" in inspect.signature(model.forward).parameters:
         raise CaptureError("torch.export takes no argument 'self': rename it, or use frontend=\"modules\"")
+
+
+def _check_hooks(model: nn.Module) -> None:
+    """Raise a CaptureError for backward hooks, which torch.export loses."""
+    for path, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            name = path or type(module).__name__
+            raise CaptureError(f'{name} has backward hooks, which torch.export loses: use frontend="modules"')
 
 
 def _free_reserved_names(model: nn.Module, exported: torch.export.ExportedProgram) -> dict[str, str]:
@@ -130,16 +139,26 @@ def _export(
         shapes = _shapes(model, args, kwargs, free_axes)
         with preserved(model), _quiet(), fx.traceback.preserve_node_meta():
             in_train_mode(model)
-            _name_keywords(model, kwargs)
             modes = {name: False for name, module in model.named_modules() if name and not module.training}
             try:
                 with recorded_reads(model) as reads:
+                    _name_keywords(model, kwargs)
                     exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
                 return exported, modes, reads
             except Exception as error:  # torch.export raises errors of any type on code that it cannot capture
                 first_error = first_error or error
     assert first_error is not None
-    raise CaptureError(f"torch.export does not take it: {first_line(first_error)}") from None
+    raise CaptureError(f"torch.export does not take it: {_reason(first_error)}") from None
+
+
+# The notes and the advice that torch adds to its errors, for people who call torch.export themselves.
+_ADVICE = re.compile(r"\s*\(unhinted: .*|(?<=[.!])\s+(If|To|Please|For more|See|Consider|You|Try|Use|Set|Run)\b.*")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error of torch.export, without advice."""
+    line = first_line(error)
+    return _ADVICE.sub("", line) or line
 
 
 def _name_keywords(model: nn.Module, kwargs: dict[str, Any]) -> None:
@@ -154,7 +173,7 @@ def _name_keywords(model: nn.Module, kwargs: dict[str, Any]) -> None:
         parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
         named: Any = lambda *args, **kwargs: forward(*args, **kwargs)  # noqa: E731
         named.__signature__ = signature.replace(parameters=parameters)
-        model.forward = named  # `preserved` restores it
+        vars(model)["forward"] = named  # no write that `recorded_reads` sees; `preserved` restores it
 
 
 def _shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free_axes: FreeAxes) -> dict[str, Any]:

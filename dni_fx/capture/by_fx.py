@@ -61,8 +61,8 @@ class LeafTracer(fx.Tracer):
             super().is_leaf_module(m, module_qualified_name)
             or module_qualified_name in self.leaves
             or isinstance(m, fx.GraphModule)
-            or bool(m._forward_hooks or m._forward_pre_hooks)  # a trace would call the hooks with proxies
-            or reads_training(type(m).forward)
+            or _has_hooks(m)
+            or reads_training(vars(m).get("forward", type(m).forward))
         )
 
     def call_module(
@@ -135,6 +135,11 @@ class LeafTracer(fx.Tracer):
         return value
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks: a trace would call forward hooks with proxies, and lose backward hooks."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
 def reads_training(function: Callable[..., Any]) -> bool:
     """Whether the code of `function`, or of a function defined in it, uses the name `training`."""
 
@@ -166,9 +171,15 @@ def capture_by_fx(model: nn.Module, inputs: Inputs, whole: Iterable[str] = ()) -
     Raises:
         CaptureError: If the model's own forward cannot be traced.
     """
-    if reads_training(type(model).forward) and not isinstance(model, fx.GraphModule):
+    if _has_hooks(model):
         raise CaptureError(
-            f"{_place(type(model).forward)}: forward of {type(model).__name__} reads self.training, which a trace "
+            f"{type(model).__name__} has hooks, which a trace loses: transform the model without them, and register "
+            'them on the net; or use frontend="modules", which runs them'
+        )
+    forward = vars(model).get("forward", type(model).forward)
+    if reads_training(forward) and not isinstance(model, fx.GraphModule):
+        raise CaptureError(
+            f"{_place(forward)}: forward of {type(model).__name__} reads self.training, which a trace "
             "would fix for ever; move that part into a submodule, which is then kept whole"
         )
     leaves = set(whole)

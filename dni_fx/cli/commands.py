@@ -1,6 +1,7 @@
 """The commands."""
 
 import contextlib
+import inspect
 import sys
 from importlib.metadata import version as installed_version
 from json import dumps
@@ -22,7 +23,7 @@ from dni_fx.cli.options import (
 from dni_fx.cli.parsing import default_folder
 from dni_fx.cli.progress import ShowStage, err, out, progress, progress_bar
 from dni_fx.errors import DniFxError, SourceError
-from dni_fx.paths import as_path, is_file
+from dni_fx.paths import as_path, is_file, kind_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -252,6 +253,8 @@ def diff(folder: Annotated[Path, typer.Argument(help="A folder that `dni-fx rewr
     from dni_fx.report import paint
 
     folder = as_path(folder, "FOLDER")
+    if kind_of(folder) == "nothing":
+        raise DniFxError(f"no such folder: {folder}")
     try:
         text = (folder / "graph.diff").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -261,19 +264,21 @@ def diff(folder: Annotated[Path, typer.Argument(help="A folder that `dni-fx rewr
 
 @app.command()
 def synthesizers() -> None:
-    """List the synthesizers that can be chosen by name."""
+    """List the synthesizers that can be chosen by name, and their options with the defaults."""
     from dni_fx.report import add_row, plain_table
-    from dni_fx.synthesizers import REGISTRY
+    from dni_fx.synthesizers import REGISTRY, options_of
 
-    table = plain_table("", ("name", "description"))
+    table = plain_table("", ("name", "options", "description"))
     add_row(
         table,
         "auto",
+        "",
         "maps: conv; vectors and sequences: linear; maps and sequences with a loss: guided_head; a cut in time: "
         "least_squares, or mlp",
     )
     for name, factory in sorted(REGISTRY.items()):
-        add_row(table, name, (factory.__doc__ or "").strip().split("\n")[0])
+        options = [f"{option}={value!r}" for option, value in options_of(factory).items() if option != "loss"]
+        add_row(table, name, "\n".join(options), (factory.__doc__ or "").strip().split("\n")[0])
     out.print(table)
 
 
@@ -325,3 +330,8 @@ def _show_plan(decided: "Plan") -> None:
     from dni_fx.report import plan_table
 
     out.print(plan_table(decided))
+
+
+for _command in app.registered_commands:  # typer would keep the line breaks inside of a paragraph
+    _paragraphs = (inspect.getdoc(_command.callback) or "").split("\n\n")
+    _command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in _paragraphs)

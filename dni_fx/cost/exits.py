@@ -230,7 +230,7 @@ def _is_batch_norm(node: fx.Node) -> bool:
 
 
 def _input_like_output(graph: fx.Graph) -> str:
-    """The input that is the target of an autoencoder: the first one, if it has the shape and dtype of the one output."""
+    """The input that is the target of an autoencoder: the first one, if it has the form of the one output."""
     outputs = returned_nodes(graph)
     first = next((node for node in graph.nodes if node.op == "placeholder" and record_of(node).shape), None)
     if len(outputs) != 1 or first is None or len(record_of(first).shape or ()) < 2:

@@ -45,10 +45,22 @@ def positions_after(
     if name in flow:
         return [position_after(flow, positions, name, name)]
     known = list(dict.fromkeys([module for module, _ in calls] + list(flow)))
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"; the nearest names are {', '.join(near)}" if near else f"; there are {', '.join(known[:8])}"
-    raise DniFxError(f"no module or node called {described(name)} to cut after{hint}")
+    raise DniFxError(f"no module or node called {described(name)} to cut after{_hint(name, known)}")
 
+
+def _hint(name: str, known: list[str]) -> str:
+    """The names that are like a wrong one, or some of all; and the way to list all."""
+    near = difflib.get_close_matches(name, known, n=3)
+    if near:
+        shown = f"; the nearest names are {', '.join(near)}"
+    elif len(known) <= _FEW:
+        return f"; there are {', '.join(known)}"
+    else:
+        shown = f"; there are {', '.join(known[:_FEW])} and {len(known) - _FEW} more"
+    return f"{shown}; `dni-fx plan TARGET --json` lists the nodes of every segment"
+
+
+_FEW = 8  # the names that an error lists
 
 Refusal = Callable[[Position], str]  # why no synthesizer fits there; empty: one does
 
@@ -62,8 +74,8 @@ def after_every(graph: fx.Graph, flow: "nx.DiGraph[str]", wanted: str, refusal: 
         classes.update(record.classes)
         last.update({key: node for key, cls in zip(record.scope, record.classes, strict=True) if cls == wanted})
     if not last:
-        near = difflib.get_close_matches(wanted, sorted(classes), n=3) or sorted(classes)[:8]
-        raise DniFxError(f"the graph calls no module of class {wanted!r}; the nearest are {', '.join(near)}")
+        there = ", ".join(sorted(classes)) or "none"
+        raise DniFxError(f"the graph calls no module of class {wanted!r}; the classes are {there}")
     return _after_calls(flow, list(last.values()), wanted, refusal)
 
 

@@ -81,13 +81,14 @@ def _is_sum(node: fx.Node) -> bool:
 
 
 def _mixes_positions(node: fx.Node, parameters: Mapping[str, nn.Parameter]) -> bool:
-    """Whether an entry of the value depends on other positions of the operand, such as neighbours or a whole sequence."""
+    """Whether an entry of the value depends on other positions of the operand, such as neighbours."""
     operation = _operation(node)
     if operation in _ATTENTION or isinstance(_module(node), nn.RNNBase):
         return True
     if operation in _PRODUCTS:
         return sum(record_of(source).carries_gradient for source in node.all_input_nodes) > 1
-    return "conv" in operation.lower() and any(max(parameters[n].shape[2:], default=1) > 1 for n in record_of(node).parameters)
+    kernels = [parameters[name].shape[2:] for name in record_of(node).parameters]
+    return "conv" in operation.lower() and any(max(kernel, default=1) > 1 for kernel in kernels)
 
 
 def _takes_part(node: fx.Node) -> bool:

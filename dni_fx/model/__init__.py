@@ -12,6 +12,7 @@ from dni_fx.model.loading import errors_of, load_target
 from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
 from dni_fx.model.reads import MODE, Read, Reads, text_of, value_of
+from dni_fx.model.seen import Step, value_at
 from dni_fx.model.snapshot import Snapshot
 from dni_fx.model.specs import inputs_like, parse_specs
 
@@ -25,6 +26,7 @@ __all__ = [
     "Read",
     "Reads",
     "Snapshot",
+    "Step",
     "at_path",
     "by_name",
     "by_path",
@@ -47,6 +49,7 @@ __all__ = [
     "tensors_in",
     "text_of",
     "to_inputs",
+    "value_at",
     "value_of",
     "with_arguments",
     "with_leaves",

@@ -72,9 +72,13 @@ def _import_file(path: Path) -> ModuleType:
 def _import_module(name: str, attr: str) -> ModuleType:
     if not attr:
         kind = kind_of(as_path(name, "TARGET"))
-        hint = "" if kind == "nothing" else f" (this is a {kind})"
-        hint = " (is the suffix .py missing?)" if is_file(as_path(f"{name}.py")) else hint
-        raise DniFxError(f"{name!r} is neither a .py file nor package.module:attr{hint}")
+        lacks_suffix = is_file(as_path(f"{name}.py"))
+        if kind == "nothing" and not lacks_suffix:
+            raise DniFxError(
+                f"no such file or folder: {name}; a TARGET is path/to/model.py[:attr] or package.module:attr"
+            )
+        hint = "is the suffix .py missing?" if lacks_suffix else f"this is a {kind}"
+        raise DniFxError(f"{name!r} is neither a .py file nor package.module:attr ({hint})")
     if not all(part.isidentifier() for part in name.split(".")):
         raise DniFxError(
             f"{f'{name}:{attr}'!r} names no module; a TARGET is path/to/model.py[:attr] or package.module:attr"

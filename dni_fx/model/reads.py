@@ -1,14 +1,13 @@
 """Plain Python values that a model's code reads while it is captured, and that a graph therefore fixes."""
 
 import ast
-import copy
 import functools
-import sys
 import zlib
+from array import array
+from collections import UserDict, UserList, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from operator import itemgetter
 from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
@@ -16,15 +15,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from dni_fx.model.attributes import at_path, has_path
+from dni_fx.model.attributes import at_path
+from dni_fx.model.seen import ABSENT, Seen, Step, value_at
 
 __all__ = ["MODE", "Read", "Reads", "text_of", "value_of"]
 
-_MISSING = object()
 _MOST = 10_000  # the most values in one attribute: the comparison of more would be slow
 _LONGEST = 200  # characters of a text; of a longer text, the start and a checksum
-_Step = tuple[str, Any]
-MODE: tuple[_Step, ...] = (("attribute", "training"),)
+_STRUCTURE = frozenset({"children", "hooks"})
+_OF_A_PROCESS = frozenset(
+    {"global", "code", "cell"}
+)  # steps to functions: a script and its importer name them otherwise
+MODE: tuple[Step, ...] = (("attribute", "training"),)
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class Read:
 
     Attributes:
         module: The dotted name of the submodule that has the value; "" for the model itself.
-        steps: The way from the module to the value: ("attribute", name), ("item", key), or first ("global", file).
+        steps: The way from the module to the value: each a `Step`, of which ("global", file) can be the first alone.
         text: The value as text; "" if there was none.
     """
 
     module: str
-    steps: tuple[_Step, ...]
+    steps: tuple[Step, ...]
     text: str
 
     def __str__(self) -> str:
@@ -57,9 +59,15 @@ class Read:
     def has_text_form(self) -> bool:
         """Whether a saved folder can hold the read, and the read means the same in another process."""
         try:
-            return not self.is_global and ast.literal_eval(repr(self.steps)) == self.steps
+            is_free = _OF_A_PROCESS.isdisjoint(kind for kind, _ in self.steps)
+            return is_free and ast.literal_eval(repr(self.steps)) == self.steps
         except (ValueError, SyntaxError):
             return False
+
+    @property
+    def is_structure(self) -> bool:
+        """Whether the value is the children or hooks of a module."""
+        return self.steps[-1][0] in _STRUCTURE
 
     @property
     def is_mode(self) -> bool:
@@ -67,9 +75,14 @@ class Read:
         return self.steps == MODE
 
 
-def _name(name: str, steps: Sequence[_Step]) -> str:
+def _name(name: str, steps: Sequence[Step]) -> str:
     for kind, key in steps:
-        name += f"[{key!r}]" if kind == "item" else f".{key}"
+        if kind in ("length", *_STRUCTURE):
+            return f"the {'length' if kind == 'length' else f'list of {kind}'} of {name.lstrip('.') or 'the model'}"
+        if kind == "cell":
+            name = f"{key} in the closure of {name.lstrip('.')}"
+        else:
+            name += f"[{key!r}]" if kind == "item" else f".{key}"
     return name.lstrip(".")
 
 
@@ -103,6 +116,10 @@ def _text(value: Any, left: list[int]) -> str | None:
         return repr(value)
     if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
         return str(value)
+    if isinstance(value, UserDict | UserList):
+        value = value.data
+    if isinstance(value, deque | array):
+        value = list(value)
     if isinstance(value, dict):
         pairs = [(_text(k, left), _text(v, left)) for k, v in dict.items(value)]
         return None if any(None in pair for pair in pairs) else f"{{{', '.join(f'{k}: {v}' for k, v in pairs)}}}"
@@ -130,16 +147,6 @@ def _same(old: str, new: str) -> bool:
         return False
 
 
-def _next(owner: Any, step: _Step) -> Any:
-    kind, key = step
-    try:
-        if kind == "global":
-            return vars(sys.modules[key])
-        return owner[key] if kind == "item" else getattr(owner, key)
-    except (AttributeError, LookupError, TypeError):
-        return _MISSING
-
-
 def value_of(model: nn.Module, read: Read) -> tuple[Any, str | None]:
     """The present value of a read, and its text: "" if there is no value, None if the value is not plain."""
     try:
@@ -147,8 +154,8 @@ def value_of(model: nn.Module, read: Read) -> tuple[Any, str | None]:
     except AttributeError:
         return None, ""
     for step in read.steps:
-        value = _next(value, step)
-        if value is _MISSING:
+        value = value_at(value, step)
+        if value is ABSENT:
             return None, ""
     return value, text_of(value)
 
@@ -162,10 +169,11 @@ class Reads(Sequence[Read]):
         scalars: Module, name and value of attributes that torch.compile can guard; empty until the first comparison.
     """
 
-    def __init__(self, reads: Sequence[Read] = ()) -> None:
+    def __init__(self, reads: Sequence[Read] = (), codes: Mapping[Read, CodeType] | None = None) -> None:
         self._reads = tuple(reads)
         self.scalars: list[tuple[nn.Module, str, Any]] = []
-        self._seen: _Seen | None = None
+        self._codes = codes  # of the functions among the values; None until the first comparison
+        self._seen: Seen | None = None
 
     def __getitem__(self, index: Any) -> Any:
         return self._reads[index]
@@ -174,7 +182,7 @@ class Reads(Sequence[Read]):
         return len(self._reads)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Reads":
-        return Reads(self._reads)  # without the objects of the model that was copied
+        return Reads(self._reads, self._codes)  # without the objects of the model that was copied
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Reads, (self._reads,)
@@ -187,13 +195,21 @@ class Reads(Sequence[Read]):
         """
         if self._seen is not None and self._seen.holds(model):
             return None
+        codes: dict[Read, CodeType] = {}
         for read in self._reads:
+            if not complete and read.is_structure:
+                continue
             value, text = value_of(model, read)
             if text == "" and (read.is_global or not complete):
                 continue
             if text is None or not _same(read.text, text):
                 return read, _shown(value) if text is None else text
-        self._seen = _Seen(model, self._reads)
+            if isinstance(value, FunctionType):
+                codes[read] = value.__code__
+                if self._codes is not None and self._codes.get(read, value.__code__) != value.__code__:
+                    return read, f"another function {text}"
+        self._codes = codes if self._codes is None else self._codes
+        self._seen = Seen(model, [(read.module, read.steps) for read in self._reads])
         self.scalars = [
             (at_path(model, read.module), read.steps[0][1], value)
             for read in self._reads
@@ -206,63 +222,3 @@ def _shown(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {list(value.shape)}"
     return f"a {type(value).__name__}"
-
-
-class _Seen:
-    """The values of all reads, and the objects on the ways to them, as they were when last compared."""
-
-    def __init__(self, model: nn.Module, reads: Sequence[Read]) -> None:
-        self.model = model
-        self.copies: list[tuple[Any, Any]] = []  # of lists, dicts and arrays, which may change in place
-        objects: dict[tuple[int, Any], tuple[Any, _Step, Any]] = {}  # owner, step, and the object there
-        self.absent: list[tuple[Mapping[Any, Any], Any]] = []  # a namespace, and a name that it has not
-        plain: dict[int, tuple[Mapping[Any, Any], dict[Any, Any]]] = {}  # a namespace, and its values that were read
-        for read in reads:
-            owner: Any = at_path(model, read.module) if has_path(model, read.module) else _MISSING
-            for step in read.steps:
-                value = _next(owner, step)
-                names = _names(owner, step)
-                if step is read.steps[-1] and names is not None and value is not _MISSING:
-                    plain.setdefault(id(names), (names, {}))[1][step[1]] = value
-                elif names is not None and value is _MISSING:
-                    self.absent.append((names, step[1]))
-                    break
-                else:
-                    objects[id(owner), step] = owner, step, value
-                owner = value
-            else:
-                if isinstance(owner, list | dict | set | np.ndarray):
-                    self.copies.append((owner, copy.deepcopy(owner)))
-        self.objects = list(objects.values())
-        # Each first name twice: of one name, itemgetter would return the value, which may be an array, not a tuple.
-        getters = [(names, itemgetter(next(iter(held)), *held), held) for names, held in plain.values()]
-        self.plain = [(names, get, get(held)) for names, get, held in getters]
-
-    def holds(self, model: nn.Module) -> bool:
-        """Whether each object is still in its place, each value equal, and each list or dict of equal content."""
-        if model is not self.model:
-            return False
-        try:
-            for names, get, values in self.plain:
-                if get(names) != values:
-                    return False
-        except (LookupError, ValueError, RuntimeError, TypeError):  # a value is gone, or is an array now
-            return False
-        if any(name in names for names, name in self.absent):
-            return False
-        for owner, step, value in self.objects:
-            if _next(owner, step) is not value:
-                return False
-        return all(
-            np.array_equal(value, content) if isinstance(value, np.ndarray) else value == content
-            for value, content in self.copies
-        )
-
-
-def _names(owner: Any, step: _Step) -> Mapping[Any, Any] | None:
-    """The namespace in which a step looks first: a dict, or the attributes of an object; None if there is none."""
-    kind, key = step
-    if kind == "item":
-        return owner if isinstance(owner, dict) else None
-    names: dict[str, Any] | None = getattr(owner, "__dict__", None)
-    return names if kind == "attribute" and names is not None and (key in names or not hasattr(owner, key)) else None

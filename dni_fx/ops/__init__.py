@@ -9,6 +9,7 @@ from dni_fx.ops.forward_pass import ForwardPass
 from dni_fx.ops.gradients import batch_size, clipped
 from dni_fx.ops.inject import inject
 from dni_fx.ops.layout import Layout
+from dni_fx.ops.optimizers import parameters_of
 from dni_fx.ops.segment import Segment, SegmentListener
 from dni_fx.ops.specialised import specialised
 from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, leaves
@@ -31,6 +32,7 @@ __all__ = [
     "learn",
     "leave",
     "leaves",
+    "parameters_of",
     "specialised",
     "writable",
 ]

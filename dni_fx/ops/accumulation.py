@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dni_fx.errors import DniFxError
+from dni_fx.ops.optimizers import parameters_of
 
 __all__ = ["Accumulation"]
 
@@ -66,8 +67,7 @@ class Accumulation:
 
     def pre_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Before an optimizer steps: raise an error if it uses gradients of several batches."""
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if self.divisor is None and any(id(p) in held for p in self.parameters):
+        if self.divisor is None and not set(self.parameters).isdisjoint(parameters_of([optimizer])):
             raise self._error()
 
     def _report(self, added: bool) -> None:
@@ -89,18 +89,27 @@ class Accumulation:
             )
 
     def _are_gradients_kept(self) -> bool:
-        if self.divisor is not None or (self.factor is not None and abs(self.factor - 1) < _CLOSE):
+        if not self._may_divide():
             return False
         kept = [p.grad for p in self.parameters if p.grad is not None][:_READ]
         return any(bool(gradient.any()) for gradient in kept)
+
+    def _may_divide(self) -> bool:
+        """Whether the loop may divide the loss by another number than `divisor`, by all that is known."""
+        if self.factor is None or self.divisor not in (None, 1):
+            return self.divisor is None
+        measured = round(1 / self.factor)
+        divides = measured > 1 and abs(self.factor * measured - 1) < _CLOSE
+        return divides or (self.divisor is None and abs(self.factor - 1) >= _CLOSE)
 
     def _error(self) -> DniFxError:
         if self.factor is None:
             return DniFxError(f"{_KEPT}: {_UNKNOWN}")
         divisor = max(1, round(1 / self.factor))
+        given = "" if self.divisor is None else f" in place of accumulate={self.divisor}"
         return DniFxError(
             f"{_KEPT}, and this loss is {self.factor:.3g} times the mean over the batch, while predictions are of the "
-            f"mean: give dni_fx.transform accumulate={divisor} (for a net that is made: "
+            f"mean: give dni_fx.transform accumulate={divisor}{given} (for a net that is made: "
             f"net.dni.scale_with(accumulate={divisor}))"
         )
 

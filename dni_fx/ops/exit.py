@@ -24,7 +24,7 @@ class _ExitGradients(torch.autograd.Function):
         gradients: Sequence[Tensor],
         *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.factor, ctx.found, ctx.count = factor, found, len(parameters)
+        ctx.factor, ctx.found = factor, found
         ctx.set_materialize_grads(False)
         return tuple(gradients)
 
@@ -35,10 +35,11 @@ class _ExitGradients(torch.autograd.Function):
             raise BackwardOrderError(TWICE)
         found, ctx.found = ctx.found, None
         if all(error is None for error in errors):  # the gradients were not finite
-            return (None,) * (3 + ctx.count)
+            return (None,) * (3 + len(found) + 1)
         factor = ctx.factor()
-        scaled = found if factor is None else [None if one is None else one * factor for one in found]
-        return (None, None, None, *scaled, None)
+        if factor is not None:
+            found = [None if one is None else one * factor for one in found]
+        return None, None, None, *found, None
 
 
 def exit_gradients(

@@ -34,7 +34,7 @@ def take_loss_of_step(net: DecoupledModule) -> None:
 
 
 def exits_of_all_units(subject: Subject) -> tuple[bool, str]:
-    """Exits of all units give backpropagation's gradients. The figure names the parameters that the net's exits train."""
+    """Exits of all units give backpropagation's gradients; the figure names the parameters that exits train."""
     if subject.tensors:
         return True, "not compared: there is a cut in time"
     captured = uncut(subject.exact, subject.precise)

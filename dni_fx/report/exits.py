@@ -25,4 +25,5 @@ def exit_text(planned: ExitPlan) -> str:
     if len(names) > _SHOWN:
         names[_SHOWN - 3 : -2] = [f"... ({len(names) - _SHOWN + 1} more)"]
     units = {0: "no unit", 1: "the next unit", "all": "all units"}.get(planned.units, f"the next {planned.units} units")
-    return f"{units} and the tail, {quantity(planned.flops, 'FLOPs')}, with {_WEIGHTS[planned.weights]}: {', '.join(names)}"
+    cost, weights = quantity(planned.flops, "FLOPs"), _WEIGHTS[planned.weights]
+    return f"{units} and the tail, {cost}, with {weights}: {', '.join(names)}"

@@ -23,6 +23,8 @@ def plan_table(plan: Plan) -> RenderableType:
         f"  front end {plan.frontend}, inputs {'; '.join(plan.inputs) or 'none'} ({plan.inputs_from})\n",
         f"cuts: {plan.why}",
     )
+    if plan.cuts and plan.forecast is not None and not (plan.forecast.saves_memory or plan.forecast.saves_time):
+        head.append("\nthe cuts save nothing here, neither memory nor time on several devices: train with backprop")
     for reason in plan.tried:
         head.append(f"\nnot by {reason}", "dim")
     for name, segments in plan.tied.items():
@@ -125,8 +127,8 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     where = f"in segment {worst}, going {way} through {segment.peak_at}"
     if forecast.optimizer_bytes > segment.peak_bytes:
         where = "where the optimizer steps, with all gradients and its temporaries"
-    saves = forecast.cut.peak_bytes < forecast.backprop.peak_bytes
-    return Group(table, Text(f"the peak is {where}{'' if saves else '; the cuts save no memory'}\n"))
+    note = "" if forecast.saves_memory else "; the cuts save no memory"
+    return Group(table, Text(f"the peak is {where}{note}\n"))
 
 
 def _weighed(verdict: Verdict, forecast: Forecast) -> Table:

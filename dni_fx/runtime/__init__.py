@@ -4,26 +4,22 @@ In: a plan and a captured graph. Out: modules that train.
 """
 
 from dni_fx.runtime.attributes import share_state
-from dni_fx.runtime.averaging import average_segments
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni, build_dni
-from dni_fx.runtime.exits import Exit, connect_exits
+from dni_fx.runtime.exits import Exit
 from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
 from dni_fx.runtime.generated import free_reserved_name, is_reserved, unusable_argument
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
-from dni_fx.runtime.loss_factor import measure_loss_factor
 from dni_fx.runtime.metrics import log_metrics
 from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten
 from dni_fx.runtime.optimizers import check_stepping
 from dni_fx.runtime.outputs import ReturnedIndex, ReturnedValue
 from dni_fx.runtime.parameter_groups import OptimizerFactory, attach_synthesizers
-from dni_fx.runtime.parameters import hold_parameters
+from dni_fx.runtime.prepare import prepare_training
 from dni_fx.runtime.retrace import rename, retrace
 from dni_fx.runtime.stepping import SegmentOptimizer
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_cuts
-from dni_fx.runtime.time_horizon import replay_windows
 from dni_fx.runtime.time_windows import next_window, state_indices
-from dni_fx.runtime.watch import watch_training
 
 __all__ = [
     "Calling",
@@ -45,21 +41,17 @@ __all__ = [
     "TimeCut",
     "add_time_cuts",
     "attach_synthesizers",
-    "average_segments",
     "build_dni",
     "check_stepping",
-    "connect_exits",
     "free_reserved_name",
-    "hold_parameters",
     "is_reserved",
     "log_metrics",
     "make_module",
-    "measure_loss_factor",
     "next_window",
     "not_rewritten",
     "plain",
+    "prepare_training",
     "rename",
-    "replay_windows",
     "retrace",
     "return_state",
     "rewritten",
@@ -67,5 +59,4 @@ __all__ = [
     "state_indices",
     "time_cuts",
     "unusable_argument",
-    "watch_training",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import REGISTERED, Captured, Read, at_path
+from dni_fx.model import REGISTERED, Captured, Read, at_path, has_path
 from dni_fx.runtime.arguments import check_tensors, form_error
 
 __all__ = ["LinkedModule", "linked", "return_state", "share_state"]
@@ -42,6 +42,9 @@ class LinkedModule(fx.GraphModule):
         except DniFxError:
             raise
         except Exception:  # operators raise errors of any type on arguments of another form
+            gone = _gone(self) if self.dni_runs_graph else None
+            if gone is not None:
+                raise DniFxError(f"{gone} is gone since the model was captured: transform the model again") from None
             other = form_error(forms, self.dni_captured.original, args, kwargs)
             if other is None:
                 raise
@@ -128,6 +131,12 @@ class LinkedModule(fx.GraphModule):
         """Whether the net itself has an attribute, not only the model."""
         held = (self.__dict__, *(getattr(self, kind) for kind in REGISTERED))
         return any(name in names for names in held) or hasattr(type(self), name)
+
+
+def _gone(net: fx.GraphModule) -> str | None:
+    """The first module or tensor that the graph uses and the net no longer has."""
+    used = (str(node.target) for node in net.graph.nodes if node.op in ("call_module", "get_attr"))
+    return next((name for name in used if not has_path(net, name) or at_path(net, name) is None), None)
 
 
 def _other_value(subject: nn.Module, read: Read, now: str) -> str:

@@ -126,8 +126,11 @@ class Dni(nn.Module):
             check_scaler(scaler, self.rewrite.training)
             scaler = scaler if scaler.is_enabled() else None
         self.accumulate, divisor = accumulate, accumulate or 1
-        for scaled in (*self.crossings.values(), *self.exits.values()):
-            scaled.scale_with(LossScale(scaler, divisor) if scaler is not None or divisor > 1 else None)
+        scale = LossScale(scaler, divisor) if scaler is not None or divisor > 1 else None
+        for crossing in self.crossings.values():
+            crossing.scale_with(scale)
+        for exit in self.exits.values():
+            exit.scale_with(scale)
         for segment in self.segment_by_crossing().values():
             segment.clip = (self.rewrite.training.clip or 0.0) / divisor
             segment.accumulation.divisor = accumulate

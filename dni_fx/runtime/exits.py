@@ -121,10 +121,10 @@ class Exit(nn.Module):
                 "the exits need the target of the loss: while training, call net(..., dni_context=target)"
             )
         try:
-            value: object = self.loss(*_class_first(self.loss, outputs, context))
+            value: object = self.loss(*_for_loss(self.loss, outputs, context))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ContextError(
-                f"loss={described(self.loss)} fails on the outputs and the dni_context of this call: {first_line(error)}"
+                f"loss={described(self.loss)} fails on the outputs and the dni_context of a call: {first_line(error)}"
             ) from None
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise DniFxError(f"loss={described(self.loss)} returns {described(value)}, not a scalar with gradient")
@@ -142,10 +142,16 @@ class Exit(nn.Module):
         return own
 
 
-def _class_first(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
-    """Outputs (N, T, K) and labels (N, T) as rows, for a loss of torch.nn.functional, which takes outputs (N, K, T)."""
+def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
+    """The arguments of a loss, as the losses of torch.nn.functional take them.
+
+    Outputs (N, T, K) and labels (N, T) become rows: these losses take outputs (N, K, T). Outputs (N, 1) and numbers
+    (N,) get one shape: these losses would broadcast them.
+    """
     if not (isinstance(outputs, Tensor) and isinstance(target, Tensor) and loss_name(loss)):
         return outputs, target
+    if target.is_floating_point() and target.shape != outputs.shape and target.numel() == outputs.numel():
+        return outputs, target.reshape(outputs.shape)
     of_positions = not target.is_floating_point() and outputs.dim() > 2 and target.shape == outputs.shape[:-1]
     if not of_positions or target.shape == outputs.shape[:1] + outputs.shape[2:]:
         return outputs, target

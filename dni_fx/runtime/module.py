@@ -183,13 +183,17 @@ def not_rewritten(net: object) -> DniFxError:
     return DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")
 
 
-class _Stamping(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, stamp: Stamp) -> None:
-        super().__init__(module)
-        self.stamp = stamp
+class _Interpreter(fx.Interpreter):
+    """Takes names that no attribute can have."""
 
     def fetch_attr(self, target: str) -> Any:
         return at_path(self.module, target)
+
+
+class _Stamping(_Interpreter):
+    def __init__(self, module: fx.GraphModule, stamp: Stamp) -> None:
+        super().__init__(module)
+        self.stamp = stamp
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -197,15 +201,12 @@ class _Stamping(fx.Interpreter):
         return value
 
 
-class _Reading(fx.Interpreter, Generic[T]):
+class _Reading(_Interpreter, Generic[T]):
     """Calls `read` on each tensor."""
 
     def __init__(self, module: fx.GraphModule, read: Callable[[str, Tensor], T], found: dict[str, T]) -> None:
         super().__init__(module)
         self.read, self.found = read, found
-
-    def fetch_attr(self, target: str) -> Any:
-        return at_path(self.module, target)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from dni_fx.errors import DniFxError
+from dni_fx.ops import parameters_of
 from dni_fx.runtime.dni import Dni
 from dni_fx.runtime.parameter_groups import OptimizerFactory, add_synthesizers, made_by, rated_groups
 from dni_fx.runtime.parameters import SegmentParameters
@@ -44,7 +45,6 @@ def _made(factory: OptimizerFactory, parameters: list[nn.Parameter], whose: str)
         raise DniFxError(
             'LBFGS runs the net again at every step, which step="segment" cannot do: use another optimizer'
         )
-    taken = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not taken <= {id(p) for p in parameters}:
+    if not set(parameters_of([optimizer])) <= set(parameters):
         raise DniFxError('step="segment": optimizer= made an optimizer of parameters that it was not given')
     return optimizer

@@ -13,6 +13,7 @@ from torch.autograd import Variable
 from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
+from dni_fx.ops import parameters_of
 from dni_fx.runtime.module import DecoupledModule, rewritten
 from dni_fx.runtime.optimizers import check_stepping, optimizers_of
 from dni_fx.runtime.parameter_groups import OptimizerFactory
@@ -286,7 +287,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
     def _step_one(self, optimizer: torch.optim.Optimizer) -> None:
         if self.scaler is None:
             optimizer.step()
-        elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+        elif any(p.grad is not None for p in parameters_of([optimizer])):
             try:
                 self.scaler.step(optimizer)
             except RuntimeError as error:
@@ -312,8 +313,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
 
     def _with_gradients(self, index: int) -> list[nn.Parameter]:
         """The parameters of a segment that have gradients."""
-        groups = [group for optimizer in self.optimizers[index] for group in optimizer.param_groups]
-        return [p for group in groups for p in group["params"] if p.grad is not None]
+        return [p for p in parameters_of(self.optimizers[index]) if p.grad is not None]
 
     def _gradients_of(self, index: int) -> list["_Version"]:
         """The versions of a segment's gradients: they change when a backward pass adds to a gradient."""

@@ -2,14 +2,12 @@
 
 import warnings
 import weakref
-from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dni_fx.runtime.dni import Dni, StepsSegments
-from dni_fx.runtime.live import held_by, live_optimizers
+from dni_fx.runtime.live import held_by, live_optimizers, post_each_step
 
 __all__ = ["Untrained"]
 
@@ -30,7 +28,7 @@ class Untrained:
             self.known = True
         elif self.nets is None:
             self.nets = weakref.ref(net), weakref.ref(dni)
-            _watching.add(self)
+            post_each_step(self)
         elif self.left_out:
             self.known = True
             trained = held_by(live_optimizers())
@@ -39,33 +37,20 @@ class Untrained:
             if names:
                 warnings.warn(_message(names), stacklevel=2)
 
-    def post_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def post_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """After a step of any optimizer: look whether it trains the model, and the synthesizers."""
         net, dni = (None, None) if self.nets is None else (found() for found in self.nets)
         if self.known or self.left_out or net is None or dni is None:
-            return
+            return self.known
         learning = [p for p in dni.parameters() if p.requires_grad and p.grad is not None]
         if not learning:
-            return
+            return False
         trained = held_by([optimizer])
         left_out = [p for p in learning if p not in trained]
         self.known = not left_out
         if left_out and not trained.isdisjoint(net.parameters()):
             self.left_out = left_out
-
-
-_watching: "weakref.WeakSet[Untrained]" = weakref.WeakSet()
-
-
-def _post_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    for one in [] if torch.compiler.is_compiling() else list(_watching):
-        one.post_step(optimizer)
-        if one.known:
-            _watching.discard(one)
-
-
-# For the life of the process: a hook that is removed while an optimizer goes through all hooks makes the step fail.
-register_optimizer_step_post_hook(_post_step)
+        return self.known
 
 
 def _message(names: list[str]) -> str:

@@ -11,6 +11,7 @@ from dni_fx.runtime.diverged import Diverged
 from dni_fx.runtime.dni import StepsSegments
 from dni_fx.runtime.live import held_by, live_optimizers
 from dni_fx.runtime.module import DecoupledModule
+from dni_fx.runtime.old_parameters import OldParameters
 from dni_fx.runtime.replaced import Places, take_replaced
 from dni_fx.runtime.untrained import Untrained
 
@@ -22,6 +23,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.places: Places | None = None  # None: before the first pass
+        self.old_parameters = OldParameters()
         self.untrained = Untrained()
         self.diverged = Diverged()
 
@@ -37,7 +39,9 @@ class Watch:
         if self.places is None:
             self.places = Places(net)
         elif not self.places.unchanged():
+            before = self.places.parameters
             self.places = take_replaced(net, self.places)
+            self.old_parameters.replaced(net, before)
         if net.dni.unstepped:
             net.dni.unstepped = False
             _warn_of_no_optimizer(net)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,18 +21,13 @@ from dni_fx.runtime import (
     DecoupledModule,
     FlatModule,
     HookedModule,
-    average_segments,
-    connect_exits,
-    hold_parameters,
     make_module,
-    measure_loss_factor,
     plain,
+    prepare_training,
     rename,
-    replay_windows,
     retrace,
     rewritten,
     share_state,
-    watch_training,
 )
 from dni_fx.store.calls import add_cuts, graph_of_calls
 from dni_fx.store.destination import ADVICE, FILES, check_destination, exists_error
@@ -170,17 +166,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
             graph = graph_of_calls(calls)
         base = _MODULES[plan.frontend]
         net = make_module(shell, graph, replace(base.dni_captured, original=model), base)
-        hold_parameters(net, net.dni)
-        if net.dni.rewrite.unlock == "backward":
-            average_segments(net)
         net.dni_apply_settings(vars(cls))
         net.dni_compare()
         if calls is not None:
             add_cuts(net, cls.dni_outputs)
-    connect_exits(net)
-    replay_windows(net)
-    measure_loss_factor(net, net.dni.rewrite.loss or None)
-    watch_training(net)
+        prepare_training(net, net.dni.rewrite.loss or None)
     if not has_digests:
         check_fingerprint(folder / "plan.json", plan, plain(net).graph)
     _set_weights(net, stored, folder / "weights.safetensors", keep_dtype=model is not None)
@@ -190,9 +180,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> DecoupledModule:
 def _checked(folder: Path) -> tuple[Plan, bool]:
     """The plan of a folder, and whether the files have digests; all that can be checked before `model.py` runs."""
     try:
+        exists = folder.exists()
         missing = [name for name in FILES[:3] if not (folder / name).is_file()]
     except OSError as error:  # no permission, or a name that is too long
         raise DniFxError(f"cannot read {folder} ({error.strerror or error})") from None
+    if not exists:
+        raise DniFxError(f"no such folder: {folder}")
     if missing:
         raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no {missing[0]}")
     return checked_plan(folder), check_digests(folder, FILES)
@@ -243,11 +236,19 @@ def _set_weights(net: nn.Module, stored: dict[str, Tensor], path: Path, *, keep_
         what = f"holds no {absent[0]!r}" if absent else f"holds {strange[0]!r}, which the model does not have"
         raise DniFxError(f"{path} {what}: it belongs to another model")
     for name, tensor in wanted.items():
-        if tensor.shape != stored[name].shape:
-            raise DniFxError(
-                f"{path}: {name} has shape {list(stored[name].shape)}, the model needs {list(tensor.shape)}"
-            )
+        found = stored[name]
+        if tensor.shape != found.shape:
+            raise DniFxError(f"{path}: {name} has shape {list(found.shape)}, the model needs {list(tensor.shape)}")
+        if not _is_convertible(found.dtype, tensor.dtype, keep_dtype=keep_dtype):
+            raise DniFxError(f"{path}: {name} has dtype {found.dtype}, the model needs {tensor.dtype}")
     for name, tensor in wanted.items():
         value = stored[name].to(tensor if keep_dtype else tensor.device)
         # The memory of safetensors has a fixed size, and forward may resize a buffer.
         tensor.data = value if isinstance(tensor, nn.Parameter) else value.clone()
+
+
+def _is_convertible(found: torch.dtype, needed: torch.dtype, *, keep_dtype: bool) -> bool:
+    """Whether the dtypes are of one kind: floating, complex, integer or bool."""
+    if not keep_dtype and all(dtype.is_floating_point or dtype.is_complex for dtype in (found, needed)):
+        return True  # the source of a layer does not name its dtype
+    return torch.can_cast(found, needed) and torch.can_cast(needed, found)

@@ -1,6 +1,6 @@
 """Whether a checkpoint fits a net and the objects that it is loaded into; all that can be seen before they change."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dni_fx.errors import DniFxError
+from dni_fx.ops import parameters_of
 from dni_fx.runtime import DecoupledModule, SegmentOptimizer
 
 __all__ = ["check_fits", "check_structure", "check_taker", "kind_of", "signature_of"]
@@ -95,8 +96,7 @@ def check_taker(path: Path, name: str, value: object, state: Any, saved: Mapping
             what = _different_group(saved["groups"], own["groups"])
         raise DniFxError(f"{path}: {name} does not take the state that was saved: {what}")
     if isinstance(value, torch.optim.Optimizer) and not isinstance(value, SegmentOptimizer):
-        parameters = [p for group in value.param_groups for p in group["params"]]
-        _check_optimizer_state(path, name, state, parameters)
+        _check_optimizer_state(path, name, state, parameters_of([value]))
 
 
 def _optimizers_in(value: object) -> list[torch.optim.Optimizer]:
@@ -116,7 +116,7 @@ def _different_group(saved: list[Any], own: list[Any]) -> str:
     return f"loaded state dict has shape {saved[k][i]} for parameter {i} of group {k}, and this has {own[k][i]}"
 
 
-def _check_optimizer_state(path: Path, name: str, state: Any, parameters: list[Tensor]) -> None:
+def _check_optimizer_state(path: Path, name: str, state: Any, parameters: Sequence[Tensor]) -> None:
     """Raise a DniFxError if an entry of an optimizer's state does not have the shape of its parameter."""
     entries = state.get("state") if isinstance(state, dict) else None
     if not isinstance(entries, dict) or not isinstance(state.get("param_groups"), list):

@@ -17,7 +17,7 @@ from dni_fx.synthesizers.imported import is_findable, why_not_importable
 from dni_fx.synthesizers.least_squares import LeastSquares
 from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN
-from dni_fx.synthesizers.registry import REGISTRY, import_synthesizers, paths_of, register, resolve
+from dni_fx.synthesizers.registry import REGISTRY, import_synthesizers, options_of, paths_of, register, resolve
 
 __all__ = [
     "GRU",
@@ -56,6 +56,7 @@ __all__ = [
     "is_findable",
     "make_head",
     "make_synthesizer",
+    "options_of",
     "paths_of",
     "register",
     "resolve",

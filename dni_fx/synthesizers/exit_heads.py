@@ -1,4 +1,4 @@
-"""Small heads, made from shapes, for exits that no later layers of the model fit: from a crossing tensor to an output."""
+"""Small heads, made from shapes, for exits that no later layers fit: from a crossing tensor to an output."""
 
 import math
 from collections.abc import Sequence

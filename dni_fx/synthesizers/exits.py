@@ -11,7 +11,7 @@ from torch import Tensor
 from dni_fx.errors import DniFxError, described
 from dni_fx.plans import Plan, crossing_name
 from dni_fx.synthesizers.base import Activation, Synthesizer, check_size
-from dni_fx.synthesizers.registry import options_of, register
+from dni_fx.synthesizers.registry import chosen_options, register
 
 __all__ = ["WEIGHTS", "ExitGradient", "ExitOptions", "exit_names", "exit_options"]
 
@@ -74,7 +74,7 @@ def exit_options(synthesizer: object) -> ExitOptions | None:
     Raises:
         DniFxError: If an option is not known, or its value is not allowed.
     """
-    options = options_of(synthesizer, "exit") if isinstance(synthesizer, str) else None
+    options = chosen_options(synthesizer, "exit") if isinstance(synthesizer, str) else None
     return None if options is None else ExitOptions(**options)
 
 

@@ -11,7 +11,7 @@ from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Factory
 from dni_fx.synthesizers.imported import describe_factory, import_factory
 
-__all__ = ["REGISTRY", "import_synthesizers", "options_of", "paths_of", "register", "resolve"]
+__all__ = ["REGISTRY", "chosen_options", "import_synthesizers", "options_of", "paths_of", "register", "resolve"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,10 +59,10 @@ def resolve(
         raise DniFxError(f"no synthesizer named {described(name)}; there are auto, {', '.join(sorted(REGISTRY))}")
     factory = REGISTRY[name]
     is_map = axis == 1 and len(shape) > 2
-    if dense and is_map and "dense" in _options(factory) and "dense" not in options:
+    if dense and is_map and "dense" in options_of(factory) and "dense" not in options:
         options["dense"] = True
         synthesizer = f"{name}({', '.join(f'{option}={value!r}' for option, value in options.items())})"
-    if "loss" in _options(factory):
+    if "loss" in options_of(factory):
         if loss is None:
             raise DniFxError(
                 f"synthesizer {name} needs the loss and labels: give loss= and classes= (or context_size=)"
@@ -71,7 +71,7 @@ def resolve(
     return synthesizer, _bound(factory, name, options) if options else factory
 
 
-def options_of(synthesizer: str, name: str) -> dict[str, Any] | None:
+def chosen_options(synthesizer: str, name: str) -> dict[str, Any] | None:
     """The options in a text such as "mlp(hidden_layers=2)", if it names the synthesizer `name`; else None.
 
     Raises:
@@ -142,20 +142,20 @@ def _parsed(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _bound(factory: Factory, name: str, options: dict[str, Any]) -> Factory:
-    known = _options(factory)
-    unknown = sorted(options.keys() - set(known))
+    known = options_of(factory)
+    unknown = sorted(options.keys() - known.keys())
     if unknown:
         allowed = ", ".join(option for option in known if option != "loss") or "none"
         raise DniFxError(f"synthesizer {name} has no option {unknown[0]!r}; there are {allowed}")
     return functools.partial(factory, **options)
 
 
-def _options(factory: Factory) -> list[str]:
-    """Names of the keyword-only arguments; of the base class, too, where a class passes `**options` on."""
-    found: list[str] = []
+def options_of(factory: Factory) -> dict[str, Any]:
+    """Defaults of the keyword-only arguments; of the base class, too, where a class passes `**options` on."""
+    found: dict[str, Any] = {}
     for one in factory.__mro__ if isinstance(factory, type) else (factory,):
         parameters = inspect.signature(one).parameters.values()
-        found += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        found |= {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in found}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found

@@ -102,10 +102,12 @@ CASES: dict[str, tuple[Callable[[Any, Tensor], Tensor], list[str]]] = {
 }
 
 
-def names_of(model: nn.Module, trace: Callable[[nn.Module], object]) -> list[str]:
+def names_of(model: nn.Module, trace: Callable[[nn.Module], object], *, code: bool = False) -> list[str]:
+    """The names of the values that are read; and of the code, children and hooks, if `code` says so."""
     with recorded_reads(model) as reads:
         trace(model)
-    return [str(read) for read in reads if str(read) != "run"]
+    is_code = [read.is_structure or read.steps[-1][0] == "code" for read in reads]
+    return [str(read) for read, of_code in zip(reads, is_code, strict=True) if str(read) != "run" and of_code is code]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -184,5 +186,5 @@ class ReadsGlobals(nn.Module):
 
 def test_global_variables() -> None:
     found = names_of(ReadsGlobals(), fx.Tracer().trace)
-    assert {name.split(" (")[0] for name in found} == {"TAU", "HP['tau']", "CONFIG.tau"}
+    assert {name.split(" (")[0] for name in found} == {"TAU", "HP['tau']", "CONFIG.tau", "scaled"}
     assert all(f"(a global variable of {__name__})" in name for name in found)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nets import Keywords, Moody
+from torch import nn
 
 import dni_fx
 from dni_fx.errors import DniFxError
@@ -43,3 +44,32 @@ def test_a_mode_that_export_has_fixed_is_not_changed_in_silence() -> None:
     net.noise.eval()
     with pytest.raises(DniFxError, match="noise is in eval mode"):
         net(X)
+
+
+class Decides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        y: torch.Tensor = self.b(h.tanh() if h.sum() > 0 else h)
+        return y
+
+
+class ReadsMemory(Decides):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.b(self.a(x).tanh()) * (x.data_ptr() > 0)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Decides(), r"Could not guard on data-dependent expression Eq\(u\d+, 1\)"),
+        (ReadsMemory(), r"Cannot access data pointer of Tensor \(e\.g\. FakeTensor, FunctionalTensor\)\."),
+    ],
+)
+def test_an_error_of_export_is_one_line_without_advice(model: nn.Module, words: str) -> None:
+    with pytest.raises(DniFxError, match=rf"^torch\.export does not take it: {words}$"):
+        dni_fx.transform(model, X, frontend="export")

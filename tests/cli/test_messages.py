@@ -80,7 +80,7 @@ example_inputs = torch.rand(3, 4)
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--loss", "mse_loss"],
+        ["--loss", "mse_loss", "--synthesizer", "local_head"],
         ["--loss", "mse_loss", "--classes", "3"],
         ["--loss", "relu", "--classes", "3"],
         ["--loss", "__class__", "--classes", "3"],

@@ -143,3 +143,15 @@ def test_after_every_layer_that_trains() -> None:
     assert [cut.after for cut in plan.cuts] == ["_0", "_1", "_3_0"]
     with pytest.raises(DniFxError, match="fewer than two layers"):
         dni_fx.plan(nn.Sequential(nn.Linear(4, 4)), torch.randn(8, 4), cuts="leaves")
+
+
+def test_a_wrong_name_has_all_names_or_the_way_to_them() -> None:
+    small = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+    with pytest.raises(DniFxError, match=r"called 'zzz' to cut after; there are 0, 1, 2, input_1, _0, _1, _2.*"):
+        dni_fx.plan(small, X, cuts="zzz")
+    large = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(6, 6), nn.Tanh())])
+    for name, words in (("zzz", r"there are 0, 1, .* and \d+ more"), ("_99", "the nearest names are _9")):
+        with pytest.raises(DniFxError, match=rf"{words}.*; `dni-fx plan TARGET --json` lists the nodes"):
+            dni_fx.plan(large, X, cuts=name)
+    with pytest.raises(DniFxError, match=r"no module of class 'Block'; the classes are .*Linear, .*Tanh"):
+        dni_fx.plan(large, X, cuts="every:Block")

@@ -130,7 +130,7 @@ def test_a_head_needs_a_batch_axis() -> None:
     with pytest.raises(DniFxError, match="needs labels, a row a sample"):
         dni_fx.transform(CASES["prototypes"].make(), x, synthesizer="local_head", **options)
     net = dni_fx.transform(CASES["prototypes"].make(), x, **options)
-    assert [type(s).__name__ for s in net.dni.synthesizers.values()] == ["Linear", "Linear"]
+    assert [type(s).__name__ for s in net.dni.synthesizers.values()] == ["ExitGradient", "ExitGradient"]
 
 
 def test_a_critic_needs_one_row_a_sample() -> None:

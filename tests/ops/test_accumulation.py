@@ -104,6 +104,19 @@ def test_a_divisor_that_is_measured_is_an_error_at_once(unlock: str) -> None:
     accumulated(net, K, K)
 
 
+@pytest.mark.parametrize("unlock", BOTH)
+def test_a_divided_loss_with_accumulate_1_is_an_error(unlock: str) -> None:
+    net = made(unlock=unlock, classes=3, accumulate=1)
+    with pytest.raises(DniFxError, match=r"0\.25 times the mean .*accumulate=4 in place of accumulate=1"):
+        accumulated(net, K, K)
+
+
+@pytest.mark.parametrize("unlock", BOTH)
+@pytest.mark.parametrize("weight", [1.0, 0.7, 3.0])
+def test_whole_losses_with_a_weight_and_accumulate_1(weight: float, unlock: str) -> None:
+    accumulated(made(unlock=unlock, classes=3, accumulate=1), K, 1 / weight)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("unlock", BOTH)
 def test_a_divisor_that_is_not_known_is_an_error_before_the_step(unlock: str, fused: bool) -> None:

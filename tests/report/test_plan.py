@@ -1,14 +1,41 @@
 """The table of a plan."""
 
 import io
+from typing import Any
 
+import pytest
+import torch
 from rich.console import Console
+from torch import nn
 from windows import Lstm, cut
 
+import dni_fx
+from dni_fx.plans import Plan
 from dni_fx.report.plan import plan_table
 
 
-def test_it_is_reported() -> None:
+def text_of(plan: Plan) -> str:
     text = Console(width=200, record=True, file=io.StringIO())
-    text.print(plan_table(cut(Lstm).dni.plan))
-    assert "time0: state 2x3x4, state 2x3x4, cut in time, synthesizer least_squares" in text.export_text()
+    text.print(plan_table(plan))
+    return text.export_text()
+
+
+def test_it_is_reported() -> None:
+    shown = text_of(cut(Lstm).dni.plan)
+    assert "time0: state 2x3x4, state 2x3x4, cut in time, synthesizer least_squares" in shown
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "rows", "options", "saves"),
+    [
+        (4, 4, 4, {}, False),
+        (4, 4, 4, {"objective": "throughput"}, False),
+        (4, 4, 4, {"cuts": ["1"]}, False),
+        (4, 64, 4, {"cuts": 2}, True),  # no memory, but time
+        (12, 16, 4096, {"cuts": 3}, True),
+    ],
+)
+def test_cuts_that_save_nothing(depth: int, width: int, rows: int, options: dict[str, Any], saves: bool) -> None:
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())]
+    plan = dni_fx.plan(nn.Sequential(*layers), torch.rand(rows, width), **options)
+    assert ("the cuts save nothing here" not in text_of(plan)) == saves

@@ -10,6 +10,7 @@ import pytest
 import torch
 from nets import LongSkip, Recurrent, ResNet, Tied
 from oracle import loss_of
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import dni_fx
@@ -207,11 +208,60 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
         dni_fx.load(tmp_path / "out")
 
 
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(dni_fx.DniFxError, match=rf"^no such folder: {tmp_path / 'none'}$"):
+        dni_fx.load(tmp_path / "none")
+
+
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     make, inputs, cuts = MODELS["resnet"]
     dni_fx.save(dni_fx.transform(make(), inputs, cuts=cuts), tmp_path / "out")
     with pytest.raises(dni_fx.DniFxError):
         dni_fx.load(tmp_path / "out", LongSkip())
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("0.weight", torch.int32),
+        ("0.bias", torch.bool),
+        ("1.running_mean", torch.int64),
+        ("1.num_batches_tracked", torch.float32),
+        ("dni.cut0__2.synthesizer.net.0.weight", torch.uint8),
+    ],
+)
+def test_weights_of_another_kind_of_dtype_are_refused(
+    name: str, dtype: torch.dtype, with_model: bool, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
+    dni_fx.save(dni_fx.transform(model, torch.rand(5, 6), cuts=["2"]), tmp_path / "out")
+    plan, weights = tmp_path / "out" / "plan.json", tmp_path / "out" / "weights.safetensors"
+    plan.write_text(json.dumps({k: v for k, v in json.loads(plan.read_text()).items() if k != "digests"}))
+    stored = load_file(weights)
+    save_file(stored | {name: stored[name].to(dtype)}, weights)
+    nn.init.zeros_(model[0].weight)
+    with pytest.raises(dni_fx.DniFxError, match=rf"weights.safetensors: {name} has dtype {dtype}, the model needs "):
+        dni_fx.load(tmp_path / "out", model if with_model else None)
+    assert not model[0].weight.any()
+
+
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(5, 4, dtype=torch.complex64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.b(torch.fft.rfft(torch.tanh(self.a(x)))).abs()
+        return y
+
+
+def test_other_dtypes_of_the_same_kind_are_read(tmp_path: Path) -> None:
+    net = dni_fx.transform(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)), torch.rand(5, 6), cuts=["1"])
+    dni_fx.save(net.bfloat16(), tmp_path / "out")
+    assert dni_fx.load(tmp_path / "out").get_parameter("0.weight").dtype is torch.bfloat16
+    dni_fx.save(dni_fx.transform(Spectrum(), torch.rand(5, 6), cuts=["tanh"]), tmp_path / "complex")
+    assert dni_fx.load(tmp_path / "complex").get_parameter("b.weight").dtype is torch.complex64
 
 
 @pytest.mark.parametrize("kind", ["parametrization", "hook"])

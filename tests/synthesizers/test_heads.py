@@ -208,7 +208,7 @@ def test_labels_to_ignore_give_no_gradient() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"loss": "cross_entropy"}, "loss needs classes"),
+    ({"loss": "cross_entropy", "synthesizer": "local_head"}, "needs labels, a row a sample"),
     ({"loss": "cross_entropie", "classes": 3}, "torch.nn.functional has no such function"),
     ({"loss": 3, "classes": 3}, "a function of (output, labels)"),
     ({"synthesizer": "local_head", "classes": 3}, "needs the loss and labels"),

@@ -1,0 +1,27 @@
+"""The last step of a rewrite, and of loading a saved net."""
+
+from dni_fx.runtime.averaging import average_segments
+from dni_fx.runtime.exits import connect_exits
+from dni_fx.runtime.loss_factor import measure_loss_factor
+from dni_fx.runtime.module import DecoupledModule
+from dni_fx.runtime.parameters import hold_parameters
+from dni_fx.runtime.time_horizon import replay_windows
+from dni_fx.runtime.watch import watch_training
+from dni_fx.settings import Loss
+
+__all__ = ["prepare_training"]
+
+
+def prepare_training(net: DecoupledModule, loss: str | Loss | None) -> None:
+    """Give each segment its parameters, and look at the training loop from now on.
+
+    Args:
+        loss: The training loss; None: not known.
+    """
+    connect_exits(net)
+    hold_parameters(net, net.dni)
+    if net.dni.rewrite.unlock == "backward":
+        average_segments(net)
+    replay_windows(net)
+    measure_loss_factor(net, loss)
+    watch_training(net)
