@@ -64,10 +64,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
-        if self.inplace:
-            y.add_(self.shortcut(x))
-        else:
-            y = y + self.shortcut(x)
+        shortcut = self.shortcut(x)
+        y = y.add_(shortcut) if self.inplace else y + shortcut
         return self.relu(y)
 
 
@@ -106,6 +104,24 @@ class UNet(nn.Module):
         m = torch.relu(self.middle(b))
         c = F.interpolate(torch.relu(self.up2(torch.cat([m, b], 1))), scale_factor=2.0)
         return self.up1(torch.cat([c, a], 1))
+
+
+class Writes(nn.Module):
+    """Writes to values in place, and then reads them by another name; also to an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        k = self.b(h)
+        k.add_(h)
+        j = self.c(torch.tanh(k))
+        j.view(-1, 2, 3).mul_(2)
+        y = self.d(torch.relu(j))
+        y.mul_(3)
+        return y
 
 
 class TwoOutputs(nn.Module):
@@ -293,6 +309,7 @@ CASES = [
         of_both,
     ),
     Case("own loss", OwnLoss, (_rand(4, 6), _labels(3, 4)), None, ["net.a", "net.b"], None),
+    Case("writes", Writes, (_rand(4, 6),), _labels(3, 4), ["tanh", "b"], "cross_entropy"),
     Case("autoencoder", autoencoder, (_rand(4, 6),), None, ["1", "3"], "mse_loss"),
     Case(
         "encoder-decoder",

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.graph import crossing_tensor, operation_name, record_of, returned_nodes
-from dni_fx.partition import Position, Route, find_positions, find_route, flow_node
+from dni_fx.partition import Position, Route, find_positions, find_route, flow_node, with_writes
 from dni_fx.plans import CrossingTensor, ExitPlan, Plan
 from dni_fx.runtime import DecoupledModule
 from dni_fx.settings import Settings
@@ -42,7 +42,7 @@ class ExitPlanner:
     """
 
     def __init__(self, graph: fx.Graph, flow: "nx.DiGraph[str]", options: ExitOptions, *, has_loss: bool) -> None:
-        self.flow, self.options = flow, options
+        self.flow, self.options = with_writes(flow), options
         self.by_name = {node.name: node for node in graph.nodes}
         loss = None if has_loss else own_loss(graph)
         if not has_loss and loss is None:
@@ -59,15 +59,19 @@ class ExitPlanner:
         )
         self._most = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
         self._routes: dict[Position, Route | None] = {}
+        written = (
+            [] if self.loss else list(self.flow.predecessors("output"))
+        )  # with the nodes that write to the results
+        self._computed = list(dict.fromkeys([*self.ends, *written]))
 
     def route(self, position: Position) -> Route | None:
         """The route from a cut; None: the loss does not depend on what crosses the cut."""
         if position not in self._routes:
             units = None if self.options.units == "all" else int(self.options.units)
-            found = find_route(self.flow, position, self.ends, units)
+            found = find_route(self.flow, position, self._computed, units)
             if units == 0 and found is not None and any(flow_node(self.flow, name).takes_part for name in found.nodes):
                 # All but one position would get no gradient: a unit has to mix the positions before.
-                found = find_route(self.flow, position, self.ends, 1)
+                found = find_route(self.flow, position, self._computed, 1)
             self._routes[position] = found
         return self._routes[position]
 
@@ -137,7 +141,7 @@ class ExitPlanner:
             return False
         if self.options.units == 0 and self._returns_maps:
             return self._head_flops(position) < math.inf
-        least = find_route(self.flow, position, self.ends, 0)
+        least = find_route(self.flow, position, self._computed, 0)
         cost = 0.0 if least is None else sum(flow_node(self.flow, name).forward for name in least.nodes)
         return cost > self._most and self._head_flops(position) < cost
 

@@ -8,15 +8,15 @@ whole. Every crossing tensor that the ends depend on is used, since it would get
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import networkx as nx
 
-from dni_fx.partition.flow_node import flow_node
+from dni_fx.partition.flow_node import add_flow_node, flow_node
 from dni_fx.partition.positions import Position
 
-__all__ = ["Route", "find_route"]
+__all__ = ["Route", "find_route", "with_writes"]
 
 _SOURCE, _SINK = "(crossing tensors)", "(outputs)"  # no names of nodes
 
@@ -52,6 +52,22 @@ class _Ways:
 
     dependent: _Way
     free: _Way
+
+
+def with_writes(flow: "nx.DiGraph[str]") -> "nx.DiGraph[str]":
+    """A flow with an edge from each node that writes to memory to the nodes that read this memory next.
+
+    A node whose write is read by another name, as in `y.add_(x); relu(y)`, is replaced by no value.
+    """
+    found = flow.copy()
+    writers: dict[int, str] = {}  # by storage, the last node that writes to it
+    for name in flow:
+        read = {storage for source in flow.predecessors(name) for storage in flow_node(flow, source).storages}
+        for writer in {writers[storage] for storage in read if storage in writers} - set(flow.predecessors(name)):
+            found.add_edge(writer, name)
+            add_flow_node(found, writer, replace(flow_node(found, writer), is_sum=False, kind=f"{writer}: writes"))
+        writers |= dict.fromkeys(flow_node(flow, name).mutates, name)
+    return found
 
 
 def find_route(

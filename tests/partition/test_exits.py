@@ -8,7 +8,7 @@ import pytest
 from flows import Flow, add, change
 from seeds import seeds
 
-from dni_fx.partition.exits import Route, find_route
+from dni_fx.partition.exits import Route, find_route, with_writes
 from dni_fx.partition.flow_node import flow_node
 from dni_fx.partition.positions import Position, find_positions
 
@@ -282,3 +282,26 @@ def test_random_graphs(seed: int) -> None:
             check(flow, position, ends, found)
             assert set(found.nodes) <= set(whole.nodes)
             assert set(found.bypassed) <= set(whole.nodes)
+
+
+# ---------------------------------------------------------------------------------------------- writes
+def test_a_write_whose_memory_is_read_by_another_name_runs() -> None:
+    flow = residual(1)
+    change(flow, "b0", storages=frozenset({100}))
+    change(flow, "s0", storages=frozenset({100}), mutates=frozenset({100}))
+    change(flow, "norm", kind="norm")
+    flow.remove_edge("s0", "norm")
+    flow.add_edge("b0", "norm")  # the norm reads b0, to which the sum has written
+    assert route(flow, "x", None).nodes == ("a0", "b0", "norm", "head")
+    found = with_writes(flow)
+    assert set(found.edges) - set(flow.edges) == {("s0", "norm")}
+    assert route(found, "x") == Route(("a0", "b0", "s0", "norm", "head"), {}, 0, False)
+    assert flow_node(flow, "s0").is_sum  # the flow itself stays as it is
+
+
+def test_a_write_whose_result_is_used_changes_nothing() -> None:
+    flow = residual(1)
+    change(flow, "b0", storages=frozenset({100}))
+    change(flow, "s0", storages=frozenset({100}), mutates=frozenset({100}))
+    found = with_writes(flow)
+    assert set(found.edges) == set(flow.edges) and flow_node(found, "s0") == flow_node(flow, "s0")

@@ -185,3 +185,26 @@ def test_writes_in_place_right_after_a_sum_that_is_left_out(units: int, cuts: tu
         assert net.dni.plan.cuts[0].exit.bypassed
         found.append(made.step(net))
     assert error(*found) < 1e-12
+
+
+class ReadAgain(nn.Module):
+    """A value at a cut is read again after the write to the sum that it replaces."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 6), nn.Linear(12, 3)
+        self.b = nn.Sequential(nn.Linear(6, 60), nn.Tanh(), nn.Linear(60, 6))
+        self.relu = nn.ReLU(inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.c(torch.cat([self.relu(h + self.b(h)), h], 1))
+
+
+def test_a_value_that_replaces_another_is_read_again_after_a_write() -> None:
+    found = []
+    for inplace in (True, False):
+        net = replace(MLP, make=lambda inplace=inplace: ReadAgain(inplace)).net("exit(units=0)", ("a",))
+        assert net.dni.plan.cuts[0].exit.bypassed == {"add": "a"}
+        found.append(MLP.step(net))
+    assert error(*found) < 1e-12
