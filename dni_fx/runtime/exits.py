@@ -122,10 +122,11 @@ class Exit(nn.Module):
             )
         try:
             value: object = self.loss(*_for_loss(self.loss, outputs, context))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # the user's function may raise any error
             raise ContextError(
-                f"loss={described(self.loss)} fails on the outputs and the dni_context of a call: {first_line(error)}"
-            ) from None
+                f"loss={described(self.loss)} raises {type(error).__name__} ({first_line(error)}) on the outputs and the "
+                "dni_context of a call"
+            ) from error
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise DniFxError(f"loss={described(self.loss)} returns {described(value)}, not a scalar with gradient")
         return value.reshape(())
@@ -150,7 +151,7 @@ def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
     """
     if not (isinstance(outputs, Tensor) and isinstance(target, Tensor) and loss_name(loss)):
         return outputs, target
-    if target.is_floating_point() and target.shape != outputs.shape and target.numel() == outputs.numel():
+    if target.is_floating_point() and target.squeeze().shape == outputs.squeeze().shape:
         return outputs, target.reshape(outputs.shape)
     of_positions = not target.is_floating_point() and outputs.dim() > 2 and target.shape == outputs.shape[:-1]
     if not of_positions or target.shape == outputs.shape[:1] + outputs.shape[2:]:
