@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.graph import crossing_tensor, operation_name, record_of, returned_nodes
-from dni_fx.partition import Position, Route, find_positions, find_route, flow_node
+from dni_fx.partition import Position, Route, find_positions, find_route, flow_node, with_writes
 from dni_fx.plans import CrossingTensor, ExitPlan, Plan
 from dni_fx.runtime import DecoupledModule, HookedModule
 from dni_fx.settings import Settings
@@ -43,7 +43,7 @@ class ExitPlanner:
 
     def __init__(self, net: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, *, has_loss: bool) -> None:
         graph = net.graph
-        self.flow, self.options, self.graph = flow, options, graph
+        self.flow, self.options, self.graph = with_writes(flow), options, graph
         self.by_name = {node.name: node for node in graph.nodes}
         self.loss = "" if has_loss else self._own_loss()
         if not has_loss and not self.loss:
@@ -57,6 +57,9 @@ class ExitPlanner:
         self._returns_maps = all(record.axis == 1 and len(record.shape or ()) > 3 for record in returned)
         self._most = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
         self._routes: dict[Position, Route | None] = {}
+        # With the nodes that write to the results.
+        written = [] if self.loss else list(self.flow.predecessors("output"))
+        self._computed = list(dict.fromkeys([*self.ends, *written]))
 
     def route(self, position: Position) -> Route | None:
         """The route from a cut; None: the loss does not depend on what crosses the cut."""
@@ -75,7 +78,7 @@ class ExitPlanner:
         return "" if loss is None else loss.name
 
     def _find(self, position: Position, units: int | None) -> Route | None:
-        return find_route(self.flow, position, self.ends, units)
+        return find_route(self.flow, position, self._computed, units)
 
     def is_avoided(self, position: Position) -> bool:
         """Whether an automatic cut goes elsewhere: the exit runs all that is above, or the cut is in a branch."""

@@ -137,10 +137,11 @@ class Exit(nn.Module):
             )
         try:
             value: object = self.loss(*_for_loss(self.loss, outputs, context))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # the user's function may raise any error
             raise ContextError(
-                f"loss={described(self.loss)} fails on the outputs and the dni_context of a call: {first_line(error)}"
-            ) from None
+                f"loss={described(self.loss)} raises {type(error).__name__} ({first_line(error)}) on the outputs and "
+                "the dni_context of a call"
+            ) from error
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise DniFxError(f"loss={described(self.loss)} returns {described(value)}, not a scalar with gradient")
         return value.reshape(())
@@ -165,7 +166,7 @@ def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
     """
     if not (isinstance(outputs, Tensor) and isinstance(target, Tensor) and loss_name(loss)):
         return outputs, target
-    if target.is_floating_point() and target.shape != outputs.shape and target.numel() == outputs.numel():
+    if target.is_floating_point() and target.squeeze().shape == outputs.squeeze().shape:
         return outputs, target.reshape(outputs.shape)
     of_positions = not target.is_floating_point() and outputs.dim() > 2 and target.shape == outputs.shape[:-1]
     if not of_positions or target.shape == outputs.shape[:1] + outputs.shape[2:]:
@@ -273,7 +274,8 @@ def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.
     values |= {name: copied(values[name]) for name in tensors}
     if plan.weights not in _COPIES:
         buffers = dict(net.named_buffers())
-        borrowed |= {path: copied(borrowed[path]) for path in borrowed if path in buffers}
+        updates = plan.writes or any("batch_norm" in str(by_name[name].target) for name in plan.nodes)
+        borrowed |= {p: graph.call_method("clone", (borrowed[p],)) for p in borrowed if updates and p in buffers}
 
     # By object: a tied weight has several paths, of which a saved net knows one.
     by_object = {id(at_path(net, path)): node for path, node in borrowed.items()}
