@@ -5,7 +5,7 @@ In: a networkx DAG whose nodes hold costs. Out: places to cut.
 
 from dni_fx.partition import chain
 from dni_fx.partition.chain import LoadsFrom, Split
-from dni_fx.partition.exits import Route, find_route
+from dni_fx.partition.exits import Route, find_route, with_writes
 from dni_fx.partition.flow_node import FlowNode, add_flow_node, flow_node, largest_parameter, set_largest_parameter
 from dni_fx.partition.instance import checked_objective
 from dni_fx.partition.positions import (
@@ -42,4 +42,5 @@ __all__ = [
     "partition",
     "position_after",
     "set_largest_parameter",
+    "with_writes",
 ]

@@ -1,21 +1,22 @@
 """The route of an exit: the cheapest way from a cut to the outputs, on a networkx DAG of plain numbers, without torch.
 
-A route runs some of the nodes above the cut. It leaves residual branches out: where a node adds two tensors that both
-depend on the crossing tensors, the route may take one of the two. Where no residual branch is left, it goes on from a
-tensor at a later tensor of the same shape, which the same operation computes. The next units above the cut run whole.
+A route runs some of the nodes above the cut. It leaves residual branches out: where a node adds two tensors that
+depend on the same crossing tensors, the route may take one of the two. Where no residual branch is left, it goes on
+from a tensor at a later tensor of the same shape, which the same operation computes. The next units above the cut run
+whole. Every crossing tensor that the ends depend on is used, since it would get no gradient else.
 """
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import networkx as nx
 
-from dni_fx.partition.flow_node import flow_node
+from dni_fx.partition.flow_node import add_flow_node, flow_node
 from dni_fx.partition.positions import Position
 
-__all__ = ["Route", "find_route"]
+__all__ = ["Route", "find_route", "with_writes"]
 
 _SOURCE, _SINK = "(crossing tensors)", "(outputs)"  # no names of nodes
 
@@ -53,6 +54,22 @@ class _Ways:
     free: _Way
 
 
+def with_writes(flow: "nx.DiGraph[str]") -> "nx.DiGraph[str]":
+    """A flow with an edge from each node that writes to memory to the nodes that read this memory next.
+
+    A node whose write is read by another name, as in `y.add_(x); relu(y)`, is replaced by no value.
+    """
+    found = flow.copy()
+    writers: dict[int, str] = {}  # by storage, the last node that writes to it
+    for name in flow:
+        read = {storage for source in flow.predecessors(name) for storage in flow_node(flow, source).storages}
+        for writer in {writers[storage] for storage in read if storage in writers} - set(flow.predecessors(name)):
+            found.add_edge(writer, name)
+            add_flow_node(found, writer, replace(flow_node(found, writer), is_sum=False, kind=f"{writer}: writes"))
+        writers |= dict.fromkeys(flow_node(flow, name).mutates, name)
+    return found
+
+
 def find_route(
     flow: "nx.DiGraph[str]", position: Position, ends: Sequence[str], units: int | None, most: float = math.inf
 ) -> Route | None:
@@ -71,26 +88,30 @@ def find_route(
     names = list(flow)
     above = names[position.index + 1 :]
     order = {name: place for place, name in enumerate(names)}
-    dependent = _dependent(flow, above, position.crossing)
-    wanted = [end for end in dict.fromkeys(ends) if end in dependent or end in position.crossing]
+    origins = _origins(flow, above, position.crossing)
+    dependent = [name for name in origins if name not in position.crossing]
+    wanted = [end for end in dict.fromkeys(ends) if end in origins]
     if not wanted:
         return None
     places = _places(flow, dependent, position.crossing, wanted)
     whole, count = (set(above), 0) if units is None else _next_units(flow, places, dependent, order, units)
-    ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole))
+    ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole, _joins(flow, origins)), origins)
     nodes, bypassed = _follow(flow, ways, ends, wanted, above)
+    if not frozenset().union(*(origins[end] for end in wanted)) <= _used(flow, nodes, bypassed, ends):
+        return find_route(flow, position, ends, None, most)  # a tensor would get no gradient
     if sum(flow_node(flow, name).forward for name in nodes) > most:
         return None
     in_branch = bool(places) and places[0] not in position.crossing and flow_node(flow, places[0]).is_sum
     return Route(tuple(nodes), bypassed, count, in_branch)
 
 
-def _dependent(flow: "nx.DiGraph[str]", above: Sequence[str], crossing: Collection[str]) -> dict[str, None]:
-    """The nodes above the cut whose values depend on the crossing tensors, in order."""
-    found: dict[str, None] = {}
+def _origins(flow: "nx.DiGraph[str]", above: Sequence[str], crossing: Sequence[str]) -> dict[str, frozenset[str]]:
+    """The crossing tensors that each node above the cut depends on, if any; of a crossing tensor, itself."""
+    found = {name: frozenset([name]) for name in crossing}
     for name in above:
-        if any(source in found or source in crossing for source in flow.predecessors(name)):
-            found[name] = None
+        origins: frozenset[str] = frozenset().union(*(found.get(source, ()) for source in flow.predecessors(name)))
+        if origins:
+            found[name] = origins
     return found
 
 
@@ -138,18 +159,35 @@ def _next_units(
     return {name for stretch in kept for name in stretch}, len(kept)
 
 
-def _jumps(flow: "nx.DiGraph[str]", places: Sequence[str], whole: Collection[str]) -> dict[str, list[str]]:
+def _joins(flow: "nx.DiGraph[str]", origins: Collection[str]) -> list[str]:
+    """The sums with another stream, such as a decoder's: with a term that does not depend on the crossing tensors."""
+    return [
+        name
+        for name in origins
+        if flow_node(flow, name).is_sum and any(source not in origins for source in flow.predecessors(name))
+    ]
+
+
+def _jumps(
+    flow: "nx.DiGraph[str]", places: Sequence[str], whole: Collection[str], joins: Sequence[str]
+) -> dict[str, list[str]]:
     """For each place, the earlier places whose values may replace its value: of the same kind and shape.
 
-    After the last sum comes the tail, in which nothing is replaced.
+    After the last sum comes the tail, in which nothing is replaced. A jump over the sum with another stream would
+    leave that stream out.
     """
     sums = [i for i, place in enumerate(places) if flow_node(flow, place).is_sum]
     end = sums[-1] + 1 if sums else len(places)
     begin = max((i for i, place in enumerate(places) if place in whole), default=0)
+    order = {name: place for place, name in enumerate(flow)}
     found: dict[str, list[str]] = {}
     kinds = [flow_node(flow, place).kind for place in places]
     for i in range(begin + 1, end):
-        found[places[i]] = [places[j] for j in range(begin, i) if kinds[j] == kinds[i]]
+        found[places[i]] = [
+            places[j]
+            for j in range(begin, i)
+            if kinds[j] == kinds[i] and not any(order[places[j]] < order[join] <= order[places[i]] for join in joins)
+        ]
     return found
 
 
@@ -159,6 +197,7 @@ def _all_ways(
     above: Sequence[str],
     whole: Collection[str],
     jumps: dict[str, list[str]],
+    origins: Mapping[str, frozenset[str]],
 ) -> dict[str, _Ways]:
     """The cheapest ways to compute every value that the exit may use."""
     ways: dict[str, _Ways] = {}
@@ -167,8 +206,14 @@ def _all_ways(
     for name in flow:
         ways[name] = crossing if name in position.crossing else at_hand
     for name in above:
-        ways[name] = _cheapest(flow, name, ways, [] if name in whole else jumps.get(name, []), name in whole)
+        terms = [] if name in whole or not flow_node(flow, name).is_sum else _replacing_terms(flow, name, origins)
+        ways[name] = _cheapest(flow, name, ways, [] if name in whole else jumps.get(name, []), terms)
     return ways
+
+
+def _replacing_terms(flow: "nx.DiGraph[str]", name: str, origins: Mapping[str, frozenset[str]]) -> list[str]:
+    """The terms that may replace a sum: each depends on all crossing tensors that the sum depends on."""
+    return [source for source in flow.predecessors(name) if origins.get(source) == origins.get(name, ())]
 
 
 def _cheapest(
@@ -176,7 +221,7 @@ def _cheapest(
     name: str,
     ways: dict[str, _Ways],
     jumps: Sequence[str],
-    is_whole: bool,
+    terms: Sequence[str],
 ) -> _Ways:
     node = flow_node(flow, name)
     sources = list(flow.predecessors(name))
@@ -187,10 +232,10 @@ def _cheapest(
     from_crossing = [_Way(cost + (math.inf if through is None else extra[through]), None, through)]
     in_any_way = [_Way(cost)]
     others = [source for source in sources if ways[source].dependent.cost == math.inf]
-    if node.is_sum and not is_whole and len(others) < len(sources):
+    if terms:
         # A term that does not depend on the crossing tensors stays, unless it alone replaces the sum.
-        from_crossing += [_Way(ways[source].dependent.cost, source, source) for source in sources if not others]
-        in_any_way += [_Way(ways[source].free.cost, source) for source in others or sources]
+        from_crossing += [_Way(ways[source].dependent.cost, source, source) for source in terms if not others]
+        in_any_way += [_Way(ways[source].free.cost, source) for source in others or terms]
     for place in jumps:
         from_crossing.append(_Way(ways[place].dependent.cost, place, place))
         in_any_way.append(_Way(ways[place].free.cost, place))
@@ -230,3 +275,17 @@ def _follow(
         for source in flow.predecessors(name):
             need(source, needed[name] and source == way.through)
     return nodes[::-1], bypassed
+
+
+def _used(flow: "nx.DiGraph[str]", nodes: Sequence[str], bypassed: Mapping[str, str], ends: Sequence[str]) -> set[str]:
+    """The values that the ends are computed from, on a route."""
+    found: set[str] = set()
+    waiting = list(ends)
+    run = set(nodes)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        waiting += [bypassed[name]] if name in bypassed else flow.predecessors(name) if name in run else []
+    return found

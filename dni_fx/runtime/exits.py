@@ -5,7 +5,7 @@ get their gradients later, when the target of the cut arrives, as the parameters
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -83,23 +83,40 @@ class Exit(nn.Module):
         """
         if self.is_off or not (self.training and torch.is_grad_enabled()):
             return (None,) * len(tensors)
-        found: tuple[Tensor, ...] = self._gradients(tensors, inputs, borrowed, target if context is None else context)
+        program = self.program
+        assert program is not None
+        used = borrowed if self.copies is None else self._own(borrowed)
+
+        def run(crossing: Sequence[Tensor]) -> Any:
+            outputs = program(*crossing, *inputs, *used)
+            return outputs if self.structure is None or self.plan.loss else self.structure.unflatten(outputs)
+
+        return self.through(run, tensors, used, target if context is None else context)
+
+    def through(
+        self, run: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], used: Sequence[Any], context: Any
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of a loss of `run`, a function of the crossing tensors, as `forward` returns them.
+
+        Args:
+            run: Returns the outputs of the model, or its own loss.
+            used: The modules and parameters that `run` uses, and that the loss trains.
+        """
+        if self.is_off or not (self.training and torch.is_grad_enabled()):
+            return (None,) * len(tensors)
+        found: tuple[Tensor, ...] = self._gradients(run, tensors, used, context)
         return found
 
     @torch.compiler.disable(reason=ops.ONE_BY_ONE)  # type: ignore[untyped-decorator]
     def _gradients(
-        self, tensors: Sequence[Tensor], inputs: Sequence[Any], borrowed: Sequence[Any], context: Any
+        self, run: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], used: Sequence[Any], context: Any
     ) -> tuple[Tensor, ...]:
-        assert self.program is not None
-        used = borrowed if self.copies is None else self._own(borrowed)
-        trains = self.plan.weights not in ("readonly", "ema")
-        parameters = _parameters(used) if trains else []
+        parameters = [] if self.plan.weights in ("readonly", "ema") else _parameters(used)
         devices = list({t.device for t in tensors if t.device.type == "cuda"})
         # The random numbers of the exit are not those that the model draws next.
         with torch.enable_grad(), torch.random.fork_rng(devices):
             leaves = [t.detach().requires_grad_() for t in tensors]
-            outputs = self.program(*leaves, *inputs, *used)
-            loss = outputs if self.plan.loss else self._loss(outputs, context)
+            loss = run(leaves) if self.plan.loss else self._loss(run(leaves), context)
         with torch.autocast(leaves[0].device.type, enabled=False):
             found = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
         gradients = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)]
@@ -114,18 +131,17 @@ class Exit(nn.Module):
 
     def _loss(self, outputs: Any, context: Any) -> Tensor:
         assert self.loss is not None
-        if self.structure is not None:
-            outputs = self.structure.unflatten(outputs)
         if context is None:
             raise ContextError(
                 "the exits need the target of the loss: while training, call net(..., dni_context=target)"
             )
         try:
             value: object = self.loss(*_for_loss(self.loss, outputs, context))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # the user's function may raise any error
             raise ContextError(
-                f"loss={described(self.loss)} fails on the outputs and the dni_context of a call: {first_line(error)}"
-            ) from None
+                f"loss={described(self.loss)} raises {type(error).__name__} ({first_line(error)}) on the outputs and "
+                "the dni_context of a call"
+            ) from error
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise DniFxError(f"loss={described(self.loss)} returns {described(value)}, not a scalar with gradient")
         return value.reshape(())
@@ -150,7 +166,7 @@ def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
     """
     if not (isinstance(outputs, Tensor) and isinstance(target, Tensor) and loss_name(loss)):
         return outputs, target
-    if target.is_floating_point() and target.shape != outputs.shape and target.numel() == outputs.numel():
+    if target.is_floating_point() and target.squeeze().shape == outputs.squeeze().shape:
         return outputs, target.reshape(outputs.shape)
     of_positions = not target.is_floating_point() and outputs.dim() > 2 and target.shape == outputs.shape[:-1]
     if not of_positions or target.shape == outputs.shape[:1] + outputs.shape[2:]:
@@ -161,6 +177,8 @@ def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
 def connect_exits(net: fx.GraphModule) -> None:
     """Connect the exits of a rewritten net with its graph."""
     dni: Any = net.get_submodule("dni")
+    if not getattr(net, "dni_runs_graph", True):
+        return  # the model itself runs
     for child in dni.children():
         if isinstance(child, Exit):
             child.connect(net)
@@ -256,7 +274,8 @@ def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.
     values |= {name: copied(values[name]) for name in tensors}
     if plan.weights not in _COPIES:
         buffers = dict(net.named_buffers())
-        borrowed |= {path: copied(borrowed[path]) for path in borrowed if path in buffers}
+        updates = plan.writes or any("batch_norm" in str(by_name[name].target) for name in plan.nodes)
+        borrowed |= {p: graph.call_method("clone", (borrowed[p],)) for p in borrowed if updates and p in buffers}
 
     # By object: a tied weight has several paths, of which a saved net knows one.
     by_object = {id(at_path(net, path)): node for path, node in borrowed.items()}
