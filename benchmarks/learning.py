@@ -240,7 +240,7 @@ def command_sweep(arguments: argparse.Namespace) -> None:
     found = [
         Run("train", name, "backprop", 0, 100, TASKS[name].steps // 2, factor * TASKS[name].lr)
         for name in arguments.tasks
-        for factor in (0.5, 1.0, 2.0)
+        for factor in (0.5, 1.0, 2.0, 4.0)
     ]
     runs.finish(arguments.runs, found, do, arguments.workers, say)
 
