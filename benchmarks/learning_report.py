@@ -103,8 +103,10 @@ def of_seeds(results: Results, name: str, method: str, segments: int) -> list[di
 
 
 def cost_of(results: Results, name: str, method: str, segments: int) -> dict[str, Any] | None:
+    """The measurement with the most steps."""
     key = ("cost", name, method, segments)
-    return next((r for run, r in results.items() if (run.what, run.task, run.method, run.segments) == key), None)
+    found = [run for run in results if (run.what, run.task, run.method, run.segments) == key]
+    return results[max(found, key=lambda run: run.steps)] if found else None
 
 
 def beside(results: Results, name: str, method: str, segments: int) -> str:

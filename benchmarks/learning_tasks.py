@@ -175,7 +175,7 @@ TASKS = {
         learning_data.cross_entropy,
         {2: blocks(1), 4: blocks(0, 1, 2)},
         2000,
-        2e-3,
+        1e-3,
         LINEAR,
         blocks(*range(3)),
         10,
