@@ -124,8 +124,8 @@ class Exit(nn.Module):
             value: object = self.loss(*_for_loss(self.loss, outputs, context))
         except Exception as error:  # the user's function may raise any error
             raise ContextError(
-                f"loss={described(self.loss)} raises {type(error).__name__} ({first_line(error)}) on the outputs and the "
-                "dni_context of a call"
+                f"loss={described(self.loss)} raises {type(error).__name__} ({first_line(error)}) on the outputs and "
+                "the dni_context of a call"
             ) from error
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise DniFxError(f"loss={described(self.loss)} returns {described(value)}, not a scalar with gradient")
