@@ -22,6 +22,7 @@ from dni_fx.cost import (
     OPTIMIZER_STATES,
     CostModel,
     ExitPlanner,
+    HookedExitPlanner,
     check_exits,
     exit_choices,
     node_times,
@@ -39,6 +40,7 @@ from dni_fx.passes.pipeline import passes_of
 from dni_fx.plans import Plan, Rewrite, StateTensor, crossings
 from dni_fx.runtime import (
     DecoupledModule,
+    HookedModule,
     SegmentOptimizer,
     add_time_cuts,
     build_dni,
@@ -144,6 +146,15 @@ def _check_trainable(model: nn.Module) -> None:
         )
 
 
+def _exit_planner(
+    module: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, settings: Settings
+) -> ExitPlanner:
+    has_loss = settings.loss is not None
+    if isinstance(module, HookedModule):
+        return HookedExitPlanner(module, flow, options, has_loss=has_loss)
+    return ExitPlanner(module, flow, options, has_loss=has_loss)
+
+
 def _cost_model(
     module: DecoupledModule,
     flow: "nx.DiGraph[str]",
@@ -153,7 +164,7 @@ def _cost_model(
 ) -> CostModel:
     settings, unit = request.settings, "s" if request.profile else "FLOPs"
     if options is not None:
-        exits = ExitPlanner(module.graph, flow, options, has_loss=settings.loss is not None)
+        exits = _exit_planner(module, flow, options, settings)
         return CostModel(flow, {}, resident_bytes, exits=exits, unit=unit)
     dense = _has_labels_for_positions(module, settings)
     prices, refused = synthesizer_prices(
@@ -205,9 +216,9 @@ def rewrite(
         _check_time_cuts(settings, plan)
     options = exit_options(synthesizer)
     if options is not None:
-        check_exits(module, in_time=bool(plan.states))
+        check_exits(in_time=bool(plan.states))
         flow = dataflow(module.graph)
-        plan = with_exits(plan, flow, ExitPlanner(module.graph, flow, options, has_loss=settings.loss is not None))
+        plan = with_exits(plan, flow, _exit_planner(module, flow, options, settings))
     elif synthesizer != "auto":
         plan = replace(plan, cuts=tuple(replace(cut, exit=None) for cut in plan.cuts))
     chosen = {name: synthesizer for name, _ in crossings(plan)} | exit_names(plan)

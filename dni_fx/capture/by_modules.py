@@ -66,7 +66,8 @@ def capture_by_modules(model: nn.Module, inputs: Inputs) -> HookedModule:
             raise CaptureError("the model calls no submodule, or returns nothing that carries gradient")
         used = _follow(roots, calls)
         written = any(t._version != n for c in calls for t, n in zip(_tensors(c.leaves), c.versions, strict=True))
-    return _module(model, calls, used, written=written)
+    scalars = [t for t in tensors_in(output) if t.requires_grad and not t.dim()]
+    return _module(model, calls, used, written=written, returns_loss=len(scalars) == 1)
 
 
 def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
@@ -193,7 +194,9 @@ def _mark_carrying(calls: list[_Call], last_use: dict[Edge, int]) -> None:
         call.bypassed = bool(crossing - {call.edges[i] for i in call.carrying})
 
 
-def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, written: bool) -> HookedModule:
+def _module(
+    model: nn.Module, calls: list[_Call], used: list[set[int]], *, written: bool, returns_loss: bool
+) -> HookedModule:
     """The record as a graph: a chain of calls, in which each call takes the outputs of the previous call."""
     graph = fx.Graph()
     names = {id(p): name for name, p in model.named_parameters()}
@@ -218,7 +221,9 @@ def _module(model: nn.Module, calls: list[_Call], used: list[set[int]], *, writt
             outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.carrying, strict=False)}
         record_of(last[-1]).obstacle = _obstacle(call)
     set_record(graph.output(last), NodeRecord(parameters=tuple(names[i] for i in used[-1] if i in names)))
-    return make_module(model, graph, HookedCapture(model, outputs=outputs, written=written), HookedModule)
+    return make_module(
+        model, graph, HookedCapture(model, outputs=outputs, written=written, returns_loss=returns_loss), HookedModule
+    )
 
 
 def _obstacle(call: _Call) -> str:

@@ -4,6 +4,7 @@ In: an annotated graph. Out: predictions for any cuts.
 """
 
 from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, check_exits, exit_choices, with_exits
+from dni_fx.cost.hooked_exits import HookedExitPlanner
 from dni_fx.cost.memory import resident
 from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
 from dni_fx.cost.synthesizers import synthesizer_prices, without_rows
@@ -14,6 +15,7 @@ __all__ = [
     "OPTIMIZER_STATES",
     "CostModel",
     "ExitPlanner",
+    "HookedExitPlanner",
     "SegmentCost",
     "StepCost",
     "check_exits",

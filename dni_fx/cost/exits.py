@@ -12,7 +12,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.graph import crossing_tensor, operation_name, record_of, returned_nodes
 from dni_fx.partition import Position, Route, find_positions, find_route, flow_node, with_writes
 from dni_fx.plans import CrossingTensor, ExitPlan, Plan
-from dni_fx.runtime import DecoupledModule
+from dni_fx.runtime import DecoupledModule, HookedModule
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import ExitOptions, Factory, exit_options, head_flops
 
@@ -41,39 +41,44 @@ class ExitPlanner:
         DniFxError: If there is neither.
     """
 
-    def __init__(self, graph: fx.Graph, flow: "nx.DiGraph[str]", options: ExitOptions, *, has_loss: bool) -> None:
-        self.flow, self.options = with_writes(flow), options
+    def __init__(self, net: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, *, has_loss: bool) -> None:
+        graph = net.graph
+        self.flow, self.options, self.graph = with_writes(flow), options, graph
         self.by_name = {node.name: node for node in graph.nodes}
-        loss = None if has_loss else own_loss(graph)
-        if not has_loss and loss is None:
+        self.loss = "" if has_loss else self._own_loss()
+        if not has_loss and not self.loss:
             raise DniFxError(
                 'an exit ends in the loss: give loss=, such as loss="cross_entropy", and the target of each call as '
                 "dni_context; or a model that returns its loss"
             )
-        self.loss = "" if loss is None else loss.name
         self.ends = [self.loss] if self.loss else [node.name for node in returned_nodes(graph)]
         self.target = _input_like_output(graph) if has_loss else ""
-        self._returns_maps = all(
-            record_of(self.by_name[end]).axis == 1 and len(record_of(self.by_name[end]).shape or ()) > 3
-            for end in self.ends
-        )
+        returned = [record_of(node) for node in returned_nodes(graph)]
+        self._returns_maps = all(record.axis == 1 and len(record.shape or ()) > 3 for record in returned)
         self._most = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
         self._routes: dict[Position, Route | None] = {}
-        written = (
-            [] if self.loss else list(self.flow.predecessors("output"))
-        )  # with the nodes that write to the results
+        # With the nodes that write to the results.
+        written = [] if self.loss else list(self.flow.predecessors("output"))
         self._computed = list(dict.fromkeys([*self.ends, *written]))
 
     def route(self, position: Position) -> Route | None:
         """The route from a cut; None: the loss does not depend on what crosses the cut."""
         if position not in self._routes:
             units = None if self.options.units == "all" else int(self.options.units)
-            found = find_route(self.flow, position, self._computed, units)
+            found = self._find(position, units)
             if units == 0 and found is not None and any(flow_node(self.flow, name).takes_part for name in found.nodes):
                 # All but one position would get no gradient: a unit has to mix the positions before.
-                found = find_route(self.flow, position, self._computed, 1)
+                found = self._find(position, 1)
             self._routes[position] = found
         return self._routes[position]
+
+    def _own_loss(self) -> str:
+        """The node of the loss that the model returns itself; empty: it returns none."""
+        loss = own_loss(self.graph)
+        return "" if loss is None else loss.name
+
+    def _find(self, position: Position, units: int | None) -> Route | None:
+        return find_route(self.flow, position, self._computed, units)
 
     def is_avoided(self, position: Position) -> bool:
         """Whether an automatic cut goes elsewhere: the exit runs all that is above, or the cut is in a branch."""
@@ -141,7 +146,7 @@ class ExitPlanner:
             return False
         if self.options.units == 0 and self._returns_maps:
             return self._head_flops(position) < math.inf
-        least = find_route(self.flow, position, self._computed, 0)
+        least = self._find(position, 0)
         cost = 0.0 if least is None else sum(flow_node(self.flow, name).forward for name in least.nodes)
         return cost > self._most and self._head_flops(position) < cost
 
@@ -161,10 +166,8 @@ class ExitPlanner:
         return "copy" if any(map(_is_batch_norm, nodes)) else "shared"
 
 
-def check_exits(net: DecoupledModule, *, in_time: bool) -> None:
-    """Raise a DniFxError if the cuts of a captured model can have no exits."""
-    if not net.dni_runs_graph:
-        raise DniFxError("an exit needs a graph, by the front end fx or export: give another synthesizer")
+def check_exits(*, in_time: bool) -> None:
+    """Raise a DniFxError if the cuts can have no exits."""
     if in_time:
         raise DniFxError("exits are for cuts in depth alone: give another synthesizer, or leave state= out")
 
@@ -179,10 +182,9 @@ def exit_choices(
     """
     options = exit_options(synthesizer)
     if options is not None:
-        check_exits(net, in_time=in_time)
+        check_exits(in_time=in_time)
         return [options]
-    has_loss = settings.loss is not None or own_loss(net.graph) is not None
-    if synthesizer != "auto" or not has_loss or in_time or not net.dni_runs_graph:
+    if synthesizer != "auto" or in_time or (settings.loss is None and not returns_loss(net)):
         return [None]
     return [ExitOptions(units=1), ExitOptions(units=0)]
 
@@ -201,6 +203,13 @@ def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None,
         positions = {position.after: position for position in find_positions(flow)}
         exits = {cut.after: planner.plan(positions[cut.after]) for cut in plan.cuts}
     return replace(plan, cuts=tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts))
+
+
+def returns_loss(net: DecoupledModule) -> bool:
+    """Whether a captured model returns its own loss."""
+    if isinstance(net, HookedModule):
+        return net.dni_captured.returns_loss
+    return own_loss(net.graph) is not None
 
 
 def own_loss(graph: fx.Graph) -> fx.Node | None:

@@ -5,7 +5,7 @@ get their gradients later, when the target of the cut arrives, as the parameters
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -83,23 +83,40 @@ class Exit(nn.Module):
         """
         if self.is_off or not (self.training and torch.is_grad_enabled()):
             return (None,) * len(tensors)
-        found: tuple[Tensor, ...] = self._gradients(tensors, inputs, borrowed, target if context is None else context)
+        program = self.program
+        assert program is not None
+        used = borrowed if self.copies is None else self._own(borrowed)
+
+        def run(crossing: Sequence[Tensor]) -> Any:
+            outputs = program(*crossing, *inputs, *used)
+            return outputs if self.structure is None or self.plan.loss else self.structure.unflatten(outputs)
+
+        return self.through(run, tensors, used, target if context is None else context)
+
+    def through(
+        self, run: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], used: Sequence[Any], context: Any
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of a loss of `run`, a function of the crossing tensors, as `forward` returns them.
+
+        Args:
+            run: Returns the outputs of the model, or its own loss.
+            used: The modules and parameters that `run` uses, and that the loss trains.
+        """
+        if self.is_off or not (self.training and torch.is_grad_enabled()):
+            return (None,) * len(tensors)
+        found: tuple[Tensor, ...] = self._gradients(run, tensors, used, context)
         return found
 
     @torch.compiler.disable(reason=ops.ONE_BY_ONE)  # type: ignore[untyped-decorator]
     def _gradients(
-        self, tensors: Sequence[Tensor], inputs: Sequence[Any], borrowed: Sequence[Any], context: Any
+        self, run: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], used: Sequence[Any], context: Any
     ) -> tuple[Tensor, ...]:
-        assert self.program is not None
-        used = borrowed if self.copies is None else self._own(borrowed)
-        trains = self.plan.weights not in ("readonly", "ema")
-        parameters = _parameters(used) if trains else []
+        parameters = [] if self.plan.weights in ("readonly", "ema") else _parameters(used)
         devices = list({t.device for t in tensors if t.device.type == "cuda"})
         # The random numbers of the exit are not those that the model draws next.
         with torch.enable_grad(), torch.random.fork_rng(devices):
             leaves = [t.detach().requires_grad_() for t in tensors]
-            outputs = self.program(*leaves, *inputs, *used)
-            loss = outputs if self.plan.loss else self._loss(outputs, context)
+            loss = run(leaves) if self.plan.loss else self._loss(run(leaves), context)
         with torch.autocast(leaves[0].device.type, enabled=False):
             found = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
         gradients = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)]
@@ -114,8 +131,6 @@ class Exit(nn.Module):
 
     def _loss(self, outputs: Any, context: Any) -> Tensor:
         assert self.loss is not None
-        if self.structure is not None:
-            outputs = self.structure.unflatten(outputs)
         if context is None:
             raise ContextError(
                 "the exits need the target of the loss: while training, call net(..., dni_context=target)"
@@ -162,6 +177,8 @@ def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
 def connect_exits(net: fx.GraphModule) -> None:
     """Connect the exits of a rewritten net with its graph."""
     dni: Any = net.get_submodule("dni")
+    if not getattr(net, "dni_runs_graph", True):
+        return  # the model itself runs
     for child in dni.children():
         if isinstance(child, Exit):
             child.connect(net)

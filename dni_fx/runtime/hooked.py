@@ -1,7 +1,7 @@
 """The module of the front end `modules`: the original runs, and forward hooks cut the outputs of its submodules."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from dni_fx.model import (
     with_leaves,
 )
 from dni_fx.plans import crossing_name
+from dni_fx.runtime.hooked_exits import Passed
 from dni_fx.runtime.module import DecoupledModule, Stamp, call_original
 from dni_fx.runtime.outputs import Result, ReturnedIndex, ReturnedValue
 from dni_fx.runtime.time_cut import time_cuts
@@ -51,10 +52,12 @@ class HookedCapture(Captured):
     Attributes:
         outputs: The tensor that each node of the record stands for, by the node's name.
         written: The model writes in place to an output of a submodule.
+        returns_loss: One scalar that carries gradient is among the results: the model's own loss.
     """
 
     outputs: Mapping[str, Output] = field(default_factory=dict)
     written: bool = False
+    returns_loss: bool = False
 
 
 class HookedModule(DecoupledModule):
@@ -147,7 +150,7 @@ def _forward(self: HookedModule, *args: Any, dni_context: Tensor | None = None, 
     in_time = bool(self.dni.plan.states)
     if in_time:
         args, kwargs = _enter_window(self, args, kwargs)
-    with _cutting(self, dni_context):
+    with _cutting(self, dni_context, (args, kwargs)):
         result = call_original(self, *args, **kwargs)
     if in_time:
         result = _leave_window(self, result)
@@ -194,9 +197,14 @@ def _leave_window(net: HookedModule, result: Any) -> Any:
 
 
 @contextmanager
-def _cutting(net: HookedModule, context: Tensor | None) -> Iterator[None]:
-    """Register forward hooks that cut the outputs of submodules, and remove the hooks at the end."""
+def _cutting(net: HookedModule, context: Tensor | None, given: tuple[Any, Any]) -> Iterator[None]:
+    """Register forward hooks that cut the outputs of submodules, and remove the hooks at the end.
+
+    Args:
+        given: The arguments of the call.
+    """
     calls: Counter[str] = Counter()
+    passed = Passed(net, given)
     is_cutting = False  # a cut runs a backward pass, in which checkpointed blocks run forward again
 
     def post_forward_of(name: str, cuts: dict[int, int]) -> Callable[[nn.Module, Any, Any], Any]:
@@ -207,18 +215,21 @@ def _cutting(net: HookedModule, context: Tensor | None) -> Iterator[None]:
             call = calls[name]
             calls[name] += 1
             if call not in cuts or not torch.is_grad_enabled():
+                passed.keep(name, output)
                 return None
             is_cutting = True
             try:
-                return _cut(net, cuts[call], output, context)
+                cut_off = _cut(net, cuts[call], output, context, passed)
             finally:
                 is_cutting = False
+            passed.keep(name, cut_off)
+            return cut_off
 
         return post_forward
 
+    hooked: dict[str, dict[int, int]] = {**{name: {} for name in passed.names}, **_cut_calls(net)}
     handles = [
-        net.get_submodule(name).register_forward_hook(post_forward_of(name, cuts))
-        for name, cuts in _cut_calls(net).items()
+        net.get_submodule(name).register_forward_hook(post_forward_of(name, cuts)) for name, cuts in hooked.items()
     ]
     try:
         yield
@@ -236,16 +247,22 @@ def _cut_calls(net: HookedModule) -> dict[str, dict[int, int]]:
     return cuts
 
 
-def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None) -> Any:
+def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None, passed: Passed) -> Any:
     """The output of a call, in which the crossing tensors are cut off."""
     leaves, spec = pytree.tree_flatten(output)
     names = [tensor.node for tensor in net.dni.plan.cuts[cut].tensors]
     indices = [net.dni_captured.outputs[name].leaf for name in names]
     crossing = [leaves[i] for i in indices]
     detached = [h.detach() for h in crossing]
-    arguments = () if context is None else (context,)
+    contexts: Sequence[Any] = [context] * len(names)
+    if cut in net.dni.exits:
+
+        def at_cut(tensors: Sequence[Tensor]) -> Any:
+            return pytree.tree_unflatten([*_with(leaves, indices, tensors)], spec)
+
+        contexts = passed.gradients(cut, detached, at_cut, context)
     synthesizers = [net.dni.crossings[crossing_name(cut, name)] for name in names]
-    predictions = [synthesizer(h, *arguments) for synthesizer, h in zip(synthesizers, detached, strict=True)]
+    predictions = [s(h, *(() if c is None else (c,))) for s, h, c in zip(synthesizers, detached, contexts, strict=True)]
     segment = net.dni.segments[cut]
     if net.dni.rewrite.unlock == "none":
         cut_off = list(ops.inject(crossing, detached, predictions, segment))
@@ -253,9 +270,13 @@ def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None) -> An
         cut_off = list(ops.decouple(crossing, detached, predictions, segment))
         if net.dni_captured.written:  # `decouple` returns views, to which autograd allows no in-place write
             cut_off = [h.clone() for h in cut_off]
-    for i, value in zip(indices, cut_off, strict=True):
-        leaves[i] = value
-    return pytree.tree_unflatten(leaves, spec)
+    return pytree.tree_unflatten(_with(leaves, indices, cut_off), spec)
+
+
+def _with(leaves: Sequence[Any], indices: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """Leaves, of which some are replaced."""
+    replaced = dict(zip(indices, values, strict=True))
+    return [replaced.get(i, leaf) for i, leaf in enumerate(leaves)]
 
 
 @contextmanager
