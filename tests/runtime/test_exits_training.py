@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dni_fx
-from dni_fx.errors import DniFxError
 
 MLP = NETS["mlp"]
 FLOAT = replace(MLP, make=plain_mlp, inputs=tuple(t.float() for t in MLP.inputs))
@@ -177,8 +176,3 @@ def test_a_plan_in_a_file_is_applied_again(name: str) -> None:
     assert [cut.exit for cut in again.dni.plan.cuts] == [cut.exit for cut in plan.cuts]
     if not plan.cuts[0].exit.heads:
         assert error(made.step(again), made.step(net)) < 1e-12
-
-
-def test_cuts_of_modules_have_no_exits() -> None:
-    with pytest.raises(DniFxError, match="an exit needs a graph, by the front end fx or export"):
-        MLP.transform(frontend="modules")
