@@ -97,7 +97,7 @@ def find_route(
     whole, count = (set(above), 0) if units is None else _next_units(flow, places, dependent, order, units)
     ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole, _joins(flow, origins)), origins)
     nodes, bypassed = _follow(flow, ways, ends, wanted, above)
-    if not frozenset().union(*(origins[end] for end in wanted)) <= _used(flow, nodes, bypassed, ends):
+    if not frozenset().union(*(origins[end] for end in wanted)) <= _used(flow, nodes, bypassed, wanted, origins):
         return find_route(flow, position, ends, None, most)  # a tensor would get no gradient
     if sum(flow_node(flow, name).forward for name in nodes) > most:
         return None
@@ -106,11 +106,11 @@ def find_route(
 
 
 def _origins(flow: "nx.DiGraph[str]", above: Sequence[str], crossing: Sequence[str]) -> dict[str, frozenset[str]]:
-    """The crossing tensors that each node above the cut depends on, if any; of a crossing tensor, itself."""
+    """The crossing tensors whose gradient each node above the cut carries, if any; of a crossing tensor, itself."""
     found = {name: frozenset([name]) for name in crossing}
     for name in above:
         origins: frozenset[str] = frozenset().union(*(found.get(source, ()) for source in flow.predecessors(name)))
-        if origins:
+        if origins and flow_node(flow, name).carries_gradient:
             found[name] = origins
     return found
 
@@ -208,6 +208,8 @@ def _all_ways(
     for name in above:
         terms = [] if name in whole or not flow_node(flow, name).is_sum else _replacing_terms(flow, name, origins)
         ways[name] = _cheapest(flow, name, ways, [] if name in whole else jumps.get(name, []), terms)
+        if name not in origins:  # such as a mask, made from a crossing tensor
+            ways[name] = _Ways(_Way(), ways[name].free)
     return ways
 
 
@@ -277,14 +279,20 @@ def _follow(
     return nodes[::-1], bypassed
 
 
-def _used(flow: "nx.DiGraph[str]", nodes: Sequence[str], bypassed: Mapping[str, str], ends: Sequence[str]) -> set[str]:
-    """The values that the ends are computed from, on a route."""
+def _used(
+    flow: "nx.DiGraph[str]",
+    nodes: Sequence[str],
+    bypassed: Mapping[str, str],
+    ends: Sequence[str],
+    origins: Collection[str],
+) -> set[str]:
+    """The values that get a gradient from the ends, on a route."""
     found: set[str] = set()
     waiting = list(ends)
     run = set(nodes)
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in found or name not in origins:
             continue
         found.add(name)
         waiting += [bypassed[name]] if name in bypassed else flow.predecessors(name) if name in run else []

@@ -164,6 +164,20 @@ def test_another_stream_is_not_left_out_of_a_sum_but_may_leave_the_branch_out() 
     assert route(flow, "t0", ends=("next",)).nodes == ("own2", "q2", "s3", "next")
 
 
+def test_a_way_without_gradient_is_none() -> None:
+    """A mask that is made from a crossing tensor gives it no gradient: the branch runs."""
+    flow: Flow = nx.DiGraph()
+    layer(flow, "x")
+    layer(flow, "a", "x")
+    add(flow, "mask", ("a",), carries_gradient=False)
+    layer(flow, "b", "a", cost=9)
+    layer(flow, "y", "mask", "b", "x")
+    total(flow, "s", "y", "x")
+    layer(flow, "head", "s")
+    assert route(flow, "a").nodes == ("mask", "b", "y", "s", "head")
+    assert find_route(flow, after(flow, "a"), ["mask"], None) is None
+
+
 def test_where_a_tensor_would_get_no_gradient_all_runs() -> None:
     flow = encoder_decoder()
     layer(flow, "b", "t0")
@@ -211,14 +225,25 @@ def random_flow(rng: random.Random) -> Flow:
             sources = rng.sample(reach, min(len(reach), rng.choice((1, 1, 1, 2, 3))))
             cost, matrix = rng.choice((0.0, 1.0, 5.0)), rng.random() < 0.7
             mixes = rng.random() < 0.2
-            layer(flow, f"n{i}", *sources, width=rng.choice((4, 4, 8)), cost=cost, is_layer=matrix, mixes=mixes)
+            carries = rng.random() < 0.9
+            changes = {"cost": cost, "is_layer": matrix, "mixes": mixes, "carries_gradient": carries}
+            layer(flow, f"n{i}", *sources, width=rng.choice((4, 4, 8)), **changes)
     return flow
 
 
+def carrying(flow: Flow, position: Position) -> Flow:
+    """The crossing tensors, and the nodes above the cut that carry gradient."""
+    above = {name for name in list(flow)[position.index + 1 :] if flow_node(flow, name).carries_gradient}
+    found: Flow = nx.DiGraph()
+    found.add_nodes_from(above | set(position.crossing))
+    found.add_edges_from((a, b) for a, b in flow.edges if a in found and b in above)
+    return found
+
+
 def depends(flow: Flow, position: Position) -> set[str]:
-    """The nodes above the cut that are computed from the crossing tensors."""
-    above = list(flow)[position.index + 1 :]
-    return set().union(*(nx.descendants(flow, name) for name in position.crossing)) & set(above)
+    """The nodes above the cut that give a crossing tensor a gradient."""
+    graph = carrying(flow, position)
+    return set().union(*(nx.descendants(graph, name) for name in position.crossing)) - set(position.crossing)
 
 
 def replacement(found: Route, name: str) -> str:
@@ -227,13 +252,14 @@ def replacement(found: Route, name: str) -> str:
     return name
 
 
-def used(flow: Flow, found: Route, ends: list[str]) -> set[str]:
-    """All values that the ends are computed from."""
+def used(flow: Flow, position: Position, found: Route, ends: list[str]) -> set[str]:
+    """All values that get a gradient from the ends."""
     runs: nx.DiGraph[str] = nx.DiGraph()
-    runs.add_nodes_from(flow)
     runs.add_edges_from((source, name) for name in found.nodes for source in flow.predecessors(name))
     runs.add_edges_from((other, name) for name, other in found.bypassed.items())
-    return set().union(*({end} | nx.ancestors(runs, end) for end in ends))
+    runs.add_nodes_from(flow)
+    runs = runs.subgraph(carrying(flow, position))
+    return set().union(*({end} | nx.ancestors(runs, end) for end in ends if end in runs))
 
 
 def check(flow: Flow, position: Position, ends: list[str], found: Route) -> None:
@@ -247,7 +273,7 @@ def check(flow: Flow, position: Position, ends: list[str], found: Route) -> None
         sources = [replacement(found, source) for source in flow.predecessors(name)]
         assert set(sources) <= known
         known.add(name)
-        if from_crossing & set(sources):
+        if from_crossing & set(sources) and flow_node(flow, name).carries_gradient:
             from_crossing.add(name)
     for name, other in found.bypassed.items():
         assert flow_node(flow, name).is_sum or flow_node(flow, name).kind == flow_node(flow, other).kind
@@ -257,8 +283,8 @@ def check(flow: Flow, position: Position, ends: list[str], found: Route) -> None
         if end in depends(flow, position) | set(position.crossing):
             assert replacement(found, end) in from_crossing
     for tensor in position.crossing:  # on each that an end depends on, above the cut, the route depends
-        through = nx.descendants(flow.subgraph(above | {tensor}), tensor) | {tensor}
-        assert tensor in used(flow, found, ends) or not through & set(ends)
+        through = nx.descendants(carrying(flow, position), tensor) | {tensor}
+        assert tensor in used(flow, position, found, ends) or not through & set(ends)
 
 
 @pytest.mark.parametrize("seed", seeds(20, 200))
