@@ -142,13 +142,19 @@ class ExitPlanner:
         So it is where without any unit the route costs more than the share; and for maps without any unit, since a
         position needs its neighbours (1x1 heads are useless for segmentation).
         """
-        if self.loss or self.options.units == "all":
+        if self.loss or self.options.units == "all" or not self._last_holds_all(position):
             return False
         if self.options.units == 0 and self._returns_maps:
             return self._head_flops(position) < math.inf
         least = self._find(position, 0)
         cost = 0.0 if least is None else sum(flow_node(self.flow, name).forward for name in least.nodes)
         return cost > self._most and self._head_flops(position) < cost
+
+    def _last_holds_all(self, position: Position) -> bool:
+        """Whether the last crossing tensor, which heads take, is computed from the others that the results need."""
+        above = set(self._computed).union(*(nx.ancestors(self.flow, end) for end in self._computed))
+        *others, last = position.crossing
+        return last in above and set(others) & above <= nx.ancestors(self.flow, last)
 
     def _heads(self, position: Position) -> tuple[CrossingTensor, ...]:
         return tuple(crossing_tensor(self.by_name[end]) for end in self.ends)

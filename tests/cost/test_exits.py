@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from exit_nets import NETS, Transformer
+from torch import Tensor, nn
 
 from dni_fx.compiler import Request, capture_and_plan
 from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, exit_choices
@@ -82,6 +84,26 @@ def test_heads_where_the_later_layers_cost_too_much() -> None:
         assert [head.node for head in found.heads] == [{"unet": "up1", "autoencoder": "_6"}[name]]
         assert not planned(name, cut, "all").heads
     assert planned("autoencoder", 0).target == "input_1" and planned("unet", 0).target == ""
+
+
+class Towers(nn.Module):
+    """Two towers, whose outputs a large head joins; the second is computed last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.head = nn.Sequential(nn.Linear(12, 60), nn.Tanh(), nn.Linear(60, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.a(x), self.b(x)], 1))
+
+
+def test_no_head_takes_one_tower_of_two() -> None:
+    """The other tower would get no gradient."""
+    made = replace(NETS["mlp"], make=lambda: Towers().double(), cuts=["b"])
+    net = made.net("exit")
+    assert not net.dni.plan.cuts[0].exit.heads
+    assert all(gradient.abs().max() > 0 for gradient in made.step(net).values())
 
 
 @pytest.mark.parametrize("weights", ["shared", "readonly", "copy", "fresh", "ema"])
