@@ -40,7 +40,6 @@ from dni_fx.passes.pipeline import passes_of
 from dni_fx.plans import Plan, Rewrite, StateTensor, crossings
 from dni_fx.runtime import (
     DecoupledModule,
-    HookedModule,
     SegmentOptimizer,
     add_time_cuts,
     build_dni,
@@ -149,10 +148,8 @@ def _check_trainable(model: nn.Module) -> None:
 def _exit_planner(
     module: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, settings: Settings
 ) -> ExitPlanner:
-    has_loss = settings.loss is not None
-    if isinstance(module, HookedModule):
-        return HookedExitPlanner(module, flow, options, has_loss=has_loss)
-    return ExitPlanner(module, flow, options, has_loss=has_loss)
+    planner = ExitPlanner if module.dni_runs_graph else HookedExitPlanner
+    return planner(module, flow, options, has_loss=settings.loss is not None)
 
 
 def _cost_model(

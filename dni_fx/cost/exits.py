@@ -12,7 +12,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.graph import crossing_tensor, operation_name, record_of, returned_nodes
 from dni_fx.partition import Position, Route, find_positions, find_route, flow_node, with_writes
 from dni_fx.plans import CrossingTensor, ExitPlan, Plan
-from dni_fx.runtime import DecoupledModule, HookedModule
+from dni_fx.runtime import DecoupledModule
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import ExitOptions, Factory, exit_options, head_flops
 
@@ -45,7 +45,7 @@ class ExitPlanner:
         graph = net.graph
         self.flow, self.options, self.graph = with_writes(flow), options, graph
         self.by_name = {node.name: node for node in graph.nodes}
-        self.loss = "" if has_loss else self._own_loss()
+        self.loss = "" if has_loss else net.dni_own_loss()
         if not has_loss and not self.loss:
             raise DniFxError(
                 'an exit ends in the loss: give loss=, such as loss="cross_entropy", and the target of each call as '
@@ -71,11 +71,6 @@ class ExitPlanner:
                 found = self._find(position, 1)
             self._routes[position] = found
         return self._routes[position]
-
-    def _own_loss(self) -> str:
-        """The node of the loss that the model returns itself; empty: it returns none."""
-        loss = own_loss(self.graph)
-        return "" if loss is None else loss.name
 
     def _find(self, position: Position, units: int | None) -> Route | None:
         return find_route(self.flow, position, self._computed, units)
@@ -190,7 +185,7 @@ def exit_choices(
     if options is not None:
         check_exits(in_time=in_time)
         return [options]
-    if synthesizer != "auto" or in_time or (settings.loss is None and not returns_loss(net)):
+    if synthesizer != "auto" or in_time or (settings.loss is None and not net.dni_own_loss()):
         return [None]
     return [ExitOptions(units=1), ExitOptions(units=0)]
 
@@ -209,19 +204,6 @@ def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None,
         positions = {position.after: position for position in find_positions(flow)}
         exits = {cut.after: planner.plan(positions[cut.after]) for cut in plan.cuts}
     return replace(plan, cuts=tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts))
-
-
-def returns_loss(net: DecoupledModule) -> bool:
-    """Whether a captured model returns its own loss."""
-    if isinstance(net, HookedModule):
-        return net.dni_captured.returns_loss
-    return own_loss(net.graph) is not None
-
-
-def own_loss(graph: fx.Graph) -> fx.Node | None:
-    """The node of the loss that a model returns itself: the one scalar that carries gradient among its outputs."""
-    scalars = [n for n in returned_nodes(graph) if record_of(n).shape == () and record_of(n).carries_gradient]
-    return scalars[0] if len(set(scalars)) == 1 else None
 
 
 def _values_used(nodes: Sequence[fx.Node], position: Position, route: Route) -> tuple[tuple[str, ...], tuple[str, ...]]:
