@@ -52,6 +52,8 @@ from dni_fx.synthesizers import ExitOptions, Factory, exit_names, exit_options, 
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
 
+_WITH_A_LOSS = "with loss= the synthesizers would be exits through the model's own later layers, which train better"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -103,6 +105,9 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         captured.frontend,
         captured.tried,
     )
+    by_default = request.synthesizer == "auto" and not isinstance(cuts, Plan) and not tensors
+    if by_default and plan.cuts and cost_model.exits is None and request.settings.loss is None:
+        plan = replace(plan, why=f"{plan.why}; {_WITH_A_LOSS}")
     warn_of_rows(module, [tensor.node for cut in plan.cuts for tensor in cut.tensors])
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
