@@ -1,7 +1,7 @@
 """Exits: which later nodes of the model run on the tensors at a cut, whose weights they use, and what they cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,7 +99,7 @@ class ExitPlanner:
         inputs, borrowed = _values_used(nodes, position, route)
         return ExitPlan(
             units="all" if self.options.units == "all" else route.units,
-            weights=self._weights(nodes),
+            weights=self._weights(nodes, route.bypassed),
             nodes=tuple(node.name for node in nodes),
             bypassed=route.bypassed,
             inputs=inputs,
@@ -116,8 +116,8 @@ class ExitPlanner:
         if self._needs_heads(position):
             flops = self._head_flops(position)
             return ExitCost(3 * flops, 0, 0, 0)
-        nodes = [] if route is None else self._nodes(route)
-        weights, costs = self._weights(nodes), [flow_node(self.flow, node.name) for node in nodes]
+        nodes, bypassed = ([], {}) if route is None else (self._nodes(route), route.bypassed)
+        weights, costs = self._weights(nodes, bypassed), [flow_node(self.flow, node.name) for node in nodes]
         parameters = sum(cost.gradient for cost in costs)
         trains = weights not in ("readonly", "ema")
         saved: dict[int, int] = {}
@@ -161,10 +161,20 @@ class ExitPlanner:
         nodes = [self.by_name[name] for name in route.nodes]
         return [node for node in nodes if node.op not in ("get_attr", "placeholder")]
 
-    def _weights(self, nodes: Sequence[fx.Node]) -> str:
+    def _weights(self, nodes: Sequence[fx.Node], bypassed: Mapping[str, str]) -> str:
+        """Whose weights an exit uses.
+
+        "auto" is "copy" if the exit jumps over layers that no sum joins, since the features before and after them are
+        not alike; and if there is batch norm before the tail, which is behind the last jump.
+        """
         if self.options.weights != "auto":
             return self.options.weights
-        return "copy" if any(map(_is_batch_norm, nodes)) else "shared"
+        order = list(self.flow)
+        jumps = [(order.index(instead), order.index(name)) for name, instead in bypassed.items()]
+        sums = [any(flow_node(self.flow, name).is_sum for name in order[begin : end + 1]) for begin, end in jumps]
+        last = max((end for _, end in jumps), default=0)
+        before_tail = [node for node in nodes if order.index(node.name) < last]
+        return "shared" if all(sums) and not any(map(_is_batch_norm, before_tail)) else "copy"
 
 
 def check_exits(*, in_time: bool) -> None:

@@ -28,7 +28,7 @@ class ExitOptions:
         weights: Whose weights the exit uses. "shared": the model's own, which get the exit's gradients, too.
             "readonly": the model's own, without gradients. "copy": copies that start as the model's weights are.
             "fresh": copies with new weights. "ema": copies that follow the model's weights by a running mean. "auto":
-            shared, or copies where the exit has batch norm or changes shapes.
+            shared, or copies where the exit jumps over layers that no sum joins, or has batch norm before the tail.
     """
 
     units: int | str = 1

@@ -10,6 +10,8 @@ from exit_nets import NAMES, NETS, Case, ResNet, error, gradients, plain_mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import dni_fx
+
 ALL = "exit(units='all', weights='readonly')"
 
 
@@ -121,9 +123,37 @@ def test_ema_follows_the_weights() -> None:
     assert not torch.allclose(before[0].weight, now)
 
 
-def test_auto_copies_weights_where_there_is_batch_norm() -> None:
-    assert [cut.exit.weights for cut in NETS["resnet"].net("exit").dni.plan.cuts] == ["copy", "copy"]
-    assert [cut.exit.weights for cut in MLP.net("exit").dni.plan.cuts] == ["shared", "shared"]
+class NormInTail(nn.Module):
+    """Residual layers, and batch norm behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.tail = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + torch.relu(layer(x))
+        return self.tail(x)
+
+
+def test_auto_copies_weights_where_features_are_not_alike() -> None:
+    """Where there is batch norm before the tail, or no sum; but not where an exit runs all that is above the cut."""
+
+    def weights(net: Any) -> list[str]:
+        return [cut.exit.weights for cut in net.dni.plan.cuts]
+
+    assert weights(NETS["resnet"].net("exit")) == ["copy", "shared"]
+    assert weights(MLP.net("exit(units=0)")) == ["copy", "copy"]
+    for units in (0, 1):
+        net = dni_fx.transform(
+            NormInTail(),
+            torch.rand(8, 6),
+            cuts=["add", "add_1"],
+            synthesizer=f"exit(units={units})",
+            loss=F.cross_entropy,
+        )
+        assert weights(net) == ["shared", "shared"]
 
 
 # -------------------------------------------------------------------------- buffers, random numbers, writes
