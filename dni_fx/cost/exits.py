@@ -1,5 +1,6 @@
 """Exits: which later nodes of the model run on the tensors at a cut, whose weights they use, and what they cost."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,6 +56,8 @@ class ExitPlanner:
         self.target = _input_like_output(graph) if has_loss else ""
         returned = [record_of(node) for node in returned_nodes(graph)]
         self._returns_maps = all(record.axis == 1 and len(record.shape or ()) > 3 for record in returned)
+        self._order = {name: place for place, name in enumerate(flow)}
+        self._sums = list(itertools.accumulate((flow_node(flow, name).is_sum for name in flow), initial=0))
         self._most = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
         self._routes: dict[Position, Route | None] = {}
         # With the nodes that write to the results.
@@ -169,11 +172,10 @@ class ExitPlanner:
         """
         if self.options.weights != "auto":
             return self.options.weights
-        order = list(self.flow)
-        jumps = [(order.index(instead), order.index(name)) for name, instead in bypassed.items()]
-        sums = [any(flow_node(self.flow, name).is_sum for name in order[begin : end + 1]) for begin, end in jumps]
+        jumps = [(self._order[instead], self._order[name]) for name, instead in bypassed.items()]
+        sums = [self._sums[end + 1] > self._sums[begin] for begin, end in jumps]
         last = max((end for _, end in jumps), default=0)
-        before_tail = [node for node in nodes if order.index(node.name) < last]
+        before_tail = [node for node in nodes if self._order[node.name] < last]
         return "shared" if all(sums) and not any(map(_is_batch_norm, before_tail)) else "copy"
 
 

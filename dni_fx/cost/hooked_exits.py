@@ -42,7 +42,7 @@ class HookedExitPlanner(ExitPlanner):
         inner = [path for path in planned.borrowed if not any(p.startswith(f"{path}.") for p in planned.borrowed)]
         return replace(planned, borrowed=tuple(inner), inputs=())
 
-    def _weights(self, nodes: Sequence[fx.Node]) -> str:
+    def _weights(self, nodes: Sequence[fx.Node], bypassed: Mapping[str, str]) -> str:
         return "shared" if self.options.weights == "auto" else self.options.weights
 
     def _needs_heads(self, position: Position) -> bool:
