@@ -11,7 +11,17 @@ from torch import fx, nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.graph import crossing_tensor, operation_name, record_of, returned_nodes
-from dni_fx.partition import Position, Route, find_positions, find_route, flow_node, with_writes
+from dni_fx.partition import (
+    Position,
+    Route,
+    find_positions,
+    find_route,
+    flow_node,
+    is_in_branch,
+    next_places,
+    places_above,
+    with_writes,
+)
 from dni_fx.plans import CrossingTensor, ExitPlan, Plan
 from dni_fx.runtime import DecoupledModule
 from dni_fx.settings import Settings
@@ -63,6 +73,10 @@ class ExitPlanner:
         # With the nodes that write to the results.
         written = [] if self.loss else list(self.flow.predecessors("output"))
         self._computed = list(dict.fromkeys([*self.ends, *written]))
+        self._used = set(self._computed).union(*(nx.ancestors(self.flow, end) for end in self._computed))
+        self._next_place = next_places(self.flow, self._computed)
+        self._with_heads: dict[Position, bool] = {}
+        self._costs: dict[Position, ExitCost] = {}
 
     def route(self, position: Position) -> Route | None:
         """The route from a cut; None: the loss does not depend on what crosses the cut."""
@@ -76,12 +90,14 @@ class ExitPlanner:
         return self._routes[position]
 
     def _find(self, position: Position, units: int | None) -> Route | None:
-        return find_route(self.flow, position, self._computed, units)
+        return find_route(self.flow, position, self._computed, units, next_place=self._next_place)
 
     def is_avoided(self, position: Position) -> bool:
         """Whether an automatic cut goes elsewhere: the exit runs all that is above, or the cut is in a branch."""
+        if is_in_branch(self.flow, places_above(self._next_place, position.crossing), position):
+            return True
         route = self.route(position)
-        if route is None or route.in_branch:
+        if route is None:
             return True
         return not route.bypassed and not self._needs_heads(position)
 
@@ -115,6 +131,11 @@ class ExitPlanner:
 
     def cost(self, position: Position) -> ExitCost:
         """The costs of the exit of a cut; of no exit, none."""
+        if position not in self._costs:
+            self._costs[position] = self._find_cost(position)
+        return self._costs[position]
+
+    def _find_cost(self, position: Position) -> ExitCost:
         route = self.route(position)
         if self._needs_heads(position):
             flops = self._head_flops(position)
@@ -135,7 +156,13 @@ class ExitPlanner:
         )
 
     def _needs_heads(self, position: Position) -> bool:
-        """Whether small heads take the place of later layers.
+        """Whether small heads take the place of later layers."""
+        if position not in self._with_heads:
+            self._with_heads[position] = self._heads_are_better(position)
+        return self._with_heads[position]
+
+    def _heads_are_better(self, position: Position) -> bool:
+        """Whether heads are possible and better than later layers.
 
         So it is where without any unit the route costs more than the share; and for maps without any unit, since a
         position needs its neighbours (1x1 heads are useless for segmentation).
@@ -150,9 +177,8 @@ class ExitPlanner:
 
     def _last_holds_all(self, position: Position) -> bool:
         """Whether the last crossing tensor, which heads take, is computed from the others that the results need."""
-        above = set(self._computed).union(*(nx.ancestors(self.flow, end) for end in self._computed))
         *others, last = position.crossing
-        return last in above and set(others) & above <= nx.ancestors(self.flow, last)
+        return last in self._used and set(others) & self._used <= nx.ancestors(self.flow, last)
 
     def _heads(self, position: Position) -> tuple[CrossingTensor, ...]:
         return tuple(crossing_tensor(self.by_name[end]) for end in self.ends)
