@@ -62,9 +62,9 @@ def transform(
             class `Block`. "leaves": after each layer with trainable parameters except the last. "marked": after each
             `with dni_fx.cut_after():` block in the model's code. A `Plan`: its cuts.
         synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)". Or a function
-            `(activation, context_size)` that returns a module, such as a subclass of `dni_fx.Synthesizer`. "auto":
-            chosen by the shape of the activation and by whether there is a `loss`; at a cut in time `least_squares`, or
-            `mlp` for float16, bfloat16 or more than 2,048 features.
+            `(activation, context_size)` that returns a module, such as a subclass of `dni_fx.Synthesizer`. "auto": with
+            a loss an `exit`; else chosen by the shape of the activation; at a cut in time `least_squares`, or `mlp` for
+            float16, bfloat16 or more than 2,048 features.
         unlock: "backward": each segment runs its backward pass right after its forward pass, which frees its
             activations. "none": the whole net is one ordinary autograd graph, which torch.compile and
             DistributedDataParallel take.
@@ -74,8 +74,9 @@ def transform(
             training. None: no labels.
         context_size: The number of entries of a vector for each sample, to condition the synthesizers on that vector
             instead of labels. None: no vector.
-        loss: The training loss, for synthesizers that differentiate it: a function `(outputs, labels)` that returns the
-            mean over the rows, or the name of such a function in `torch.nn.functional`. None: no such synthesizers.
+        loss: The training loss, a function `(outputs, target)` of the model's outputs, or the name of one in
+            `torch.nn.functional`: for exits, and for other synthesizers that differentiate it. In training, call
+            `net(x, dni_context=target)`. None: none is known; a model that returns its own loss needs none.
         training: How the synthesizers are trained; see `dni_fx.Training`.
         optimizer: The optimizer of the model, to which the synthesizers' parameters are added. With step="segment": a
             function that makes an optimizer from parameters, such as `torch.optim.Adam`. None: the training loop trains

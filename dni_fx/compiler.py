@@ -40,7 +40,6 @@ from dni_fx.passes.pipeline import passes_of
 from dni_fx.plans import Plan, Rewrite, StateTensor, crossings
 from dni_fx.runtime import (
     DecoupledModule,
-    HookedModule,
     SegmentOptimizer,
     add_time_cuts,
     build_dni,
@@ -52,6 +51,8 @@ from dni_fx.settings import DEFAULTS, Settings, check_loss, with_defaults
 from dni_fx.synthesizers import ExitOptions, Factory, exit_names, exit_options, factories, paths_of
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
+
+_WITH_A_LOSS = "with loss= the synthesizers would be exits through the model's own later layers, which train better"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         captured.frontend,
         captured.tried,
     )
+    by_default = request.synthesizer == "auto" and not isinstance(cuts, Plan) and not tensors
+    if by_default and plan.cuts and cost_model.exits is None and request.settings.loss is None:
+        plan = replace(plan, why=f"{plan.why}; {_WITH_A_LOSS}")
     warn_of_rows(module, [tensor.node for cut in plan.cuts for tensor in cut.tensors])
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
@@ -149,10 +153,8 @@ def _check_trainable(model: nn.Module) -> None:
 def _exit_planner(
     module: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, settings: Settings
 ) -> ExitPlanner:
-    has_loss = settings.loss is not None
-    if isinstance(module, HookedModule):
-        return HookedExitPlanner(module, flow, options, has_loss=has_loss)
-    return ExitPlanner(module, flow, options, has_loss=has_loss)
+    planner = ExitPlanner if module.dni_runs_graph else HookedExitPlanner
+    return planner(module, flow, options, has_loss=settings.loss is not None)
 
 
 def _cost_model(

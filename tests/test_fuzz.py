@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,20 +23,33 @@ from random_nets import (
     programs,
     random_inputs,
 )
+from torch import Tensor
 
 import dni_fx
 from dni_fx.capture.frontends import capture
 from dni_fx.compiler import rewrite
 from dni_fx.cuts.asked import separated
-from dni_fx.errors import CaptureError, NoLegalCutError
+from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError
 from dni_fx.graph.flow import dataflow
+from dni_fx.model import tensors_in
 from dni_fx.model.inputs import Inputs
 from dni_fx.partition.positions import find_positions
 from dni_fx.settings import Settings
+from dni_fx.synthesizers.exits import WEIGHTS
 
-MODELS = {"auto": 120, "modules": 120, "export": 40}
+MODELS = {"auto": 100, "modules": 80, "export": 30}
 FLOOR = {"auto": 0.9, "modules": 0.6, "export": 0.6}  # the least share of a part's models that is cut and checked
 PARTS = 4
+
+
+def mean_square(outputs: Any, _target: object) -> Tensor:
+    return torch.stack([tensor.square().mean() for tensor in tensors_in(outputs) if tensor.requires_grad]).sum()
+
+
+def random_synthesizer(choice: random.Random) -> tuple[str, Any]:
+    """A synthesizer, and the loss if it is an exit, which it is in half of the draws."""
+    units, weights = choice.choice([0, 1, 2, "all"]), choice.choice(WEIGHTS)
+    return (f"exit(units={units!r}, weights={weights!r})", mean_square) if choice.random() < 0.5 else ("auto", None)
 
 
 def check_cut_anywhere(program: Program, frontend: str, seed: int) -> bool:
@@ -53,12 +67,17 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> bool:
         places = separated(flow, places, drop=True)
         plan = plan_at(module.graph, places, used)
         unlock = choice.choice(["none", "backward"])
-        rewritten = rewrite(module, plan, "auto", Settings(unlock=unlock))
+        synthesizer, loss = random_synthesizer(choice) if module.dni_runs_graph else ("auto", None)
+        try:
+            rewritten = rewrite(module, plan, synthesizer, Settings(unlock=unlock, loss=loss))
+        except DniFxError as error:  # parts of some programs give the outputs nothing
+            assert loss is not None and str(error).startswith("no exit from the cut after"), error
+            rewritten = rewrite(module, plan, "auto", Settings(unlock=unlock))
     except (CaptureError, NoLegalCutError) as error:
         assert frontend != "auto" or isinstance(error, NoLegalCutError) or "modules: no submodule" in str(error)
         return False
     failed = [(c.name, c.figure) for c in dni_fx.check(rewritten, inputs).checks if not c.passed]
-    assert not failed, (failed, [p.after for p in places], unlock, used)
+    assert not failed, (failed, [p.after for p in places], unlock, used, synthesizer)
     return True
 
 

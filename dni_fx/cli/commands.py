@@ -273,8 +273,7 @@ def synthesizers() -> None:
         table,
         "auto",
         "",
-        "maps: conv; vectors and sequences: linear; maps and sequences with a loss: guided_head; a cut in time: "
-        "least_squares, or mlp",
+        "with a loss: exit; else maps: conv; vectors and sequences: linear; a cut in time: least_squares, or mlp",
     )
     for name, factory in sorted(REGISTRY.items()):
         options = [f"{option}={value!r}" for option, value in options_of(factory).items() if option != "loss"]

@@ -76,8 +76,8 @@ class PlanOptions:
     loss: Annotated[
         str | None,
         typer.Option(
-            help="The training loss, for synthesizers that differentiate it: a name in torch.nn.functional, such as "
-            "cross_entropy. Needs --classes.",
+            help="The training loss: a name in torch.nn.functional, such as cross_entropy. With a loss, auto is an "
+            "exit through the model's own later layers, which trains better.",
             show_default=False,
         ),
     ] = None
@@ -100,7 +100,7 @@ class PlanOptions:
         float | None,
         typer.Option(
             help="The largest time of all synthesizers together, as a share of the time of backprop's step. Default: "
-            "0.05; if no cuts are so cheap, 1.5 times the cheapest; no limit with --memory-budget.",
+            "0.05, for exits 0.15; if no cuts are so cheap, 1.5 times the cheapest; no limit with --memory-budget.",
             show_default=False,
         ),
     ] = None

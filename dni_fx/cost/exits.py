@@ -1,5 +1,6 @@
 """Exits: which later nodes of the model run on the tensors at a cut, whose weights they use, and what they cost."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +11,19 @@ from torch import fx, nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.graph import crossing_tensor, operation_name, record_of, returned_nodes
-from dni_fx.partition import Position, Route, find_positions, find_route, flow_node, with_writes
+from dni_fx.partition import (
+    Position,
+    Route,
+    find_positions,
+    find_route,
+    flow_node,
+    is_in_branch,
+    next_places,
+    places_above,
+    with_writes,
+)
 from dni_fx.plans import CrossingTensor, ExitPlan, Plan
-from dni_fx.runtime import DecoupledModule, HookedModule
+from dni_fx.runtime import DecoupledModule
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import ExitOptions, Factory, exit_options, head_flops
 
@@ -45,7 +56,7 @@ class ExitPlanner:
         graph = net.graph
         self.flow, self.options, self.graph = with_writes(flow), options, graph
         self.by_name = {node.name: node for node in graph.nodes}
-        self.loss = "" if has_loss else self._own_loss()
+        self.loss = "" if has_loss else net.dni_own_loss()
         if not has_loss and not self.loss:
             raise DniFxError(
                 'an exit ends in the loss: give loss=, such as loss="cross_entropy", and the target of each call as '
@@ -55,11 +66,17 @@ class ExitPlanner:
         self.target = _input_like_output(graph) if has_loss else ""
         returned = [record_of(node) for node in returned_nodes(graph)]
         self._returns_maps = all(record.axis == 1 and len(record.shape or ()) > 3 for record in returned)
+        self._order = {name: place for place, name in enumerate(flow)}
+        self._sums = list(itertools.accumulate((flow_node(flow, name).is_sum for name in flow), initial=0))
         self._most = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
         self._routes: dict[Position, Route | None] = {}
         # With the nodes that write to the results.
         written = [] if self.loss else list(self.flow.predecessors("output"))
         self._computed = list(dict.fromkeys([*self.ends, *written]))
+        self._used = set(self._computed).union(*(nx.ancestors(self.flow, end) for end in self._computed))
+        self._next_place = next_places(self.flow, self._computed)
+        self._with_heads: dict[Position, bool] = {}
+        self._costs: dict[Position, ExitCost] = {}
 
     def route(self, position: Position) -> Route | None:
         """The route from a cut; None: the loss does not depend on what crosses the cut."""
@@ -72,18 +89,15 @@ class ExitPlanner:
             self._routes[position] = found
         return self._routes[position]
 
-    def _own_loss(self) -> str:
-        """The node of the loss that the model returns itself; empty: it returns none."""
-        loss = own_loss(self.graph)
-        return "" if loss is None else loss.name
-
     def _find(self, position: Position, units: int | None) -> Route | None:
-        return find_route(self.flow, position, self._computed, units)
+        return find_route(self.flow, position, self._computed, units, next_place=self._next_place)
 
     def is_avoided(self, position: Position) -> bool:
         """Whether an automatic cut goes elsewhere: the exit runs all that is above, or the cut is in a branch."""
+        if is_in_branch(self.flow, places_above(self._next_place, position.crossing), position):
+            return True
         route = self.route(position)
-        if route is None or route.in_branch:
+        if route is None:
             return True
         return not route.bypassed and not self._needs_heads(position)
 
@@ -117,6 +131,11 @@ class ExitPlanner:
 
     def cost(self, position: Position) -> ExitCost:
         """The costs of the exit of a cut; of no exit, none."""
+        if position not in self._costs:
+            self._costs[position] = self._find_cost(position)
+        return self._costs[position]
+
+    def _find_cost(self, position: Position) -> ExitCost:
         route = self.route(position)
         if self._needs_heads(position):
             flops = self._head_flops(position)
@@ -137,18 +156,29 @@ class ExitPlanner:
         )
 
     def _needs_heads(self, position: Position) -> bool:
-        """Whether small heads take the place of later layers.
+        """Whether small heads take the place of later layers."""
+        if position not in self._with_heads:
+            self._with_heads[position] = self._heads_are_better(position)
+        return self._with_heads[position]
+
+    def _heads_are_better(self, position: Position) -> bool:
+        """Whether heads are possible and better than later layers.
 
         So it is where without any unit the route costs more than the share; and for maps without any unit, since a
         position needs its neighbours (1x1 heads are useless for segmentation).
         """
-        if self.loss or self.options.units == "all":
+        if self.loss or self.options.units == "all" or not self._last_holds_all(position):
             return False
         if self.options.units == 0 and self._returns_maps:
             return self._head_flops(position) < math.inf
         least = self._find(position, 0)
         cost = 0.0 if least is None else sum(flow_node(self.flow, name).forward for name in least.nodes)
         return cost > self._most and self._head_flops(position) < cost
+
+    def _last_holds_all(self, position: Position) -> bool:
+        """Whether the last crossing tensor, which heads take, is computed from the others that the results need."""
+        *others, last = position.crossing
+        return last in self._used and set(others) & self._used <= nx.ancestors(self.flow, last)
 
     def _heads(self, position: Position) -> tuple[CrossingTensor, ...]:
         return tuple(crossing_tensor(self.by_name[end]) for end in self.ends)
@@ -168,11 +198,10 @@ class ExitPlanner:
         """
         if self.options.weights != "auto":
             return self.options.weights
-        order = list(self.flow)
-        jumps = [(order.index(instead), order.index(name)) for name, instead in bypassed.items()]
-        sums = [any(flow_node(self.flow, name).is_sum for name in order[begin : end + 1]) for begin, end in jumps]
+        jumps = [(self._order[instead], self._order[name]) for name, instead in bypassed.items()]
+        sums = [self._sums[end + 1] > self._sums[begin] for begin, end in jumps]
         last = max((end for _, end in jumps), default=0)
-        before_tail = [node for node in nodes if order.index(node.name) < last]
+        before_tail = [node for node in nodes if self._order[node.name] < last]
         return "shared" if all(sums) and not any(map(_is_batch_norm, before_tail)) else "copy"
 
 
@@ -194,7 +223,7 @@ def exit_choices(
     if options is not None:
         check_exits(in_time=in_time)
         return [options]
-    if synthesizer != "auto" or in_time or (settings.loss is None and not returns_loss(net)):
+    if synthesizer != "auto" or in_time or (settings.loss is None and not net.dni_own_loss()):
         return [None]
     return [ExitOptions(units=1), ExitOptions(units=0)]
 
@@ -213,19 +242,6 @@ def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None,
         positions = {position.after: position for position in find_positions(flow)}
         exits = {cut.after: planner.plan(positions[cut.after]) for cut in plan.cuts}
     return replace(plan, cuts=tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts))
-
-
-def returns_loss(net: DecoupledModule) -> bool:
-    """Whether a captured model returns its own loss."""
-    if isinstance(net, HookedModule):
-        return net.dni_captured.returns_loss
-    return own_loss(net.graph) is not None
-
-
-def own_loss(graph: fx.Graph) -> fx.Node | None:
-    """The node of the loss that a model returns itself: the one scalar that carries gradient among its outputs."""
-    scalars = [n for n in returned_nodes(graph) if record_of(n).shape == () and record_of(n).carries_gradient]
-    return scalars[0] if len(set(scalars)) == 1 else None
 
 
 def _values_used(nodes: Sequence[fx.Node], position: Position, route: Route) -> tuple[tuple[str, ...], tuple[str, ...]]:

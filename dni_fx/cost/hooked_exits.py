@@ -1,7 +1,8 @@
 """Exits of a model without a graph: the model itself runs again from a cut, and leaves later blocks out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import networkx as nx
 from torch import fx, nn
@@ -11,7 +12,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.graph import record_of
 from dni_fx.partition import Position, Route
 from dni_fx.plans import ExitPlan
-from dni_fx.runtime import HookedModule, Output
+from dni_fx.runtime import DecoupledModule, Output
 from dni_fx.synthesizers import ExitOptions
 
 __all__ = ["HookedExitPlanner"]
@@ -24,18 +25,16 @@ class HookedExitPlanner(ExitPlanner):
     later list, such as a decoder's, the first child. The others are left out where the shape stays the same.
     """
 
-    def __init__(self, net: HookedModule, flow: "nx.DiGraph[str]", options: ExitOptions, *, has_loss: bool) -> None:
+    def __init__(self, net: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, *, has_loss: bool) -> None:
         if options.weights not in ("auto", "shared", "readonly"):
             raise DniFxError(
                 f"exit: weights={options.weights!r} needs a graph, by the front end fx or export: with the front end "
                 "modules an exit uses the model's own weights, shared or readonly"
             )
         self.net = net
-        self.outputs = net.dni_captured.outputs
+        captured: Any = net.dni_captured
+        self.outputs: Mapping[str, Output] = captured.outputs
         super().__init__(net, flow, options, has_loss=has_loss)
-
-    def _own_loss(self) -> str:
-        return "loss" if self.net.dni_captured.returns_loss else ""
 
     def plan(self, position: Position) -> ExitPlan:
         planned = super().plan(position)
@@ -43,7 +42,7 @@ class HookedExitPlanner(ExitPlanner):
         inner = [path for path in planned.borrowed if not any(p.startswith(f"{path}.") for p in planned.borrowed)]
         return replace(planned, borrowed=tuple(inner), inputs=())
 
-    def _weights(self, nodes: Sequence[fx.Node]) -> str:
+    def _weights(self, nodes: Sequence[fx.Node], bypassed: Mapping[str, str]) -> str:
         return "shared" if self.options.weights == "auto" else self.options.weights
 
     def _needs_heads(self, position: Position) -> bool:
@@ -61,7 +60,7 @@ class HookedExitPlanner(ExitPlanner):
         order = list(self.flow)
         left_out = {_key(self.outputs[name]) for name in bypassed}
         nodes = [n for n in order[position.index + 1 : -1] if not left_out & {*record_of(self.by_name[n]).scope}]
-        return Route(tuple(nodes), bypassed, units or 0, in_branch=False)
+        return Route(tuple(nodes), bypassed, units or 0)
 
     def _left_out(self, blocks: list[str], position: Position, cut: Output, units: int) -> dict[str, str]:
         """The blocks of a list that an exit leaves out, each with the block before it."""

@@ -16,6 +16,7 @@ __all__ = [
     "has_record",
     "module_calls",
     "operation_name",
+    "own_loss",
     "record_of",
     "returned_nodes",
     "set_record",
@@ -72,6 +73,12 @@ def returned_nodes(graph: Graph) -> list[Node]:
     returned: list[Node] = []
     map_arg(graph.output_node().args, returned.append)
     return returned
+
+
+def own_loss(graph: Graph) -> Node | None:
+    """The node of the loss that a model returns itself: the one scalar that carries gradient among its outputs."""
+    scalars = [n for n in returned_nodes(graph) if record_of(n).shape == () and record_of(n).carries_gradient]
+    return scalars[0] if len(set(scalars)) == 1 else None
 
 
 def operation_name(node: Node) -> str:

@@ -5,7 +5,7 @@ In: a networkx DAG whose nodes hold costs. Out: places to cut.
 
 from dni_fx.partition import chain
 from dni_fx.partition.chain import LoadsFrom, Split
-from dni_fx.partition.exits import Route, find_route, with_writes
+from dni_fx.partition.exits import Route, find_route, is_in_branch, next_places, places_above, with_writes
 from dni_fx.partition.flow_node import FlowNode, add_flow_node, flow_node, largest_parameter, set_largest_parameter
 from dni_fx.partition.instance import checked_objective
 from dni_fx.partition.positions import (
@@ -37,9 +37,12 @@ __all__ = [
     "find_positions",
     "find_route",
     "flow_node",
+    "is_in_branch",
     "largest_parameter",
     "loads",
+    "next_places",
     "partition",
+    "places_above",
     "position_after",
     "set_largest_parameter",
     "with_writes",

@@ -16,9 +16,9 @@ import networkx as nx
 from dni_fx.partition.flow_node import add_flow_node, flow_node
 from dni_fx.partition.positions import Position
 
-__all__ = ["Route", "find_route", "with_writes"]
+__all__ = ["Route", "find_route", "is_in_branch", "next_places", "places_above", "with_writes"]
 
-_SOURCE, _SINK = "(crossing tensors)", "(outputs)"  # no names of nodes
+_SINK = "(outputs)"  # no name of a node
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,11 @@ class Route:
         nodes: Names of the nodes that run, in the order of the graph.
         bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
         units: The number of units above the cut that run whole.
-        in_branch: The cut lies in a residual branch: a sum joins the tensors that cross it.
     """
 
     nodes: tuple[str, ...]
     bypassed: dict[str, str]
     units: int
-    in_branch: bool
 
 
 class _Way(NamedTuple):
@@ -71,7 +69,12 @@ def with_writes(flow: "nx.DiGraph[str]") -> "nx.DiGraph[str]":
 
 
 def find_route(
-    flow: "nx.DiGraph[str]", position: Position, ends: Sequence[str], units: int | None, most: float = math.inf
+    flow: "nx.DiGraph[str]",
+    position: Position,
+    ends: Sequence[str],
+    units: int | None,
+    most: float = math.inf,
+    next_place: Mapping[str, str] | None = None,
 ) -> Route | None:
     """Find the route of an exit from a cut.
 
@@ -81,6 +84,7 @@ def find_route(
         ends: The nodes that the exit computes: what the loss takes.
         units: The number of next units that run whole; None: all, so that the exit is the rest of the model.
         most: The greatest cost, in the unit of `FlowNode.forward`.
+        next_place: The result of `next_places`, for several routes of one flow; None: it is found here.
 
     Returns:
         The route; None: no end depends on the crossing tensors, or the route costs more than `most`.
@@ -93,47 +97,61 @@ def find_route(
     wanted = [end for end in dict.fromkeys(ends) if end in origins]
     if not wanted:
         return None
-    places = _places(flow, dependent, position.crossing, wanted)
+    places = places_above(next_places(flow, ends) if next_place is None else next_place, position.crossing)
     whole, count = (set(above), 0) if units is None else _next_units(flow, places, dependent, order, units)
     ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole, _joins(flow, origins)), origins)
     nodes, bypassed = _follow(flow, ways, ends, wanted, above)
-    if not frozenset().union(*(origins[end] for end in wanted)) <= _used(flow, nodes, bypassed, ends):
-        return find_route(flow, position, ends, None, most)  # a tensor would get no gradient
+    if not frozenset().union(*(origins[end] for end in wanted)) <= _used(flow, nodes, bypassed, wanted, origins):
+        return find_route(flow, position, ends, None, most, next_place)  # a tensor would get no gradient
     if sum(flow_node(flow, name).forward for name in nodes) > most:
         return None
-    in_branch = bool(places) and places[0] not in position.crossing and flow_node(flow, places[0]).is_sum
-    return Route(tuple(nodes), bypassed, count, in_branch)
+    return Route(tuple(nodes), bypassed, count)
+
+
+def is_in_branch(flow: "nx.DiGraph[str]", places: Sequence[str], position: Position) -> bool:
+    """Whether a cut lies in a residual branch: the first place above joins the crossing tensors by a sum."""
+    return bool(places) and places[0] not in position.crossing and flow_node(flow, places[0]).is_sum
 
 
 def _origins(flow: "nx.DiGraph[str]", above: Sequence[str], crossing: Sequence[str]) -> dict[str, frozenset[str]]:
-    """The crossing tensors that each node above the cut depends on, if any; of a crossing tensor, itself."""
+    """The crossing tensors whose gradient each node above the cut carries, if any; of a crossing tensor, itself."""
     found = {name: frozenset([name]) for name in crossing}
     for name in above:
         origins: frozenset[str] = frozenset().union(*(found.get(source, ()) for source in flow.predecessors(name)))
-        if origins:
+        if origins and flow_node(flow, name).carries_gradient:
             found[name] = origins
     return found
 
 
-def _places(
-    flow: "nx.DiGraph[str]", dependent: Collection[str], crossing: Sequence[str], ends: Sequence[str]
-) -> list[str]:
-    """The values that every way from the crossing tensors to the ends goes through, in order."""
+def next_places(flow: "nx.DiGraph[str]", ends: Sequence[str]) -> dict[str, str]:
+    """For each value that carries gradient from the ends: the next value that every way to the ends goes through.
+
+    These are the immediate dominators of the reversed graph; the last ones lead to no value of the graph.
+    """
+    carries = {name for name in flow if flow_node(flow, name).carries_gradient}
     ways: nx.DiGraph[str] = nx.DiGraph()
-    ways.add_edges_from((_SOURCE, name) for name in crossing)
-    ways.add_edges_from(
-        (source, name)
-        for name in dependent
-        for source in flow.predecessors(name)
-        if source in dependent or source in crossing
-    )
-    ways.add_edges_from((end, _SINK) for end in ends)
+    ways.add_edges_from((a, b) for a, b in flow.edges if a in carries and b in carries)
+    ways.add_edges_from((end, _SINK) for end in ends if end in carries)
+    if _SINK not in ways:
+        return {}
     ways = ways.subgraph(nx.ancestors(ways, _SINK) | {_SINK})
-    if _SOURCE not in ways:
-        return []
-    next_place = nx.immediate_dominators(ways.reverse(copy=False), _SINK)
+    found: dict[str, str] = dict(nx.immediate_dominators(ways.reverse(copy=False), _SINK))
+    return found
+
+
+def places_above(next_place: Mapping[str, str], crossing: Sequence[str]) -> list[str]:
+    """The values that every way from the crossing tensors to the ends goes through, in order.
+
+    Args:
+        next_place: The result of `next_places`.
+    """
+    chains = [_chain(next_place, name) for name in crossing if name in next_place]
+    shared = set(chains[0]).intersection(*chains[1:]) if chains else set()
+    return [place for place in chains[0] if place in shared] if chains else []
+
+
+def _chain(next_place: Mapping[str, str], place: str) -> list[str]:
     found: list[str] = []
-    place = next_place[_SOURCE]
     while place != _SINK:
         found.append(place)
         place = next_place[place]
@@ -208,6 +226,8 @@ def _all_ways(
     for name in above:
         terms = [] if name in whole or not flow_node(flow, name).is_sum else _replacing_terms(flow, name, origins)
         ways[name] = _cheapest(flow, name, ways, [] if name in whole else jumps.get(name, []), terms)
+        if name not in origins:  # such as a mask, made from a crossing tensor
+            ways[name] = _Ways(_Way(), ways[name].free)
     return ways
 
 
@@ -277,14 +297,20 @@ def _follow(
     return nodes[::-1], bypassed
 
 
-def _used(flow: "nx.DiGraph[str]", nodes: Sequence[str], bypassed: Mapping[str, str], ends: Sequence[str]) -> set[str]:
-    """The values that the ends are computed from, on a route."""
+def _used(
+    flow: "nx.DiGraph[str]",
+    nodes: Sequence[str],
+    bypassed: Mapping[str, str],
+    ends: Sequence[str],
+    origins: Collection[str],
+) -> set[str]:
+    """The values that get a gradient from the ends, on a route."""
     found: set[str] = set()
     waiting = list(ends)
     run = set(nodes)
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in found or name not in origins:
             continue
         found.add(name)
         waiting += [bypassed[name]] if name in bypassed else flow.predecessors(name) if name in run else []

@@ -127,14 +127,19 @@ def find_candidates(
             "the model has no legal cut: a cut needs trainable parameters below and above it, and only "
             "floating-point tensors that carry gradient across it"
         )
-    legal = [position for position in legal if fits(position)]
-    narrowest: dict[int, Position] = {}
-    for position in [p for p in legal if p.after in preferred] or legal:
-        group = layers[position.index + 1] * min(most, layers[-1]) // layers[-1]
-        width = (len(position.crossing), position.bytes)
-        if group not in narrowest or width <= (len(narrowest[group].crossing), narrowest[group].bytes):
-            narrowest[group] = position
-    return [Candidate(position, layers[position.index + 1] / layers[-1]) for position in narrowest.values()]
+    for positions in ([p for p in legal if p.after in preferred], legal):
+        groups: dict[int, list[Position]] = {}
+        for position in positions:
+            groups.setdefault(layers[position.index + 1] * min(most, layers[-1]) // layers[-1], []).append(position)
+        narrowest = [next(filter(fits, sorted(group, key=_width)), None) for group in groups.values()]
+        if any(narrowest):
+            return [Candidate(p, layers[p.index + 1] / layers[-1]) for p in narrowest if p is not None]
+    return []
+
+
+def _width(position: Position) -> tuple[int, int, int]:
+    """The narrowest position comes first; of equal ones, the last."""
+    return len(position.crossing), position.bytes, -position.index
 
 
 def _layers_before(flow: "nx.DiGraph[str]") -> list[int]:

@@ -101,6 +101,9 @@ class HookedModule(DecoupledModule):
         carries = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
         return Result(pytree.tree_unflatten(structure, spec), list(map(ReturnedValue, shapes, carries)))
 
+    def dni_own_loss(self) -> str:
+        return "loss" if self.dni_captured.returns_loss else ""
+
     def dni_uncut(self) -> nn.Module:
         return self.dni_original
 

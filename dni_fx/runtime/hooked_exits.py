@@ -69,7 +69,7 @@ class Passed:
         before = {(name, call): kept for name, outputs in self.outputs.items() for call, kept in enumerate(outputs)}
 
         def run(crossing: Sequence[Tensor]) -> Any:
-            known = before | {here: at_cut(crossing)}
+            known = before | {here: at_cut([tensor.clone() for tensor in crossing])}  # the model may write to them
             last: dict[str, Any] = {}
 
             def forward_of(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
 from dni_fx.errors import DniFxError
-from dni_fx.graph import lint
+from dni_fx.graph import lint, own_loss
 from dni_fx.model import REGISTERED, Captured, Inputs, Path, Read, Reads, at_path, by_path, has_path
 from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.runtime.attributes import LinkedModule, linked, return_state, share_state
@@ -111,6 +111,11 @@ class DecoupledModule(LinkedModule):
     def dni_result(self, inputs: Inputs) -> Result:
         """The structure and the values of the result of a call of the model on these inputs."""
         return result_of_graph(self.graph)
+
+    def dni_own_loss(self) -> str:
+        """The name of the node of the loss that the model returns itself; empty: it returns none."""
+        loss = own_loss(self.graph)
+        return "" if loss is None else loss.name
 
     def dni_uncut(self) -> nn.Module:
         """A module without cuts that computes the same as the captured model, on the same parameters."""

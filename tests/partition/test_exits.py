@@ -8,7 +8,7 @@ import pytest
 from flows import Flow, add, change
 from seeds import seeds
 
-from dni_fx.partition.exits import Route, find_route, with_writes
+from dni_fx.partition.exits import Route, find_route, is_in_branch, next_places, places_above, with_writes
 from dni_fx.partition.flow_node import flow_node
 from dni_fx.partition.positions import Position, find_positions
 
@@ -48,11 +48,11 @@ def residual(blocks: int = 3) -> Flow:
 
 
 def test_residual_branches_are_left_out_and_the_tail_is_kept() -> None:
-    assert route(residual(), "s0") == Route(("norm", "head"), {"s2": "s1", "s1": "s0"}, 0, False)
+    assert route(residual(), "s0") == Route(("norm", "head"), {"s2": "s1", "s1": "s0"}, 0)
 
 
 def test_the_next_unit_is_the_next_residual_branch_whole() -> None:
-    assert route(residual(), "s0", 1) == Route(("a1", "b1", "s1", "norm", "head"), {"s2": "s1"}, 1, False)
+    assert route(residual(), "s0", 1) == Route(("a1", "b1", "s1", "norm", "head"), {"s2": "s1"}, 1)
     assert route(residual(), "s0", 2).bypassed == {}
     assert route(residual(), "x", 2).nodes == ("a0", "b0", "s0", "a1", "b1", "s1", "norm", "head")
 
@@ -70,12 +70,21 @@ def test_where_some_units_mix_positions_the_next_of_these_run() -> None:
 
 
 def test_no_more_units_than_there_are() -> None:
-    assert route(residual(), "s1", 5) == Route(("a2", "b2", "s2", "norm", "head"), {}, 2, False)
+    assert route(residual(), "s1", 5) == Route(("a2", "b2", "s2", "norm", "head"), {}, 2)
 
 
 def test_a_cut_in_a_branch_runs_its_rest() -> None:
     """Without it, the tensor in the branch would get no gradient."""
-    assert route(residual(), "a1") == Route(("b1", "s1", "norm", "head"), {"s2": "s1"}, 0, True)
+    assert route(residual(), "a1") == Route(("b1", "s1", "norm", "head"), {"s2": "s1"}, 0)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("x", False), ("a1", True), ("b1", True), ("s1", False)])
+def test_whether_a_cut_is_in_a_branch(name: str, expected: bool) -> None:
+    position = after(residual(), name)
+    assert (
+        is_in_branch(residual(), places_above(next_places(residual(), ["head"]), position.crossing), position)
+        is expected
+    )
 
 
 def test_a_long_skip_does_not_take_the_place_of_all_between() -> None:
@@ -98,7 +107,7 @@ def test_a_shortcut_that_changes_the_shape_is_kept() -> None:
     layer(flow, "shortcut", "x", width=16)
     total(flow, "s", "a", "shortcut", width=16)
     layer(flow, "head", "s")
-    assert route(flow, "x") == Route(("shortcut", "head"), {"s": "shortcut"}, 0, False)
+    assert route(flow, "x") == Route(("shortcut", "head"), {"s": "shortcut"}, 0)
 
 
 def test_plain_layers_of_one_kind_are_jumped_over() -> None:
@@ -108,7 +117,7 @@ def test_plain_layers_of_one_kind_are_jumped_over() -> None:
         layer(flow, f"l{i}", list(flow)[-1], width=width)
     layer(flow, "head", "l4", width=2)
     # Only the two changes of the width run: to 4, and to the width of the head.
-    assert route(flow, "l0") == Route(("l2", "head"), {"l4": "l2", "l1": "l0"}, 0, False)
+    assert route(flow, "l0") == Route(("l2", "head"), {"l4": "l2", "l1": "l0"}, 0)
     assert route(flow, "l0", 1).nodes == ("l1", "l2", "head")
     assert route(flow, "l2", 1).nodes == ("l3", "head")
 
@@ -117,7 +126,7 @@ def test_nothing_of_the_tail_is_jumped_over() -> None:
     flow = residual(1)
     layer(flow, "more", "norm")  # of the kind of the norm
     layer(flow, "last", "more")
-    assert route(flow, "x", ends=("last",)) == Route(("norm", "more", "last"), {"s0": "x"}, 0, False)
+    assert route(flow, "x", ends=("last",)) == Route(("norm", "more", "last"), {"s0": "x"}, 0)
 
 
 def encoder_decoder() -> Flow:
@@ -164,6 +173,20 @@ def test_another_stream_is_not_left_out_of_a_sum_but_may_leave_the_branch_out() 
     assert route(flow, "t0", ends=("next",)).nodes == ("own2", "q2", "s3", "next")
 
 
+def test_a_way_without_gradient_is_none() -> None:
+    """A mask that is made from a crossing tensor gives it no gradient: the branch runs."""
+    flow: Flow = nx.DiGraph()
+    layer(flow, "x")
+    layer(flow, "a", "x")
+    add(flow, "mask", ("a",), carries_gradient=False)
+    layer(flow, "b", "a", cost=9)
+    layer(flow, "y", "mask", "b", "x")
+    total(flow, "s", "y", "x")
+    layer(flow, "head", "s")
+    assert route(flow, "a").nodes == ("mask", "b", "y", "s", "head")
+    assert find_route(flow, after(flow, "a"), ["mask"], None) is None
+
+
 def test_where_a_tensor_would_get_no_gradient_all_runs() -> None:
     flow = encoder_decoder()
     layer(flow, "b", "t0")
@@ -188,7 +211,7 @@ def test_every_end_is_computed_from_the_crossing_tensors() -> None:
 
 
 def test_a_crossing_tensor_that_is_an_end() -> None:
-    assert route(residual(1), "s0", ends=("s0",)) == Route((), {}, 0, False)
+    assert route(residual(1), "s0", ends=("s0",)) == Route((), {}, 0)
 
 
 def test_a_route_that_costs_too_much() -> None:
@@ -211,14 +234,25 @@ def random_flow(rng: random.Random) -> Flow:
             sources = rng.sample(reach, min(len(reach), rng.choice((1, 1, 1, 2, 3))))
             cost, matrix = rng.choice((0.0, 1.0, 5.0)), rng.random() < 0.7
             mixes = rng.random() < 0.2
-            layer(flow, f"n{i}", *sources, width=rng.choice((4, 4, 8)), cost=cost, is_layer=matrix, mixes=mixes)
+            carries = rng.random() < 0.9
+            changes = {"cost": cost, "is_layer": matrix, "mixes": mixes, "carries_gradient": carries}
+            layer(flow, f"n{i}", *sources, width=rng.choice((4, 4, 8)), **changes)
     return flow
 
 
+def carrying(flow: Flow, position: Position) -> Flow:
+    """The crossing tensors, and the nodes above the cut that carry gradient."""
+    above = {name for name in list(flow)[position.index + 1 :] if flow_node(flow, name).carries_gradient}
+    found: Flow = nx.DiGraph()
+    found.add_nodes_from(above | set(position.crossing))
+    found.add_edges_from((a, b) for a, b in flow.edges if a in found and b in above)
+    return found
+
+
 def depends(flow: Flow, position: Position) -> set[str]:
-    """The nodes above the cut that are computed from the crossing tensors."""
-    above = list(flow)[position.index + 1 :]
-    return set().union(*(nx.descendants(flow, name) for name in position.crossing)) & set(above)
+    """The nodes above the cut that give a crossing tensor a gradient."""
+    graph = carrying(flow, position)
+    return set().union(*(nx.descendants(graph, name) for name in position.crossing)) - set(position.crossing)
 
 
 def replacement(found: Route, name: str) -> str:
@@ -227,13 +261,14 @@ def replacement(found: Route, name: str) -> str:
     return name
 
 
-def used(flow: Flow, found: Route, ends: list[str]) -> set[str]:
-    """All values that the ends are computed from."""
+def used(flow: Flow, position: Position, found: Route, ends: list[str]) -> set[str]:
+    """All values that get a gradient from the ends."""
     runs: nx.DiGraph[str] = nx.DiGraph()
-    runs.add_nodes_from(flow)
     runs.add_edges_from((source, name) for name in found.nodes for source in flow.predecessors(name))
     runs.add_edges_from((other, name) for name, other in found.bypassed.items())
-    return set().union(*({end} | nx.ancestors(runs, end) for end in ends))
+    runs.add_nodes_from(flow)
+    runs = runs.subgraph(carrying(flow, position))
+    return set().union(*({end} | nx.ancestors(runs, end) for end in ends if end in runs))
 
 
 def check(flow: Flow, position: Position, ends: list[str], found: Route) -> None:
@@ -247,7 +282,7 @@ def check(flow: Flow, position: Position, ends: list[str], found: Route) -> None
         sources = [replacement(found, source) for source in flow.predecessors(name)]
         assert set(sources) <= known
         known.add(name)
-        if from_crossing & set(sources):
+        if from_crossing & set(sources) and flow_node(flow, name).carries_gradient:
             from_crossing.add(name)
     for name, other in found.bypassed.items():
         assert flow_node(flow, name).is_sum or flow_node(flow, name).kind == flow_node(flow, other).kind
@@ -257,8 +292,8 @@ def check(flow: Flow, position: Position, ends: list[str], found: Route) -> None
         if end in depends(flow, position) | set(position.crossing):
             assert replacement(found, end) in from_crossing
     for tensor in position.crossing:  # on each that an end depends on, above the cut, the route depends
-        through = nx.descendants(flow.subgraph(above | {tensor}), tensor) | {tensor}
-        assert tensor in used(flow, found, ends) or not through & set(ends)
+        through = nx.descendants(carrying(flow, position), tensor) | {tensor}
+        assert tensor in used(flow, position, found, ends) or not through & set(ends)
 
 
 @pytest.mark.parametrize("seed", seeds(20, 200))
@@ -295,7 +330,7 @@ def test_a_write_whose_memory_is_read_by_another_name_runs() -> None:
     assert route(flow, "x", None).nodes == ("a0", "b0", "norm", "head")
     found = with_writes(flow)
     assert set(found.edges) - set(flow.edges) == {("s0", "norm")}
-    assert route(found, "x") == Route(("a0", "b0", "s0", "norm", "head"), {}, 0, False)
+    assert route(found, "x") == Route(("a0", "b0", "s0", "norm", "head"), {}, 0)
     assert flow_node(flow, "s0").is_sum  # the flow itself stays as it is
 
 

@@ -123,6 +123,7 @@ def test_every_form_of_labels(kind: str) -> None:
     assert torch.equal(net.train()(sequences(6, 6), dni_context=labels).isfinite(), torch.ones(6, 3, dtype=torch.bool))
 
 
+@pytest.mark.filterwarnings("ignore:.*rows are not sample by sample")  # of two views; tests/capture/test_order.py
 @pytest.mark.parametrize("make", [lambda: Flattened(7), lambda: Views()])
 def test_several_rows_a_sample_take_a_label_each(make: Any) -> None:
     model = make()
@@ -214,6 +215,7 @@ class Recorded(Synthesizer):
         return activation * self.weight.expand_as(activation.movedim(self.axis, -1)).movedim(-1, self.axis)
 
 
+@pytest.mark.filterwarnings("ignore:.*rows are not sample by sample")  # of two views; tests/capture/test_order.py
 @pytest.mark.parametrize(
     ("name", "cut", "shape", "axis", "rows"),
     [

@@ -41,6 +41,12 @@ def test_all_units_give_backprops_gradients_in_an_exported_graph(
         assert error(case.step(net), case.backprop()) < 1e-10
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "autoencoder"])
+def test_all_units_give_backprops_gradients_without_a_graph(name: str) -> None:
+    case = NETS[name]
+    assert error(case.step(case.net(ALL, 2, frontend="modules")), case.backprop()) < 1e-10
+
+
 # ---------------------------------------------------------------------------------------------- weights
 MLP = NETS["mlp"]
 NEXT = ("2", "4")  # the layer that each exit of the MLP runs, before the last one

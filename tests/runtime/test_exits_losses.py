@@ -116,7 +116,7 @@ def test_no_loss() -> None:
         ("cross_entropy", torch.tensor([0, 1]), r"raises ValueError \(Expected input batch_size \(4\) to match"),
         ("cross_entropy", torch.tensor([0, 1, 2, 7]), r"raises IndexError \(Target 7 is out of bounds"),
         ("cross_entropy", {"labels": MLP.target}, r"raises TypeError \(.*must be Tensor, not dict"),
-        ("mse_loss", torch.rand(3, 4).double(), r"raises RuntimeError \(The size of tensor a"),
+        ("mse_loss", torch.rand(3, 4).double(), r"raises \w+ \(.*size"),
         (lambda o, y: F.cross_entropy(o["logits"], y), MLP.target, r"raises IndexError .*dni_context of a call"),
         (lambda o, y: F.cross_entropy(o, y["labels"]), {"label": MLP.target}, r"raises KeyError \('labels'\)"),
         (lambda o, y: F.cross_entropy(o, y.labels), MLP.target, r"raises AttributeError \(.*'labels'\)"),

@@ -1,0 +1,167 @@
+"""Which exits are planned for the graphs of real models, whose weights they use, and what they cost."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from exit_nets import NETS, Transformer
+from torch import Tensor, nn
+
+from dni_fx.compiler import Request, capture_and_plan
+from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, exit_choices
+from dni_fx.cost.model import CostModel
+from dni_fx.errors import DniFxError
+from dni_fx.graph.flow import dataflow
+from dni_fx.model.inputs import to_inputs
+from dni_fx.partition.flow_node import flow_node
+from dni_fx.partition.positions import Position, find_positions
+from dni_fx.plans import ExitPlan
+from dni_fx.settings import Settings
+from dni_fx.synthesizers.exits import ExitOptions
+
+BRANCH = {"mlp_0", "mlp_1", "mlp_2"}
+
+
+def planned(name: str, cut: int, units: int | str = 1, weights: str = "auto", loss: Any = None) -> ExitPlan:
+    found = NETS[name].net(f"exit(units={units!r}, weights={weights!r})", loss=loss).dni.plan.cuts[cut].exit
+    assert found is not None
+    return found
+
+
+def planner(name: str, **options: Any) -> tuple[ExitPlanner, dict[str, Position]]:
+    case = NETS[name]
+    net = copy.deepcopy(case.net("exit").dni_uncut())
+    flow = dataflow(net.graph)
+    made = ExitPlanner(net, flow, ExitOptions(**options), has_loss=case.loss is not None)
+    return made, {position.after: position for position in find_positions(flow) if not position.obstacle}
+
+
+def test_an_exit_of_a_transformer() -> None:
+    """The next attention with its sum, no other branch, and the final norm before the head."""
+    found = planned("transformer", 0)
+    assert found.nodes[:2] == ("blocks_1_norm1", "blocks_1_qkv") and found.nodes[-3:] == ("add_2", "norm", "head")
+    assert not any("mlp" in name for name in found.nodes)
+    assert found.bypassed == {"add_5": "add_4", "add_4": "add_3", "add_3": "add_2"}
+    assert found.borrowed == ("blocks.1.norm1", "blocks.1.qkv", "blocks.1.out", "norm", "head")
+    assert (found.units, found.weights, found.inputs, found.loss, found.target) == (1, "shared", (), "", "")
+
+
+def test_an_exit_of_a_resnet() -> None:
+    """The next block, the shortcut that changes the shape, and the last activation function."""
+    found = planned("resnet", 0)
+    assert found.nodes[-4:] == ("blocks_2_shortcut", "blocks_3_relu_1", "mean", "head")
+    assert "blocks_1_conv1" in found.nodes and "blocks_2_conv1" not in found.nodes
+    assert found.weights == "copy" and found.writes
+
+
+def test_an_exit_of_a_plain_net() -> None:
+    found = planned("mlp", 0)
+    assert (found.nodes, found.bypassed) == (("_2", "_7", "_8"), {"_6": "_2"})
+
+
+def test_an_exit_of_all_units() -> None:
+    found = planned("mlp", 0, "all", "readonly")
+    assert found.units == "all" and found.nodes == ("_2", "_3", "_4", "_5", "_6", "_7", "_8")
+
+
+def test_cross_attention_is_kept_where_the_cut_is_in_the_encoder() -> None:
+    found = planned("encoder-decoder", 0)
+    assert "scaled_dot_product_attention_6" in found.nodes  # of the last layer of the decoder
+    assert found.inputs == ("x",)
+
+
+def test_the_models_own_loss_takes_the_labels_from_below() -> None:
+    found = planned("own loss", 0)
+    assert (found.loss, found.inputs, found.nodes[-1]) == ("cross_entropy", ("labels",), "cross_entropy")
+
+
+def test_heads_where_the_later_layers_cost_too_much() -> None:
+    for name, cut in (("unet", 0), ("autoencoder", 1)):
+        found = planned(name, cut)
+        assert (found.units, found.weights, found.nodes) == (0, "fresh", ())
+        assert [head.node for head in found.heads] == [{"unet": "up1", "autoencoder": "_6"}[name]]
+        assert not planned(name, cut, "all").heads
+    assert planned("autoencoder", 0).target == "input_1" and planned("unet", 0).target == ""
+
+
+class Towers(nn.Module):
+    """Two towers, whose outputs a large head joins; the second is computed last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.head = nn.Sequential(nn.Linear(12, 60), nn.Tanh(), nn.Linear(60, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.a(x), self.b(x)], 1))
+
+
+def test_no_head_takes_one_tower_of_two() -> None:
+    """The other tower would get no gradient."""
+    made = replace(NETS["mlp"], make=lambda: Towers().double(), cuts=["b"])
+    net = made.net("exit")
+    assert not net.dni.plan.cuts[0].exit.heads
+    assert all(gradient.abs().max() > 0 for gradient in made.step(net).values())
+
+
+@pytest.mark.parametrize("weights", ["shared", "readonly", "copy", "fresh", "ema"])
+def test_costs(weights: str) -> None:
+    made, positions = planner("mlp", weights=weights)
+    cost, nodes = made.cost(positions["_1"]), [flow_node(made.flow, name) for name in ("_2", "_7", "_8")]
+    parameters = (6 * 6 + 6 + 6 * 3 + 3) * 8
+    trains = weights in ("shared", "copy", "fresh")
+    forward, backward = sum(node.forward for node in nodes), sum(node.backward for node in nodes)
+    assert cost.time == forward + backward * (1 if trains else 0.5)
+    assert cost.own == (parameters if weights in ("copy", "fresh", "ema") else 0)
+    assert cost.trained == (parameters if trains else 0)
+    assert cost.saved > 0
+
+
+def test_the_share_of_a_step() -> None:
+    made, positions = planner("mlp")
+    model = CostModel(made.flow, {}, 0, exits=made)
+    cuts = [positions["_1"], positions["_3"]]
+    assert model.share([]) == 0
+    assert model.share(cuts) == sum(made.cost(cut).time for cut in cuts) / model.predict([]).step
+    assert model.refusal(cuts[0]) == ""
+
+
+def test_automatic_cuts_avoid_branches_and_exits_of_all() -> None:
+    made, positions = planner("transformer")
+    avoided = {name for name, position in positions.items() if made.is_avoided(position)}
+    assert {"blocks_0_norm1", "blocks_1_mlp_1", "blocks_2_qkv"} <= avoided  # in branches
+    assert {"add_5", "norm"} <= avoided  # only the tail is above
+    assert not {"embed", "add", "add_1", "add_2", "add_3"} & avoided
+
+
+def test_a_cut_on_which_the_loss_does_not_depend() -> None:
+    """The second output of `TwoOutputs` has no part in the model's own loss."""
+    made, positions = planner("own loss")
+    after = replace(positions["tanh_1"], crossing=("net_v",), after="net_v", index=list(made.flow).index("net_v"))
+    assert made.route(after) is None and made.is_avoided(after)
+    with pytest.raises(DniFxError, match="no exit from the cut after net_v: the loss does not depend on"):
+        made.plan(after)
+
+
+def test_auto_chooses_among_exits_where_there_is_a_loss() -> None:
+    net, own = NETS["mlp"].net("exit").dni_uncut(), NETS["own loss"].net("exit").dni_uncut()
+    options: list[Any] = [ExitOptions(units=1), ExitOptions(units=0)]
+    assert exit_choices(net, "auto", Settings(loss="cross_entropy"), in_time=False) == options
+    assert exit_choices(own, "auto", Settings(), in_time=False) == options
+    assert exit_choices(net, "auto", Settings(), in_time=False) == [None]
+    assert exit_choices(net, "linear", Settings(loss="cross_entropy"), in_time=False) == [None]
+    assert exit_choices(net, "exit(units=2)", Settings(loss="mse_loss"), in_time=False) == [ExitOptions(2)]
+    with pytest.raises(DniFxError, match="exits are for cuts in depth alone"):
+        exit_choices(net, "exit", Settings(loss="mse_loss"), in_time=True)
+
+
+def test_chosen_cuts_keep_the_share() -> None:
+    case = NETS["transformer"]
+    request = Request("auto", "auto", Settings(loss=case.loss), verify=False)
+    _, plan = capture_and_plan(Transformer(32), to_inputs(case.inputs, None), request)
+    forecast = plan.forecast
+    assert plan.cuts and all(cut.exit is not None and cut.exit.bypassed for cut in plan.cuts)
+    assert forecast is not None and forecast.checkpoint is not None
+    assert forecast.cut.step <= (1 + EXIT_SHARE) * forecast.backprop.step
