@@ -105,7 +105,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         captured.frontend,
         captured.tried,
     )
-    by_default = request.synthesizer == "auto" and not isinstance(cuts, Plan) and not tensors
+    by_default = request.synthesizer == "auto" and isinstance(cuts, str | int) and not tensors
     if by_default and plan.cuts and cost_model.exits is None and request.settings.loss is None:
         plan = replace(plan, why=f"{plan.why}; {_WITH_A_LOSS}")
     warn_of_rows(module, [tensor.node for cut in plan.cuts for tensor in cut.tensors])

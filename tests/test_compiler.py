@@ -168,7 +168,7 @@ def test_maps_of_labels_train(synthesizer: str, frontend: str) -> None:
     x, labels = torch.rand(2, 3, 8, 8), torch.randint(0, 5, (2, 8, 8))
     options: Any = {"classes": 5, "loss": "cross_entropy", "synthesizer": synthesizer, "frontend": frontend}
     net = dni_fx.transform(Segmenter(), x, **options)
-    is_exit = synthesizer == "auto" and frontend == "fx"
+    is_exit = synthesizer == "auto"
     wanted = "exit(" if is_exit else "dense=True"
     assert all(wanted in name for name in net.dni.plan.rewrite.synthesizers.values())
     for context in (labels,) if is_exit else (labels, labels[:, 0, 0]):

@@ -72,7 +72,8 @@ class ExitPlanner:
         self._routes: dict[Position, Route | None] = {}
         # With the nodes that write to the results.
         written = [] if self.loss else list(self.flow.predecessors("output"))
-        self._computed = list(dict.fromkeys([*self.ends, *written]))
+        # A model without a graph has no node for its own loss.
+        self._computed = [end for end in dict.fromkeys([*self.ends, *written]) if end in self.flow]
         self._used = set(self._computed).union(*(nx.ancestors(self.flow, end) for end in self._computed))
         self._next_place = next_places(self.flow, self._computed)
         self._with_heads: dict[Position, bool] = {}
@@ -194,13 +195,16 @@ class ExitPlanner:
         """Whose weights an exit uses.
 
         "auto" is "copy" if the exit jumps over layers that no sum joins, since the features before and after them are
-        not alike; and if there is batch norm before the tail, which is behind the last jump.
+        not alike; and if there is batch norm before the tail, which is behind the last jump and the last sum.
         """
         if self.options.weights != "auto":
             return self.options.weights
+        if not bypassed:  # the exit is the rest of the model
+            return "shared"
         jumps = [(self._order[instead], self._order[name]) for name, instead in bypassed.items()]
         sums = [self._sums[end + 1] > self._sums[begin] for begin, end in jumps]
-        last = max((end for _, end in jumps), default=0)
+        joined = [self._order[n] for n in (*bypassed, *(n.name for n in nodes)) if flow_node(self.flow, n).is_sum]
+        last = max([end for _, end in jumps] + joined)
         before_tail = [node for node in nodes if self._order[node.name] < last]
         return "shared" if all(sums) and not any(map(_is_batch_norm, before_tail)) else "copy"
 

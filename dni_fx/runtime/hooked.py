@@ -263,7 +263,10 @@ def _cut(net: HookedModule, cut: int, output: Any, context: Tensor | None, passe
         def at_cut(tensors: Sequence[Tensor]) -> Any:
             return pytree.tree_unflatten([*_with(leaves, indices, tensors)], spec)
 
-        contexts = passed.gradients(cut, detached, at_cut, context)
+        gradients = passed.gradients(cut, detached, at_cut, context)
+        if gradients is None:
+            return output
+        contexts = gradients
     synthesizers = [net.dni.crossings[crossing_name(cut, name)] for name in names]
     predictions = [s(h, *(() if c is None else (c,))) for s, h, c in zip(synthesizers, detached, contexts, strict=True)]
     segment = net.dni.segments[cut]

@@ -22,6 +22,10 @@ _Call = tuple[str, int]  # a submodule, and the number of its call
 _Crossing = Callable[[Sequence[Tensor]], Any]
 
 
+class NoLossError(Exception):
+    """The model has not returned its own loss in this call."""
+
+
 class Passed:
     """The outputs of the outermost submodules below the cuts, in one pass of the net that has exits.
 
@@ -49,15 +53,18 @@ class Passed:
 
     def gradients(
         self, cut: int, tensors: Sequence[Tensor], at_cut: _Crossing, context: Any
-    ) -> tuple[Tensor | None, ...]:
-        """The gradients from the exit at a cut.
+    ) -> tuple[Tensor | None, ...] | None:
+        """The gradients from the exit at a cut; None: the model returns no loss in this call.
 
         Args:
             tensors: The crossing tensors, detached.
             at_cut: Returns the output of the call at the cut, with other crossing tensors in it.
         """
         model = self.net.dni_original
-        return self.net.dni.exits[cut].through(self._from(cut, at_cut), tensors, [model], context)
+        try:
+            return self.net.dni.exits[cut].through(self._from(cut, at_cut), tensors, [model], context)
+        except NoLossError:  # the call gives the model no labels: nothing is cut
+            return None
 
     def _from(self, cut: int, at_cut: _Crossing) -> _Crossing:
         """A function that runs the model from a cut, and returns its result, or its own loss."""
@@ -89,7 +96,10 @@ class Passed:
                 buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
                 result = torch.func.functional_call(model, buffers, tuple(self.given[0]), dict(self.given[1]))
             if planned.loss:
-                return next(t for t in tensors_in(result) if t.requires_grad and not t.dim())
+                losses = [t for t in tensors_in(result) if t.requires_grad and not t.dim()]
+                if not losses:
+                    raise NoLossError
+                return losses[0]
             return result
 
         return run

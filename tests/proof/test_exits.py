@@ -25,11 +25,12 @@ def failed(found: dict[str, tuple[bool, str]]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "synthesizer", "unlock", "trained"),
     [
-        ("mlp", "exit", "backward", "exits also train 2.weight, 2.bias, 4.weight and 3 more"),
+        ("mlp", "exit", "backward", "no exit trains a parameter of the model"),  # copies: it jumps over layers
+        ("mlp", "exit(weights='shared')", "backward", "exits also train 2.weight, 2.bias, 4.weight and 3 more"),
         ("mlp", "exit(weights='readonly')", "none", "no exit trains a parameter of the model"),
-        ("resnet", "exit", "backward", "no exit trains a parameter of the model"),
+        ("resnet", "exit", "backward", "exits also train blocks.3.conv1.weight"),  # the upper one runs all above
         ("unet", "exit", "backward", "no exit trains a parameter of the model"),
-        ("own loss", "exit(units=0)", "none", "exits also train net.u.weight, net.u.bias"),
+        ("own loss", "exit(units=0, weights='shared')", "none", "exits also train net.u.weight, net.u.bias"),
         ("autoencoder", "exit", "backward", "exits also train 2.weight"),
         ("two outputs", "exit(weights='ema')", "backward", "no exit trains a parameter of the model"),
         ("writes", "exit(units='all')", "none", "exits also train b.weight"),
