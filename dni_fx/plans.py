@@ -62,7 +62,7 @@ class ExitPlan:
 
     Attributes:
         units: The number of next units that run whole; "all": the rest of the model.
-        weights: Whose weights the nodes use; see `dni_fx.synthesizers.ExitGradient`.
+        weights: Whose weights the nodes use; see `dni_fx.synthesizers.ExitOptions`.
         nodes: The nodes that run, in the order of the graph.
         bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
         inputs: The nodes below the cut whose values the exit takes without gradient, such as a mask.

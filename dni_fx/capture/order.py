@@ -1,4 +1,4 @@
-"""Find the tensors in which the samples lie in another order than in the inputs, as labels come: run, and compare.
+"""Find the tensors whose samples lie in another order than the samples of the inputs, and so the labels.
 
 If forward keeps the order, the permuted samples of an example give the permuted samples of every tensor, also where
 samples are mixed, as in batch norm. Where they do not, one sample is changed: the changes must be in its own entries.

@@ -78,7 +78,7 @@ class HookedExitPlanner(ExitPlanner):
             parent = output.module.rpartition(".")[0]
             if isinstance(self.net.dni_original.get_submodule(parent), nn.Sequential | nn.ModuleList):
                 lists.setdefault(parent, {}).setdefault(_key(output), name)
-        inner = [p for p in lists if any(_holds(f"{q}.".lstrip(".") or "", p) and p != q for q in lists)]
+        inner = [p for p in lists if any(_holds(q, p) and p != q for q in lists)]
         return [[*calls.values()] for parent, calls in lists.items() if parent not in inner]
 
     def _form(self, name: str) -> object:
@@ -87,8 +87,8 @@ class HookedExitPlanner(ExitPlanner):
 
 
 def _holds(outer: str, inner: str) -> bool:
-    """Whether a module is another one, or inside of it."""
-    return inner == outer or inner.startswith(f"{outer.rstrip('.')}.") or not outer
+    """Whether a module is another one, or inside of it; the model itself has the name ""."""
+    return not outer or inner == outer or inner.startswith(f"{outer}.")
 
 
 def _key(output: Output) -> str:

@@ -73,7 +73,6 @@ def find_route(
     position: Position,
     ends: Sequence[str],
     units: int | None,
-    most: float = math.inf,
     next_place: Mapping[str, str] | None = None,
 ) -> Route | None:
     """Find the route of an exit from a cut.
@@ -83,11 +82,10 @@ def find_route(
         position: The cut.
         ends: The nodes that the exit computes: what the loss takes.
         units: The number of next units that run whole; None: all, so that the exit is the rest of the model.
-        most: The greatest cost, in the unit of `FlowNode.forward`.
         next_place: The result of `next_places`, for several routes of one flow; None: it is found here.
 
     Returns:
-        The route; None: no end depends on the crossing tensors, or the route costs more than `most`.
+        The route; None: no end depends on the crossing tensors.
     """
     names = list(flow)
     above = names[position.index + 1 :]
@@ -102,9 +100,7 @@ def find_route(
     ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole, _joins(flow, origins)), origins)
     nodes, bypassed = _follow(flow, ways, ends, wanted, above)
     if not frozenset().union(*(origins[end] for end in wanted)) <= _used(flow, nodes, bypassed, wanted, origins):
-        return find_route(flow, position, ends, None, most, next_place)  # a tensor would get no gradient
-    if sum(flow_node(flow, name).forward for name in nodes) > most:
-        return None
+        return find_route(flow, position, ends, None, next_place)  # a tensor would get no gradient
     return Route(tuple(nodes), bypassed, count)
 
 

@@ -113,7 +113,7 @@ class Exit(nn.Module):
     ) -> tuple[Tensor, ...]:
         parameters = [] if self.plan.weights in ("readonly", "ema") else _parameters(used)
         devices = list({t.device for t in tensors if t.device.type == "cuda"})
-        # The random numbers of the exit are not those that the model draws next.
+        # What the exit draws must not move the random generators of the model.
         with torch.enable_grad(), torch.random.fork_rng(devices):
             leaves = [t.detach().requires_grad_() for t in tensors]
             loss = run(leaves) if self.plan.loss else self._loss(run(leaves), context)

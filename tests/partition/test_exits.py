@@ -214,12 +214,6 @@ def test_a_crossing_tensor_that_is_an_end() -> None:
     assert route(residual(1), "s0", ends=("s0",)) == Route((), {}, 0)
 
 
-def test_a_route_that_costs_too_much() -> None:
-    flow = residual()
-    assert find_route(flow, after(flow, "s0"), ["head"], 1, most=4.5) is not None
-    assert find_route(flow, after(flow, "s0"), ["head"], 1, most=4.4) is None
-
-
 # -------------------------------------------------------------------------------------------- random graphs
 def random_flow(rng: random.Random) -> Flow:
     """A DAG with sums, few kinds, and skips."""
