@@ -1,11 +1,11 @@
 """The plan: where to cut a model, why, and how. Plain data: people can save, read and apply a plan again."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from dni_fx.cut_plans import CrossingTensor, Cut, ExitPlan, StateTensor, TimeCutPlan, UnitPlan, run_twice
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.forecasts import Forecast, Outlook, Verdict, Weighed
 from dni_fx.json_data import read
@@ -23,123 +23,19 @@ __all__ = [
     "SegmentPlan",
     "StateTensor",
     "TimeCutPlan",
+    "UnitPlan",
     "Verdict",
     "Weighed",
     "crossing_name",
     "crossings",
     "exit_name",
+    "run_twice",
     "time_name",
 ]
 
 SCHEMA = 1
 
 _BESIDE = ("schema", "digests")  # entries of a file that are not of the plan
-
-
-@dataclass(frozen=True)
-class CrossingTensor:
-    """A tensor that crosses a cut.
-
-    Attributes:
-        node: The node of the graph that computes the tensor.
-        axis: The feature axis.
-        batch: The batch axis; None: no axis follows the batch.
-        rows: Entries of the batch axis for each sample; 0: their number varies.
-    """
-
-    node: str
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
-    axis: int
-    batch: int | None = 0
-    rows: int = 1
-
-
-@dataclass(frozen=True)
-class ExitPlan:
-    """An exit: later nodes of the model, which run on the tensors at a cut, up to the loss.
-
-    Attributes:
-        units: The number of next units that run whole; "all": the rest of the model.
-        weights: Whose weights the nodes use; see `dni_fx.synthesizers.ExitOptions`.
-        nodes: The nodes that run, in the order of the graph.
-        bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
-        inputs: The nodes below the cut whose values the exit takes without gradient, such as a mask.
-        borrowed: The submodules, parameters and buffers of the model that the nodes use.
-        heads: The outputs for which the exit has small heads of its own, in place of nodes of the model.
-        loss: The node that computes the model's own loss; empty: the loss is `loss=`, of the outputs.
-        target: The input of the model that is the target if the call gives none; empty: a call gives the target.
-        writes: Whether a node of the exit writes in place.
-        flops: Operations of a forward pass.
-    """
-
-    units: int | str
-    weights: str
-    nodes: tuple[str, ...]
-    bypassed: dict[str, str]
-    inputs: tuple[str, ...]
-    borrowed: tuple[str, ...]
-    heads: tuple[CrossingTensor, ...] = ()
-    loss: str = ""
-    target: str = ""
-    writes: bool = False
-    flops: int = 0
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A boundary between two consecutive segments: the tensors that cross it.
-
-    Attributes:
-        after: The last node of the segment below.
-        tensors: The tensors that cross the cut.
-        exit: The exit that computes the synthetic gradients; None: each tensor has a synthesizer of its own.
-    """
-
-    after: str
-    tensors: tuple[CrossingTensor, ...]
-    exit: ExitPlan | None = None
-
-
-@dataclass(frozen=True)
-class StateTensor:
-    """A tensor that goes from one call of a recurrent model to the next.
-
-    Attributes:
-        input: The placeholder that takes the tensor; without a graph, the argument.
-        path: The path in this input, if the input is a tuple or dict of tensors.
-        result: The path of the next state in the result of the model.
-        output: The index of the next state among the output nodes of the graph.
-        axis: The batch axis.
-    """
-
-    input: str
-    path: tuple[int | str, ...]
-    result: tuple[int | str, ...]
-    output: int
-    shape: tuple[int, ...]
-    dtype: str
-    axis: int
-
-    @property
-    def features(self) -> int:
-        """Entries of one row."""
-        return math.prod(self.shape) // self.shape[self.axis]
-
-
-@dataclass(frozen=True)
-class TimeCutPlan:
-    """A cut in time: the tensors of the state that the same segments use and compute. They share a synthesizer.
-
-    Attributes:
-        enters: The segments that use the state.
-        leaves: The segment that computes the next state.
-    """
-
-    tensors: tuple[StateTensor, ...]
-    enters: tuple[int, ...] = (0,)
-    leaves: int = 0
 
 
 @dataclass(frozen=True)
@@ -336,7 +232,7 @@ def time_name(index: int) -> str:
 def crossings(plan: Plan) -> Iterator[tuple[str, CrossingTensor | TimeCutPlan]]:
     """Every crossing of a plan by its name under `net.dni`: each needs one synthesizer."""
     for index, cut in enumerate(plan.cuts):
-        for tensor in cut.tensors:
+        for tensor in cut.predicted:
             yield crossing_name(index, tensor.node), tensor
     for index, state in enumerate(plan.states):
         yield time_name(index), state

@@ -17,6 +17,7 @@ ORDER = [
     "arguments",
     "settings",
     "forecasts",
+    "cut_plans",
     "plans",
     "partition",
     "model",
