@@ -37,7 +37,7 @@ from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, describe
 from dni_fx.passes.apply import run
 from dni_fx.passes.pipeline import passes_of
-from dni_fx.plans import Plan, Rewrite, StateTensor, crossings
+from dni_fx.plans import Plan, Rewrite, StateTensor, crossings, run_twice
 from dni_fx.runtime import (
     DecoupledModule,
     SegmentOptimizer,
@@ -223,6 +223,8 @@ def rewrite(
         plan = with_exits(plan, flow, _exit_planner(module, flow, options, settings))
     elif synthesizer != "auto":
         plan = replace(plan, cuts=tuple(replace(cut, exit=None) for cut in plan.cuts))
+    if settings.unlock != "backward" or settings.training.warmup or isinstance(settings.mix, tuple):
+        plan = replace(plan, cuts=tuple(map(run_twice, plan.cuts)))  # true gradients go through the cut
     chosen = {name: synthesizer for name, _ in crossings(plan)} | exit_names(plan)
     dense = _has_labels_for_positions(module, settings)
     names, makers = factories(plan, chosen, settings.loss, dense=dense)

@@ -35,14 +35,12 @@ class UnitPlan:
         tensor: The value at the end of the units, from which the other nodes of the exit go on.
         inputs: The nodes below the cut whose values the units take without gradient.
         borrowed: The submodules, parameters and buffers of the model that the nodes use.
-        trained: Whether the exit trains the parameters of the units, as the segment above does.
     """
 
     nodes: tuple[str, ...]
     tensor: CrossingTensor
     inputs: tuple[str, ...]
     borrowed: tuple[str, ...]
-    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,8 @@ class ExitPlan:
         flops: Operations of a forward pass of `nodes`.
         unit: The next units, if they run once, for the exit and for the segment above.
         constant: Those of `borrowed` that the exit does not train.
+        not_copied: Those of `borrowed` that are the model's own, whatever `weights` is.
+        frozen_units: The exit does not train the units, wherever they run.
     """
 
     units: int | str
@@ -78,6 +78,14 @@ class ExitPlan:
     flops: int = 0
     unit: UnitPlan | None = None
     constant: tuple[str, ...] = ()
+    not_copied: tuple[str, ...] = ()
+    frozen_units: bool = False
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Those of `borrowed` of which the exit has copies."""
+        own = self.weights in ("copy", "fresh", "ema")
+        return tuple(path for path in self.borrowed if own and path not in self.not_copied)
 
 
 @dataclass(frozen=True)
@@ -147,13 +155,14 @@ def run_twice(cut: Cut) -> Cut:
     if cut.exit is None or cut.exit.unit is None:
         return cut
     planned, unit = cut.exit, cut.exit.unit
-    constant = () if unit.trained else tuple(path for path in unit.borrowed if path not in planned.borrowed)
+    of_units = tuple(path for path in unit.borrowed if path not in planned.borrowed)
     twice = replace(
         planned,
         nodes=(*unit.nodes, *planned.nodes),
         inputs=tuple(dict.fromkeys([*unit.inputs, *(name for name in planned.inputs if name not in unit.nodes)])),
         borrowed=tuple(dict.fromkeys([*unit.borrowed, *planned.borrowed])),
         unit=None,
-        constant=constant,
+        constant=of_units if planned.frozen_units else (),
+        not_copied=of_units,
     )
     return replace(cut, exit=twice)

@@ -7,6 +7,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx.graph import NodeRecord, record_of, set_record
+from dni_fx.passes.boundary import end_of_segment
 from dni_fx.plans import crossing_name
 
 __all__ = ["AddSynthesizers"]
@@ -15,12 +16,12 @@ __all__ = ["AddSynthesizers"]
 class AddSynthesizers(PassBase):
     """Needs: `MarkSegments`, a module `dni.<crossing_name>` for every crossing tensor.
 
-    Leaves: for each tensor that crosses a cut, at the end of the segment below the cut, a `detach` (role "detach") and
-    a call of the tensor's synthesizer (role "synthesizer"), with the context, or with the gradient that an exit has
-    computed. No node uses the prediction yet.
+    Leaves: for each tensor that gets a synthetic gradient, at the end of the segment below the cut or behind the exit,
+    a `detach` (role "detach") and a call of the tensor's synthesizer (role "synthesizer"), with the context, or with
+    the gradient that an exit has computed. No node uses the prediction yet.
 
     Args:
-        cuts: Names of the crossing tensors of each cut.
+        cuts: Names of the tensors of each cut.
     """
 
     def __init__(self, cuts: Sequence[Sequence[str]]) -> None:
@@ -31,10 +32,9 @@ class AddSynthesizers(PassBase):
         graph = graph_module.graph
         by_name = {node.name: node for node in graph.nodes}
         context = next((n for n in graph.nodes if record_of(n).role == "context"), None)
-        ends = {record_of(n).segment: n for n in graph.nodes}
         for cut, names in enumerate(self.cuts):
-            last = ends[cut]
             gradients = _gradients(graph, cut)
+            last = gradients[-1] if gradients else end_of_segment(graph, cut)
             for index, name in enumerate(names):
                 given = gradients[index] if gradients else context
                 last = _call_synthesizer(graph, cut, by_name[name], given, last)
@@ -48,6 +48,7 @@ def _gradients(graph: Graph, cut: int) -> list[Node]:
 
 
 def _call_synthesizer(graph: Graph, cut: int, tensor: Node, given: Node | None, after: Node) -> Node:
+    segment = record_of(after).segment
     detached = next(
         (user for user in tensor.users if record_of(user).role == "detach" and record_of(user).cut == cut), None
     )
@@ -58,6 +59,6 @@ def _call_synthesizer(graph: Graph, cut: int, tensor: Node, given: Node | None, 
         arguments = (detached,) if given is None else (detached, given)
         target = f"dni.{crossing_name(cut, tensor.name)}"
         prediction = graph.create_node("call_module", target, arguments, name=f"{tensor.name}_synthetic")
-    set_record(detached, NodeRecord(role="detach", segment=cut, cut=cut))
-    set_record(prediction, NodeRecord(role="synthesizer", segment=cut, cut=cut))
+    set_record(detached, NodeRecord(role="detach", segment=segment, cut=cut))
+    set_record(prediction, NodeRecord(role="synthesizer", segment=segment, cut=cut))
     return prediction

@@ -9,15 +9,28 @@ from torch.fx import Graph, Node
 from dni_fx import ops
 from dni_fx.graph import record_of
 
-__all__ = ["BOUNDARIES", "next_name", "origin", "passed_on", "rewire", "synthesizers_by_cut", "written_by_segment"]
+__all__ = [
+    "BOUNDARIES",
+    "end_of_segment",
+    "next_name",
+    "origin",
+    "passed_on",
+    "rewire",
+    "synthesizers_by_cut",
+    "value_at",
+    "written_above",
+    "written_by_segment",
+]
 
-BOUNDARIES = (ops.decouple, ops.inject)
+BOUNDARIES = (ops.decouple, ops.decouple_unit, ops.inject)
 
 
 def passed_on(call: Node) -> tuple[Node, ...]:
     """The values that a boundary, or an end of a cut in time, passes on, in the order of its results; else none."""
     args: Any = call.args
-    if call.target in (*BOUNDARIES, ops.enter):
+    if call.target is ops.decouple_unit:
+        return (args[2],)
+    if call.target in (*BOUNDARIES, ops.begin_unit, ops.enter):
         return tuple(args[0])
     return (*args[0], *args[1]) if call.target is ops.leave else ()
 
@@ -54,14 +67,37 @@ def written_by_segment(graph: Graph) -> dict[int, frozenset[int]]:
     return written
 
 
+def written_above(boundary: Node) -> frozenset[int]:
+    """The storages that the segment above a boundary writes to, after the boundary."""
+    cut = record_of(boundary).cut
+    assert cut is not None
+    after = list(boundary.graph.nodes)
+    after = after[after.index(boundary) :]
+    return frozenset[int]().union(*(record_of(n).mutates for n in after if record_of(n).segment == cut + 1))
+
+
+def end_of_segment(graph: Graph, segment: int) -> Node:
+    """The last node of a segment, with what the passes so far have added."""
+    nodes: list[Node] = [node for node in graph.nodes if record_of(node).segment == segment]
+    return nodes[-1]
+
+
+def value_at(value: Node, place: Node) -> Node:
+    """A captured value as a node after `place` has to use the value: after all boundaries up to this place."""
+    nodes: list[Node] = list(value.graph.nodes)
+    return [node for node in nodes[: nodes.index(place) + 1] if origin(node) is value][-1]
+
+
 def next_name(value: Node) -> str:
     """The name of a value above a cut, however many cuts it has crossed."""
     return re.sub(r"_next(_copy)?(_\d+)?$", "", value.name) + "_next"
 
 
 def rewire(value: Node, following: Node, cut: int) -> None:
-    """Replace `value` by `following` in every user above the cut."""
-    for user in list(value.users):
+    """Replace `value` by `following` in every user above the cut and after `following`."""
+    nodes = list(value.graph.nodes)
+    after = set(nodes[nodes.index(following) + 1 :])
+    for user in [user for user in value.users if user in after]:
         segment = record_of(user).segment
         if segment is not None and segment > cut:
             user.replace_input_with(value, following)

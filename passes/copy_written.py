@@ -8,7 +8,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx import ops
 from dni_fx.graph import NodeRecord, record_of, set_record
-from dni_fx.passes.boundary import origin, rewire, synthesizers_by_cut, written_by_segment
+from dni_fx.passes.boundary import origin, rewire, synthesizers_by_cut, written_above
 
 __all__ = ["CopyWritten"]
 
@@ -22,12 +22,12 @@ class CopyWritten(PassBase):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         graph = graph_module.graph
-        written = written_by_segment(graph)
         changed = False
         for cut, predictions in synthesizers_by_cut(graph).items():
             decoupled = next(iter(predictions[0].users))
+            written = written_above(decoupled)
             for following in [n for n in decoupled.users if n.target is operator.getitem]:
-                if not record_of(origin(following)).storages & written.get(cut + 1, frozenset()):
+                if not record_of(origin(following)).storages & written:
                     continue
                 index: Any = following.args[1]
                 with graph.inserting_after(following):
@@ -35,7 +35,7 @@ class CopyWritten(PassBase):
                     copied = graph.create_node(
                         "call_function", ops.writable, (following, predictions[index]), name=name
                     )
-                set_record(copied, NodeRecord(role="copy", segment=cut, cut=cut))
+                set_record(copied, NodeRecord(role="copy", segment=record_of(following).segment, cut=cut))
                 rewire(following, copied, cut)
                 changed = True
         return PassResult(graph_module, changed)

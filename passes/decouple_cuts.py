@@ -16,8 +16,8 @@ __all__ = ["DecoupleCuts"]
 class DecoupleCuts(PassBase):
     """Needs: `AddSynthesizers`, a module `dni.segment<k>` for every segment with a cut above it.
 
-    Leaves: at each cut, one call of the boundary on all crossing tensors (role "boundary"). The nodes above the cut use
-    its results.
+    Leaves: at each cut whose predictions are not used so far, one call of the boundary on all crossing tensors (role
+    "boundary"). The nodes above the cut use its results.
 
     Args:
         boundary: `ops.decouple` (unlock="backward") or `ops.inject` (unlock="none").
@@ -29,7 +29,8 @@ class DecoupleCuts(PassBase):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         for cut, predictions in synthesizers_by_cut(graph_module.graph).items():
-            _decouple(graph_module.graph, cut, predictions, self.boundary)
+            if not predictions[0].users:
+                _decouple(graph_module.graph, cut, predictions, self.boundary)
         return PassResult(graph_module, True)
 
 

@@ -10,6 +10,7 @@ from dni_fx.passes.add_time_cuts import AddTimeCuts
 from dni_fx.passes.copy_written import CopyWritten
 from dni_fx.passes.cut_states_off import CutStatesOff
 from dni_fx.passes.decouple_cuts import DecoupleCuts
+from dni_fx.passes.decouple_units import DecoupleUnits
 from dni_fx.passes.mark_segments import MarkSegments
 from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.plans import Plan
@@ -33,7 +34,8 @@ def passes_of(plan: Plan, *, observed: bool, runs_graph: bool) -> list[PassBase]
         *([AddContext()] if plan.takes_context else []),
         *([ObserveOutput()] if observed else []),
         *([AddExits(plan.cuts)] if any(cut.exit for cut in plan.cuts) else []),
-        AddSynthesizers([[tensor.node for tensor in cut.tensors] for cut in plan.cuts]),
+        AddSynthesizers([[tensor.node for tensor in cut.predicted] for cut in plan.cuts]),
+        *([DecoupleUnits(plan.cuts)] if any(cut.exit and cut.exit.unit for cut in plan.cuts) else []),
         DecoupleCuts(ops.decouple if unlocked else ops.inject),
         *([CopyWritten()] if unlocked else []),
         *([AddTimeCuts(states)] if states else []),

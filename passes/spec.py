@@ -9,11 +9,11 @@ from torch.fx import Graph, Node
 
 from dni_fx import ops
 from dni_fx.graph import has_record, record_of, returned_nodes
-from dni_fx.passes.boundary import BOUNDARIES, origin, passed_on, written_by_segment
+from dni_fx.passes.boundary import BOUNDARIES, origin, passed_on, written_above, written_by_segment
 
 __all__ = ["RULES", "Stage", "check"]
 
-_IMPURE = (*BOUNDARIES, ops.enter, ops.leave, ops.leaves)
+_IMPURE = (*BOUNDARIES, ops.begin_unit, ops.enter, ops.leave, ops.leaves)
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def states_are_not_written_to_above(stage: Stage) -> Iterator[str]:
 
 
 def no_gradient_path_goes_round_a_cut(stage: Stage) -> Iterator[str]:
-    """Once boundaries stand: what carries gradient reaches a higher segment through a boundary only."""
-    if not any(record_of(node).role == "boundary" for node in stage.graph.nodes):
-        return
+    """At a cut that has a boundary: what carries gradient reaches a higher segment through the boundary only."""
+    cuts = {record_of(node).cut for node in stage.graph.nodes if record_of(node).role == "boundary"}
     for node in stage.graph.nodes:
         record = record_of(node)
         for source in node.all_input_nodes:
             below = record_of(source)
-            crosses = below.segment is not None and record.segment is not None and below.segment < record.segment
-            if crosses and below.role == "model" and below.carries_gradient:
+            ends = below.segment, record.segment
+            crosses = None not in ends and any(cut in cuts for cut in range(*ends))  # type: ignore[arg-type]
+            if crosses and below.role == "model" and below.carries_gradient and node.target is not ops.decouple_unit:
                 yield f"{node} of segment {record.segment} uses {source} of segment {below.segment} directly"
 
 
@@ -109,13 +109,13 @@ def one_synthesizer_an_edge(stage: Stage) -> Iterator[str]:
 
 def decoupled_values_are_copied_before_a_write(stage: Stage) -> Iterator[str]:
     """After `CopyWritten`: autograd forbids a write to a result of `ops.decouple`, and the synthesizer has saved it."""
-    written = written_by_segment(stage.graph) if "CopyWritten" in stage.done else {}
-    for decoupled in stage.calls(ops.decouple) if written else ():
-        above = (record_of(decoupled).segment or 0) + 1
+    copied = "CopyWritten" in stage.done and written_by_segment(stage.graph)
+    for decoupled in stage.calls(ops.decouple, ops.decouple_unit) if copied else ():
+        written = written_above(decoupled)
         for value in decoupled.users:
-            if record_of(origin(value)).storages & written.get(above, frozenset()):
+            if record_of(origin(value)).storages & written:
                 for user in [user for user in value.users if user.target is not ops.writable]:
-                    yield f"{user} uses {value}, not its copy, and segment {above} writes to that memory"
+                    yield f"{user} uses {value}, not its copy, and the segment above the cut writes to that memory"
 
 
 def dead_code_elimination_keeps_what_trains(stage: Stage) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +20,10 @@ from dni_fx.partition import (
     is_in_branch,
     next_places,
     places_above,
+    units_above,
     with_writes,
 )
-from dni_fx.plans import CrossingTensor, ExitPlan, Plan
+from dni_fx.plans import CrossingTensor, Cut, ExitPlan, Plan, SegmentPlan, UnitPlan, run_twice
 from dni_fx.runtime import DecoupledModule
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import ExitOptions, Factory, exit_options, head_flops
@@ -40,6 +41,7 @@ class ExitCost:
     own: int  # bytes of its own parameters
     trained: int  # bytes of the gradients of the parameters that it trains
     saved: int  # bytes that autograd keeps while it runs
+    units: int = 0  # bytes that autograd keeps for units that run once, while the segment below runs backward
 
 
 class ExitPlanner:
@@ -78,6 +80,8 @@ class ExitPlanner:
         self._next_place = next_places(self.flow, self._computed)
         self._with_heads: dict[Position, bool] = {}
         self._costs: dict[Position, ExitCost] = {}
+        legal = [p for p in find_positions(flow) if len(p.crossing) == 1 and not p.obstacle]
+        self._crossing_alone = {position.crossing[0]: position for position in reversed(legal)}
 
     def route(self, position: Position) -> Route | None:
         """The route from a cut; None: the loss does not depend on what crosses the cut."""
@@ -115,20 +119,47 @@ class ExitPlanner:
             )
         if self._needs_heads(position):
             return ExitPlan(0, "fresh", (), {}, (), (), self._heads(position), self.loss, self.target)
-        nodes = self._nodes(route)
-        inputs, borrowed = _values_used(nodes, position, route)
+        in_units, nodes = self._split(position, route)
+        of_units = self._only_in_units(nodes, route)
+        inputs, borrowed = _values_used(nodes, {*position.crossing, *in_units, *route.bypassed})
         return ExitPlan(
             units="all" if self.options.units == "all" else route.units,
-            weights=self._weights(nodes, route.bypassed),
-            nodes=tuple(node.name for node in nodes),
+            weights=self._weights({**in_units, **nodes}, route.bypassed),
+            nodes=tuple(nodes),
             bypassed=route.bypassed,
             inputs=inputs,
             borrowed=borrowed,
             loss=self.loss,
             target=self.target,
-            writes=any(record_of(node).mutates for node in nodes),
-            flops=sum(record_of(node).flops for node in nodes),
+            writes=any(record_of(node).mutates for node in nodes.values()),
+            flops=sum(record_of(node).flops for node in nodes.values()),
+            unit=self._unit(position, in_units),
+            constant=of_units if self.options.frozen_units else (),
+            not_copied=of_units if self.options.weights == "auto" else (),
+            frozen_units=self.options.frozen_units and bool(route.kept),
         )
+
+    def _split(self, position: Position, route: Route) -> tuple[dict[str, fx.Node], dict[str, fx.Node]]:
+        """The nodes of the units that run once, by name, and the nodes that run for the exit alone."""
+        nodes = {name: self.by_name[name] for name in route.nodes}
+        nodes = {name: node for name, node in nodes.items() if node.op not in ("get_attr", "placeholder")}
+        own = self.options.weights in ("copy", "fresh", "ema")
+        above = () if own else units_above(self.flow, position, route, self._crossing_alone)
+        in_units = {name: nodes[name] for name in above if name in nodes}
+        return in_units, {name: node for name, node in nodes.items() if name not in in_units}
+
+    def _unit(self, position: Position, in_units: Mapping[str, fx.Node]) -> UnitPlan | None:
+        if not in_units:
+            return None
+        *_, last = in_units.values()
+        inputs, borrowed = _values_used(in_units, set(position.crossing))
+        return UnitPlan(tuple(in_units), crossing_tensor(last), inputs, borrowed)
+
+    def _only_in_units(self, nodes: Mapping[str, fx.Node], route: Route) -> tuple[str, ...]:
+        """The submodules and tensors that only units use, of the nodes that run for the exit alone."""
+        units = {name: node for name, node in nodes.items() if name in route.kept}
+        _, others = _values_used({name: node for name, node in nodes.items() if name not in units}, set())
+        return tuple(path for path in _values_used(units, set())[1] if path not in others)
 
     def cost(self, position: Position) -> ExitCost:
         """The costs of the exit of a cut; of no exit, none."""
@@ -141,20 +172,31 @@ class ExitPlanner:
         if self._needs_heads(position):
             flops = self._head_flops(position)
             return ExitCost(3 * flops, 0, 0, 0)
-        nodes, bypassed = ([], {}) if route is None else (self._nodes(route), route.bypassed)
-        weights, costs = self._weights(nodes, bypassed), [flow_node(self.flow, node.name) for node in nodes]
-        parameters = sum(cost.gradient for cost in costs)
+        if route is None:
+            return ExitCost(0.0, 0, 0, 0)
+        in_units, nodes = self._split(position, route)
+        weights = self._weights({**in_units, **nodes}, route.bypassed)
+        constant = {*route.kept} if self.options.frozen_units else set()
         trains = weights not in ("readonly", "ema")
-        saved: dict[int, int] = {}
-        for cost in costs:
-            saved |= cost.saves
+        both = {name: flow_node(self.flow, name) for name in (*in_units, *nodes)}
+        trained = {name for name in both if trains and name not in constant}
+        not_copied = {*route.kept} if self.options.weights == "auto" else set()
+        copied = [] if weights in ("shared", "readonly") else [name for name in nodes if name not in not_copied]
         return ExitCost(
             # Half of the time of a backward pass is for the weights.
-            time=sum(cost.forward + (cost.backward if trains else cost.backward / 2) for cost in costs),
-            own=0 if weights in ("shared", "readonly") else parameters,
-            trained=parameters if trains else 0,
-            saved=sum(saved.values()),
+            time=sum(both[name].forward for name in nodes)
+            + sum(cost.backward * (1.0 if name in trained else 0.5) for name, cost in both.items()),
+            own=sum(both[name].gradient for name in copied),
+            trained=sum(both[name].gradient for name in trained),
+            saved=self._saved(nodes),
+            units=self._saved(in_units),
         )
+
+    def _saved(self, names: Iterable[str]) -> int:
+        saved: dict[int, int] = {}
+        for name in names:
+            saved |= flow_node(self.flow, name).saves
+        return sum(saved.values())
 
     def _needs_heads(self, position: Position) -> bool:
         """Whether small heads take the place of later layers."""
@@ -187,11 +229,7 @@ class ExitPlanner:
     def _head_flops(self, position: Position) -> float:
         return head_flops(crossing_tensor(self.by_name[position.crossing[-1]]), self._heads(position))
 
-    def _nodes(self, route: Route) -> list[fx.Node]:
-        nodes = [self.by_name[name] for name in route.nodes]
-        return [node for node in nodes if node.op not in ("get_attr", "placeholder")]
-
-    def _weights(self, nodes: Sequence[fx.Node], bypassed: Mapping[str, str]) -> str:
+    def _weights(self, nodes: Mapping[str, fx.Node], bypassed: Mapping[str, str]) -> str:
         """Whose weights an exit uses.
 
         "auto" is "copy" if the exit jumps over layers that no sum joins, since the features before and after them are
@@ -203,9 +241,9 @@ class ExitPlanner:
             return "shared"
         jumps = [(self._order[instead], self._order[name]) for name, instead in bypassed.items()]
         sums = [self._sums[end + 1] > self._sums[begin] for begin, end in jumps]
-        joined = [self._order[n] for n in (*bypassed, *(n.name for n in nodes)) if flow_node(self.flow, n).is_sum]
+        joined = [self._order[name] for name in (*bypassed, *nodes) if flow_node(self.flow, name).is_sum]
         last = max([end for _, end in jumps] + joined)
-        before_tail = [node for node in nodes if self._order[node.name] < last]
+        before_tail = [node for name, node in nodes.items() if self._order[name] < last]
         return "shared" if all(sums) and not any(map(_is_batch_norm, before_tail)) else "copy"
 
 
@@ -229,7 +267,8 @@ def exit_choices(
         return [options]
     if synthesizer != "auto" or in_time or (settings.loss is None and not net.dni_own_loss()):
         return [None]
-    return [ExitOptions(units=1), ExitOptions(units=0)]
+    frozen = [ExitOptions(units=1, frozen_units=True)] if net.dni_runs_graph else []
+    return [ExitOptions(units=1), *frozen, ExitOptions(units=0)]
 
 
 def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None, known: Plan | None = None) -> Plan:
@@ -245,21 +284,31 @@ def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None,
     if planner is not None and not exits:
         positions = {position.after: position for position in find_positions(flow)}
         exits = {cut.after: planner.plan(positions[cut.after]) for cut in plan.cuts}
-    return replace(plan, cuts=tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts))
+    cuts = tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts)
+    return replace(plan, cuts=tuple(map(_within_segment, cuts, plan.segments[1:])))
 
 
-def _values_used(nodes: Sequence[fx.Node], position: Position, route: Route) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The values from below the cut without gradient, and the submodules and tensors of the model, that nodes use."""
+def _within_segment(cut: Cut, above: SegmentPlan) -> Cut:
+    """The cut, whose units run once if they are all in the segment above."""
+    unit = None if cut.exit is None else cut.exit.unit
+    return cut if unit is None or set(unit.nodes) <= set(above.nodes) else run_twice(cut)
+
+
+def _values_used(nodes: Mapping[str, fx.Node], known: Set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The values without gradient, and the submodules and tensors of the model, that nodes use.
+
+    Args:
+        known: Other values that the nodes use, with gradient.
+    """
     inputs: dict[str, None] = {}
     borrowed: dict[str, None] = {}
-    known = {*position.crossing, *route.bypassed, *(node.name for node in nodes)}
-    for node in nodes:
+    for node in nodes.values():
         if node.op == "call_module":
             borrowed[str(node.target)] = None
         for source in node.all_input_nodes:
             if source.op == "get_attr":
                 borrowed[str(source.target)] = None
-            elif source.name not in known:
+            elif source.name not in known and source.name not in nodes:
                 inputs[source.name] = None
     return tuple(inputs), tuple(borrowed)
 

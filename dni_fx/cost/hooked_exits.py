@@ -1,6 +1,6 @@
 """Exits of a model without a graph: the model itself runs again from a cut, and leaves later blocks out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,8 @@ class HookedExitPlanner(ExitPlanner):
                 f"exit: weights={options.weights!r} needs a graph, by the front end fx or export: with the front end "
                 "modules an exit uses the model's own weights, shared or readonly"
             )
+        if options.frozen_units:
+            raise DniFxError("exit: frozen_units needs a graph, by the front end fx or export")
         self.net = net
         captured: Any = net.dni_captured
         self.outputs: Mapping[str, Output] = captured.outputs
@@ -42,7 +44,7 @@ class HookedExitPlanner(ExitPlanner):
         inner = [path for path in planned.borrowed if not any(p.startswith(f"{path}.") for p in planned.borrowed)]
         return replace(planned, borrowed=tuple(inner), inputs=())
 
-    def _weights(self, nodes: Sequence[fx.Node], bypassed: Mapping[str, str]) -> str:
+    def _weights(self, nodes: Mapping[str, fx.Node], bypassed: Mapping[str, str]) -> str:
         return "shared" if self.options.weights == "auto" else self.options.weights
 
     def _needs_heads(self, position: Position) -> bool:

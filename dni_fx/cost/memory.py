@@ -90,7 +90,9 @@ class Memory:
         # Adam makes two temporaries of one parameter at a time, while the gradients of all are there.
         self.optimizer = float(parameters[-1]) + 2 * largest_parameter(flow)
 
-    def segment_peaks(self, cuts: Sequence[int], synthesizers: Numbers, training: Numbers, exits: Numbers) -> LoadsFrom:
+    def segment_peaks(
+        self, cuts: Sequence[int], below: Numbers, above: Numbers, training: Numbers, exits: Numbers
+    ) -> LoadsFrom:
         """The peak of every segment between two cuts, or the peak of the optimizer's step if that is higher.
 
         Five kinds of moments are compared: a node of the segment runs forward; the exit at the upper cut runs; the last
@@ -99,7 +101,8 @@ class Memory:
 
         Args:
             cuts: The number of the node before each cut, from 0 to the number of the last node.
-            synthesizers: Bytes that the predictions at each cut take, until their targets are there.
+            below: Bytes that the predictions at each cut take, until their targets are there: beside the segment above.
+            above: The same, and the bytes that units above keep: beside the segment below.
             training: Bytes that the training of the synthesizers at each cut takes for a moment.
             exits: Bytes that the exit at each cut takes for a moment.
         """
@@ -108,8 +111,8 @@ class Memory:
         def peaks_from(i: int) -> Numbers:
             start, ends = places[i], places[i + 1 :]  # each end is one segment: one entry in each array below
             last = ends - start - 1  # index of the segment's last node among the nodes after `start`
-            at_lower_cut = self.at_lower_cut[start] + synthesizers[i]
-            at_upper_cut = self.at_upper_cut[ends] + synthesizers[i + 1 :]
+            at_lower_cut = self.at_lower_cut[start] + below[i]
+            at_upper_cut = self.at_upper_cut[ends] + above[i + 1 :]
 
             # 1. A node runs forward: entry k of `accumulate` is the maximum over the nodes up to k.
             forward = np.maximum.accumulate(self.forward[start + 1 :])[last]

@@ -28,6 +28,7 @@ class CutCost:
     kept: int  # bytes of their predictions, and of the tensors that autograd keeps, until the targets are there
     training: int  # bytes that the training takes for a moment
     exit: int = 0  # bytes that the exit takes for a moment, while autograd keeps the activations of the segment below
+    units: int = 0  # bytes that units above keep while the segment below runs backward
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ class CostModel:
             gradient=exit.own if exit.trained else 0,
             kept=exit.trained + position.bytes,
             training=2 * position.bytes,
-            exit=exit.saved + exit.trained + position.bytes,
+            exit=exit.units + exit.saved + exit.trained + position.bytes,
+            units=exit.units,
         )
 
     def share(self, cuts: Sequence[Position]) -> float:
@@ -163,7 +165,8 @@ class CostModel:
             kept = np.array([0.0, *(c.kept for c in cuts), 0.0])
             training = np.array([0.0, *(c.training for c in cuts), 0.0])
             exits = np.array([0.0, *(c.exit for c in cuts), 0.0])
-            return self.memory.segment_peaks(ends, kept, training, exits)
+            units = np.array([0.0, *(c.units for c in cuts), 0.0])
+            return self.memory.segment_peaks(ends, kept, kept + units, training, exits)
         time = (self.forward + self.backward)[ends]
         synthesizers = np.array([0.0, *(c.time for c in cuts), 0.0])
         transfer = np.array([0.0, *(c.transfer for c in cuts), 0.0])
@@ -197,7 +200,7 @@ class CostModel:
                 backward=float(self.backward[j] - self.backward[i]),
                 synthesizers=above.time,
                 transfer=below.transfer + above.transfer,
-                peak=self.memory.peak(i, j, below.kept + before, above.kept, below.training, above.exit),
+                peak=self.memory.peak(i, j, below.kept + before, above.kept + above.units, below.training, above.exit),
             )
             for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
         )

@@ -13,6 +13,7 @@ from dni_fx.ops.optimizers import parameters_of
 from dni_fx.ops.segment import Segment, SegmentListener
 from dni_fx.ops.specialised import specialised
 from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, leaves
+from dni_fx.ops.unit import begin_unit, decouple_unit
 
 __all__ = [
     "FROM_WINDOW_TO_WINDOW",
@@ -22,10 +23,12 @@ __all__ = [
     "Segment",
     "SegmentListener",
     "batch_size",
+    "begin_unit",
     "boundary",
     "carry",
     "clipped",
     "decouple",
+    "decouple_unit",
     "enter",
     "exit_gradients",
     "inject",
@@ -38,5 +41,5 @@ __all__ = [
 ]
 
 # Generated code, saved plans and pickles name these by the public module.
-for _public in (Segment, decouple, enter, inject, leave, leaves, specialised, writable):
+for _public in (Segment, begin_unit, decouple, decouple_unit, enter, inject, leave, leaves, specialised, writable):
     _public.__module__ = "dni_fx.ops"

@@ -14,29 +14,29 @@ from dni_fx.ops.inject import injected
 from dni_fx.ops.layout import Layout
 from dni_fx.ops.segment import TWICE, Accumulated, Segment, check_not_erased
 
-__all__ = ["boundary", "decouple", "writable"]
+__all__ = ["boundary", "check_not_recomputed", "decouple", "writable"]
 
 ONE_BY_ONE = 'unlock="backward" runs a backward pass at every cut: segments are compiled one by one'
 
 
 class _Boundary(torch.autograd.Function):
-    """The identity on a detached activation, whose gradient is the target of the synthesizer."""
+    """The identity on an activation, whose gradient is the target of the synthesizer."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        detached: Tensor,
+        activation: Tensor,
         prediction: Tensor,
         accumulated: Sequence[Accumulated],
         segment: Segment,
         layout: Layout,
     ) -> Tensor:
-        ctx.samples, ctx.axis = layout.samples(detached), layout.axis(detached)
+        ctx.samples, ctx.axis = layout.samples(activation), layout.axis(activation)
         ctx.done = False
         ctx.accumulated, ctx.segment, ctx.generation = accumulated, segment, segment.generation
         ctx.forward_pass = segment.forward_pass
         ctx.save_for_backward(prediction)
-        return detached
+        return activation
 
     @staticmethod
     @once_differentiable
@@ -50,9 +50,9 @@ class _Boundary(torch.autograd.Function):
             check_not_erased(ctx.accumulated)
         if ctx.forward_pass is not None:
             ctx.forward_pass.reach()
-        target = clipped(target, ctx.segment.clip, ctx.samples, ctx.axis)
-        error = (prediction - target.to(prediction.dtype)).mul_(ctx.samples)
-        return None, ctx.segment.keep_finite(error), None, None, None
+        within = clipped(target, ctx.segment.clip, ctx.samples, ctx.axis)
+        error = (prediction - within.to(prediction.dtype)).mul_(ctx.samples)
+        return target if ctx.needs_input_grad[0] else None, ctx.segment.keep_finite(error), None, None, None
 
 
 def decouple(
@@ -89,7 +89,7 @@ def decouple(
 def _decoupled(
     outputs: Sequence[Tensor], detached: Sequence[Tensor], predictions: Sequence[Tensor | None], segment: Segment
 ) -> tuple[Tensor, ...]:
-    _check_not_recomputed()
+    check_not_recomputed()
     if segment.next_mix() == 1.0:  # the warm-up
         following = injected(outputs, predictions, segment, 1.0)
         segment.post_forward(following)
@@ -114,7 +114,7 @@ def _decoupled(
 
 
 def boundary(
-    detached: Tensor,
+    activation: Tensor,
     prediction: Tensor | None,
     segment: Segment,
     accumulated: Sequence[Accumulated] = (),
@@ -122,11 +122,11 @@ def boundary(
 ) -> Tensor:
     """Return the tensor; its gradient is the target of `prediction`."""
     apply: Any = _Boundary.apply
-    following: Tensor = apply(detached, prediction, accumulated, segment, layout)
+    following: Tensor = apply(activation, prediction, accumulated, segment, layout)
     return following
 
 
-def _check_not_recomputed() -> None:
+def check_not_recomputed() -> None:
     """A checkpoint around the net would run the net again in the backward pass, with all local backward passes."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":

@@ -17,6 +17,7 @@ from dni_fx.partition.positions import (
     position_after,
 )
 from dni_fx.partition.split import Partition, loads, partition
+from dni_fx.partition.units import units_above
 from dni_fx.partition.workload import Numbers, Objective
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "places_above",
     "position_after",
     "set_largest_parameter",
+    "units_above",
     "with_writes",
 ]

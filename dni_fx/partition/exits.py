@@ -29,11 +29,13 @@ class Route:
         nodes: Names of the nodes that run, in the order of the graph.
         bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
         units: The number of units above the cut that run whole.
+        kept: The nodes of these units.
     """
 
     nodes: tuple[str, ...]
     bypassed: dict[str, str]
     units: int
+    kept: tuple[str, ...] = ()
 
 
 class _Way(NamedTuple):
@@ -101,7 +103,8 @@ def find_route(
     nodes, bypassed = _follow(flow, ways, ends, wanted, above)
     if not frozenset().union(*(origins[end] for end in wanted)) <= _used(flow, nodes, bypassed, wanted, origins):
         return find_route(flow, position, ends, None, next_place)  # a tensor would get no gradient
-    return Route(tuple(nodes), bypassed, count)
+    kept = () if units is None else tuple(name for name in nodes if name in whole)
+    return Route(tuple(nodes), bypassed, count, kept)
 
 
 def is_in_branch(flow: "nx.DiGraph[str]", places: Sequence[str], position: Position) -> bool:

@@ -1,14 +1,16 @@
 """The proof of exits: of all units, with constant weights, an exit gives backpropagation's own gradient."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dni_fx.compiler import rewrite
-from dni_fx.model import tensors_in
+from dni_fx.model import seed, tensors_in
+from dni_fx.plans import Cut, run_twice
 from dni_fx.proof.compare import close
-from dni_fx.proof.step import output_gradients, step, without_dni
+from dni_fx.proof.step import SEED, output_gradients, step, without_dni
 from dni_fx.proof.subject import Subject, uncut
 from dni_fx.runtime import DecoupledModule, Exit
 from dni_fx.settings import Settings
@@ -41,13 +43,35 @@ def exits_of_all_units(subject: Subject) -> tuple[bool, str]:
     net = rewrite(captured, subject.exact.dni.plan, _ALL_UNITS, Settings(subject.unlock, loss=loss_of_step))
     found = step(net, subject.precise, {"dni_context": torch.zeros(())})
     passed, figure = close(without_dni(found.gradients), subject.backprop.gradients, narrow=found.narrow)
+    if passed and any(cut.exit is not None and cut.exit.unit is not None for cut in subject.net.dni.plan.cuts):
+        passed, figure = _units_once_and_twice(subject)
     return passed, f"{figure}; {_trained(subject.net)}"
+
+
+def _units_once_and_twice(subject: Subject) -> tuple[bool, str]:
+    """Units that run once for the exit and the segment above give the gradients of units that run twice."""
+    gradients = []
+    for change in (_with_shared_weights, lambda cut: run_twice(_with_shared_weights(cut))):
+        plan = subject.exact.dni.plan
+        plan = replace(plan, cuts=tuple(map(change, plan.cuts)))
+        with torch.random.fork_rng():  # small heads draw their weights
+            seed(SEED)
+            net = rewrite(uncut(subject.exact, subject.precise), plan, "auto", Settings(loss=loss_of_step))
+        gradients.append(without_dni(step(net, subject.precise, {"dni_context": torch.zeros(())}).gradients))
+    passed, figure = close(*gradients)
+    return passed, figure if passed else f"where units run once, {figure}"
+
+
+def _with_shared_weights(cut: Cut) -> Cut:
+    """The cut, whose exit has no copies of its own: these may have other weights by now."""
+    return cut if cut.exit is None or not cut.exit.copied else replace(cut, exit=replace(cut.exit, weights="shared"))
 
 
 def _trained(net: DecoupledModule) -> str:
     """The parameters of the model that exits train beside the segments, in words."""
-    shared = [cut.exit for cut in net.dni.plan.cuts if cut.exit is not None and cut.exit.weights == "shared"]
-    paths = tuple(dict.fromkeys(path for planned in shared for path in planned.borrowed))
+    exits = [cut.exit for cut in map(run_twice, net.dni.plan.cuts) if cut.exit is not None]
+    training = [planned for planned in exits if planned.weights not in ("readonly", "ema")]
+    paths = {path for p in training for path in p.borrowed if path not in {*p.copied, *p.constant}}
     names = [
         n for n, p in net.named_parameters() if p.requires_grad and any(n == q or n.startswith(f"{q}.") for q in paths)
     ]

@@ -16,7 +16,7 @@ from dni_fx.compiler import restore, rewrite
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.graph import has_record, record_of, set_record
 from dni_fx.model import Inputs
-from dni_fx.plans import crossing_name, time_name
+from dni_fx.plans import Plan, crossing_name, time_name
 from dni_fx.proof.compare import close
 from dni_fx.proof.scripted import Scripted, scripted_synthesizers
 from dni_fx.proof.step import StepResult, step, without_dni
@@ -106,11 +106,18 @@ class Subject:
             _replace_synthesizers(made, mix)
         else:
             captured = uncut(self.exact, self.precise)
-            made = rewrite(captured, self.exact.dni.plan, Scripted, Settings(unlock=unlock, mix=mix))
+            made = rewrite(captured, _behind_units(self.exact.dni.plan), Scripted, Settings(unlock=unlock, mix=mix))
         for name, synthesizer in scripted_synthesizers(made).items():
             synthesizer.double()  # its one parameter, whatever dtype the model had when it was planned
             synthesizer.prediction = (predictions or {}).get(name)
         return made
+
+
+def _behind_units(plan: Plan) -> Plan:
+    """The plan with each cut where the synthetic gradient is: behind the units that run once."""
+    moved = [replace(cut, after=cut.predicted[-1].node, tensors=cut.predicted) for cut in plan.cuts]
+    cuts = [behind if cut.predicted != cut.tensors else cut for cut, behind in zip(plan.cuts, moved, strict=True)]
+    return replace(plan, cuts=tuple(cuts))
 
 
 def _check_finite(gradients: Mapping[str, Tensor], inputs: Inputs) -> None:
@@ -137,7 +144,7 @@ def _replace_synthesizers(net: DecoupledModule, mix: float) -> None:
     for exit in net.dni.exits.values():
         exit.is_off = True
     for index, (cut, segment) in enumerate(zip(net.dni.plan.cuts, net.dni.segments, strict=True)):
-        for tensor in cut.tensors:
+        for tensor in cut.predicted:
             name = crossing_name(index, tensor.node)
             device = net.dni.crossings[name].measured.device
             activation = activation_of(tensor, device)

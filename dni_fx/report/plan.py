@@ -163,7 +163,7 @@ def _cuts(plan: Plan) -> Table:
     columns = ("cut", "tensor", "shape", "dtype", "bytes", *(["synthesizer"] if names else []))
     table = plain_table("tensors that cross each cut", columns, right=("cut", "bytes"))
     for k, cut in enumerate(plan.cuts):
-        for tensor in cut.tensors:
+        for tensor in cut.predicted:
             cells = [str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype]
             cells.append(bytes_text(tensor.bytes))
             add_row(table, *cells, *([names[crossing_name(k, tensor.node)]] if names else []))

@@ -31,7 +31,7 @@ class Diverged:
             return
         for index, segment in enumerate(dni.segments):
             if segment.diverged is not None and not self.warned:
-                self._warn(crossing_name(index, dni.plan.cuts[index].tensors[segment.diverged].node))
+                self._warn(crossing_name(index, dni.plan.cuts[index].predicted[segment.diverged].node))
         self.passes += 1
         if self.passes % MEASURE_EVERY != 1:
             return

@@ -184,7 +184,7 @@ class Dni(nn.Module):
         found = {
             crossing_name(index, tensor.node): segment
             for index, (cut, segment) in enumerate(zip(self.plan.cuts, self.segments, strict=True))
-            for tensor in cut.tensors
+            for tensor in cut.predicted
         }
         crossings = self.crossings.items()
         return found | {name: crossing.own_segment for name, crossing in crossings if crossing.own_segment is not None}
@@ -203,7 +203,7 @@ def build_dni(
     """
     dni = Dni(plan)
     for index, cut in enumerate(plan.cuts):
-        for tensor in cut.tensors:
+        for tensor in cut.predicted:
             name = crossing_name(index, tensor.node)
             activation = activation_of(tensor, device)
             own = settings_at(tensor, settings)
@@ -211,9 +211,9 @@ def build_dni(
             dni.add_module(name, Crossing(made, activation, own, ops.Layout.of(tensor)))
         if cut.exit is not None:
             loss = None if settings.loss is None else loss_function(settings.loss)
-            dni.add_module(exit_name(index), Exit(cut.exit, cut.tensors, loss))
+            dni.add_module(exit_name(index), Exit(cut.exit, cut.predicted, loss))
         segment = ops.Segment(settings.mix, settings.training, index).to(device)
-        segment.layouts = tuple(map(ops.Layout.of, cut.tensors))
+        segment.layouts = tuple(map(ops.Layout.of, cut.predicted))
         dni.add_module(f"segment{index}", segment)
     _link_critics(dni, settings)
     return dni
@@ -228,7 +228,7 @@ def _link_critics(dni: Dni, settings: Settings) -> None:
     outcome = dni.outcome = Outcome(loss_function(settings.loss))
     below: list[Link] = []
     for index, cut in enumerate(dni.plan.cuts):
-        here = [heads[name].link for t in cut.tensors if (name := crossing_name(index, t.node)) in heads]
+        here = [heads[name].link for t in cut.predicted if (name := crossing_name(index, t.node)) in heads]
         if here:
             here[0].below, below = below, here
     outcome.link.below = below

@@ -24,8 +24,6 @@ __all__ = ["Exit", "connect_exits"]
 
 EMA = 0.995  # of the running mean of weights, from step to step
 
-_COPIES = ("copy", "fresh", "ema")
-
 
 class Structure(Protocol):
     """The structure of the model's result; `flat.Calling` is the one class."""
@@ -61,7 +59,7 @@ class Exit(nn.Module):
         self.program = fx.GraphModule(nn.Module(), graph, "Program")
         if self.plan.heads and self.copies is None:
             self.copies = _heads(self.plan, self.tensors[-1])
-        elif self.plan.weights in _COPIES and self.copies is None:
+        elif self.plan.copied and self.copies is None:
             self.copies = _copies(net, self.plan)
 
     def forward(
@@ -77,7 +75,8 @@ class Exit(nn.Module):
         Args:
             tensors: The crossing tensors, detached.
             inputs: The values of `plan.inputs`.
-            borrowed: The values of `plan.borrowed`: submodules, parameters and buffers.
+            borrowed: The values of `plan.borrowed`: submodules, parameters and buffers; without those of which the exit
+                has copies, unless these follow the model's weights.
             context: The second argument of the loss.
             target: Takes the place of the context if a call gives none.
         """
@@ -91,27 +90,37 @@ class Exit(nn.Module):
             outputs = program(*crossing, *inputs, *used)
             return outputs if self.structure is None or self.plan.loss else self.structure.unflatten(outputs)
 
-        return self.through(run, tensors, used, target if context is None else context)
+        trained = [value for index, value in enumerate(used) if self._is_trained(index)]
+        return self.through(run, tensors, trained, target if context is None else context)
+
+    def _is_trained(self, index: int) -> bool:
+        """Whether the exit trains the value that it uses at this place, unless all are constant."""
+        return bool(self.plan.heads) or self.plan.borrowed[index] not in self.plan.constant
 
     def through(
-        self, run: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], used: Sequence[Any], context: Any
+        self, run: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], trained: Sequence[Any], context: Any
     ) -> tuple[Tensor | None, ...]:
         """The gradients of a loss of `run`, a function of the crossing tensors, as `forward` returns them.
 
         Args:
             run: Returns the outputs of the model, or its own loss.
-            used: The modules and parameters that `run` uses, and that the loss trains.
+            trained: The modules and parameters that the loss trains, unless they are constant by `plan.weights`.
         """
         if self.is_off or not (self.training and torch.is_grad_enabled()):
             return (None,) * len(tensors)
-        found: tuple[Tensor, ...] = self._gradients(run, tensors, used, context)
+        constant = self.plan.weights in ("readonly", "ema")
+        parameters = [] if constant else _parameters(trained)
+        found: tuple[Tensor, ...] = self._gradients(run, tensors, parameters, context)
         return found
 
     @torch.compiler.disable(reason=ops.ONE_BY_ONE)  # type: ignore[untyped-decorator]
     def _gradients(
-        self, run: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor], used: Sequence[Any], context: Any
+        self,
+        run: Callable[[Sequence[Tensor]], Any],
+        tensors: Sequence[Tensor],
+        parameters: Sequence[nn.Parameter],
+        context: Any,
     ) -> tuple[Tensor, ...]:
-        parameters = [] if self.plan.weights in ("readonly", "ema") else _parameters(used)
         devices = list({t.device for t in tensors if t.device.type == "cuda"})
         # What the exit draws must not move the random generators of the model.
         with torch.enable_grad(), torch.random.fork_rng(devices):
@@ -121,6 +130,15 @@ class Exit(nn.Module):
             found = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
         gradients = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)]
         return ops.exit_gradients(gradients, parameters, found[len(leaves) :], self._factor)
+
+    def trained_in_units(self, borrowed: Sequence[Any]) -> list[nn.Parameter]:
+        """The parameters that the exit trains in units that run once.
+
+        Args:
+            borrowed: The modules and parameters that the units use.
+        """
+        constant = self.is_off or self.plan.frozen_units or self.plan.weights == "readonly"
+        return [] if constant else _parameters(borrowed)
 
     def scale_with(self, loss_scale: LossScale | None) -> None:
         """Let gradients of the exit's parameters follow the scale of the loss; None: the loss is not scaled."""
@@ -147,15 +165,29 @@ class Exit(nn.Module):
         return value.reshape(())
 
     def _own(self, borrowed: Sequence[Any]) -> list[Any]:
-        """The exit's own copies; with weights="ema", after they have followed the model's weights."""
+        """The values to use, the exit's own copies among them; with weights="ema", these follow the model's weights."""
         assert self.copies is not None
-        own = [getattr(self.copies, f"c{i}") for i in range(len(self.plan.heads or self.plan.borrowed))]
-        if self.plan.weights == "ema":
-            with torch.no_grad():
-                for mean, now in zip(_tensors(own), _tensors(borrowed), strict=True):
-                    if mean.is_floating_point():
-                        mean.lerp_(now, 1 - EMA)
+        if self.plan.heads:
+            return [getattr(self.copies, f"c{index}") for index in range(len(self.plan.heads))]
+        copied, given = set(self.plan.copied), iter(borrowed)
+        own = []
+        for index, path in enumerate(self.plan.borrowed):
+            value = next(given) if path not in copied or self.plan.weights == "ema" else None
+            if path in copied:
+                mine = getattr(self.copies, f"c{index}")
+                if value is not None:
+                    _follow(mine, value)
+                value = mine
+            own.append(value)
         return own
+
+
+def _follow(mean: Any, now: Any) -> None:
+    """Move a running mean of weights by one step."""
+    with torch.no_grad():
+        for one, other in zip(_tensors([mean]), _tensors([now]), strict=True):
+            if one.is_floating_point():
+                one.lerp_(other, 1 - EMA)
 
 
 def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
@@ -205,6 +237,8 @@ def _copies(net: nn.Module, plan: ExitPlan) -> nn.Module:
     """Copies of the submodules, parameters and buffers that an exit borrows."""
     copies, memo = nn.Module(), dict[int, Any]()
     for index, path in enumerate(plan.borrowed):
+        if path not in plan.copied:
+            continue
         value = copy.deepcopy(at_path(net, path), memo)
         if isinstance(value, nn.Parameter):
             copies.register_parameter(f"c{index}", value)
@@ -265,17 +299,16 @@ def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.
     by_name = {node.name: node for node in net.graph.nodes}
     values: dict[str, fx.Node] = {name: graph.placeholder(name) for name in (*tensors, *plan.inputs)}
     borrowed = {path: graph.placeholder(f"borrowed_{index}") for index, path in enumerate(plan.borrowed)}
-    run = _run if plan.weights in _COPIES else _run_unchanged
+    copied_paths = set(plan.copied)
 
     def copied(node: fx.Node) -> fx.Node:
         """A copy of a value that a node of the exit may write to in place."""
         return graph.call_method("clone", (node,)) if plan.writes else node
 
     values |= {name: copied(values[name]) for name in tensors}
-    if plan.weights not in _COPIES:
-        buffers = dict(net.named_buffers())
-        updates = plan.writes or any("batch_norm" in str(by_name[name].target) for name in plan.nodes)
-        borrowed |= {p: graph.call_method("clone", (borrowed[p],)) for p in borrowed if updates and p in buffers}
+    if plan.writes or any("batch_norm" in str(by_name[name].target) for name in plan.nodes):
+        buffers = dict(net.named_buffers()).keys() - copied_paths
+        borrowed |= {p: graph.call_method("clone", (borrowed[p],)) for p in borrowed if p in buffers}
 
     # By object: a tied weight has several paths, of which a saved net knows one.
     by_object = {id(at_path(net, path)): node for path, node in borrowed.items()}
@@ -293,6 +326,7 @@ def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.
         if node.op == "call_module":
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
             module = by_object[id(at_path(net, str(node.target)))]
+            run = _run if str(node.target) in copied_paths else _run_unchanged
             values[name] = graph.call_function(run, (module, *args), kwargs)
         else:
             values[name] = graph.node_copy(node, value)

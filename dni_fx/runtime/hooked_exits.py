@@ -60,9 +60,9 @@ class Passed:
             tensors: The crossing tensors, detached.
             at_cut: Returns the output of the call at the cut, with other crossing tensors in it.
         """
-        model = self.net.dni_original
+        exit = self.net.dni.exits[cut]
         try:
-            return self.net.dni.exits[cut].through(self._from(cut, at_cut), tensors, [model], context)
+            return exit.through(self._from(cut, at_cut), tensors, [self.net.dni_original], context)
         except NoLossError:  # the call gives the model no labels: nothing is cut
             return None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dni_fx.errors import DniFxError, described
-from dni_fx.plans import Plan, crossing_name
+from dni_fx.plans import ExitPlan, Plan, crossing_name
 from dni_fx.synthesizers.base import Activation, Synthesizer, check_size
 from dni_fx.synthesizers.registry import chosen_options, register
 
@@ -29,16 +29,20 @@ class ExitOptions:
             "readonly": the model's own, without gradients. "copy": copies that start as the model's weights are.
             "fresh": copies with new weights. "ema": copies that follow the model's weights by a running mean. "auto":
             shared, or copies where the exit jumps over layers that no sum joins, or has batch norm before the tail.
+        frozen_units: The exit does not train the weights of the units; their segments do.
     """
 
     units: int | str = 1
     weights: str = "auto"
+    frozen_units: bool = False
 
     def __post_init__(self) -> None:
         if self.units != "all":
             check_size("exit", "units", self.units, least=0)
         if self.weights not in WEIGHTS:
             raise DniFxError(f"exit: weights={described(self.weights)}; there are {', '.join(WEIGHTS)}")
+        if not isinstance(self.frozen_units, bool):
+            raise DniFxError(f"exit: frozen_units={described(self.frozen_units)}; True or False")
 
 
 @register("exit")
@@ -52,10 +56,16 @@ class ExitGradient(Synthesizer):
     own_unit = True
 
     def __init__(
-        self, activation: Activation, context_size: int = 0, *, units: int | str = 1, weights: str = "auto"
+        self,
+        activation: Activation,
+        context_size: int = 0,
+        *,
+        units: int | str = 1,
+        weights: str = "auto",
+        frozen_units: bool = False,
     ) -> None:
         super().__init__(activation)
-        ExitOptions(units, weights)  # checks them
+        ExitOptions(units, weights, frozen_units)  # checks them
 
     def forward(self, activation: Tensor, gradient: Tensor | None = None) -> Tensor:
         """The gradient of each sample's own loss.
@@ -81,8 +91,13 @@ def exit_options(synthesizer: object) -> ExitOptions | None:
 def exit_names(plan: Plan) -> dict[str, str]:
     """The synthesizers of the tensors at cuts with exits, by crossing."""
     return {
-        crossing_name(index, tensor.node): f"exit(units={cut.exit.units!r}, weights={cut.exit.weights!r})"
+        crossing_name(index, tensor.node): _name(cut.exit)
         for index, cut in enumerate(plan.cuts)
         if cut.exit is not None
-        for tensor in cut.tensors
+        for tensor in cut.predicted
     }
+
+
+def _name(planned: ExitPlan) -> str:
+    frozen = ", frozen_units=True" if planned.frozen_units else ""
+    return f"exit(units={planned.units!r}, weights={planned.weights!r}{frozen})"

@@ -41,24 +41,38 @@ def planner(name: str, **options: Any) -> tuple[ExitPlanner, dict[str, Position]
 def test_an_exit_of_a_transformer() -> None:
     """The next attention with its sum, no other branch, and the final norm before the head."""
     found = planned("transformer", 0)
-    assert found.nodes[:2] == ("blocks_1_norm1", "blocks_1_qkv") and found.nodes[-3:] == ("add_2", "norm", "head")
-    assert not any("mlp" in name for name in found.nodes)
+    assert found.unit is not None and not any("mlp" in name for name in found.unit.nodes)
+    assert found.unit.nodes[:2] == ("blocks_1_norm1", "blocks_1_qkv") and found.unit.tensor.node == "add_2"
+    assert found.unit.borrowed == ("blocks.1.norm1", "blocks.1.qkv", "blocks.1.out")
+    assert (found.nodes, found.borrowed) == (("norm", "head"), ("norm", "head"))
     assert found.bypassed == {"add_5": "add_4", "add_4": "add_3", "add_3": "add_2"}
-    assert found.borrowed == ("blocks.1.norm1", "blocks.1.qkv", "blocks.1.out", "norm", "head")
     assert (found.units, found.weights, found.inputs, found.loss, found.target) == (1, "shared", (), "", "")
 
 
 def test_an_exit_of_a_resnet() -> None:
     """The next block, the shortcut that changes the shape, and the last activation function."""
     found = planned("resnet", 0)
-    assert found.nodes[-4:] == ("blocks_2_shortcut", "blocks_3_relu_1", "mean", "head")
-    assert "blocks_1_conv1" in found.nodes and "blocks_2_conv1" not in found.nodes
+    assert found.nodes == ("blocks_1_relu_1", "blocks_2_shortcut", "blocks_3_relu_1", "mean", "head")
+    assert found.unit is not None and "blocks_1_conv1" in found.unit.nodes
     assert found.weights == "copy" and found.writes
+
+
+@pytest.mark.parametrize("weights", ["copy", "fresh", "ema"])
+def test_units_with_weights_of_their_own_run_for_the_exit(weights: str) -> None:
+    found = planned("transformer", 0, weights=weights)
+    assert found.unit is None and found.nodes[0] == "blocks_1_norm1"
+
+
+def test_units_that_reach_over_the_next_cut_run_for_the_exit() -> None:
+    """The segment above has one block, and the exit two."""
+    found = planned("transformer", 0, units=2)
+    assert found.unit is None and "blocks_2_qkv" in found.nodes and "blocks_2_qkv" not in found.borrowed
 
 
 def test_an_exit_of_a_plain_net() -> None:
     found = planned("mlp", 0)
-    assert (found.nodes, found.bypassed) == (("_2", "_7", "_8"), {"_6": "_2"})
+    assert found.unit is not None and (found.unit.nodes, found.nodes) == (("_2",), ("_7", "_8"))
+    assert found.bypassed == {"_6": "_2"}
 
 
 def test_an_exit_of_all_units() -> None:
@@ -112,11 +126,22 @@ def test_costs(weights: str) -> None:
     cost, nodes = made.cost(positions["_1"]), [flow_node(made.flow, name) for name in ("_2", "_7", "_8")]
     parameters = (6 * 6 + 6 + 6 * 3 + 3) * 8
     trains = weights in ("shared", "copy", "fresh")
-    forward, backward = sum(node.forward for node in nodes), sum(node.backward for node in nodes)
+    once = weights in ("shared", "readonly")  # the unit runs for the segment above, too
+    forward = sum(node.forward for node in (nodes[1:] if once else nodes))
+    backward = sum(node.backward for node in nodes)
     assert cost.time == forward + backward * (1 if trains else 0.5)
     assert cost.own == (parameters if weights in ("copy", "fresh", "ema") else 0)
     assert cost.trained == (parameters if trains else 0)
     assert cost.saved > 0
+
+
+def test_the_costs_of_frozen_units() -> None:
+    """Of the backward pass of the unit, half is for its weights, which get no gradient."""
+    (trained, positions), (frozen, _) = (planner("mlp", weights="shared", frozen_units=b) for b in (False, True))
+    costs = [made.cost(positions["_1"]) for made in (trained, frozen)]
+    unit = flow_node(trained.flow, "_2")
+    assert costs[0].time - costs[1].time == unit.backward / 2
+    assert costs[0].trained - costs[1].trained == unit.gradient
 
 
 def test_the_share_of_a_step() -> None:
@@ -147,7 +172,7 @@ def test_a_cut_on_which_the_loss_does_not_depend() -> None:
 
 def test_auto_chooses_among_exits_where_there_is_a_loss() -> None:
     net, own = NETS["mlp"].net("exit").dni_uncut(), NETS["own loss"].net("exit").dni_uncut()
-    options: list[Any] = [ExitOptions(units=1), ExitOptions(units=0)]
+    options: list[Any] = [ExitOptions(1), ExitOptions(1, frozen_units=True), ExitOptions(0)]
     assert exit_choices(net, "auto", Settings(loss="cross_entropy"), in_time=False) == options
     assert exit_choices(own, "auto", Settings(), in_time=False) == options
     assert exit_choices(net, "auto", Settings(), in_time=False) == [None]

@@ -120,7 +120,7 @@ def flow_of(*nodes: dict[str, Any]) -> "nx.DiGraph[str]":
 
 def row_of(flow: "nx.DiGraph[str]") -> float:
     nothing = np.zeros(2)
-    return float(Memory(flow).segment_peaks([0, len(flow)], nothing, nothing, nothing)(0)[0])
+    return float(Memory(flow).segment_peaks([0, len(flow)], nothing, nothing, nothing, nothing)(0)[0])
 
 
 def test_a_chain_by_hand() -> None:
@@ -165,11 +165,11 @@ def test_loads_and_peaks_agree(name: str) -> None:
     model = Memory(dataflow(module.graph))
     count = len(model.names)
     ends = [0, *range(2, count, 3), count]
-    synthesizers, training = (np.arange(len(ends)) * k * 100.0 for k in (3, 5))
-    loads = model.segment_peaks(ends, synthesizers, training, np.zeros(len(ends)))
+    below, above, training = (np.arange(len(ends)) * k * 100.0 for k in (3, 4, 5))
+    loads = model.segment_peaks(ends, below, above, training, np.zeros(len(ends)))
     for i, start in enumerate(ends[:-1]):
         for j, end in enumerate(ends[i + 1 :], i + 1):
-            found = model.peak(start, end, synthesizers[i], synthesizers[j], training[i])
+            found = model.peak(start, end, below[i], above[j], training[i])
             assert loads(i)[j - i - 1] == pytest.approx(max(found.bytes, model.optimizer))
             assert found.node in model.names
 

@@ -52,7 +52,7 @@ def test_residual_branches_are_left_out_and_the_tail_is_kept() -> None:
 
 
 def test_the_next_unit_is_the_next_residual_branch_whole() -> None:
-    assert route(residual(), "s0", 1) == Route(("a1", "b1", "s1", "norm", "head"), {"s2": "s1"}, 1)
+    assert route(residual(), "s0", 1) == Route(("a1", "b1", "s1", "norm", "head"), {"s2": "s1"}, 1, ("a1", "b1", "s1"))
     assert route(residual(), "s0", 2).bypassed == {}
     assert route(residual(), "x", 2).nodes == ("a0", "b0", "s0", "a1", "b1", "s1", "norm", "head")
 
@@ -70,7 +70,7 @@ def test_where_some_units_mix_positions_the_next_of_these_run() -> None:
 
 
 def test_no_more_units_than_there_are() -> None:
-    assert route(residual(), "s1", 5) == Route(("a2", "b2", "s2", "norm", "head"), {}, 2)
+    assert route(residual(), "s1", 5) == Route(("a2", "b2", "s2", "norm", "head"), {}, 2, ("a2", "b2", "s2", "head"))
 
 
 def test_a_cut_in_a_branch_runs_its_rest() -> None:

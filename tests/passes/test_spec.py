@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from dni_fx import ops
 from dni_fx.passes.spec import RULES, Stage, check
 
-BOUNDARY: dict[str, Any] = {"role": "boundary", "carries_gradient": False}
+BOUNDARY: dict[str, Any] = {"role": "boundary", "cut": 0, "carries_gradient": False}
 
 Make = Callable[[str], Stage]
 CASES: list[tuple[str, Make, str, str]] = []  # the rule, what makes the graph, how to break it, and the message
@@ -127,8 +127,8 @@ def one_boundary(how: str) -> Stage:
 
 @breaks(
     "decoupled_values_are_copied_before_a_write",
-    no_copy="y uses h_next, not its copy, and segment 1 writes to that memory",
-    by_another="output uses h_next, not its copy, and segment 1 writes to that memory",
+    no_copy="y uses h_next, not its copy, and the segment above the cut writes to that memory",
+    by_another="output uses h_next, not its copy, and the segment above the cut writes to that memory",
 )
 def written_above(how: str) -> Stage:
     small = SmallGraph()

@@ -25,10 +25,10 @@ def failed(found: dict[str, tuple[bool, str]]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "synthesizer", "unlock", "trained"),
     [
-        ("mlp", "exit", "backward", "no exit trains a parameter of the model"),  # copies: it jumps over layers
+        ("mlp", "exit", "backward", "exits also train 2.weight, 2.bias, 4.weight and 1 more"),  # copies of the others
         ("mlp", "exit(weights='shared')", "backward", "exits also train 2.weight, 2.bias, 4.weight and 3 more"),
         ("mlp", "exit(weights='readonly')", "none", "no exit trains a parameter of the model"),
-        ("resnet", "exit", "backward", "exits also train blocks.3.conv1.weight"),  # the upper one runs all above
+        ("resnet", "exit", "backward", "exits also train blocks.1.conv1.weight"),
         ("unet", "exit", "backward", "no exit trains a parameter of the model"),
         ("own loss", "exit(units=0, weights='shared')", "none", "exits also train net.u.weight, net.u.bias"),
         ("autoencoder", "exit", "backward", "exits also train 2.weight"),
@@ -50,6 +50,12 @@ def test_check_passes(name: str, synthesizer: str, unlock: str, trained: str) ->
 def test_no_line_without_exits() -> None:
     case = NETS["mlp"]
     assert LINE not in checks(case.net("linear"), case.inputs)
+
+
+def test_units_that_an_exit_forgets_to_train_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Exit, "trained_in_units", lambda self, borrowed: [])
+    found = failed(checks(NETS["mlp"].net("exit(weights='shared')"), NETS["mlp"].inputs))
+    assert "where units run once, 2.weight" in found[LINE] or "where units run once, off by" in found[LINE]
 
 
 def test_a_loss_of_twice_the_size_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
