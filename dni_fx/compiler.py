@@ -237,7 +237,7 @@ def rewrite(
         add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True), device=device)
     module.add_module("dni", dni)
     dni.train(module.training)
-    run(module, passes_of(rewritten, observed=dni.outcome is not None, runs_graph=module.dni_runs_graph))
+    run(module, passes_of(rewritten, runs_graph=module.dni_runs_graph))
     prepare_training(module, settings.loss)
     return module
 

@@ -13,7 +13,7 @@ from dni_fx.synthesizers import (
     Activation,
     ExitGradient,
     Factory,
-    LossHead,
+    GuidedHead,
     activation_of,
     make_synthesizer,
     resolve,
@@ -188,7 +188,7 @@ def example(activation: Activation, settings: Settings, module: nn.Module) -> tu
     h = torch.zeros(shape, dtype=activation.dtype)
     if isinstance(module, ExitGradient):
         return h, h
-    if isinstance(module, LossHead):
+    if isinstance(module, GuidedHead):
         integers = settings.classes is not None
         return h, torch.zeros(shape[0], dtype=torch.long) if integers else torch.zeros(shape[0], settings.size)
     if not settings.size:

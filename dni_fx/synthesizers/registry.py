@@ -17,6 +17,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
 
+_REMOVED = ("critic", "local_head")  # that saved plans may name
+
 
 def register(name: str) -> Callable[[F], F]:
     """Register a synthesizer under a name, for `transform(synthesizer=name)` and the command line."""
@@ -54,6 +56,11 @@ def resolve(
     if name == "auto":
         raise DniFxError(
             f"synthesizer {synthesizer!r}: auto takes no options; name one of {', '.join(sorted(REGISTRY))}"
+        )
+    if name in _REMOVED and name not in REGISTRY:
+        raise DniFxError(
+            f"the synthesizer {name} was removed from dni-fx: make the net anew with the synthesizer exit (the model's "
+            "own later layers, up to the loss) or guided_head"
         )
     if name not in REGISTRY:
         raise DniFxError(f"no synthesizer named {described(name)}; there are auto, {', '.join(sorted(REGISTRY))}")
