@@ -17,9 +17,18 @@ from dni_fx.synthesizers.imported import is_findable, why_not_importable
 from dni_fx.synthesizers.least_squares import LeastSquares
 from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN
-from dni_fx.synthesizers.registry import REGISTRY, import_synthesizers, options_of, paths_of, register, resolve
+from dni_fx.synthesizers.registry import (
+    FOR_MAPS,
+    REGISTRY,
+    import_synthesizers,
+    options_of,
+    paths_of,
+    register,
+    resolve,
+)
 
 __all__ = [
+    "FOR_MAPS",
     "GRU",
     "LSTM",
     "MLP",
