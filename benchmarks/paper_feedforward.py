@@ -65,9 +65,6 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "DNI": {"synthesizer": one_hidden_layer, "training": dni_fx.Training(scale=1 / 64)},
     "DNI, slow": {"training": dni_fx.Training(scale=1 / 64, lr=10, clip=1, warmup=500)},
     "cDNI": LABELS,
-    "critic": LOSS | {"synthesizer": "critic"},
-    "local head": LOSS | {"synthesizer": "local_head"},
-    "local head, smooth": LABELS | {"synthesizer": "local_head", "loss": SMOOTH},
     "guided head": GUIDED,
 }
 MLP = "mlp(batch_norm=True)"
@@ -84,7 +81,6 @@ TRIED: dict[str, dict[str, Any]] = {  # without labels, for maps, and of the hea
     "mlp, warm, Adam 3e-4": {"synthesizer": MLP, "training": dni_fx.Training(scale=1 / 64, lr=3, warmup=500)},
     "cDNI, the paper's": LABELS | {"synthesizer": "conv(hidden_layers=2, kernel_size=5, batch_norm=True)"},
     "cDNI, by position": LABELS | {"synthesizer": ByPosition},
-    "local head, lr=0.1": LOSS | {"synthesizer": "local_head", "training": dni_fx.Training(lr=0.1)},
     "guided head, lr=0.1": GUIDED | {"training": dni_fx.Training(lr=0.1)},
     "guided head, smooth": GUIDED | {"loss": SMOOTH},
 }
@@ -281,7 +277,7 @@ def command_report(arguments: argparse.Namespace) -> None:
         f"A cut after every hidden layer; batch {BATCH}, Adam 1e-3 divided by ten at 60 % and 80 % of the steps, seeds",
         f"from 0; a line a run in [{arguments.runs.name}]({arguments.runs.name}). DNI: synthesizers with one",
         "hidden layer and batch norm, scale=1/64; slow: linear ones, scale=1/64, clip=1, 500 steps of warm-up, Adam",
-        "1e-4 for the net and 1e-3 for them. cDNI: linear, or for maps a convolution, with labels. Heads and critic",
+        "1e-4 for the net and 1e-3 for them. cDNI: linear, or for maps a convolution, with labels. The guided head",
         "with labels and the loss. All else are the defaults.",
         "",
         "The paper, 500,000 steps at Adam 3e-5:",

@@ -43,14 +43,11 @@ def stepper(net: nn.Module, conditioned: bool = False) -> Callable[[], None]:
 
 
 LABELLED = {"cuts": 4, "classes": 10}
-LOSS = LABELLED | {"loss": "cross_entropy"}
 REWRITES: dict[str, dict[str, Any]] = {
     "cuts='auto'": {},
     "cuts='auto', classes=10": {"classes": 10},
     "cuts=4, classes=10": LABELLED,
-    "the same, local_head": LOSS | {"synthesizer": "local_head"},
-    "the same, guided_head": LOSS | {"synthesizer": "guided_head"},
-    "the same, critic": LOSS | {"synthesizer": "critic"},
+    "the same, guided_head": LABELLED | {"loss": "cross_entropy", "synthesizer": "guided_head"},
 }
 
 

@@ -51,9 +51,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "guided_head, pull 10": paper.LOSS | {"synthesizer": "guided_head(pull=10.0)"},
     "guided_head, no hidden layer": paper.LOSS | {"synthesizer": "guided_head(hidden_layers=0)"},
     "guided_head, 64 hidden units": paper.LOSS | {"synthesizer": "guided_head(hidden_size=64)"},
-    "critic, value": paper.LOSS | {"synthesizer": "critic(fit='value')"},
-    "critic, gradient": paper.LOSS | {"synthesizer": "critic(fit='gradient')"},
-    "critic, both": paper.LOSS | {"synthesizer": "critic"},
 }
 
 

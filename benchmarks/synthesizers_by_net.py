@@ -40,9 +40,7 @@ SYNTHESIZERS: dict[str, dict[str, Any] | None] = {
     "no labels, scale=1/64": {"training": dni_fx.Training(scale=1 / 64)},
     "conv or linear": LABELS,
     "conv or linear, warmup=100": LABELS | {"training": dni_fx.Training(warmup=100)},
-    "local_head": LOSS | {"synthesizer": "local_head"},
     "guided_head": LOSS | {"synthesizer": "guided_head"},
-    "critic": LOSS | {"synthesizer": "critic"},
     "auto with a loss": LOSS,
 }
 

@@ -63,7 +63,8 @@ def transform(
             `with dni_fx.cut_after():` block in the model's code. A `Plan`: its cuts.
         synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)". Or a function
             `(activation, context_size)` that returns a module, such as a subclass of `dni_fx.Synthesizer`. "auto": with
-            a loss an `exit`; else chosen by the shape of the activation; at a cut in time `least_squares`, or `mlp` for
+            a loss an `exit`; else chosen by the shape of the activation and, for maps at chosen cuts, by
+            `synthesizer_share`; at a cut in time `least_squares`, or `mlp` for
             float16, bfloat16 or more than 2,048 features.
         unlock: "backward": each segment runs its backward pass right after its forward pass, which frees its
             activations. "none": the whole net is one ordinary autograd graph, which torch.compile and

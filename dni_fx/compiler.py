@@ -25,6 +25,7 @@ from dni_fx.cost import (
     HookedExitPlanner,
     check_exits,
     exit_choices,
+    map_choices,
     node_times,
     resident,
     synthesizer_prices,
@@ -48,7 +49,7 @@ from dni_fx.runtime import (
     prepare_training,
 )
 from dni_fx.settings import DEFAULTS, Settings, check_loss, with_defaults
-from dni_fx.synthesizers import ExitOptions, Factory, exit_names, exit_options, factories, paths_of
+from dni_fx.synthesizers import FOR_MAPS, ExitOptions, Factory, exit_names, exit_options, factories, paths_of
 
 __all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
 
@@ -124,6 +125,8 @@ def _decided(
     exits: Sequence[ExitOptions | None],
 ) -> tuple[CostModel, Decision]:
     """The cuts, with the first exits that keep the share of a step; else with the last."""
+    if exits[-1] is None:
+        return _decided_for_maps(module, flow, resident_bytes, request)
     for options in exits:
         cost_model = _cost_model(module, flow, resident_bytes, request, options)
         try:
@@ -136,6 +139,33 @@ def _decided(
         if cost_model.share(decision.cuts) <= share:
             break
     return cost_model, decision
+
+
+def _decided_for_maps(
+    module: DecoupledModule, flow: "nx.DiGraph[str]", resident_bytes: int, request: Request
+) -> tuple[CostModel, Decision]:
+    """The cuts, with the first synthesizer of maps whose best cuts keep the share of a step; else with the last."""
+    cuts, limits, preferred = request.cuts, request.limits, module.dni_preferred_ends()
+    choices = map_choices(module.graph, request.synthesizer, request.settings)
+    if isinstance(cuts, Plan):
+        choices = [cuts.for_maps]
+    elif not (isinstance(cuts, int) or cuts == "auto"):  # the share limits chosen cuts alone
+        choices = choices[:1]
+    strict = limits.strict if len(choices) > 1 else limits
+    for choice in choices:
+        cost_model = _cost_model(module, flow, resident_bytes, request, None, choice)
+        try:
+            decision = decide(module.graph, cost_model, cuts, strict, preferred)
+        except DniFxError:
+            if choice != choices[-1]:
+                continue
+            decision = decide(module.graph, cost_model, cuts, limits, preferred)
+        if decision.verdict is None or not decision.verdict.share_binds:
+            break
+    if choice != choices[0]:
+        what = "fit into no budget" if strict.share is None else f"take more than {100 * strict.share:.2g} % of a step"
+        decision = decision._replace(why=f"{decision.why}; maps get {choice}, since dearer synthesizers {what}")
+    return cost_model, decision._replace(for_maps=choice)
 
 
 def _check_trainable(model: nn.Module) -> None:
@@ -163,6 +193,7 @@ def _cost_model(
     resident_bytes: int,
     request: Request,
     options: ExitOptions | None,
+    for_maps: str = FOR_MAPS[0],
 ) -> CostModel:
     settings, unit = request.settings, "s" if request.profile else "FLOPs"
     if options is not None:
@@ -170,7 +201,7 @@ def _cost_model(
         return CostModel(flow, {}, resident_bytes, exits=exits, unit=unit)
     dense = _has_labels_for_positions(module, settings)
     prices, refused = synthesizer_prices(
-        module.graph, request.synthesizer, settings, measure=request.profile, dense=dense
+        module.graph, request.synthesizer, settings, measure=request.profile, dense=dense, for_maps=for_maps
     )
     avoided = without_rows(module.graph, settings)
     return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, unit=unit)
@@ -239,7 +270,7 @@ def rewrite(
         add_time_cuts(dni, makers, with_defaults(settings, named=named, in_time=True), device=device)
     module.add_module("dni", dni)
     dni.train(module.training)
-    run(module, passes_of(rewritten, observed=dni.outcome is not None, runs_graph=module.dni_runs_graph))
+    run(module, passes_of(rewritten, runs_graph=module.dni_runs_graph))
     prepare_training(module, settings.loss)
     return module
 

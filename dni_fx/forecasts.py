@@ -96,3 +96,8 @@ class Verdict:
     def optimal(self) -> bool:
         """Whether no plan has a lower value."""
         return self.bound >= self.weighed[0].value * (1 - 1e-9)
+
+    @property
+    def share_binds(self) -> bool:
+        """Whether a better plan lost because its synthesizers take more than `share`."""
+        return any(plan.share > self.share * (1 + 1e-9) for plan in self.weighed)

@@ -141,6 +141,7 @@ class Plan:
         forecast: The predicted memory and time; None: an older version made the plan.
         verdict: Why these cuts won; None: the user chose the cuts.
         states: The cuts in time.
+        for_maps: The synthesizer of maps, where the user names none and there is no exit.
     """
 
     model: str
@@ -157,6 +158,7 @@ class Plan:
     forecast: Forecast | None = None
     verdict: Verdict | None = None
     states: tuple[TimeCutPlan, ...] = ()
+    for_maps: str = "conv"
 
     def __repr__(self) -> str:
         """One line, however large the model is."""

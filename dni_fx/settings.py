@@ -49,7 +49,7 @@ class Training:
     """How the synthesizers are trained.
 
     The defaults did well on every net in `benchmarks/`; a warm-up often does a little better
-    (`benchmarks/results/synthesizer_training.md`), but nothing is unlocked until its end. Heads and critics have no use
+    (`benchmarks/results/synthesizer_training.md`), but nothing is unlocked until its end. A `guided_head` has no use
     for `scale`, and `least_squares` none for `scale` and `lr`. Fields from `discount` on are for a cut in time.
     """
 

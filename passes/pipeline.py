@@ -12,17 +12,15 @@ from dni_fx.passes.cut_states_off import CutStatesOff
 from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.decouple_units import DecoupleUnits
 from dni_fx.passes.mark_segments import MarkSegments
-from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.plans import Plan
 
 __all__ = ["passes_of"]
 
 
-def passes_of(plan: Plan, *, observed: bool, runs_graph: bool) -> list[PassBase]:
+def passes_of(plan: Plan, *, runs_graph: bool) -> list[PassBase]:
     """The passes that rewrite a captured graph by a plan.
 
     Args:
-        observed: The critics observe the output of the model.
         runs_graph: The graph runs. A module without a graph makes its cuts in time before and after it calls the model.
     """
     rewrite, states = plan.rewrite, plan.states if runs_graph else ()
@@ -32,7 +30,6 @@ def passes_of(plan: Plan, *, observed: bool, runs_graph: bool) -> list[PassBase]
         MarkSegments([cut.after for cut in plan.cuts]),
         *([CutStatesOff([t.output for state in states for t in state.tensors])] if states else []),
         *([AddContext()] if plan.takes_context else []),
-        *([ObserveOutput()] if observed else []),
         *([AddExits(plan.cuts)] if any(cut.exit for cut in plan.cuts) else []),
         AddSynthesizers([[tensor.node for tensor in cut.predicted] for cut in plan.cuts]),
         *([DecoupleUnits(plan.cuts)] if any(cut.exit and cut.exit.unit for cut in plan.cuts) else []),

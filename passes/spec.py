@@ -120,7 +120,7 @@ def decoupled_values_are_copied_before_a_write(stage: Stage) -> Iterator[str]:
 
 def dead_code_elimination_keeps_what_trains(stage: Stage) -> Iterator[str]:
     for node in stage.graph.nodes:
-        trains = record_of(node).role in ("synthesizer", "outcome") or node.target in _IMPURE
+        trains = record_of(node).role == "synthesizer" or node.target in _IMPURE
         if trains and not node.is_impure():
             yield f"dead code elimination would remove {node}"
 

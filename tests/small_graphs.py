@@ -46,7 +46,6 @@ class SmallGraph:
             self.dni.add_module(f"time{cut}", TimeEnds())
             for name in "hr":
                 self.dni.add_module(f"cut{cut}_{name}", Zeros())
-        self.dni.add_module("outcome", Zeros())
 
     def input(self, name: str, **record: Any) -> Node:
         return _recorded(self.graph.placeholder(name), record)

@@ -162,7 +162,7 @@ class Segmenter(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(6, classes, 1))
 
 
-@pytest.mark.parametrize("synthesizer", ["auto", "critic", "guided_head(hidden_size=8)"])
+@pytest.mark.parametrize("synthesizer", ["auto", "guided_head(hidden_size=8)"])
 @pytest.mark.parametrize("frontend", ["fx", "modules"])
 def test_maps_of_labels_train(synthesizer: str, frontend: str) -> None:
     x, labels = torch.rand(2, 3, 8, 8), torch.randint(0, 5, (2, 8, 8))

@@ -273,7 +273,8 @@ def synthesizers() -> None:
         table,
         "auto",
         "",
-        "with a loss: exit; else maps: conv; vectors and sequences: linear; a cut in time: least_squares, or mlp",
+        "with a loss: exit; else maps: conv, with a kernel and a pool that keep the share of a step; vectors and "
+        "sequences: linear; a cut in time: least_squares, or mlp",
     )
     for name, factory in sorted(REGISTRY.items()):
         options = [f"{option}={value!r}" for option, value in options_of(factory).items() if option != "loss"]

@@ -7,7 +7,7 @@ from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, check_exits, exit_choices
 from dni_fx.cost.hooked_exits import HookedExitPlanner
 from dni_fx.cost.memory import resident
 from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
-from dni_fx.cost.synthesizers import synthesizer_prices, without_rows
+from dni_fx.cost.synthesizers import map_choices, synthesizer_prices, without_rows
 from dni_fx.cost.times import node_times
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "StepCost",
     "check_exits",
     "exit_choices",
+    "map_choices",
     "node_times",
     "resident",
     "synthesizer_prices",

@@ -1,5 +1,6 @@
 """The cost of a synthesizer at every tensor that may cross a cut: build the synthesizer, and run it without data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,17 +11,18 @@ from dni_fx.errors import DniFxError, first_line
 from dni_fx.graph import NodeRecord, Saving, crossing_tensor, fixed_axes, flop_counter, record_of
 from dni_fx.settings import Loss, Settings, loss_function
 from dni_fx.synthesizers import (
+    FOR_MAPS,
     Activation,
     ExitGradient,
     Factory,
-    LossHead,
+    GuidedHead,
     activation_of,
     make_synthesizer,
     resolve,
     settings_at,
 )
 
-__all__ = ["Price", "synthesizer_prices", "without_rows"]
+__all__ = ["Price", "map_choices", "synthesizer_prices", "without_rows"]
 
 FLOPS_PER_BYTE = 10.0  # to move a byte between processes takes as long: a few GB/s, beside tens of GFLOP/s
 
@@ -43,12 +45,13 @@ def synthesizer_prices(
     *,
     measure: bool = False,
     dense: bool = False,
+    for_maps: str = FOR_MAPS[0],
 ) -> tuple[dict[str, Price], dict[str, str]]:
     """Find the price of a synthesizer for every node of an annotated graph whose value may cross a cut.
 
     Args:
         settings: The context and the loss of the synthesizers.
-        dense: As `dni_fx.synthesizers.resolve` takes it.
+        dense: As `dni_fx.synthesizers.resolve` takes it, and `for_maps`.
         measure: Measure seconds on real tensors, in place of FLOPs.
 
     Returns:
@@ -73,13 +76,20 @@ def synthesizer_prices(
         loss = (here if synthesizer == "auto" else settings).loss
         key = activation, here.size
         if key not in known:
-            known[key] = _price(activation, synthesizer, here, loss, dense=dense)
+            known[key] = _price(activation, synthesizer, here, loss, dense=dense, for_maps=for_maps)
         price = known[key]
         if isinstance(price, Price):
             prices[node.name] = price
         else:
             refused[node.name] = price
     return prices, refused
+
+
+def map_choices(graph: fx.Graph, synthesizer: str | Factory, settings: Settings) -> Sequence[str]:
+    """The synthesizers of maps to choose from, the best first."""
+    records = [record_of(node) for node in graph.nodes]
+    has_maps = any(r.carries_gradient and r.axis == 1 and len(r.shape or ()) in (3, 4, 5) for r in records)
+    return FOR_MAPS if synthesizer == "auto" and settings.loss is None and has_maps else FOR_MAPS[:1]
 
 
 def _why_no_features(name: str, record: NodeRecord, *, own: bool) -> str:
@@ -128,6 +138,7 @@ def _price(
     loss: str | Loss | None = None,
     *,
     dense: bool = False,
+    for_maps: str = FOR_MAPS[0],
 ) -> Price | str:
     """The price, or the reason why there is no such synthesizer for this activation.
 
@@ -135,7 +146,7 @@ def _price(
     """
     reason = ""
     function = None if loss is None else loss_function(loss)
-    name, factory = resolve(synthesizer, activation.shape, activation.axis, function, dense=dense)
+    name, factory = resolve(synthesizer, activation.shape, activation.axis, function, dense=dense, for_maps=for_maps)
     for device in dict.fromkeys((activation.device, torch.device("cpu"))):
         try:
             with torch.random.fork_rng(devices=[]):
@@ -188,7 +199,7 @@ def example(activation: Activation, settings: Settings, module: nn.Module) -> tu
     h = torch.zeros(shape, dtype=activation.dtype)
     if isinstance(module, ExitGradient):
         return h, h
-    if isinstance(module, LossHead):
+    if isinstance(module, GuidedHead):
         integers = settings.classes is not None
         return h, torch.zeros(shape[0], dtype=torch.long) if integers else torch.zeros(shape[0], settings.size)
     if not settings.size:

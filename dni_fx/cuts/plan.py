@@ -10,6 +10,7 @@ from dni_fx.cost import CostModel, SegmentCost, StepCost
 from dni_fx.graph import crossing_tensor, record_of
 from dni_fx.partition import Position
 from dni_fx.plans import Cut, Forecast, Outlook, Plan, SegmentPlan, Verdict
+from dni_fx.synthesizers import FOR_MAPS
 
 __all__ = ["Decision", "fingerprint", "make_plan", "outlook_of"]
 
@@ -20,6 +21,7 @@ class Decision(NamedTuple):
     cuts: tuple[Position, ...]  # in the order of the graph
     why: str
     verdict: Verdict | None = None  # of the search for the best cuts, if there was one
+    for_maps: str = FOR_MAPS[0]  # the synthesizer of maps, where the user names none
 
 
 def outlook_of(step_cost: StepCost) -> Outlook:
@@ -84,6 +86,7 @@ def make_plan(
             Outlook(round(peak), time, time),
         ),
         verdict=decision.verdict,
+        for_maps=decision.for_maps,
     )
 
 

@@ -47,6 +47,11 @@ class Limits:
         if self.budget is not None and self.budget <= 0:
             raise DniFxError(f"a memory budget of {self.budget} bytes: it must be more than 0")
 
+    @property
+    def strict(self) -> "Limits":
+        """The same limits, but without the room above SHARE if no cut keeps SHARE."""
+        return self if self.share is not None or self.budget is not None else replace(self, share=SHARE)
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -35,7 +35,7 @@ def module_calls(stack: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return calls
 
 
-Role = Literal["model", "context", "detach", "exit", "synthesizer", "boundary", "copy", "outcome"]
+Role = Literal["model", "context", "detach", "exit", "synthesizer", "boundary", "copy"]
 
 
 @dataclass

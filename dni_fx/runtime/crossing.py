@@ -16,7 +16,7 @@ from dni_fx.synthesizers import (
     Activation,
     Carried,
     ExitGradient,
-    LossHead,
+    GuidedHead,
     LossScale,
     Synthesizer,
     centered,
@@ -185,7 +185,7 @@ class Crossing(nn.Module):
                 f"dni_context has {len(context)} rows, but the tensor at the cut has {len(activation)}, which are not "
                 "one a sample: give a row for each of them, in their order, or cut elsewhere"
             )
-        if isinstance(self.synthesizer, LossHead):
+        if isinstance(self.synthesizer, GuidedHead):
             return check_labels(context, self.classes, self.context_size)
         return expand_context(context, activation, self.axis, classes=self.classes, size=self.context_size)
 

@@ -14,16 +14,7 @@ from dni_fx.plans import Plan, crossing_name, exit_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
 from dni_fx.runtime.exits import Exit
 from dni_fx.settings import Loss, Settings, check_scaler, loss_function
-from dni_fx.synthesizers import (
-    Factory,
-    Link,
-    LossHead,
-    LossScale,
-    Outcome,
-    activation_of,
-    make_synthesizer,
-    settings_at,
-)
+from dni_fx.synthesizers import Factory, LossScale, activation_of, make_synthesizer, settings_at
 
 __all__ = ["Dni", "StepsSegments", "build_dni"]
 
@@ -86,7 +77,6 @@ class Dni(nn.Module):
         self.optimizer: torch.optim.Optimizer | None = None
         self.averaging: GradientAverager | None = None  # with unlock="backward": averages gradients over processes
         self.replay: KeptWindows | None = None  # with a horizon
-        self.outcome: Outcome | None = None  # with critics
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave optimizers out: a copy of a net has other parameters. A user's loss may not be picklable."""
@@ -215,20 +205,4 @@ def build_dni(
         segment = ops.Segment(settings.mix, settings.training, index).to(device)
         segment.layouts = tuple(map(ops.Layout.of, cut.predicted))
         dni.add_module(f"segment{index}", segment)
-    _link_critics(dni, settings)
     return dni
-
-
-def _link_critics(dni: Dni, settings: Settings) -> None:
-    """Link each critic to the critic at the next cut, and the last one to the model's output."""
-    heads = {name: s for name, s in dni.synthesizers.items() if isinstance(s, LossHead)}
-    if not any(head.fits_value for head in heads.values()):
-        return
-    assert settings.loss is not None
-    outcome = dni.outcome = Outcome(loss_function(settings.loss))
-    below: list[Link] = []
-    for index, cut in enumerate(dni.plan.cuts):
-        here = [heads[name].link for t in cut.predicted if (name := crossing_name(index, t.node)) in heads]
-        if here:
-            here[0].below, below = below, here
-    outcome.link.below = below

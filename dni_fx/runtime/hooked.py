@@ -157,10 +157,6 @@ def _forward(self: HookedModule, *args: Any, dni_context: Tensor | None = None, 
         result = call_original(self, *args, **kwargs)
     if in_time:
         result = _leave_window(self, result)
-    if self.dni.outcome is not None:
-        trained = next((tensor for tensor in tensors_in(result) if tensor.requires_grad), None)
-        if trained is not None:
-            self.dni.outcome(trained, dni_context)
     return result
 
 

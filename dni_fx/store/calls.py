@@ -48,6 +48,6 @@ def add_cuts(net: DecoupledModule, with_gradient: Collection[str]) -> None:
         set_record(node, NodeRecord(carries_gradient=known))
         if known:
             node.meta["val"] = None  # the shape is not known
-    for one in passes_of(net.dni.plan, observed=net.dni.outcome is not None, runs_graph=False):
+    for one in passes_of(net.dni.plan, runs_graph=False):
         one(net)
     net.recompile()

@@ -12,14 +12,23 @@ from dni_fx.synthesizers.exit_heads import head_flops, make_head
 from dni_fx.synthesizers.exits import ExitGradient, ExitOptions, exit_names, exit_options
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
-from dni_fx.synthesizers.heads import Critic, GuidedHead, Link, LocalHead, LossHead, Outcome
+from dni_fx.synthesizers.heads import GuidedHead
 from dni_fx.synthesizers.imported import is_findable, why_not_importable
 from dni_fx.synthesizers.least_squares import LeastSquares
 from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.recurrent import GRU, LSTM, RNN
-from dni_fx.synthesizers.registry import REGISTRY, import_synthesizers, options_of, paths_of, register, resolve
+from dni_fx.synthesizers.registry import (
+    FOR_MAPS,
+    REGISTRY,
+    import_synthesizers,
+    options_of,
+    paths_of,
+    register,
+    resolve,
+)
 
 __all__ = [
+    "FOR_MAPS",
     "GRU",
     "LSTM",
     "MLP",
@@ -29,18 +38,13 @@ __all__ = [
     "Attention",
     "Carried",
     "Conv",
-    "Critic",
     "ExitGradient",
     "ExitOptions",
     "Factory",
     "GuidedHead",
     "LeastSquares",
     "Linear",
-    "Link",
-    "LocalHead",
-    "LossHead",
     "LossScale",
-    "Outcome",
     "Synthesizer",
     "Zero",
     "activation_of",

@@ -64,7 +64,9 @@ def factories(
         synthesizer, activation = synthesizers[name], activation_of(crossing)
         if isinstance(crossing, CrossingTensor):
             usable = function if crossing.batch is not None or synthesizer != "auto" else None
-            names[name], made[name] = resolve(synthesizer, activation.shape, activation.axis, usable, dense=dense)
+            names[name], made[name] = resolve(
+                synthesizer, activation.shape, activation.axis, usable, dense=dense, for_maps=plan.for_maps
+            )
         else:
             chosen = _auto_in_time(activation) if synthesizer == "auto" else synthesizer
             names[name], made[name] = resolve(chosen, activation.shape, activation.axis)

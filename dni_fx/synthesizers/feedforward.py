@@ -1,10 +1,12 @@
 """Synthesizers without a memory: linear, mlp, conv, zero."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.synthesizers.base import Activation, Synthesizer, check_size, zero_
+from dni_fx.synthesizers.base import Activation, Synthesizer, adaptive_average, check_size, zero_
 from dni_fx.synthesizers.registry import register
 
 __all__ = ["MLP", "Conv", "Linear", "Zero"]
@@ -63,9 +65,11 @@ class Linear(MLP):
 class Conv(Synthesizer):
     """Convolutions that keep the shape (by default one, 3 wide), for maps (N, C, ...) of one to three axes, any size.
 
-    No pooling, zero padding, and labels as extra feature maps (Jaderberg et al.
-    2017, supplement).
+    Zero padding, and labels as extra feature maps (Jaderberg et al. 2017, supplement). With `pool`, means over so many
+    positions along each axis have one prediction.
     """
+
+    pool = 1  # also in a synthesizer that an older version pickled
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class Conv(Synthesizer):
         channels: int | None = None,
         kernel_size: int = 3,
         batch_norm: bool = False,
+        pool: int = 1,
     ) -> None:
         super().__init__(activation, context_size)
         convolutions = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -88,6 +93,7 @@ class Conv(Synthesizer):
         width = check_size("conv", "channels", self.features if channels is None else channels)
         if check_size("conv", "kernel_size", kernel_size) % 2 == 0:
             raise DniFxError(f"conv: kernel_size={kernel_size}; an odd one, which keeps the shape")
+        self.pool = check_size("conv", "pool", pool)
         make = convolutions[len(activation.shape)]
         layers: list[nn.Module] = []
         size = self.features + context_size
@@ -99,7 +105,13 @@ class Conv(Synthesizer):
         self.net = nn.Sequential(*layers, zero_(make(size, self.features, kernel_size, padding=kernel_size // 2)))
 
     def forward(self, activation: Tensor, context: Tensor | None = None) -> Tensor:
-        predicted: Tensor = self.net(self.with_context(activation, context))
+        joined, sizes = self.with_context(activation, context), activation.shape[2:]
+        if self.pool > 1:
+            joined = adaptive_average(joined, [math.ceil(size / self.pool) for size in sizes])
+        predicted: Tensor = self.net(joined)
+        if self.pool > 1:  # several times as fast as nn.functional.interpolate
+            for axis, size in enumerate(sizes, start=2):
+                predicted = predicted.repeat_interleave(self.pool, axis).narrow(axis, 0, size)
         return predicted
 
 

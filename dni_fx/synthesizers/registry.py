@@ -11,11 +11,26 @@ from dni_fx.settings import Loss
 from dni_fx.synthesizers.base import Factory
 from dni_fx.synthesizers.imported import describe_factory, import_factory
 
-__all__ = ["REGISTRY", "chosen_options", "import_synthesizers", "options_of", "paths_of", "register", "resolve"]
+__all__ = [
+    "FOR_MAPS",
+    "REGISTRY",
+    "chosen_options",
+    "import_synthesizers",
+    "options_of",
+    "paths_of",
+    "register",
+    "resolve",
+]
+
+# The synthesizers of maps that "auto" may be, from the dearest to the cheapest. The second takes a ninth of the first's
+# FLOPs, the third a sixteenth of the second's. They learn about as well: benchmarks/results/memory.notes.md.
+FOR_MAPS = ("conv", "conv(kernel_size=1)", "conv(kernel_size=1, pool=4)")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
+
+_REMOVED = ("critic", "local_head")  # that saved plans may name
 
 
 def register(name: str) -> Callable[[F], F]:
@@ -29,17 +44,24 @@ def register(name: str) -> Callable[[F], F]:
 
 
 def resolve(
-    synthesizer: str | Factory, shape: tuple[int, ...], axis: int, loss: Loss | None = None, *, dense: bool = False
+    synthesizer: str | Factory,
+    shape: tuple[int, ...],
+    axis: int,
+    loss: Loss | None = None,
+    *,
+    dense: bool = False,
+    for_maps: str = FOR_MAPS[0],
 ) -> tuple[str, Factory]:
     """The name and the factory of a synthesizer.
 
     Args:
         synthesizer: A registered name, with options as in "mlp(hidden_layers=2)"; "auto"; or a factory, as it is.
-            "auto" picks conv for maps, linear for vectors and sequences; where a loss is given, the guided head for
-            maps and sequences (benchmarks/paper_feedforward.py and synthesizers_by_net.py say why). At a cut in time,
-            `factories` chooses.
+            "auto" picks `for_maps` for maps, linear for vectors and sequences; where a loss is given, the guided head
+            for maps and sequences (benchmarks/paper_feedforward.py and synthesizers_by_net.py say why). At a cut in
+            time, `factories` chooses.
         loss: For the synthesizers that differentiate a loss.
         dense: There are labels for every position of a map: heads on maps get the option `dense`, unless it is given.
+        for_maps: One of `FOR_MAPS`.
 
     Raises:
         DniFxError: If the name or an option is not known, or the loss is missing.
@@ -47,13 +69,18 @@ def resolve(
     if not isinstance(synthesizer, str):
         return describe_factory(synthesizer)[0], synthesizer
     if synthesizer == "auto":
-        synthesizer = "conv" if axis == 1 and len(shape) in (3, 4, 5) else "linear"
+        synthesizer = for_maps if axis == 1 and len(shape) in (3, 4, 5) else "linear"
         if loss is not None and len(shape) > 2:
             synthesizer = "guided_head"
     name, options = _parsed(synthesizer)
     if name == "auto":
         raise DniFxError(
             f"synthesizer {synthesizer!r}: auto takes no options; name one of {', '.join(sorted(REGISTRY))}"
+        )
+    if name in _REMOVED and name not in REGISTRY:
+        raise DniFxError(
+            f"the synthesizer {name} was removed from dni-fx: make the net anew with the synthesizer exit (the model's "
+            "own later layers, up to the loss) or guided_head"
         )
     if name not in REGISTRY:
         raise DniFxError(f"no synthesizer named {described(name)}; there are auto, {', '.join(sorted(REGISTRY))}")

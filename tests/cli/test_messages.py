@@ -80,10 +80,11 @@ example_inputs = torch.rand(3, 4)
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--loss", "mse_loss", "--synthesizer", "local_head"],
+        ["--loss", "mse_loss", "--synthesizer", "guided_head"],
         ["--loss", "mse_loss", "--classes", "3"],
         ["--loss", "relu", "--classes", "3"],
         ["--loss", "__class__", "--classes", "3"],
+        ["--synthesizer", "guided_head"],
         ["--synthesizer", "critic"],
         ["--classes", "3", "--state", "auto"],
         ["--state", "x"],

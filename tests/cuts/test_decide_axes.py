@@ -128,15 +128,9 @@ def test_a_head_needs_a_batch_axis() -> None:
     x = torch.randn(4, 5)
     options: dict[str, Any] = {"cuts": ["tanh_2"], "classes": 3, "loss": "cross_entropy"}
     with pytest.raises(DniFxError, match="needs labels, a row a sample"):
-        dni_fx.transform(CASES["prototypes"].make(), x, synthesizer="local_head", **options)
+        dni_fx.transform(CASES["prototypes"].make(), x, synthesizer="guided_head", **options)
     net = dni_fx.transform(CASES["prototypes"].make(), x, **options)
     assert [type(s).__name__ for s in net.dni.synthesizers.values()] == ["ExitGradient", "ExitGradient"]
-
-
-def test_a_critic_needs_one_row_a_sample() -> None:
-    inputs = torch.randn(6, 5), torch.randn(6, 5)
-    with pytest.raises(DniFxError, match=r"critic: compares the losses of samples, but .* several rows a sample"):
-        dni_fx.transform(Views(), inputs, classes=3, loss="cross_entropy", synthesizer="critic", cuts=["b"])
 
 
 def test_the_plan_in_json_holds_the_axes() -> None:

@@ -24,9 +24,7 @@ SYNTHESIZERS: dict[str, dict[str, Any]] = {
     "mlp": {"synthesizer": "mlp"},
     "scaled": {"synthesizer": "linear", "training": Training(scale=1 / 16)},
     "clipped": {"synthesizer": "linear", "training": Training(clip=0.5)},
-    "local_head": {"synthesizer": "local_head", "loss": "cross_entropy"},
     "guided_head": {"synthesizer": "guided_head", "loss": "cross_entropy"},
-    "critic": {"synthesizer": "critic", "loss": "cross_entropy"},
 }
 
 

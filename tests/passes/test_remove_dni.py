@@ -16,14 +16,13 @@ from dni_fx.passes.copy_written import CopyWritten
 from dni_fx.passes.cut_states_off import CutStatesOff
 from dni_fx.passes.decouple_cuts import DecoupleCuts
 from dni_fx.passes.mark_segments import MarkSegments
-from dni_fx.passes.observe_output import ObserveOutput
 from dni_fx.passes.remove_dni import RemoveDni
 from dni_fx.plans import StateTensor, TimeCutPlan
 
 
 @pytest.mark.parametrize("boundary", [ops.decouple, ops.inject])
 def test_cuts_in_depth(boundary: Any) -> None:
-    """With a context, an observed output and a writable copy."""
+    """With a context and a writable copy."""
     small = SmallGraph(a=nn.Linear(3, 3), b=nn.Linear(3, 3))
     h = small.module("a", small.input("x"), name="h", storages={7})
     r = small.call(torch.relu_, h, name="r", storages={7}, mutates={7})
@@ -31,7 +30,7 @@ def test_cuts_in_depth(boundary: Any) -> None:
     y.meta["val"] = torch.zeros(2, 3)
     module, x = small.give(y), torch.rand(2, 3)
     before, expected = lines(module), module(x)
-    added = [MarkSegments(["h", "r"]), AddContext(), ObserveOutput(), AddSynthesizers([["h"], ["r"]])]
+    added = [MarkSegments(["h", "r"]), AddContext(), AddSynthesizers([["h"], ["r"]])]
     for one in (*added, DecoupleCuts(boundary), *([CopyWritten()] if boundary is ops.decouple else [])):
         one(module)
     assert len(lines(module)) > 12 and ("writable" in str(lines(module))) == (boundary is ops.decouple)

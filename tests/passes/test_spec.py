@@ -140,17 +140,12 @@ def written_above(how: str) -> Stage:
     return stage(small.give((y, following if how == "by_another" else y), segment=1), "CopyWritten")
 
 
-@breaks(
-    "dead_code_elimination_keeps_what_trains",
-    synthesizer="dead code elimination would remove prediction",
-    outcome="dead code elimination would remove observed",
-)
+@breaks("dead_code_elimination_keeps_what_trains", synthesizer="dead code elimination would remove prediction")
 def unused_calls(how: str) -> Stage:
     small = SmallGraph(pure=nn.Identity())
     x = small.input("x")
     target = "pure" if how == "synthesizer" else "dni.cut0_h"
     small.module(target, x, name="prediction", role="synthesizer")
-    small.module("pure" if how == "outcome" else "dni.outcome", x, name="observed", role="outcome")
     small.call(ops.decouple, (x,), (x,), (None,), None)
     return stage(small.give(x))
 

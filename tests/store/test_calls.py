@@ -28,12 +28,12 @@ class Several(nn.Module):
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"unlock": "none", "classes": 3},
-    {"classes": 3, "loss": "cross_entropy", "synthesizer": "critic"},
+    {"classes": 3, "loss": "cross_entropy", "synthesizer": "guided_head"},
 ]
 
 
 @pytest.mark.parametrize("make", [Twice, Nested, Several])
-@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "labels", "critic"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "labels", "guided_head"])
 def test_the_same_net_again(make: type[nn.Module], options: dict[str, Any], tmp_path: Path) -> None:
     net = dni_fx.transform(make(), X, frontend="modules", cuts=2, **options)
     dni_fx.save(net, tmp_path / "out")

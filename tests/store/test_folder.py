@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import dni_fx
+from dni_fx.errors import DniFxError
 from dni_fx.model.loading import load_target
 
 CUSTOM = """
@@ -282,6 +283,17 @@ def test_code_that_cannot_be_written_is_refused_and_loads_into_a_model(kind: str
     with pytest.raises(dni_fx.DniFxError, match="model=model"):
         dni_fx.load(tmp_path / "out")
     _equal(dni_fx.load(tmp_path / "out", make()).eval()(x), net(x))
+
+
+@pytest.mark.parametrize("removed", ["critic(fit='value')", "local_head"])
+def test_a_removed_synthesizer_is_named(removed: str, tmp_path: Path) -> None:
+    net = dni_fx.transform(LongSkip(), torch.rand(5, 6), classes=4, loss="cross_entropy", synthesizer="guided_head")
+    dni_fx.save(net, tmp_path / "net")
+    plan = json.loads((tmp_path / "net/plan.json").read_text())
+    del plan["digests"]
+    (tmp_path / "net/plan.json").write_text(json.dumps(plan).replace("guided_head", removed))
+    with pytest.raises(DniFxError, match=f"^the synthesizer {removed[:6]}.* was removed .*exit.*guided_head"):
+        dni_fx.load(tmp_path / "net")
 
 
 def test_a_folder_of_version_0_1_0_is_read() -> None:

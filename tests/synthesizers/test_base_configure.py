@@ -149,7 +149,7 @@ def test_a_synthesizer_with_its_own_unit_gets_unscaled_targets_and_centers_itsel
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("least_squares", {}), ("critic", {"classes": 3, "loss": "cross_entropy"})]
+    ("name", "options"), [("least_squares", {}), ("guided_head", {"classes": 3, "loss": "cross_entropy"})]
 )
 def test_copies_are_not_scaled(name: str, options: dict[str, Any]) -> None:
     net = in_depth(name, scaler=torch.amp.GradScaler("cpu"), **options)

@@ -1,7 +1,8 @@
 """Synthesizers without a memory: layers that options make."""
 
+import pytest
 import torch
-from made import make
+from made import make, wake
 from nets import two_layers
 from torch import nn
 
@@ -36,3 +37,29 @@ def test_batch_norm_normalises_over_batch_and_positions() -> None:
     torch.testing.assert_close(norm.running_var, reference.running_var)
     norm(rows[:1])  # a single row has no variance: the running statistics serve
     torch.testing.assert_close(norm.running_var, reference.running_var)
+
+
+@pytest.mark.parametrize("size", [0, 3])
+@pytest.mark.parametrize("shape", [(5, 7, 9), (5, 7, 6, 5), (5, 7, 1, 1), (5, 7, 8, 4), (5, 3, 4, 5, 3), (0, 7, 6, 5)])
+def test_a_pool_predicts_alike_for_neighbours(shape: tuple[int, ...], size: int) -> None:
+    conv = make("conv(kernel_size=1, pool=4)", shape, 1, size)
+    wake(conv)
+    context = torch.rand(shape[0], size, *shape[2:]) if size else None
+    predicted = conv(torch.randn(shape), context)
+    assert predicted.shape == shape
+    corner = predicted[(slice(None), slice(None), *[slice(0, 4)] * (len(shape) - 2))]
+    assert torch.equal(corner, corner[(..., *[slice(0, 1)] * (len(shape) - 2))].expand_as(corner))
+    predicted.sum().backward()
+
+
+def test_a_pool_averages() -> None:
+    conv, h = make("conv(kernel_size=1, pool=2)", (5, 7, 6, 4), 1), torch.randn(5, 7, 6, 4)
+    wake(conv)
+    expected = nn.functional.interpolate(conv.net(nn.functional.avg_pool2d(h, 2)), (6, 4))
+    torch.testing.assert_close(conv(h), expected)
+
+
+def test_a_conv_that_an_older_version_pickled() -> None:
+    conv, h = make("conv", (5, 7, 6, 4), 1), torch.randn(5, 7, 6, 4)
+    del conv.pool
+    assert conv(h).shape == h.shape

@@ -1,4 +1,4 @@
-"""Synthesizers with the form of the loss: what each is fitted to, which labels they take, and that nothing leaks."""
+"""The guided head: what it is fitted to, which labels it takes, and that nothing leaks."""
 
 import copy
 from typing import Any
@@ -6,113 +6,57 @@ from typing import Any
 import pytest
 import torch
 from nets import three_layers
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import dni_fx
 from dni_fx.errors import ContextError, DniFxError
 from dni_fx.synthesizers.base import Activation
-from dni_fx.synthesizers.heads import GuidedHead, LossHead, Pass, sample_losses
+from dni_fx.synthesizers.heads import GuidedHead
 from dni_fx.synthesizers.registry import resolve
 
 CPU = torch.device("cpu")
 X, Y = torch.randn(12, 8), torch.arange(12) % 3
-KINDS = ["critic", "critic(fit='value')", "critic(fit='gradient')", "local_head", "guided_head"]
 
 
-def head(kind: str, shape: tuple[int, ...] = (12, 8), axis: int = 1, loss: Any = cross_entropy) -> LossHead:
+def head(
+    kind: str = "guided_head", shape: tuple[int, ...] = (12, 8), axis: int = 1, loss: Any = cross_entropy
+) -> GuidedHead:
     torch.manual_seed(1)
     made = resolve(kind, shape, axis, loss)[1](Activation(shape, torch.float32, CPU, axis), 3)
-    assert isinstance(made, LossHead)
+    assert isinstance(made, GuidedHead)
     return made
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_predicts_the_gradient_of_its_own_loss(kind: str) -> None:
+def test_it_predicts_the_gradient_of_its_own_loss() -> None:
     """Of each sample's own: the batch's mean loss, times the batch size."""
-    synthesizer = head(kind)
+    synthesizer = head()
     h = X.clone().requires_grad_()
     (expected,) = torch.autograd.grad(cross_entropy(synthesizer.head(h), Y), h)
     torch.testing.assert_close(synthesizer(X, Y), expected * 12)
 
 
-def _gradients(synthesizer: LossHead, target: Tensor, above: Tensor | None = None) -> list[Tensor]:
+def test_it_descends_the_weighted_sum() -> None:
+    """The loss itself, and half the squared error of the per-sample gradient: batch means."""
+    target = torch.randn(12, 8) / 12
+    synthesizer = head("guided_head(pull=0.5)")
+    twin = copy.deepcopy(synthesizer)
     predicted = synthesizer(X, Y)
-    if above is not None:
-        synthesizer.link.latest.above = Pass(above)  # type: ignore[union-attr]
     predicted.backward(predicted.detach() / 12 - target)  # as a boundary does
-    return [p.grad for p in synthesizer.parameters() if p.grad is not None]
-
-
-def test_a_local_head_descends_its_own_loss() -> None:
-    synthesizer = head("local_head")
-    twin = copy.deepcopy(synthesizer)
-    found = _gradients(synthesizer, torch.randn(12, 8))
-    cross_entropy(twin.head(X), Y).backward()
-    for got, parameter in zip(found, twin.parameters(), strict=True):
-        torch.testing.assert_close(got, parameter.grad)
-
-
-def _own_gradient(synthesizer: LossHead) -> tuple[Tensor, Tensor]:
     h = X.clone().requires_grad_()
-    loss = cross_entropy(synthesizer.head(h), Y)
-    return loss, torch.autograd.grad(loss, h, create_graph=True)[0]
-
-
-@pytest.mark.parametrize(
-    ("kind", "own", "gradient", "value"),
-    [
-        ("critic(fit='gradient')", 0.0, 1.0, 0.0),
-        ("critic(fit='value')", 0.0, 0.0, 1.0),
-        ("critic", 0.0, 1.0, 1.0),
-        ("guided_head(pull=0.5)", 1.0, 0.5, 0.0),
-    ],
-)
-def test_it_descends_the_weighted_sum(kind: str, own: float, gradient: float, value: float) -> None:
-    """The loss itself, half the squared error of the per-sample gradient, and of the sample's value: batch means."""
-    target, above = torch.randn(12, 8) / 12, torch.rand(12)
-    synthesizer = head(kind)
-    twin = copy.deepcopy(synthesizer)
-    found = _gradients(synthesizer, target, above)
-    loss, predicted = _own_gradient(twin)
-    values = cross_entropy(twin.head(X), Y, reduction="none")
-    error = 12 * predicted - 12 * target
-    wanted = own * loss + gradient * error.square().sum() / 24 + value * (values - above).square().sum() / 24
-    expected = torch.autograd.grad(wanted, list(twin.parameters()), allow_unused=True)
-    kept = [g for g in expected if g is not None]
-    for got, one in zip(found, kept, strict=True):
-        torch.testing.assert_close(got, one)
-
-
-@pytest.mark.parametrize("frontend", ["fx", "export", "modules"])
-@pytest.mark.parametrize("unlock", ["none", "backward"])
-def test_each_critic_trains_on_the_losses_of_the_one_above(unlock: str, frontend: str) -> None:
-    net = dni_fx.transform(
-        three_layers(),
-        X,
-        cuts=3,
-        classes=3,
-        loss="cross_entropy",
-        synthesizer="critic",
-        unlock=unlock,
-        frontend=frontend,
-    )
-    lower, upper = net.dni.synthesizers.values()
-    output = net(X, dni_context=Y)
-    assert lower.link.latest.above is upper.link.latest
-    torch.testing.assert_close(upper.link.latest.above.values, cross_entropy(output, Y, reduction="none"))
-    again = copy.deepcopy(net)
-    again(X + 1, dni_context=Y)
-    first, second = again.dni.synthesizers.values()
-    assert first.link.latest.above is second.link.latest is not lower.link.latest.above
-    assert dni_fx.check(net, X)
+    loss = cross_entropy(twin.head(h), Y)
+    error = 12 * torch.autograd.grad(loss, h, create_graph=True)[0] - 12 * target
+    (loss + 0.5 * error.square().sum() / 24).backward()
+    for got, parameter in zip(synthesizer.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, parameter.grad)
 
 
 @pytest.mark.parametrize("unlock", ["none", "backward"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_forwards_of_different_batches_and_one_backward(kind: str, unlock: str) -> None:
+def test_two_forwards_of_different_batches_and_one_backward(unlock: str) -> None:
     """With a look at eval outputs in between: what a head is fitted to belongs to its own forward pass."""
-    net = dni_fx.transform(three_layers(), X, cuts=3, classes=3, loss="cross_entropy", synthesizer=kind, unlock=unlock)
+    net = dni_fx.transform(
+        three_layers(), X, cuts=3, classes=3, loss="cross_entropy", synthesizer="guided_head", unlock=unlock
+    )
     batches = [slice(0, 12), slice(3, 8)]
     found = []
     for joint in (True, False):
@@ -134,9 +78,8 @@ def test_two_forwards_of_different_batches_and_one_backward(kind: str, unlock: s
         torch.testing.assert_close(joint_gradient, gradient)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_learns_and_is_decoupled(kind: str) -> None:
-    net = dni_fx.transform(three_layers(), X, cuts=3, classes=3, loss=cross_entropy, synthesizer=kind)
+def test_it_learns_and_is_decoupled() -> None:
+    net = dni_fx.transform(three_layers(), X, cuts=3, classes=3, loss=cross_entropy, synthesizer="guided_head")
     optimizer = torch.optim.Adam(net.parameters(), 0.02)
     first = None
     for _ in range(80):
@@ -169,12 +112,10 @@ LABELS = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("shape", "axis", "labels"), LABELS)
-def test_labels_of_samples_and_of_positions(shape: Any, axis: int, labels: Any, kind: str) -> None:
-    synthesizer = head(kind, shape, axis)
+def test_labels_of_samples_and_of_positions(shape: Any, axis: int, labels: Any) -> None:
+    synthesizer = head(shape=shape, axis=axis)
     predicted = synthesizer(torch.randn(shape), torch.randint(3, labels))
-    synthesizer.link.latest.above = Pass(torch.zeros(4))  # type: ignore[union-attr]
     assert predicted.shape == shape and predicted.any()
     predicted.backward(torch.randn(shape))
     assert any(p.grad is not None for p in synthesizer.parameters())
@@ -182,44 +123,39 @@ def test_labels_of_samples_and_of_positions(shape: Any, axis: int, labels: Any, 
 
 @pytest.mark.parametrize("labels", [(4, 7, 5), (4, 14, 10)])
 def test_label_maps(labels: Any) -> None:
-    synthesizer = head("local_head(dense=True)", (4, 6, 7, 5))
+    synthesizer = head("guided_head(dense=True)", (4, 6, 7, 5))
     h, y = torch.randn(4, 6, 7, 5, requires_grad=True), torch.randint(3, labels)
     outputs = nn.functional.interpolate(synthesizer.head(h.movedim(1, -1)).movedim(-1, 1), labels[1:])
     (expected,) = torch.autograd.grad(cross_entropy(outputs, y), h)
     torch.testing.assert_close(synthesizer(h, y), 4 * expected)
     with pytest.raises(ContextError, match="dense=True"):
-        head("local_head", (4, 6, 7, 5))(torch.randn(4, 6, 7, 5), torch.randint(3, labels))
+        head(shape=(4, 6, 7, 5))(torch.randn(4, 6, 7, 5), torch.randint(3, labels))
 
 
 def test_a_regression() -> None:
-    synthesizer = head("guided_head", loss=mse_loss)
+    synthesizer = head(loss=mse_loss)
     assert synthesizer(X, torch.randn(12, 3)).any()
 
 
 def test_labels_to_ignore_give_no_gradient() -> None:
     labels = torch.randint(3, (4, 5))
     labels[:, 2] = -100
-    predicted = head("local_head", (4, 5, 8), 2)(torch.randn(4, 5, 8), labels)
+    predicted = head(shape=(4, 5, 8), axis=2)(torch.randn(4, 5, 8), labels)
     assert not predicted[:, 2].any() and predicted[:, 1].any()
-    outputs = torch.randn(20, 3)
-    values = sample_losses(cross_entropy, outputs, labels.flatten(), 4)
-    torch.testing.assert_close(values.mean(), cross_entropy(outputs, labels.flatten()))
-    assert values.shape == (4,)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"loss": "cross_entropy", "synthesizer": "local_head"}, "needs labels, a row a sample"),
+    ({"loss": "cross_entropy", "synthesizer": "guided_head"}, "needs labels, a row a sample"),
     ({"loss": "cross_entropie", "classes": 3}, "torch.nn.functional has no such function"),
     ({"loss": 3, "classes": 3}, "a function of (output, labels)"),
-    ({"synthesizer": "local_head", "classes": 3}, "needs the loss and labels"),
-    ({"synthesizer": "critic(fit='all')", "classes": 3, "loss": "cross_entropy"}, "value, gradient and both"),
-    ({"synthesizer": "critic(fits=1)", "classes": 3, "loss": "cross_entropy"}, "no option 'fits'"),
+    ({"synthesizer": "guided_head", "classes": 3}, "needs the loss and labels"),
+    ({"synthesizer": "guided_head(fits=1)", "classes": 3, "loss": "cross_entropy"}, "no option 'fits'"),
     ({"synthesizer": "auto(pull=2.0)", "classes": 3, "loss": "cross_entropy"}, "auto takes no options"),
     ({"synthesizer": "guided_head(pull=1e999)", "classes": 3, "loss": "cross_entropy"}, "pull=inf"),
     ({"synthesizer": "guided_head(pull=-1.0)", "classes": 3, "loss": "cross_entropy"}, "pull=-1.0"),
-    ({"synthesizer": "local_head(hidden_size=0)", "classes": 3, "loss": "cross_entropy"}, "hidden_size=0"),
-    ({"synthesizer": "local_head(hidden_layers=0.5)", "classes": 3, "loss": "cross_entropy"}, "hidden_layers=0.5"),
-    ({"synthesizer": "critic(fit)", "classes": 3, "loss": "cross_entropy"}, "name(option=value, ...)"),
+    ({"synthesizer": "guided_head(hidden_size=0)", "classes": 3, "loss": "cross_entropy"}, "hidden_size=0"),
+    ({"synthesizer": "guided_head(hidden_layers=0.5)", "classes": 3, "loss": "cross_entropy"}, "hidden_layers=0.5"),
+    ({"synthesizer": "guided_head(pull)", "classes": 3, "loss": "cross_entropy"}, "name(option=value, ...)"),
 ]
 
 
@@ -237,9 +173,8 @@ def test_wrong_labels() -> None:
             net(X, dni_context=wrong)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_labels_of_any_integer_type(kind: str) -> None:
-    net = dni_fx.transform(three_layers(), X, cuts=2, classes=3, loss="cross_entropy", synthesizer=kind)
+def test_labels_of_any_integer_type() -> None:
+    net = dni_fx.transform(three_layers(), X, cuts=2, classes=3, loss="cross_entropy", synthesizer="guided_head")
     found = []
     for dtype in (torch.int64, torch.int32, torch.uint8):
         net.zero_grad()
@@ -255,7 +190,7 @@ def test_saved_with_its_loss(tmp_path: Any) -> None:
     dni_fx.save(net, tmp_path / "net")
     again = dni_fx.load(tmp_path / "net")
     (synthesizer,) = again.dni.synthesizers.values()
-    assert isinstance(synthesizer, GuidedHead) and synthesizer.weights == (1.0, 0.25, 0.0)
+    assert isinstance(synthesizer, GuidedHead) and synthesizer.pull == 0.25
     own = dni_fx.transform(three_layers(), X, cuts=2, classes=3, loss=lambda o, y: cross_entropy(o, y))
     with pytest.raises(DniFxError, match="a function of your own"):
         dni_fx.save(own, tmp_path / "own")
