@@ -10,6 +10,7 @@ from dni_fx.ops.gradients import batch_size, clipped
 from dni_fx.ops.inject import inject
 from dni_fx.ops.layout import Layout
 from dni_fx.ops.optimizers import parameters_of
+from dni_fx.ops.pieces import begin_piece, end_piece
 from dni_fx.ops.segment import Segment, SegmentListener
 from dni_fx.ops.specialised import specialised
 from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, leaves
@@ -22,10 +23,12 @@ __all__ = [
     "Segment",
     "SegmentListener",
     "batch_size",
+    "begin_piece",
     "boundary",
     "carry",
     "clipped",
     "decouple",
+    "end_piece",
     "enter",
     "exit_gradients",
     "inject",
@@ -38,5 +41,5 @@ __all__ = [
 ]
 
 # Generated code, saved plans and pickles name these by the public module.
-for _public in (Segment, decouple, enter, inject, leave, leaves, specialised, writable):
+for _public in (Segment, begin_piece, decouple, end_piece, enter, inject, leave, leaves, specialised, writable):
     _public.__module__ = "dni_fx.ops"
