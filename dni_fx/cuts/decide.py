@@ -26,6 +26,8 @@ __all__ = ["Cuts", "decide"]
 
 Cuts = str | int | Sequence[str] | Plan
 
+_AGAIN = "activations again"
+
 
 def decide(
     graph: fx.Graph,
@@ -57,16 +59,17 @@ def decide(
         raise DniFxError(refusals[0])
     if inside is not None and not is_automatic and not decision.pieces:
         decision = decision._replace(pieces=inside.pieces(decision.cuts))
-    return decision._replace(why=decision.why + _again(decision))
+    again = "" if inside is None or _AGAIN in decision.why else _again(decision)  # a saved plan says so
+    return decision._replace(why=decision.why + again)
 
 
 def _again(decision: Decision) -> str:
     """The segments that compute their activations again, in words."""
     numbers = [str(k) for k, pieces in enumerate(decision.pieces) if pieces]
-    if not numbers or "activations again" in decision.why:  # a saved plan says so
-        return ""
+    if not numbers:
+        return f"; no segment has to compute its {_AGAIN}, or would get lighter by it"
     some = f"segment{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
-    return f"; {'all' if len(numbers) > len(decision.cuts) else some} compute their activations again"
+    return f"; {'all' if len(numbers) > len(decision.cuts) else some} compute their {_AGAIN}"
 
 
 def _asked(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits) -> Decision:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.comptime import comptime
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.checkpoint import _checkpoint_without_reentrant_generator, noop_context_fn
 
@@ -42,6 +43,10 @@ class _Buffer:
     def has_changed(self) -> bool:
         now = self.owner._buffers.get(self.name)
         return now is not self.tensor or now._version != self.version
+
+
+def _refuse(_context: object) -> None:
+    raise DniFxError(NOT_COMPILED)
 
 
 class RunningPiece:
@@ -109,7 +114,7 @@ class Pieces(nn.Module):
         if not (self.training and torch.is_grad_enabled()):
             return None
         if torch.compiler.is_compiling():
-            raise DniFxError(NOT_COMPILED)
+            comptime(_refuse)  # an error of traced code would let torch.compile go on without a word
         self.running = RunningPiece(self, index, inputs, borrowed)
         return self.running
 
