@@ -80,9 +80,9 @@ def _asked(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits) -
     if limits != Limits():
         raise DniFxError("objective, memory budget and synthesizer share are for cuts='auto' or a number of segments")
     if isinstance(cuts, Plan):
-        positions = positions_of_plan(graph, flow, cuts)
+        places = positions_of_plan(graph, flow, cuts)
         why = f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
-        return Decision(positions, why, pieces=pieces_of_plan(flow, cuts))
+        return Decision(places, why, pieces=pieces_of_plan(flow, cuts))
     if cuts == "marked":
         return Decision(positions_of_marks(graph, flow), "after the blocks under dni_fx.cut_after()")
     if isinstance(cuts, str) and cuts.startswith("every:"):

@@ -1,5 +1,6 @@
 """Which segments compute their activations again in the backward pass, and in which pieces."""
 
+import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -70,23 +71,23 @@ class Recomputing:
         return sorted(found, key=lambda choice: choice.value)
 
     def fastest(self, choices: Sequence["Choice"], budget: int) -> "tuple[Choice | None, float]":
-        """The plan with the least time of a step whose peak fits into the budget; and the least peak of all plans.
+        """The plan with the least time of a step whose peak fits into the budget; and the least peak.
 
         A segment computes its activations again if its peak does not fit otherwise.
         """
-        fitting: list[tuple[float, Choice]] = []
-        peaks: list[float] = []
-        for choice in choices:
-            kept = self.cost_model.predict(choice.cuts)
+        costs = [self.cost_model.predict(choice.cuts) for choice in choices]
+        least, best, fastest = math.inf, math.inf, None
+        for kept, choice in sorted(zip(costs, choices, strict=True), key=lambda one: one[0].step):
+            if kept.step >= best:  # a second run of a segment would add to this time
+                break
             room = budget - kept.resident - kept.synthesizers
             wanted = {k for k, segment in enumerate(kept.segments) if segment.peak.bytes > room}
             pieces = self.pieces(choice.cuts, wanted) if wanted else ()
-            predicted = self.cost_model.predict(choice.cuts, pieces)
-            peaks.append(predicted.peak)
-            if predicted.peak <= budget:
-                fitting.append((predicted.step, replace(choice, pieces=pieces)))
-        fastest = min(fitting, key=lambda one: one[0], default=None)
-        return None if fastest is None else fastest[1], min(peaks)
+            predicted = self.cost_model.predict(choice.cuts, pieces) if wanted else kept
+            least = min(least, predicted.peak)
+            if predicted.peak <= budget and predicted.step < best:
+                best, fastest = predicted.step, replace(choice, pieces=pieces)
+        return fastest, least
 
 
 def pieces_of_plan(flow: "nx.DiGraph[str]", plan: Plan) -> tuple[Pieces, ...]:

@@ -70,7 +70,7 @@ def _segments_without(plan: Plan, unneeded: Sequence[str]) -> Table:
     recomputes = any(segment.recomputed for segment in plan.segments)
     sums = [name for name in _SUMS if name not in unneeded and (recomputes or name != "pieces")]
     title = f"segments; time in {unit}; peak: predicted memory that the step allocates"
-    title += "; pieces: that backward computes again" * recomputes
+    title += "; pieces: computed again" * recomputes
     table = plain_table(title, ["segment", *sums, "peak"], right=["segment", *_SUMS, "peak"], footer=True)
     table.add_column(min_width=_BAR, max_width=_BAR)
     largest = max(segment.peak_bytes for segment in plan.segments)
