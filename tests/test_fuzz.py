@@ -163,7 +163,18 @@ WORDS = [
     "1e9",
     ",",
 ]
-OPTIONS = ["--cuts", "--input", "--synthesizer", "--unlock", "--mix", "--classes", "--frontend", "--output", "--wrong"]
+OPTIONS = [
+    "--cuts",
+    "--input",
+    "--synthesizer",
+    "--unlock",
+    "--mix",
+    "--classes",
+    "--frontend",
+    "--output",
+    "--inside",
+    "--wrong",
+]
 VALUES = [
     *WORDS,
     "3x4",
@@ -172,6 +183,7 @@ VALUES = [
     "3x",
     "none",
     "backward",
+    "checkpoint",
     "linear",
     "mlp",
     "conv",
