@@ -14,7 +14,14 @@ from dni_fx.errors import DniFxError, described
 from dni_fx.model import Inputs, probe, to_inputs
 from dni_fx.partition import checked_objective
 from dni_fx.plans import Plan
-from dni_fx.runtime import DecoupledModule, OptimizerFactory, SegmentOptimizer, attach_synthesizers, check_stepping
+from dni_fx.runtime import (
+    NOT_COMPILED,
+    DecoupledModule,
+    OptimizerFactory,
+    SegmentOptimizer,
+    attach_synthesizers,
+    check_stepping,
+)
 from dni_fx.settings import DEFAULTS, Loss, Mix, Settings, Training, check_horizon, check_scaler
 from dni_fx.synthesizers import Factory
 from dni_fx.units import parse_bytes
@@ -30,6 +37,7 @@ def transform(
     cuts: Cuts = "auto",
     synthesizer: str | Factory = "auto",
     unlock: str = "backward",
+    inside: str = "keep",
     mix: Mix = 0.0,
     classes: int | None = None,
     context_size: int | None = None,
@@ -69,6 +77,9 @@ def transform(
         unlock: "backward": each segment runs its backward pass right after its forward pass, which frees its
             activations. "none": the whole net is one ordinary autograd graph, which torch.compile and
             DistributedDataParallel take.
+        inside: "keep": autograd keeps the activations of a segment until its backward pass. "checkpoint": each segment
+            computes them again in its backward pass, piece by piece, which gives the same gradients; with a memory
+            budget, only as many segments as have to. Needs a graph; excludes `compile`.
         mix: The share of the true gradient in the gradient that is sent upstream, 0 to 1 (BP(lambda)). A tuple
             `(start, end, steps)` changes the share linearly over so many steps. More than 0 needs `unlock="none"`.
         classes: The number of classes, to condition the synthesizers on labels: call `net(x, dni_context=labels)` in
@@ -99,8 +110,8 @@ def transform(
             with a charge for each synthesizer. "memory": the peak memory of a training step. "throughput": the time of
             the slowest segment and its synthesizers, if each segment has its own device.
         memory_budget: The largest predicted peak memory, with parameters and Adam's state: a number of bytes, or a text
-            such as "2GiB". The cuts are the fewest found that fit; a number as `cuts` is then the most segments. None:
-            no limit.
+            such as "2GiB". The cuts are the fewest found that fit, or with inside="checkpoint" the plan with the least
+            time; a number as `cuts` is then the most segments. None: no limit.
         synthesizer_share: The largest share of the time of a step of backpropagation that all synthesizers together
             may take. None: no limit with a memory budget; else 0.05, or 1.5 times the smallest possible share if that
             is more.
@@ -126,8 +137,10 @@ def transform(
         check_scaler(scaler, training, step)
     if compile is not False:
         check_horizon(training, "compile")
+        if inside == "checkpoint":
+            raise DniFxError(NOT_COMPILED)
     limits = limits_of(objective, memory_budget, synthesizer_share)
-    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state)
+    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state, inside)
     module, found = capture_and_plan(model, example_inputs_of(model, example_inputs, example_kwargs), request)
     if mix and not found.cuts:
         raise DniFxError("mix is for cuts in depth: give cuts=")
@@ -166,6 +179,7 @@ def plan(
     example_kwargs: Mapping[str, Any] | None = None,
     cuts: Cuts = "auto",
     synthesizer: str | Factory = "auto",
+    inside: str = "keep",
     classes: int | None = None,
     context_size: int | None = None,
     loss: str | Loss | None = None,
@@ -183,7 +197,7 @@ def plan(
     """
     settings = Settings(classes=classes, context_size=context_size, loss=loss)
     limits = limits_of(objective, memory_budget, synthesizer_share)
-    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state)
+    request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state, inside)
     return capture_and_plan(model, example_inputs_of(model, example_inputs, example_kwargs), request)[1]
 
 

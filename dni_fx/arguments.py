@@ -121,6 +121,7 @@ KINDS: dict[str, Kind] = {
         "a number of bytes, or a text such as '2GiB'", lambda value: _is_whole(value) or isinstance(value, str)
     ).or_none(),
     "synthesizer_share": Kind("a number above 0, as in 0.05 for 5 % of a step", _is_positive).or_none(),
+    "inside": one_of("keep", "checkpoint"),
     # how the cuts are rewritten
     "unlock": one_of("none", "backward"),
     "mix": MIX,

@@ -32,7 +32,7 @@ from dni_fx.cost import (
     with_exits,
     without_rows,
 )
-from dni_fx.cuts import Cuts, Decision, Limits, decide, fingerprint, make_plan
+from dni_fx.cuts import Cuts, Decision, Limits, Recomputing, decide, fingerprint, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, describe
@@ -68,9 +68,15 @@ class Request:
     frontend: str = "auto"
     verify: bool = True
     state: StateOption | None = None
+    inside: str = "keep"
 
     def __post_init__(self) -> None:
         check_arguments(vars(self))
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether segments may compute their activations again."""
+        return self.inside == "checkpoint"
 
 
 def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tuple[DecoupledModule, Plan]:
@@ -83,6 +89,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
     captured = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
     module = captured.module
+    _check_inside(module, request, in_depth=in_depth)
     tensors = _state_tensors(model, module, example, request)
     exits = exit_choices(module, request.synthesizer, request.settings, in_time=bool(tensors)) if in_depth else [None]
     if request.settings.size and exits[-1] is None:  # each synthesizer pairs its tensor with labels
@@ -129,8 +136,10 @@ def _decided(
         return _decided_for_maps(module, flow, resident_bytes, request)
     for options in exits:
         cost_model = _cost_model(module, flow, resident_bytes, request, options)
+        inside = Recomputing(cost_model, request.settings.unlock == "backward") if request.recomputes else None
+        preferred = module.dni_preferred_ends()
         try:
-            decision = decide(module.graph, cost_model, request.cuts, request.limits, module.dni_preferred_ends())
+            decision = decide(module.graph, cost_model, request.cuts, request.limits, preferred, inside)
         except DniFxError:
             if options is exits[-1]:
                 raise
@@ -177,6 +186,17 @@ def _check_trainable(model: nn.Module) -> None:
         raise NoLegalCutError(
             f"no parameter of {name} requires grad: there is nothing to train; call requires_grad_(True) on the layers "
             "that are to train"
+        )
+
+
+def _check_inside(module: DecoupledModule, request: Request, *, in_depth: bool) -> None:
+    """Raise a DniFxError if no segment can compute its activations again."""
+    if request.recomputes and not in_depth:
+        raise DniFxError("inside='checkpoint' is for segments between cuts in depth: give cuts=")
+    if request.recomputes and not module.dni_runs_graph:
+        raise DniFxError(
+            "inside='checkpoint' needs a graph, by the front end fx or export: leave inside out, or checkpoint modules "
+            "in the model's own code"
         )
 
 

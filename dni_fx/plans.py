@@ -48,12 +48,13 @@ class SegmentPlan:
         flops: Operations of a forward pass.
         activation_bytes: The bytes that autograd keeps for the backward pass of the segment.
         forward: The predicted time of a forward pass, as all times in the unit of the plan's forecast.
-        backward: The predicted time of a backward pass.
+        backward: The predicted time of a backward pass, with what it computes again.
         synthesizers: The predicted time of the synthesizers at its upper end.
         load: The predicted time of a step on a device that has only this segment.
         peak_bytes: The most bytes alive while the segment runs, of those that the step allocates.
         peak_at: The node at the peak.
         peak_backward: Whether the peak is in the backward pass.
+        recomputed: The first and last node of each piece whose activations the backward pass computes again.
     """
 
     nodes: tuple[str, ...]
@@ -67,6 +68,7 @@ class SegmentPlan:
     peak_bytes: int = 0
     peak_at: str = ""
     peak_backward: bool = True
+    recomputed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from torch.fx.passes.infra.pass_base import PassBase
 from dni_fx import ops
 from dni_fx.passes.add_context import AddContext
 from dni_fx.passes.add_exits import AddExits
+from dni_fx.passes.add_pieces import AddPieces
 from dni_fx.passes.add_synthesizers import AddSynthesizers
 from dni_fx.passes.add_time_cuts import AddTimeCuts
 from dni_fx.passes.copy_written import CopyWritten
@@ -26,6 +27,7 @@ def passes_of(plan: Plan, *, runs_graph: bool) -> list[PassBase]:
     rewrite, states = plan.rewrite, plan.states if runs_graph else ()
     assert rewrite is not None
     unlocked = rewrite.unlock == "backward"
+    pieces = [piece for segment in plan.segments for piece in segment.recomputed]
     return [
         MarkSegments([cut.after for cut in plan.cuts]),
         *([CutStatesOff([t.output for state in states for t in state.tensors])] if states else []),
@@ -36,4 +38,5 @@ def passes_of(plan: Plan, *, runs_graph: bool) -> list[PassBase]:
         DecoupleCuts(ops.decouple if unlocked else ops.inject),
         *([CopyWritten()] if unlocked else []),
         *([AddTimeCuts(states)] if states else []),
+        *([AddPieces(pieces)] if pieces else []),
     ]

@@ -56,6 +56,8 @@ def _replace(part: Node, value: Node) -> None:
 
 def _is_added(node: Node) -> bool:
     target = str(node.target)
+    if node.target in (ops.begin_piece, ops.end_piece):
+        return True
     if node.op == "placeholder":
         return target == "dni_context"
     if node.op in ("call_module", "get_attr"):

@@ -13,7 +13,7 @@ from dni_fx.passes.boundary import BOUNDARIES, origin, passed_on, written_above,
 
 __all__ = ["RULES", "Stage", "check"]
 
-_IMPURE = (*BOUNDARIES, ops.begin_unit, ops.enter, ops.leave, ops.leaves)
+_IMPURE = (*BOUNDARIES, ops.begin_unit, ops.enter, ops.leave, ops.leaves, ops.begin_piece, ops.end_piece)
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,28 @@ def results_of_a_segment_go_through_leave(stage: Stage) -> Iterator[str]:
                 yield f"{value} is passed on by segment {segment}, but not through {leave}"
 
 
+def pieces_have_two_ends(stage: Stage) -> Iterator[str]:
+    """Captured nodes stand between the two ends of a piece, and the begin has all that they use."""
+    given: set[Node] | None = None
+    for node in stage.graph.nodes:
+        if node.target is ops.begin_piece:
+            if given is not None:
+                yield f"{node} begins a piece in another"
+            given = set(node.all_input_nodes)
+        elif node.target is ops.end_piece:
+            if given is None:
+                yield f"{node} ends no piece"
+            given = None
+        elif given is not None:
+            if record_of(node).role != "model":
+                yield f"{node} of role {record_of(node).role} stands in a piece"
+            unknown = [one for one in node.all_input_nodes if one not in given and one.op != "get_attr"]
+            yield from (f"{node} uses {one}, which the begin of its piece does not take" for one in unknown)
+            given.add(node)
+    if given is not None:
+        yield "the last piece has no end"
+
+
 # In this order: a rule may rely on those before it.
 RULES: tuple[Rule, ...] = (
     every_node_has_a_record,
@@ -200,6 +222,7 @@ RULES: tuple[Rule, ...] = (
     states_come_in_through_enter,
     states_go_out_through_leave,
     results_of_a_segment_go_through_leave,
+    pieces_have_two_ends,
 )
 
 

@@ -40,6 +40,7 @@ from dni_fx.synthesizers.exits import WEIGHTS
 MODELS = {"auto": 100, "modules": 80, "export": 30}
 FLOOR = {"auto": 0.9, "modules": 0.6, "export": 0.6}  # the least share of a part's models that is cut and checked
 PARTS = 4
+RECOMPUTES = 0.1  # the share of the models whose segments compute their activations again
 
 
 def mean_square(outputs: Any, _target: object) -> Tensor:
@@ -65,8 +66,9 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> bool:
             return False
         places = sorted(choice.sample(legal, min(len(legal), choice.randint(1, 3))), key=lambda p: p.index)
         places = separated(flow, places, drop=True)
-        plan = plan_at(module.graph, places, used)
         unlock = choice.choice(["none", "backward"])
+        recomputes = module.dni_runs_graph and choice.random() < RECOMPUTES
+        plan = plan_at(module.graph, places, used, unlock if recomputes else "")
         synthesizer, loss = random_synthesizer(choice) if module.dni_runs_graph else ("auto", None)
         try:
             rewritten = rewrite(module, plan, synthesizer, Settings(unlock=unlock, loss=loss))
@@ -77,7 +79,8 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> bool:
         assert frontend != "auto" or isinstance(error, NoLegalCutError) or "modules: no submodule" in str(error)
         return False
     failed = [(c.name, c.figure) for c in dni_fx.check(rewritten, inputs).checks if not c.passed]
-    assert not failed, (failed, [p.after for p in places], unlock, used, synthesizer)
+    pieces = [segment.recomputed for segment in plan.segments]
+    assert not failed, (failed, [p.after for p in places], unlock, used, synthesizer, pieces)
     return True
 
 
@@ -160,7 +163,18 @@ WORDS = [
     "1e9",
     ",",
 ]
-OPTIONS = ["--cuts", "--input", "--synthesizer", "--unlock", "--mix", "--classes", "--frontend", "--output", "--wrong"]
+OPTIONS = [
+    "--cuts",
+    "--input",
+    "--synthesizer",
+    "--unlock",
+    "--mix",
+    "--classes",
+    "--frontend",
+    "--output",
+    "--inside",
+    "--wrong",
+]
 VALUES = [
     *WORDS,
     "3x4",
@@ -169,6 +183,7 @@ VALUES = [
     "3x",
     "none",
     "backward",
+    "checkpoint",
     "linear",
     "mlp",
     "conv",

@@ -32,6 +32,7 @@ _OPTIONS = (
     "synthesizer_share",
     "frontend",
     "state",
+    "inside",
     "unlock",
     "mix",
     "segments",

@@ -81,6 +81,13 @@ class PlanOptions:
             show_default=False,
         ),
     ] = None
+    inside: Annotated[
+        str,
+        typer.Option(
+            help="What autograd does inside of a segment. keep: it keeps activations until the backward pass. "
+            "checkpoint: the backward pass computes them again; with --memory-budget, in as many segments as have to."
+        ),
+    ] = "keep"
     objective: Annotated[
         str,
         typer.Option(
@@ -164,6 +171,7 @@ class PlanOptions:
             self.frontend,
             not self.no_verify,
             parse_state(self.state),
+            self.inside,
         )
 
 

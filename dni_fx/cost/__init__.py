@@ -7,6 +7,7 @@ from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, check_exits, exit_choices
 from dni_fx.cost.hooked_exits import HookedExitPlanner
 from dni_fx.cost.memory import resident
 from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
+from dni_fx.cost.pieces import Pieces
 from dni_fx.cost.synthesizers import map_choices, synthesizer_prices, without_rows
 from dni_fx.cost.times import node_times
 
@@ -16,6 +17,7 @@ __all__ = [
     "CostModel",
     "ExitPlanner",
     "HookedExitPlanner",
+    "Pieces",
     "SegmentCost",
     "StepCost",
     "check_exits",

@@ -6,7 +6,7 @@ gradients of activations and of parameters, predictions. `resident` counts the m
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import networkx as nx
@@ -49,12 +49,17 @@ class Memory:
 
     Args:
         flow: The result of `graph.dataflow`.
+        pieces: The pieces whose activations the backward pass computes again, in order: the numbers of the first and
+            the last node of each.
     """
 
-    def __init__(self, flow: "nx.DiGraph[str]") -> None:
+    def __init__(self, flow: "nx.DiGraph[str]", pieces: Sequence[tuple[int, int]] = ()) -> None:
         self.names = list(flow)
         count = len(self.names)
         storages = _storages(flow)
+        dropped = list(storages.values())
+        if pieces:
+            storages = _with_pieces(flow, storages, pieces)
         every = storages.values()
         users = _users(flow, storages)
         shared_until = _shared_until(flow, storages, users)
@@ -69,15 +74,20 @@ class Memory:
         used_later = _sums(count, kept_and_used)
         # Gradients of activations while the node runs backward: already there, and allocated by the node.
         gradients = _sums(count, _gradients(storages, users, shared_until))
+        # Activations of a piece that are there again, from its last node backward; and before that, the most bytes that
+        # are there while the piece runs a second time.
+        again, running = _second_runs(count, dropped, pieces)
         allocated = _sums(count, ((size, i, i + 1) for i, size in enumerate(_input_gradients(flow), 1)))
         # Gradients of all parameters that a node up to this one uses.
         parameters = np.cumsum([0.0, *(flow_node(flow, name).gradient for name in flow)])
 
         self.parameters = parameters
+        self.storages, self.kept = storages, kept
         self.forward = kept + waiting
         # In a backward pass, the gradients of parameters are there from this node on. `at_upper_cut` adds the gradients
         # of all parameters up to the cut, so the gradients of the nodes before this one are subtracted here.
-        self.backward = kept + gradients + allocated - np.concatenate([[0.0], parameters[:-1]])
+        at_node = np.maximum(again + allocated, running)
+        self.backward = kept + gradients + at_node - np.concatenate([[0.0], parameters[:-1]])
         # After the nodes above this one have run backward, and before this node does.
         self.after_backward = kept - parameters
         # Added to the segment above a cut after this node: the segments below have run backward, so the gradients of
@@ -177,6 +187,41 @@ def _storages(flow: "nx.DiGraph[str]") -> dict[int, _Storage]:
         if i == len(order) and key in carries and made.get(key, i) < i:
             saver.setdefault(key, i)  # the loss keeps about as many bytes as its inputs have
     return {k: _Storage(size[k], made[k], saver.get(k), last.get(k, made[k]), k in carries) for k in size}
+
+
+def _with_pieces(
+    flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage], pieces: Sequence[tuple[int, int]]
+) -> dict[int, _Storage]:
+    """The storages, where autograd keeps nothing for the nodes of pieces, but the values that each piece takes."""
+    first = {node: begin for begin, end in pieces for node in range(begin, end + 1)}
+    order = {name: i for i, name in enumerate(flow, 1)}
+    uses: dict[int, set[int]] = {key: set() for key in storages}
+    for name in flow:
+        for key in flow_node(flow, name).storages & uses.keys():
+            uses[key].update(order[user] for user in flow.successors(name))
+    found: dict[int, _Storage] = {}
+    for key, s in storages.items():
+        taken = [first[i] for i in uses[key] if i in first and s.made < first[i]]
+        if s.saver is not None and s.saver not in first:
+            taken.append(s.saver)
+        elif s.saver is not None:  # a node behind the piece may save the storage, too
+            taken += [i for i in uses[key] if i > s.saver and i not in first]
+        found[key] = replace(s, saver=min(taken, default=None))
+    return found
+
+
+def _second_runs(
+    count: int, storages: Sequence[_Storage], pieces: Sequence[tuple[int, int]]
+) -> tuple[Numbers, Numbers]:
+    """For each node, the bytes of the second run of its piece that are left; for the last node, the most bytes."""
+    again, running = np.zeros(count + 1), np.zeros(count + 1)
+    for first, last in pieces:
+        own = [s for s in storages if first <= s.made <= last]
+        kept = _sums(count, ((s.size, s.saver, last + 1) for s in own if s.saver and s.saver <= last))
+        used = ((s.size, s.made, _until_kept(s.saver, min(s.last, last) + 1)) for s in own)
+        again += kept
+        running[last] = (kept + _sums(count, used))[first : last + 1].max()
+    return again, running
 
 
 def _users(flow: "nx.DiGraph[str]", storages: Mapping[int, _Storage]) -> dict[int, list[int]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dni_fx.cost.exits import ExitCost, ExitPlanner
 from dni_fx.cost.memory import Memory, Peak
+from dni_fx.cost.pieces import PieceFinder, Pieces
 from dni_fx.cost.synthesizers import FLOPS_PER_BYTE, Price
 from dni_fx.partition import LoadsFrom, Objective, Position, flow_node, largest_parameter
 
@@ -36,7 +37,7 @@ class SegmentCost:
     """Times of one segment, and its peak of memory."""
 
     forward: float
-    backward: float
+    backward: float  # with what it computes again
     synthesizers: float  # of its upper cut
     transfer: float  # of the tensors that cross its two cuts
     peak: Peak
@@ -104,6 +105,7 @@ class CostModel:
         self.exits = exits
         self.resident = resident
         self.unit = unit
+        self.pieces = PieceFinder(flow, self.memory)
         self.forward = np.cumsum([0.0, *(flow_node(flow, name).forward for name in flow)])
         self.backward = np.cumsum([0.0, *(flow_node(flow, name).backward for name in flow)])
 
@@ -188,21 +190,29 @@ class CostModel:
         time = float(self.forward[-1] + self.backward[-1] + self.forward[ends[-2]])
         return self.resident + max(self.memory.optimizer, *peaks), time
 
-    def predict(self, cuts: Sequence[Position]) -> StepCost:
-        """Predict a step of the model with these cuts and `unlock="backward"`; without any cut, a step of backprop."""
+    def predict(self, cuts: Sequence[Position], pieces: Sequence[Pieces] = ()) -> StepCost:
+        """Predict a step of the model with these cuts and `unlock="backward"`; without any cut, a step of backprop.
+
+        Args:
+            pieces: For each segment, the pieces whose activations its backward pass computes again; empty: none.
+        """
         ends = [0, *(p.index + 1 for p in cuts), self.count]
         nothing = CutCost(0.0, 0.0, 0, 0, 0, 0)
         costs = [nothing, *map(self.cut, cuts), nothing]
         gradients = [0, *itertools.accumulate(c.gradient for c in costs[:-2])]  # of lower synthesizers
+        again = [sum(float(self.forward[j] - self.forward[i - 1]) for i, j in found) for found in pieces]
+        memory = self.memory if not any(pieces) else Memory(self.flow, [piece for found in pieces for piece in found])
         segments = tuple(
             SegmentCost(
                 forward=float(self.forward[j] - self.forward[i]),
-                backward=float(self.backward[j] - self.backward[i]),
+                backward=float(self.backward[j] - self.backward[i]) + twice,
                 synthesizers=above.time,
                 transfer=below.transfer + above.transfer,
-                peak=self.memory.peak(i, j, below.kept + before, above.kept + above.units, below.training, above.exit),
+                peak=memory.peak(i, j, below.kept + before, above.kept + above.units, below.training, above.exit),
             )
-            for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
+            for i, j, below, above, before, twice in zip(
+                ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, again or [0.0] * (len(ends) - 1), strict=True
+            )
         )
         largest = max(c.gradient for c in costs)
         temporaries = 2 * max(0, largest - largest_parameter(self.flow))

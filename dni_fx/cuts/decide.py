@@ -14,6 +14,7 @@ from dni_fx.cuts.asked import (
     positions_of_plan,
     separated,
 )
+from dni_fx.cuts.inside import Recomputing, pieces_of_plan
 from dni_fx.cuts.plan import Decision, outlook_of
 from dni_fx.cuts.search import Choice, Limits, best_cuts, usual_share
 from dni_fx.errors import DniFxError
@@ -25,9 +26,16 @@ __all__ = ["Cuts", "decide"]
 
 Cuts = str | int | Sequence[str] | Plan
 
+_AGAIN = "activations again"
+
 
 def decide(
-    graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits, preferred: Set[str] = frozenset()
+    graph: fx.Graph,
+    cost_model: CostModel,
+    cuts: Cuts,
+    limits: Limits,
+    preferred: Set[str] = frozenset(),
+    inside: Recomputing | None = None,
 ) -> Decision:
     """Decide where to cut.
 
@@ -35,30 +43,46 @@ def decide(
         cost_model: The costs of any cuts of the graph.
         limits: For "auto" and a number of segments.
         preferred: For these, too: cut only after these nodes, if one of them is legal.
+        inside: Segments compute their activations again: all, or with a memory budget as many as have to.
 
     Raises:
         DniFxError: If a name in `cuts` does not exist or cannot be cut after, or no plan keeps the limits.
         NoLegalCutError: If the model has no legal cut, or no cuts keep the memory budget.
     """
-    decision = _decide(graph, cost_model, cuts, limits, preferred)
+    is_automatic = cuts == "auto" or (isinstance(cuts, int) and cuts >= 2)  # True and False are numbers, too
+    if is_automatic:
+        decision = _automatic(cost_model, cuts if isinstance(cuts, int) else None, limits, preferred, inside)
+    else:
+        decision = _asked(graph, cost_model, cuts, limits)
     refusals = [refusal for cut in decision.cuts if (refusal := cost_model.refusal(cut))]
     if refusals:
         raise DniFxError(refusals[0])
-    return decision
+    if inside is not None and not is_automatic and not decision.pieces:
+        decision = decision._replace(pieces=inside.pieces(decision.cuts))
+    again = "" if inside is None or _AGAIN in decision.why else _again(decision)  # a saved plan says so
+    return decision._replace(why=decision.why + again)
 
 
-def _decide(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits, preferred: Set[str]) -> Decision:
+def _again(decision: Decision) -> str:
+    """The segments that compute their activations again, in words."""
+    numbers = [str(k) for k, pieces in enumerate(decision.pieces) if pieces]
+    if not numbers:
+        return f"; no segment has to compute its {_AGAIN}, or would get lighter by it"
+    some = f"segment{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
+    return f"; {'all' if len(numbers) > len(decision.cuts) else some} compute their {_AGAIN}"
+
+
+def _asked(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits) -> Decision:
+    """The cuts that the user asks for."""
     flow = cost_model.flow
-    if isinstance(cuts, int) and cuts < 2:  # True and False too
+    if isinstance(cuts, int):
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
-    if isinstance(cuts, int) or cuts == "auto":
-        return _automatic(cost_model, cuts if isinstance(cuts, int) else None, limits, preferred)
     if limits != Limits():
         raise DniFxError("objective, memory budget and synthesizer share are for cuts='auto' or a number of segments")
     if isinstance(cuts, Plan):
-        return Decision(
-            positions_of_plan(graph, flow, cuts), f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
-        )
+        places = positions_of_plan(graph, flow, cuts)
+        why = f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
+        return Decision(places, why, pieces=pieces_of_plan(flow, cuts))
     if cuts == "marked":
         return Decision(positions_of_marks(graph, flow), "after the blocks under dni_fx.cut_after()")
     if isinstance(cuts, str) and cuts.startswith("every:"):
@@ -78,7 +102,9 @@ def _decide(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits, 
     return Decision(separated(flow, [chosen[i] for i in sorted(chosen)]), f"after {', '.join(names)}, as asked for")
 
 
-def _automatic(cost_model: CostModel, segments: int | None, limits: Limits, preferred: Set[str]) -> Decision:
+def _automatic(
+    cost_model: CostModel, segments: int | None, limits: Limits, preferred: Set[str], inside: Recomputing | None
+) -> Decision:
     most = max(MOST_CANDIDATES, 4 * (segments or 0))
     candidates = find_candidates(cost_model.flow, preferred, most, lambda p: not cost_model.is_avoided(p))
     candidates = candidates or find_candidates(cost_model.flow, preferred, most, lambda p: not cost_model.refusal(p))
@@ -87,7 +113,7 @@ def _automatic(cost_model: CostModel, segments: int | None, limits: Limits, pref
         raise DniFxError(cost_model.refusal(legal[0]))
     if segments is not None and segments > len(candidates) + 1 and limits.budget is None:
         raise DniFxError(f"cannot make {segments} segments: the model has legal cuts for {len(candidates) + 1} at most")
-    found, others, share = best_cuts(cost_model, candidates, segments, limits)
+    found, others, share = best_cuts(cost_model, candidates, segments, limits, inside)
     verdict = Verdict(
         objective=limits.objective,
         places=len(candidates),
@@ -97,19 +123,20 @@ def _automatic(cost_model: CostModel, segments: int | None, limits: Limits, pref
     )
     asked = "auto" if segments is None else f"{segments} segments asked for"
     if limits.budget is not None:
-        asked += f", the fewest segments that fit into {bytes_text(limits.budget)}"
-    proof = "optimal"
-    if not verdict.optimal:
+        what = "fewest segments" if inside is None else "fastest plan"
+        asked += f", the {what} that fit{'s' * (inside is not None)} into {bytes_text(limits.budget)}"
+    proof = "optimal" if inside is None else "the best plan that was weighed"
+    if inside is None and not verdict.optimal:
         gap = f"{100 * (found.value / found.bound - 1):.2g} %" if found.bound > 0 else "an unknown share"
         proof = f"within {gap} of the best there can be"
     why = f"{asked}: {proof} for {limits.objective} and charges, among {len(candidates)} places"
     if limits.share is None and found.share > usual_share(cost_model):
         why += f"; the synthesizers take {100 * found.share:.2g} % of backprop's step"
-    return Decision(found.cuts, why, verdict)
+    return Decision(found.cuts, why, verdict, pieces=found.pieces)
 
 
 def _weighed(cost_model: CostModel, choice: Choice) -> Weighed:
     names = tuple(p.after for p in choice.cuts)
     count = sum(len(p.crossing) for p in choice.cuts)
-    outlook = outlook_of(cost_model.predict(choice.cuts))
+    outlook = outlook_of(cost_model.predict(choice.cuts, choice.pieces))
     return Weighed(names, count, choice.value, choice.charges, choice.share, outlook)

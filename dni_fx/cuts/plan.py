@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
-from dni_fx.cost import CostModel, SegmentCost, StepCost
+from dni_fx.cost import CostModel, Pieces, SegmentCost, StepCost
 from dni_fx.graph import crossing_tensor, record_of
 from dni_fx.partition import Position
 from dni_fx.plans import Cut, Forecast, Outlook, Plan, SegmentPlan, Verdict
@@ -22,6 +22,7 @@ class Decision(NamedTuple):
     why: str
     verdict: Verdict | None = None  # of the search for the best cuts, if there was one
     for_maps: str = FOR_MAPS[0]  # the synthesizer of maps, where the user names none
+    pieces: tuple[Pieces, ...] = ()  # of each segment, that its backward pass computes again
 
 
 def outlook_of(step_cost: StepCost) -> Outlook:
@@ -59,7 +60,7 @@ def make_plan(
     by_name = {node.name: node for node in nodes}
     ends = [-1, *(p.index for p in decision.cuts), len(nodes) - 1]
     first = _first_uses(graph)
-    predicted = cost_model.predict(decision.cuts)
+    predicted = cost_model.predict(decision.cuts, decision.pieces)
     backprop, cut = outlook_of(cost_model.predict([])), outlook_of(predicted)
     peak, time = cost_model.checkpointed(decision.cuts)
     return Plan(
@@ -69,8 +70,10 @@ def make_plan(
         inputs_from=inputs_from,
         cuts=tuple(Cut(p.after, tuple(crossing_tensor(by_name[n]) for n in p.crossing)) for p in decision.cuts),
         segments=tuple(
-            _segment(nodes[i + 1 : j + 1], first, cost)
-            for i, j, cost in zip(ends[:-1], ends[1:], predicted.segments, strict=True)
+            _segment(nodes[i + 1 : j + 1], first, cost, [(nodes[a - 1].name, nodes[b - 1].name) for a, b in pieces])
+            for i, j, cost, pieces in zip(
+                ends[:-1], ends[1:], predicted.segments, decision.pieces or [()] * (len(ends) - 1), strict=True
+            )
         ),
         why=decision.why,
         frontend=frontend,
@@ -106,7 +109,9 @@ def _first_uses(graph: fx.Graph) -> dict[fx.Node, int]:
     return {node: sum(sizes.pop(p, 0) for p in record_of(node).parameters) for node in graph.nodes}
 
 
-def _segment(nodes: Sequence[fx.Node], first_uses: dict[fx.Node, int], cost: SegmentCost) -> SegmentPlan:
+def _segment(
+    nodes: Sequence[fx.Node], first_uses: dict[fx.Node, int], cost: SegmentCost, pieces: Sequence[tuple[str, str]]
+) -> SegmentPlan:
     records = [record_of(n) for n in nodes]
     return SegmentPlan(
         nodes=tuple(n.name for n in nodes),
@@ -120,4 +125,5 @@ def _segment(nodes: Sequence[fx.Node], first_uses: dict[fx.Node, int], cost: Seg
         peak_bytes=round(cost.peak.bytes),
         peak_at=cost.peak.node,
         peak_backward=cost.peak.backward,
+        recomputed=tuple(pieces),
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dni_fx.cost import EXIT_SHARE, CostModel
+from dni_fx.cost import EXIT_SHARE, CostModel, Pieces
+from dni_fx.cuts.inside import Recomputing
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import Candidate, Numbers, Objective, Position, chain
 from dni_fx.units import bytes_text
@@ -62,10 +63,15 @@ class Choice:
     charges: float  # part of the value
     bound: float  # no plan with so many cuts that keeps the limits has a lower value
     share: float  # of the time of backprop's step, for the synthesizers
+    pieces: tuple[Pieces, ...] = ()  # of each segment, that its backward pass computes again
 
 
 def best_cuts(
-    cost_model: CostModel, candidates: Sequence[Candidate], segments: int | None, limits: Limits
+    cost_model: CostModel,
+    candidates: Sequence[Candidate],
+    segments: int | None,
+    limits: Limits,
+    inside: Recomputing | None = None,
 ) -> tuple[Choice, list[Choice], float]:
     """Find the best plan.
 
@@ -73,6 +79,7 @@ def best_cuts(
         candidates: In the order of the graph.
         segments: Number of segments, at most one more than candidates; None: the best number. With a memory budget, the
             most segments.
+        inside: Segments compute their activations again: all, or with a memory budget as many as have to.
 
     Returns:
         The best plan; the runners-up, best first; and the share of a step that was the limit for the synthesizers.
@@ -95,8 +102,12 @@ def best_cuts(
         share = math.inf if limits.share is None else limits.share  # memory comes first
         memory = _places(cost_model, candidates, replace(limits, objective="memory"))
         memory = replace(memory, charges=np.zeros_like(memory.charges))
-        found = _fewest(places, memory, counts, share, limits.budget)
+        found = _fewest(places, memory, counts, share, limits.budget, inside)
         return found, [], found.share
+    if inside is not None:
+        choices = [choice for cuts in counts if (choice := _least(places, cuts, share)) is not None]
+        found, *others = inside.lightest(choices, limits.objective)
+        return found, others[:2], share
     weighed = _weigh(places, counts, share)
     found = min(weighed, key=lambda choice: choice.value)
     # If the share binds, a plan with another number of cuts may be better than all plans that were found.
@@ -241,24 +252,40 @@ def _runners_up(
     return sorted(others, key=lambda c: c.value)
 
 
-def _fewest(places: _Candidates, memory: _Candidates, counts: Sequence[int], share: float, budget: int) -> Choice:
+def _fewest(
+    places: _Candidates,
+    memory: _Candidates,
+    counts: Sequence[int],
+    share: float,
+    budget: int,
+    inside: Recomputing | None,
+) -> Choice:
     """The plan with the fewest cuts that fits into the budget: the best plan, or else the plan with the least memory.
+
+    Where segments may compute their activations again, the plan with the least time of a step.
 
     Args:
         memory: The same places; their value counts memory only.
     """
     cost_model = places.cost_model
     least = math.inf
+    choices: list[Choice] = []
     for cuts in counts:
         best, smallest = _least(places, cuts, share), _least(memory, cuts, share)
         if best is None or smallest is None:
             continue
+        smallest = replace(_valued(places, smallest.cuts), bound=best.bound)
+        if inside is not None:
+            choices += [best, smallest]
+            continue
         peaks = [cost_model.predict(choice.cuts).peak for choice in (best, smallest)]
-        if peaks[0] <= budget:
-            return best
-        if peaks[1] <= budget:
-            return replace(_valued(places, smallest.cuts), bound=best.bound)
+        if min(peaks) <= budget:
+            return best if peaks[0] <= budget else smallest
         least = min(least, *peaks)
+    if inside is not None and choices:
+        found, least = inside.fastest(choices, budget)
+        if found is not None:
+            return found
     raise NoLegalCutError(
         f"no plan of up to {counts[-1] + 1} segments was found that fits into {bytes_text(budget)}: the least "
         f"predicted peak is {bytes_text(least)}, {bytes_text(cost_model.resident)} of it parameters, optimizer state, "

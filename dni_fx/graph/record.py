@@ -35,7 +35,7 @@ def module_calls(stack: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return calls
 
 
-Role = Literal["model", "context", "detach", "exit", "synthesizer", "boundary", "copy"]
+Role = Literal["model", "context", "detach", "exit", "synthesizer", "boundary", "copy", "piece"]
 
 
 @dataclass
@@ -65,7 +65,7 @@ class NodeRecord:
 
     role: Role = "model"
     segment: int | None = None
-    cut: int | None = None  # set if the role is not "model"
+    cut: int | None = None  # set if the node belongs to a cut
 
 
 def returned_nodes(graph: Graph) -> list[Node]:

@@ -3,6 +3,8 @@
 In: activations, predictions, a segment. Out: the same activations, decoupled.
 """
 
+from typing import Any
+
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, decouple, writable
 from dni_fx.ops.exit import exit_gradients
 from dni_fx.ops.forward_pass import ForwardPass
@@ -10,6 +12,7 @@ from dni_fx.ops.gradients import batch_size, clipped
 from dni_fx.ops.inject import inject
 from dni_fx.ops.layout import Layout
 from dni_fx.ops.optimizers import parameters_of
+from dni_fx.ops.pieces import begin_piece, end_piece
 from dni_fx.ops.segment import Segment, SegmentListener
 from dni_fx.ops.specialised import specialised
 from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, leaves
@@ -23,12 +26,14 @@ __all__ = [
     "Segment",
     "SegmentListener",
     "batch_size",
+    "begin_piece",
     "begin_unit",
     "boundary",
     "carry",
     "clipped",
     "decouple",
     "decouple_unit",
+    "end_piece",
     "enter",
     "exit_gradients",
     "inject",
@@ -41,5 +46,6 @@ __all__ = [
 ]
 
 # Generated code, saved plans and pickles name these by the public module.
-for _public in (Segment, begin_unit, decouple, decouple_unit, enter, inject, leave, leaves, specialised, writable):
+_PUBLIC: tuple[Any, ...] = (Segment, begin_unit, decouple, decouple_unit, enter, inject, leave, leaves, specialised)
+for _public in (*_PUBLIC, begin_piece, end_piece, writable):
     _public.__module__ = "dni_fx.ops"

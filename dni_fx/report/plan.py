@@ -67,8 +67,10 @@ def _segments(plan: Plan) -> Fitted:
 def _segments_without(plan: Plan, unneeded: Sequence[str]) -> Table:
     """The table of segments without some columns."""
     unit = plan.forecast.unit if plan.forecast is not None else "FLOPs"
-    sums = [name for name in _SUMS if name not in unneeded]
+    recomputes = any(segment.recomputed for segment in plan.segments)
+    sums = [name for name in _SUMS if name not in unneeded and (recomputes or name != "pieces")]
     title = f"segments; time in {unit}; peak: predicted memory that the step allocates"
+    title += "; pieces: computed again" * recomputes
     table = plain_table(title, ["segment", *sums, "peak"], right=["segment", *_SUMS, "peak"], footer=True)
     table.add_column(min_width=_BAR, max_width=_BAR)
     largest = max(segment.peak_bytes for segment in plan.segments)
@@ -87,13 +89,14 @@ _SUMS: dict[str, Callable[[SegmentPlan], float]] = {
     "forward": lambda segment: segment.forward,
     "backward": lambda segment: segment.backward,
     "synth.": lambda segment: segment.synthesizers,
+    "pieces": lambda segment: len(segment.recomputed),
 }
 
 
 def _sum(segments: Sequence[SegmentPlan], name: str, unit: str) -> str:
     """The cell of a column for some segments, added up."""
     total = sum(_SUMS[name](segment) for segment in segments)
-    if name == "nodes":
+    if name in ("nodes", "pieces"):
         return str(total)
     return quantity(total, "" if name == "params" or unit == "FLOPs" else unit)
 

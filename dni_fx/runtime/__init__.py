@@ -15,6 +15,7 @@ from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewri
 from dni_fx.runtime.optimizers import check_stepping
 from dni_fx.runtime.outputs import ReturnedIndex, ReturnedValue
 from dni_fx.runtime.parameter_groups import OptimizerFactory, attach_synthesizers
+from dni_fx.runtime.pieces import NOT_COMPILED
 from dni_fx.runtime.prepare import prepare_training
 from dni_fx.runtime.retrace import rename, retrace
 from dni_fx.runtime.stepping import SegmentOptimizer
@@ -22,6 +23,7 @@ from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_cuts
 from dni_fx.runtime.time_windows import next_window, state_indices
 
 __all__ = [
+    "NOT_COMPILED",
     "Calling",
     "Crossing",
     "DecoupledModule",

@@ -13,6 +13,7 @@ from dni_fx.arguments import check_arguments
 from dni_fx.plans import Plan, crossing_name, exit_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
 from dni_fx.runtime.exits import Exit
+from dni_fx.runtime.pieces import Pieces
 from dni_fx.settings import Loss, Settings, check_scaler, loss_function
 from dni_fx.synthesizers import Factory, LossScale, activation_of, make_synthesizer, settings_at
 
@@ -205,4 +206,6 @@ def build_dni(
         segment = ops.Segment(settings.mix, settings.training, index).to(device)
         segment.layouts = tuple(map(ops.Layout.of, cut.predicted))
         dni.add_module(f"segment{index}", segment)
+    if any(segment.recomputed for segment in plan.segments):
+        dni.add_module("pieces", Pieces())
     return dni

@@ -17,6 +17,7 @@ from dni_fx.runtime.attributes import LinkedModule, linked, return_state, share_
 from dni_fx.runtime.dni import Dni, StepsSegments
 from dni_fx.runtime.generated import OF_GRAPH_MODULE, AnyNames, free_reserved_name
 from dni_fx.runtime.outputs import Result, result_of_graph
+from dni_fx.runtime.pieces import connect_pieces
 from dni_fx.runtime.retrace import rename, retrace
 
 __all__ = [
@@ -57,6 +58,7 @@ class DecoupledModule(LinkedModule):
 
     def recompile(self) -> PythonCode:
         self.graph.set_codegen(AnyNames())
+        connect_pieces(self)
         return super().recompile()
 
     def get_submodule(self, target: str) -> nn.Module:

@@ -5,6 +5,7 @@ from dni_fx.runtime.exits import connect_exits
 from dni_fx.runtime.loss_factor import measure_loss_factor
 from dni_fx.runtime.module import DecoupledModule
 from dni_fx.runtime.parameters import hold_parameters
+from dni_fx.runtime.pieces import close_after_errors
 from dni_fx.runtime.time_horizon import replay_windows
 from dni_fx.runtime.watch import watch_training
 from dni_fx.settings import Loss
@@ -19,6 +20,7 @@ def prepare_training(net: DecoupledModule, loss: str | Loss | None) -> None:
         loss: The training loss; None: not known.
     """
     connect_exits(net)
+    close_after_errors(net)
     hold_parameters(net, net.dni)
     if net.dni.rewrite.unlock == "backward":
         average_segments(net)

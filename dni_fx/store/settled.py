@@ -70,6 +70,9 @@ def _wrong_entries(plan: Plan) -> Iterator[str]:
         for name in ("parameters", "flops", "activation_bytes", "peak_bytes"):
             if getattr(segment, name) < 0:
                 yield f"segments[{k}].{name}={getattr(segment, name)}; 0 or more"
+        for i, piece in enumerate(segment.recomputed):
+            if not set(piece) <= set(segment.nodes):
+                yield f"segments[{k}].recomputed[{i}]={list(piece)}, which are no nodes of segments[{k}]"
     below: set[str] = set()
     for k, cut in enumerate(plan.cuts):
         below.update(plan.segments[k].nodes)

@@ -244,6 +244,18 @@ def test_a_memory_budget_is_kept(
     assert "was found that fits into 1 KiB: the least predicted peak is" in " ".join(capsys.readouterr().err.split())
 
 
+def test_activations_that_are_computed_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "rewrite", "net.py", "--cuts", "2", "--inside", "checkpoint", "--unlock", "none") == 0
+    capsys.readouterr()
+    text = (folder / "net_dni" / "model.py").read_text()
+    assert text.count("begin_piece(") == text.count("end_piece(") > 0
+    assert run(monkeypatch, "check", "net_dni") == 0
+    assert run(monkeypatch, "plan", "net.py", "--inside", "twice") == 2
+    assert "--inside='twice': there are keep, checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -110,6 +110,23 @@ def test_cut_models_are_predicted(name: str, segments: int) -> None:
     assert abs(predicted / peak(net.train(), x) - 1) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("name", "segments"),
+    [("attention", 2), ("convolutions", 2), ("dropout", 2), pytest.param("attention", 3, marks=pytest.mark.slow)],
+)
+def test_activations_that_are_computed_again_are_predicted(name: str, segments: int) -> None:
+    make, shape = NETS[name]
+    x = torch.rand(shape)
+    kept, again = (
+        dni_fx.transform(make(), x, cuts=segments, synthesizer_share=9.0, verify=False, inside=inside).train()
+        for inside in ("keep", "checkpoint")
+    )
+    assert any(segment.recomputed for segment in again.dni.plan.segments)
+    real = peak(again, x)
+    assert real < 0.9 * peak(kept, x)
+    assert abs(max(s.peak_bytes for s in again.dni.plan.segments) / real - 1) < 0.1
+
+
 def flow_of(*nodes: dict[str, Any]) -> "nx.DiGraph[str]":
     """Nodes in a row; each makes one storage of its own."""
     flow: nx.DiGraph[str] = nx.DiGraph(largest=0)
@@ -155,6 +172,20 @@ def test_the_optimizer_may_be_the_peak() -> None:
     flow = flow_of({"gradient": 1000}, {"gradient": 3000})
     set_largest_parameter(flow, 3000)
     assert row_of(flow) == 4000 + 2 * 3000
+
+
+def test_memory_of_two_pieces_by_hand() -> None:
+    """Four nodes of 10 bytes that keep what they make, and 30 more; the first two are a piece."""
+    flow: nx.DiGraph[str] = nx.DiGraph(largest=0)
+    for i in range(4):
+        saves = {i: 10, 100 + i: 30}
+        add(flow, f"n{i}", (f"n{i - 1}",) if i else (), owns={i: 10}, saves=saves, bytes=10)
+    kept, again = Memory(flow), Memory(flow, [(1, 2)])
+    assert kept.kept.tolist() == [0, 40, 80, 120, 160]
+    assert again.kept.tolist() == [0, 0, 0, 40 + 10, 80 + 10]  # the output of the piece stays, for node 3
+    # Node 2 goes backward: all of the piece is there again, the gradient of its output, and of its input.
+    assert again.backward[2] == 80 + 10 + 10
+    assert np.array_equal(kept.backward[3:] - again.backward[3:], [70, 70])
 
 
 @pytest.mark.parametrize("name", NETS)

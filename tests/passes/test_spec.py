@@ -221,6 +221,30 @@ def in_time_and_depth(how: str) -> Stage:
     return stage(small.give((y, state), segment=1))
 
 
+@breaks(
+    "pieces_have_two_ends",
+    in_another="again begins a piece in another",
+    no_begin="end ends no piece",
+    no_end="the last piece has no end",
+    added="r of role copy stands in a piece",
+    not_taken="r uses x, which the begin of its piece does not take",
+)
+def one_piece(how: str) -> Stage:
+    """A piece of two nodes, which takes x."""
+    small = SmallGraph()
+    x = small.input("x")
+    begin: Any = None
+    if how != "no_begin":
+        begin = small.call(ops.begin_piece, None, 0, () if how == "not_taken" else (x,), (), name="begin", role="piece")
+    if how == "in_another":
+        begin = small.call(ops.begin_piece, None, 1, (x,), (), name="again", role="piece")
+    r = small.call(torch.relu, x, name="r", role="copy" if how == "added" else "model")
+    y = small.call(torch.sin, r, name="y")
+    if how != "no_end":
+        small.call(ops.end_piece, begin, name="end", role="piece")
+    return stage(small.give(y))
+
+
 @pytest.mark.parametrize(
     ("rule", "make", "how", "message"), CASES, ids=[f"{case[0]}-{case[1].__name__}-{case[2]}" for case in CASES]
 )

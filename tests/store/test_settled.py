@@ -47,6 +47,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("segments[0].peak_backward", None, "peak_backward"),
     ("segments[0].load", float("nan"), ""),
     ("segments[0].nodes", [1], "nodes"),
+    ("segments[0].recomputed", [["zzz", "0"]], "segments[0].recomputed[0]=['zzz', '0'], which are no nodes"),
     ("segments", [], "0 segments do not fit 1 cuts"),
     ("frontend", "zzz", "there are fx, export, modules"),
     ("tied", {"0.weight": [5]}, "names a segment"),
