@@ -216,7 +216,8 @@ class ExitPlanner:
             return self._head_flops(position) < math.inf
         least = self._find(position, 0)
         cost = 0.0 if least is None else sum(flow_node(self.flow, name).forward for name in least.nodes)
-        return cost > self._most and self._head_flops(position) < cost
+        # A head learns less than the later layers: it must be cheaper than, say, a layer of logits.
+        return cost > self._most and self._head_flops(position) < 0.9 * cost
 
     def _last_holds_all(self, position: Position) -> bool:
         """Whether the last crossing tensor, which heads take, is computed from the others that the results need."""

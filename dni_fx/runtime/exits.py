@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx import ops
-from dni_fx.errors import ContextError, DniFxError, described, first_line
 from dni_fx.model import at_path
 from dni_fx.passes.boundary import origin
 from dni_fx.plans import CrossingTensor, ExitPlan
-from dni_fx.settings import Loss, loss_name
+from dni_fx.runtime.exit_loss import chunked_loss, ends_in_linear, exit_loss
+from dni_fx.settings import Loss
 from dni_fx.synthesizers import LossScale, make_head
 
 __all__ = ["Exit", "connect_exits"]
@@ -50,12 +50,14 @@ class Exit(nn.Module):
         self.copies: nn.Module | None = None
         self.structure: Structure | None = None  # of the outputs, if the graph returns a flat list
         self.loss_scale: LossScale | None = None
+        self.last = False  # whether the program leaves out the last linear layer, whose weights it returns
 
     def connect(self, net: fx.GraphModule) -> None:
         """Take the nodes of the exit from the graph of a captured or a rewritten net, and copy weights if asked to."""
         self.structure = getattr(net, "dni_calling", None)
         tensors = [tensor.node for tensor in self.tensors]
         graph = _heads_program(net, self.plan, tensors) if self.plan.heads else _program(net, self.plan, tensors)
+        self.last = self.structure is None and not self.plan.loss and ends_in_linear(graph, net, self.plan.borrowed)
         self.program = fx.GraphModule(nn.Module(), graph, "Program")
         if self.plan.heads and self.copies is None:
             self.copies = _heads(self.plan, self.tensors[-1])
@@ -149,20 +151,13 @@ class Exit(nn.Module):
 
     def _loss(self, outputs: Any, context: Any) -> Tensor:
         assert self.loss is not None
-        if context is None:
-            raise ContextError(
-                "the exits need the target of the loss: while training, call net(..., dni_context=target)"
-            )
-        try:
-            value: object = self.loss(*_for_loss(self.loss, outputs, context))
-        except Exception as error:  # the user's function may raise any error
-            raise ContextError(
-                f"loss={described(self.loss)} raises {type(error).__name__} ({first_line(error)}) on the outputs and "
-                "the dni_context of a call"
-            ) from error
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise DniFxError(f"loss={described(self.loss)} returns {described(value)}, not a scalar with gradient")
-        return value.reshape(())
+        if self.last:
+            features, *linear = outputs
+            value = chunked_loss(self.loss, features, *linear, context)
+            if value is not None:
+                return value
+            outputs = nn.functional.linear(features, *linear)
+        return exit_loss(self.loss, outputs, context)
 
     def _own(self, borrowed: Sequence[Any]) -> list[Any]:
         """The values to use, the exit's own copies among them; with weights="ema", these follow the model's weights."""
@@ -188,22 +183,6 @@ def _follow(mean: Any, now: Any) -> None:
         for one, other in zip(_tensors([mean]), _tensors([now]), strict=True):
             if one.is_floating_point():
                 one.lerp_(other, 1 - EMA)
-
-
-def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
-    """The arguments of a loss, as the losses of torch.nn.functional take them.
-
-    Outputs (N, T, K) and labels (N, T) become rows: these losses take outputs (N, K, T). Outputs (N, 1) and numbers
-    (N,) get one shape: these losses would broadcast them.
-    """
-    if not (isinstance(outputs, Tensor) and isinstance(target, Tensor) and loss_name(loss)):
-        return outputs, target
-    if target.is_floating_point() and target.squeeze().shape == outputs.squeeze().shape:
-        return outputs, target.reshape(outputs.shape)
-    of_positions = not target.is_floating_point() and outputs.dim() > 2 and target.shape == outputs.shape[:-1]
-    if not of_positions or target.shape == outputs.shape[:1] + outputs.shape[2:]:
-        return outputs, target
-    return outputs.flatten(0, -2), target.flatten()
 
 
 def connect_exits(net: fx.GraphModule) -> None:

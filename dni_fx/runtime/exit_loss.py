@@ -1,0 +1,156 @@
+"""The loss in which an exit ends, with the target of a call."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from dni_fx.errors import ContextError, DniFxError, described, first_line
+from dni_fx.model import at_path
+from dni_fx.settings import Loss, loss_name
+
+__all__ = ["chunked_loss", "ends_in_linear", "exit_loss"]
+
+MOST_LOGITS = 2**22  # that are there at once; more are computed in chunks
+
+
+def exit_loss(loss: Loss, outputs: Any, context: Any) -> Tensor:
+    """The loss of the outputs of an exit, a scalar with gradient.
+
+    Args:
+        context: The target of the call.
+
+    Raises:
+        ContextError: If there is no target, or the loss does not take it.
+        DniFxError: If the loss returns no scalar with gradient.
+    """
+    if context is None:
+        raise ContextError("the exits need the target of the loss: while training, call net(..., dni_context=target)")
+    try:
+        value: object = loss(*_for_loss(loss, outputs, context))
+    except Exception as error:  # the user's function may raise any error
+        raise ContextError(
+            f"loss={described(loss)} raises {type(error).__name__} ({first_line(error)}) on the outputs and the "
+            "dni_context of a call"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise DniFxError(f"loss={described(loss)} returns {described(value)}, not a scalar with gradient")
+    return value.reshape(())
+
+
+def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
+    """The arguments of a loss, as the losses of torch.nn.functional take them.
+
+    Outputs (N, T, K) and labels (N, T) become rows: these losses take outputs (N, K, T). Outputs (N, 1) and numbers
+    (N,) get one shape: these losses would broadcast them.
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(target, Tensor) and _takes_rows(loss)):
+        return outputs, target
+    if target.is_floating_point() and target.squeeze().shape == outputs.squeeze().shape:
+        return outputs, target.reshape(outputs.shape)
+    of_positions = not target.is_floating_point() and outputs.dim() > 2 and target.shape == outputs.shape[:-1]
+    if not of_positions or target.shape == outputs.shape[:1] + outputs.shape[2:]:
+        return outputs, target
+    return outputs.flatten(0, -2), target.flatten()
+
+
+def _takes_rows(loss: Loss) -> bool:
+    """Whether the loss is one of torch.nn.functional, or a cross entropy with options."""
+    return bool(loss_name(loss)) or _cross_entropy_options(loss) is not None
+
+
+def chunked_loss(loss: Loss, features: Tensor, weight: Tensor, bias: Tensor | None, target: Any) -> Tensor | None:
+    """The cross entropy of `linear(features, weight, bias)`, whose logits are never there at once.
+
+    Args:
+        features: Of each position, on the last axis.
+        target: A label for each position.
+
+    Returns:
+        None if the loss is no cross entropy of positions, or if the logits are few.
+    """
+    options = _cross_entropy_options(loss)
+    positions = features.numel() // features.shape[-1]
+    is_label = isinstance(target, Tensor) and not target.is_floating_point() and target.shape == features.shape[:-1]
+    if options is None or not is_label or positions * len(weight) <= MOST_LOGITS:
+        return None
+    rows = max(1, MOST_LOGITS // len(weight))
+    flat, labels = features.flatten(0, -2).to(weight.dtype), target.flatten()
+    with torch.autocast(features.device.type, enabled=False):
+        if options.get("label_smoothing") or not hasattr(F, "linear_cross_entropy"):  # new in torch 2.13
+            return _in_chunks(flat, weight, bias, labels, rows, **options)
+        chunks = nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None, acc_policy="compact")
+        value: Tensor = F.linear_cross_entropy(flat, weight, labels, linear_bias=bias, options=chunks, **options)
+    return value
+
+
+def _in_chunks(
+    features: Tensor,
+    linear: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    rows: int,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The cross entropy of so many rows at a time; the backward pass computes their logits again."""
+    options: dict[str, Any] = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+
+    def loss_of(some: Tensor, own: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(some, linear, bias), own, reduction="sum", **options)
+
+    chunks = zip(features.split(rows), labels.split(rows), strict=True)
+    losses = [checkpoint(loss_of, some, own, use_reentrant=False) for some, own in chunks]
+    total = torch.stack(losses).sum()
+    if reduction == "sum":
+        return total
+    counted = labels[labels != ignore_index]
+    return total / (counted.numel() if weight is None else weight[counted].sum())
+
+
+def _cross_entropy_options(loss: Loss) -> dict[str, Any] | None:
+    """The options of a loss that is a cross entropy; None: the loss is another function."""
+    given: Any = loss
+    if isinstance(given, nn.CrossEntropyLoss):
+        names = ("weight", "reduction", "ignore_index", "label_smoothing")
+        return {name: getattr(given, name) for name in names} if given.reduction != "none" else None
+    keywords: dict[str, Any] = {}
+    if isinstance(given, functools.partial) and not given.args:
+        given, keywords = given.func, given.keywords
+    allowed = {"weight", "reduction", "ignore_index", "label_smoothing"} >= keywords.keys()
+    return {"ignore_index": -100} | keywords if given is F.cross_entropy and allowed else None
+
+
+def ends_in_linear(graph: fx.Graph, net: nn.Module, borrowed: Sequence[str]) -> bool:
+    """Let a program return the arguments of its last linear layer, if the one output is the result of such a layer.
+
+    Args:
+        graph: Of a program; a call of a module has the module as the first argument.
+        borrowed: The paths in `net` of the placeholders with the names `borrowed_<index>`.
+    """
+    output = graph.output_node()
+    last: Any = output.args[0]
+    if not isinstance(last, fx.Node) or last.op != "call_function" or last.kwargs or len(last.users) > 1:
+        return False
+    if last.target in (F.linear, torch.ops.aten.linear.default):
+        linear: tuple[Any, ...] = (*last.args, None)[:3]
+    else:
+        module: Any = last.args[0] if last.args else None
+        if not isinstance(module, fx.Node) or not module.name.startswith("borrowed_") or len(last.args) != 2:
+            return False
+        called = at_path(net, borrowed[int(module.name.removeprefix("borrowed_"))])
+        if type(called) is not nn.Linear or called._forward_hooks or called._forward_pre_hooks:
+            return False
+        with graph.inserting_before(last):
+            weights = [graph.call_function(getattr, (module, name)) for name in ("weight", "bias")]
+        linear = (last.args[1], *weights)
+    output.args = (linear,)
+    graph.erase_node(last)
+    return True

@@ -1,0 +1,89 @@
+"""The loss of an exit, and the cross entropy of many logits in chunks."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from exit_nets import NETS, error
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dni_fx
+from dni_fx.errors import ContextError
+from dni_fx.runtime import exit_loss
+from dni_fx.runtime.exit_loss import chunked_loss
+
+LOSSES = {
+    "name": "cross_entropy",
+    "function": F.cross_entropy,
+    "partial": functools.partial(F.cross_entropy, ignore_index=2, label_smoothing=0.1),
+    "module": nn.CrossEntropyLoss(ignore_index=2, weight=torch.arange(1.0, 12.0).double()),
+    "smooth": nn.CrossEntropyLoss(ignore_index=2, weight=torch.arange(1.0, 12.0).double(), label_smoothing=0.2),
+    "sum": nn.CrossEntropyLoss(reduction="sum", label_smoothing=0.2),
+}
+
+
+class Words(nn.Module):
+    """Words to logits of the next; `tied`: the weights of the embedding again, as a function."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tied, self.embed, self.a, self.b = tied, nn.Embedding(11, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 11)
+
+    def forward(self, words: Tensor) -> Tensor:
+        h = self.embed(words)
+        h = h + torch.tanh(self.a(h))
+        h = h + torch.tanh(self.b(h))
+        return F.linear(h, self.embed.weight) if self.tied else self.head(h)
+
+
+def step(loss: Any, tied: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """The gradients of a step."""
+    monkeypatch.setattr(exit_loss, "MOST_LOGITS", most)
+    words = torch.arange(20).reshape(2, 10) % 11
+    net = dni_fx.transform(Words(tied).double(), words, loss=loss, cuts=["add"], synthesizer="exit(units=0)").train()
+    assert net.dni.exits[0].last
+    logits = net(words, dni_context=words.roll(-1, 1))
+    F.cross_entropy(logits.flatten(0, 1), words.roll(-1, 1).flatten()).backward()
+    return {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("by_torch", [True, False])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_chunks_give_the_same_gradients(loss: str, tied: bool, by_torch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before torch 2.13, and with label smoothing, torch has no chunks."""
+    if not by_torch:
+        monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    whole = step(LOSSES[loss], tied, 10**6, monkeypatch)
+    monkeypatch.setattr(exit_loss, "exit_loss", lambda *_: pytest.fail("not in chunks"))
+    assert error(step(LOSSES[loss], tied, 33, monkeypatch), whole) < 1e-10
+
+
+def test_what_has_no_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exit_loss, "MOST_LOGITS", 10)
+    features, weight, labels = torch.randn(2, 5, 3), torch.randn(7, 3), torch.zeros(2, 5, dtype=torch.long)
+    assert chunked_loss(F.cross_entropy, features, weight, None, labels) is not None
+    assert chunked_loss(lambda o, t: F.cross_entropy(o, t), features, weight, None, labels) is None
+    assert chunked_loss(F.mse_loss, features, weight, None, labels) is None
+    assert chunked_loss(F.cross_entropy, features, weight, None, torch.rand(2, 5, 7)) is None
+    assert chunked_loss(nn.CrossEntropyLoss(reduction="none"), features, weight, None, labels) is None
+    monkeypatch.setattr(exit_loss, "MOST_LOGITS", 1000)
+    assert chunked_loss(F.cross_entropy, features, weight, None, labels) is None
+
+
+def test_a_hook_on_the_last_layer_runs() -> None:
+    words = torch.arange(20).reshape(2, 10) % 11
+    model = Words(False)
+    model.head.register_forward_hook(lambda *_: None)
+    net = dni_fx.transform(model, words, loss="cross_entropy", cuts=["add"], synthesizer="exit", verify=False)
+    assert not net.dni.exits[0].last
+
+
+def test_no_target() -> None:
+    net = NETS["mlp"].net("exit")
+    with pytest.raises(ContextError, match="the exits need the target of the loss"):
+        net(*NETS["mlp"].inputs)
