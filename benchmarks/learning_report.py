@@ -33,6 +33,7 @@ METHODS = {
     "checkpointing": Method("checkpointing"),
     "exit 0": Method("exit, 0 units"),
     "exit 1": Method("exit, 1 unit", 1),
+    "exit 2": Method("exit, 2 units", 2),
     "exit 0 uncut": Method("backprop + losses of the exits, 0 units", 0, "none"),
     "exit 1 uncut": Method("backprop + losses of the exits, 1 unit", 1, "none"),
     "guided_head": Method("guided_head", needs_labels=True),

@@ -145,7 +145,10 @@ def _decided(
                 raise
             continue
         share = request.limits.share or EXIT_SHARE
-        if cost_model.share(decision.cuts) <= share:
+        planner = cost_model.exits
+        # One unit may run a second time; more must cost a backward pass alone.
+        cheap = planner is None or planner.options.units != 2 or planner.units_run_once(decision.cuts)
+        if cheap and cost_model.share(decision.cuts) <= share:
             break
     return cost_model, decision
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -192,6 +192,16 @@ class ExitPlanner:
             units=self._saved(in_units),
         )
 
+    def units_run_once(self, cuts: Sequence[Position]) -> bool:
+        """Whether the units of each exit are all in the segment above, and run once for both."""
+        for position, above in itertools.zip_longest(cuts, cuts[1:]):
+            route = self.route(position)
+            in_units = {} if route is None else self._split(position, route)[0]
+            last = max((self._order[name] for name in in_units), default=-1)
+            if route is None or not set(route.kept) <= set(in_units) or (above is not None and last > above.index):
+                return False
+        return True
+
     def _saved(self, names: Iterable[str]) -> int:
         saved: dict[int, int] = {}
         for name in names:
@@ -269,7 +279,7 @@ def exit_choices(
     if synthesizer != "auto" or in_time or (settings.loss is None and not net.dni_own_loss()):
         return [None]
     frozen = [ExitOptions(units=1, frozen_units=True)] if net.dni_runs_graph else []
-    return [ExitOptions(units=1), *frozen, ExitOptions(units=0)]
+    return [ExitOptions(units=2), ExitOptions(units=1), *frozen, ExitOptions(units=0)]
 
 
 def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None, known: Plan | None = None) -> Plan:

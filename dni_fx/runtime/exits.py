@@ -152,11 +152,11 @@ class Exit(nn.Module):
     def _loss(self, outputs: Any, context: Any) -> Tensor:
         assert self.loss is not None
         if self.last:
-            features, *linear = outputs
-            value = chunked_loss(self.loss, features, *linear, context)
+            features, weight, bias = outputs
+            value = chunked_loss(self.loss, features, weight, bias, context)
             if value is not None:
                 return value
-            outputs = nn.functional.linear(features, *linear)
+            outputs = nn.functional.linear(features, weight, bias)
         return exit_loss(self.loss, outputs, context)
 
     def _own(self, borrowed: Sequence[Any]) -> list[Any]:

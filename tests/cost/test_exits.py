@@ -172,7 +172,7 @@ def test_a_cut_on_which_the_loss_does_not_depend() -> None:
 
 def test_auto_chooses_among_exits_where_there_is_a_loss() -> None:
     net, own = NETS["mlp"].net("exit").dni_uncut(), NETS["own loss"].net("exit").dni_uncut()
-    options: list[Any] = [ExitOptions(1), ExitOptions(1, frozen_units=True), ExitOptions(0)]
+    options: list[Any] = [ExitOptions(2), ExitOptions(1), ExitOptions(1, frozen_units=True), ExitOptions(0)]
     assert exit_choices(net, "auto", Settings(loss="cross_entropy"), in_time=False) == options
     assert exit_choices(own, "auto", Settings(), in_time=False) == options
     assert exit_choices(net, "auto", Settings(), in_time=False) == [None]
