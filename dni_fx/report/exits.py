@@ -1,5 +1,7 @@
 """The exit at a cut, in words."""
 
+from collections.abc import Sequence
+
 from dni_fx.plans import ExitPlan
 from dni_fx.units import quantity
 
@@ -21,9 +23,17 @@ def exit_text(planned: ExitPlan) -> str:
     if planned.heads:
         outputs = ", ".join(output.node for output in planned.heads)
         return f"a small head of its own for {outputs}, since the later layers take more than an exit may"
-    names = list(planned.nodes)
+    units = {0: "no unit", 1: "the next unit", "all": "all units"}.get(planned.units, f"the next {planned.units} units")
+    if planned.frozen_units:
+        units = f"{units} (frozen)"
+    if planned.unit is not None:
+        units = f"{units}, which the segment above runs anyway: {_listed(planned.unit.nodes)};"
+    cost, weights = quantity(planned.flops, "FLOPs"), _WEIGHTS[planned.weights]
+    return f"{units} and the tail, {cost}, with {weights}: {_listed(planned.nodes)}"
+
+
+def _listed(nodes: Sequence[str]) -> str:
+    names = list(nodes)
     if len(names) > _SHOWN:
         names[_SHOWN - 3 : -2] = [f"... ({len(names) - _SHOWN + 1} more)"]
-    units = {0: "no unit", 1: "the next unit", "all": "all units"}.get(planned.units, f"the next {planned.units} units")
-    cost, weights = quantity(planned.flops, "FLOPs"), _WEIGHTS[planned.weights]
-    return f"{units} and the tail, {cost}, with {weights}: {', '.join(names)}"
+    return ", ".join(names)

@@ -1,8 +1,10 @@
 """An exit in words."""
 
+from dataclasses import replace
+
 import pytest
 
-from dni_fx.plans import CrossingTensor, ExitPlan
+from dni_fx.plans import CrossingTensor, ExitPlan, UnitPlan
 from dni_fx.report.exits import exit_text
 
 
@@ -34,6 +36,13 @@ def test_long_lists_are_shortened() -> None:
     assert exit_text(planned(1, "shared", 8)).endswith("n0, n1, n2, n3, n4, n5, n6, n7")
     assert exit_text(planned(1, "shared", 9)).endswith("n0, n1, n2, n3, n4, ... (2 more), n7, n8")
     assert exit_text(planned(1, "shared", 30)).endswith("n0, n1, n2, n3, n4, ... (23 more), n28, n29")
+
+
+def test_units_that_run_once() -> None:
+    tensor = CrossingTensor("s", (4, 3), "float32", 48, -1)
+    found = replace(planned(1, "shared"), unit=UnitPlan(("a", "s"), tensor, (), ()), frozen_units=True)
+    start = "the next unit (frozen), which the segment above runs anyway: a, s; and the tail, 2 kFLOPs"
+    assert exit_text(found).startswith(start)
 
 
 def test_heads() -> None:
