@@ -136,21 +136,25 @@ def _decided(
         return _decided_for_maps(module, flow, resident_bytes, request)
     for options in exits:
         cost_model = _cost_model(module, flow, resident_bytes, request, options)
-        inside = Recomputing(cost_model, request.settings.unlock == "backward") if request.recomputes else None
-        preferred = module.dni_preferred_ends()
+        inside = _recomputing(cost_model, request)
         try:
-            decision = decide(module.graph, cost_model, request.cuts, request.limits, preferred, inside)
+            ends = module.dni_preferred_ends()
+            decision = decide(module.graph, cost_model, request.cuts, request.limits, ends, inside)
         except DniFxError:
             if options is exits[-1]:
                 raise
             continue
-        share = request.limits.share or EXIT_SHARE
         planner = cost_model.exits
         # One unit may run a second time; more must cost a backward pass alone.
         cheap = planner is None or planner.options.units != 2 or planner.units_run_once(decision.cuts)
-        if cheap and cost_model.share(decision.cuts) <= share:
+        if cheap and cost_model.share(decision.cuts) <= (request.limits.share or EXIT_SHARE):
             break
     return cost_model, decision
+
+
+def _recomputing(cost_model: CostModel, request: Request) -> Recomputing | None:
+    """What the segments compute again; None: nothing."""
+    return Recomputing(cost_model, request.settings.unlock == "backward") if request.recomputes else None
 
 
 def _decided_for_maps(
@@ -166,12 +170,13 @@ def _decided_for_maps(
     strict = limits.strict if len(choices) > 1 else limits
     for choice in choices:
         cost_model = _cost_model(module, flow, resident_bytes, request, None, choice)
+        inside = _recomputing(cost_model, request)
         try:
-            decision = decide(module.graph, cost_model, cuts, strict, preferred)
+            decision = decide(module.graph, cost_model, cuts, strict, preferred, inside)
         except DniFxError:
             if choice != choices[-1]:
                 continue
-            decision = decide(module.graph, cost_model, cuts, limits, preferred)
+            decision = decide(module.graph, cost_model, cuts, limits, preferred, inside)
         if decision.verdict is None or not decision.verdict.share_binds:
             break
     if choice != choices[0]:
