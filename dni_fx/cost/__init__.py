@@ -3,7 +3,8 @@
 In: an annotated graph. Out: predictions for any cuts.
 """
 
-from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, check_exits, exit_choices, with_exits
+from dni_fx.cost.exit_choices import check_exits, exit_choices, with_exits
+from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner
 from dni_fx.cost.hooked_exits import HookedExitPlanner
 from dni_fx.cost.memory import resident
 from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
@@ -23,12 +23,11 @@ from dni_fx.partition import (
     units_above,
     with_writes,
 )
-from dni_fx.plans import CrossingTensor, Cut, ExitPlan, Plan, SegmentPlan, UnitPlan, run_twice
+from dni_fx.plans import CrossingTensor, ExitPlan, UnitPlan
 from dni_fx.runtime import DecoupledModule
-from dni_fx.settings import Settings
-from dni_fx.synthesizers import ExitOptions, Factory, exit_options, head_flops
+from dni_fx.synthesizers import ExitOptions, head_flops
 
-__all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner", "check_exits", "exit_choices", "with_exits"]
+__all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner"]
 
 EXIT_SHARE = 0.15  # of a step; where the model's tail alone takes more, an exit has small heads of its own
 
@@ -93,6 +92,11 @@ class ExitPlanner:
                 found = self._find(position, 1)
             self._routes[position] = found
         return self._routes[position]
+
+    def _forward(self, route: Route | None, nodes: Sequence[str] | None = None) -> float:
+        """The time of a forward pass of some nodes of a route, or of all."""
+        run = () if route is None else route.nodes if nodes is None else nodes
+        return sum(flow_node(self.flow, name).forward for name in run)
 
     def _find(self, position: Position, units: int | None) -> Route | None:
         return find_route(self.flow, position, self._computed, units, next_place=self._next_place)
@@ -224,8 +228,10 @@ class ExitPlanner:
             return False
         if self.options.units == 0 and self._returns_maps:
             return self._head_flops(position) < math.inf
-        least = self._find(position, 0)
-        cost = 0.0 if least is None else sum(flow_node(self.flow, name).forward for name in least.nodes)
+        cost = self._forward(self._find(position, 0))
+        next_unit = self._find(position, 1)
+        if self.options.units and next_unit is not None and self._forward(next_unit, next_unit.kept) <= 2 * self._most:
+            cost = min(cost, self._forward(next_unit) - self._forward(next_unit, next_unit.kept))  # it was asked for
         # A head learns less than the later layers: it must be cheaper than, say, a layer of logits.
         return cost > self._most and self._head_flops(position) < 0.9 * cost
 
@@ -256,53 +262,6 @@ class ExitPlanner:
         last = max([end for _, end in jumps] + joined)
         before_tail = [node for name, node in nodes.items() if self._order[name] < last]
         return "shared" if all(sums) and not any(map(_is_batch_norm, before_tail)) else "copy"
-
-
-def check_exits(*, in_time: bool) -> None:
-    """Raise a DniFxError if the cuts can have no exits."""
-    if in_time:
-        raise DniFxError("exits are for cuts in depth alone: give another synthesizer, or leave state= out")
-
-
-def exit_choices(
-    net: DecoupledModule, synthesizer: str | Factory, settings: Settings, *, in_time: bool
-) -> list[ExitOptions | None]:
-    """The exits to choose from, the best one first; None: each tensor has a synthesizer of its own.
-
-    Raises:
-        DniFxError: If the synthesizer is an exit, and the model can have none.
-    """
-    options = exit_options(synthesizer)
-    if options is not None:
-        check_exits(in_time=in_time)
-        return [options]
-    if synthesizer != "auto" or in_time or (settings.loss is None and not net.dni_own_loss()):
-        return [None]
-    frozen = [ExitOptions(units=1, frozen_units=True)] if net.dni_runs_graph else []
-    return [ExitOptions(units=2), ExitOptions(units=1), *frozen, ExitOptions(units=0)]
-
-
-def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None, known: Plan | None = None) -> Plan:
-    """A plan with the exits of its cuts; without exits, if there is no planner.
-
-    Args:
-        known: A plan with the same cuts, whose exits are taken as they are.
-
-    Raises:
-        DniFxError: If a cut can have no exit.
-    """
-    exits = {cut.after: cut.exit for cut in known.cuts if cut.exit is not None} if known is not None else {}
-    if planner is not None and not exits:
-        positions = {position.after: position for position in find_positions(flow)}
-        exits = {cut.after: planner.plan(positions[cut.after]) for cut in plan.cuts}
-    cuts = tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts)
-    return replace(plan, cuts=tuple(map(_within_segment, cuts, plan.segments[1:])))
-
-
-def _within_segment(cut: Cut, above: SegmentPlan) -> Cut:
-    """The cut, whose units run once if they are all in the segment above."""
-    unit = None if cut.exit is None else cut.exit.unit
-    return cut if unit is None or set(unit.nodes) <= set(above.nodes) else run_twice(cut)
 
 
 def _values_used(nodes: Mapping[str, fx.Node], known: Set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -6,7 +6,7 @@ In: activations, predictions, a segment. Out: the same activations, decoupled.
 from typing import Any
 
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, decouple, writable
-from dni_fx.ops.exit import exit_gradients
+from dni_fx.ops.exit import exit_gradients, gradients
 from dni_fx.ops.forward_pass import ForwardPass
 from dni_fx.ops.gradients import batch_size, clipped
 from dni_fx.ops.inject import inject
@@ -36,6 +36,7 @@ __all__ = [
     "end_piece",
     "enter",
     "exit_gradients",
+    "gradients",
     "inject",
     "learn",
     "leave",

@@ -7,10 +7,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dni_fx.errors import BackwardOrderError
+from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.ops.segment import TWICE
 
-__all__ = ["exit_gradients"]
+__all__ = ["exit_gradients", "gradients"]
+
+
+def gradients(
+    value: Tensor, inputs: Sequence[Tensor], gradient: Tensor | None = None, *, retain_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a value for some tensors, as `torch.autograd.grad` returns them.
+
+    Raises:
+        DniFxError: If the model calls a checkpoint that has no gradients for some tensors alone.
+    """
+    try:
+        return torch.autograd.grad(value, inputs, gradient, retain_graph=retain_graph, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant=True" not in str(error):
+            raise
+        raise DniFxError(
+            "an exit runs layers that call torch.utils.checkpoint with use_reentrant=True, which has no gradients for "
+            "some tensors alone: pass use_reentrant=False there, or give inside='checkpoint' in its place"
+        ) from error
 
 
 class _ExitGradients(torch.autograd.Function):

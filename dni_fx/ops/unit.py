@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, check_not_recomputed
+from dni_fx.ops.exit import gradients
 from dni_fx.ops.segment import Segment
 
 __all__ = ["begin_unit", "decouple_unit"]
@@ -106,9 +107,7 @@ def _decoupled(
         segment.post_drop(0, value)
         synthetic = torch.zeros_like(value)
     with torch.autocast(value.device.type, enabled=False):
-        found = torch.autograd.grad(
-            value, [*leaves, *trained], synthetic.to(value.dtype), retain_graph=True, allow_unused=True
-        )
+        found = gradients(value, [*leaves, *trained], synthetic.to(value.dtype), retain_graph=True)
     for leaf in leaves:
         leaf.requires_grad_(False)  # the backward pass of the segment above leaves no gradient here
     pairs = [(h, g) for h, g in zip(outputs, found, strict=False) if h.requires_grad and g is not None]

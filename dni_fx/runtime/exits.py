@@ -129,7 +129,7 @@ class Exit(nn.Module):
             leaves = [t.detach().requires_grad_() for t in tensors]
             loss = run(leaves) if self.plan.loss else self._loss(run(leaves), context)
         with torch.autocast(leaves[0].device.type, enabled=False):
-            found = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
+            found = ops.gradients(loss, [*leaves, *parameters])
         gradients = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)]
         return ops.exit_gradients(gradients, parameters, found[len(leaves) :], self._factor)
 

@@ -10,7 +10,7 @@ from exit_nets import NETS, Transformer
 from torch import Tensor, nn
 
 from dni_fx.compiler import Request, capture_and_plan
-from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, exit_choices
+from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner
 from dni_fx.cost.model import CostModel
 from dni_fx.errors import DniFxError
 from dni_fx.graph.flow import dataflow
@@ -100,6 +100,15 @@ def test_heads_where_the_later_layers_cost_too_much() -> None:
     assert planned("autoencoder", 0).target == "input_1" and planned("unet", 0).target == ""
 
 
+def test_a_unit_that_was_asked_for_may_cost_more_than_the_share() -> None:
+    """After a layer of another kind the tail is one block away, which is more than the share."""
+    layers = [nn.Linear(6, 5), nn.Linear(5, 9), nn.Linear(9, 9), nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 3)]
+    made = replace(NETS["mlp"], make=lambda: nn.Sequential(*layers), cuts=["0"])
+    plans = [made.net(f"exit(units={units})").dni.plan.cuts[0].exit for units in (0, 1)]
+    assert [bool(found.heads) for found in plans] == [True, False]
+    assert (plans[1].unit.nodes, plans[1].nodes[-1]) == (("_1",), "_5")
+
+
 class Towers(nn.Module):
     """Two towers, whose outputs a large head joins; the second is computed last."""
 
@@ -168,18 +177,6 @@ def test_a_cut_on_which_the_loss_does_not_depend() -> None:
     assert made.route(after) is None and made.is_avoided(after)
     with pytest.raises(DniFxError, match="no exit from the cut after net_v: the loss does not depend on"):
         made.plan(after)
-
-
-def test_auto_chooses_among_exits_where_there_is_a_loss() -> None:
-    net, own = NETS["mlp"].net("exit").dni_uncut(), NETS["own loss"].net("exit").dni_uncut()
-    options: list[Any] = [ExitOptions(2), ExitOptions(1), ExitOptions(1, frozen_units=True), ExitOptions(0)]
-    assert exit_choices(net, "auto", Settings(loss="cross_entropy"), in_time=False) == options
-    assert exit_choices(own, "auto", Settings(), in_time=False) == options
-    assert exit_choices(net, "auto", Settings(), in_time=False) == [None]
-    assert exit_choices(net, "linear", Settings(loss="cross_entropy"), in_time=False) == [None]
-    assert exit_choices(net, "exit(units=2)", Settings(loss="mse_loss"), in_time=False) == [ExitOptions(2)]
-    with pytest.raises(DniFxError, match="exits are for cuts in depth alone"):
-        exit_choices(net, "exit", Settings(loss="mse_loss"), in_time=True)
 
 
 def test_chosen_cuts_keep_the_share() -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from dni_fx.errors import BackwardOrderError
-from dni_fx.ops.exit import exit_gradients
+from dni_fx.errors import BackwardOrderError, DniFxError
+from dni_fx.ops.exit import exit_gradients, gradients
 
 GRADIENTS = [torch.rand(2, 3), torch.rand(4)]
 
@@ -66,3 +67,12 @@ def test_an_exit_without_parameters_gets_a_target_too() -> None:
     results, _ = made(count=0)
     assert all(result.requires_grad for result in results)
     results[0].sum().backward()
+
+
+def test_a_reentrant_checkpoint_is_named() -> None:
+    x = torch.ones(2, requires_grad=True)
+    assert torch.equal(gradients(checkpoint(torch.sin, x, use_reentrant=False).sum(), [x])[0], torch.cos(x))
+    with pytest.raises(DniFxError, match="use_reentrant=True, which has no gradients for some tensors alone"):
+        gradients(checkpoint(torch.sin, x, use_reentrant=True).sum(), [x])
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradients(torch.ones(()), [x])

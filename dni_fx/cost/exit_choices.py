@@ -1,0 +1,62 @@
+"""Which exits the cuts of a plan get."""
+
+from dataclasses import replace
+
+import networkx as nx
+
+from dni_fx.cost.exits import ExitPlanner
+from dni_fx.errors import DniFxError
+from dni_fx.partition import find_positions
+from dni_fx.plans import Cut, Plan, SegmentPlan, run_twice
+from dni_fx.runtime import DecoupledModule
+from dni_fx.settings import Settings
+from dni_fx.synthesizers import ExitOptions, Factory, exit_options
+
+__all__ = ["check_exits", "exit_choices", "with_exits"]
+
+
+def check_exits(*, in_time: bool) -> None:
+    """Raise a DniFxError if the cuts can have no exits."""
+    if in_time:
+        raise DniFxError("exits are for cuts in depth alone: give another synthesizer, or leave state= out")
+
+
+def exit_choices(
+    net: DecoupledModule, synthesizer: str | Factory, settings: Settings, *, in_time: bool
+) -> list[ExitOptions | None]:
+    """The exits to choose from, the best one first; None: each tensor has a synthesizer of its own.
+
+    Raises:
+        DniFxError: If the synthesizer is an exit, and the model can have none.
+    """
+    options = exit_options(synthesizer)
+    if options is not None:
+        check_exits(in_time=in_time)
+        return [options]
+    if synthesizer != "auto" or in_time or (settings.loss is None and not net.dni_own_loss()):
+        return [None]
+    frozen = [ExitOptions(units=1, frozen_units=True)] if net.dni_runs_graph else []
+    return [ExitOptions(units=2), ExitOptions(units=1), *frozen, ExitOptions(units=0)]
+
+
+def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None, known: Plan | None = None) -> Plan:
+    """A plan with the exits of its cuts; without exits, if there is no planner.
+
+    Args:
+        known: A plan with the same cuts, whose exits are taken as they are.
+
+    Raises:
+        DniFxError: If a cut can have no exit.
+    """
+    exits = {cut.after: cut.exit for cut in known.cuts if cut.exit is not None} if known is not None else {}
+    if planner is not None and not exits:
+        positions = {position.after: position for position in find_positions(flow)}
+        exits = {cut.after: planner.plan(positions[cut.after]) for cut in plan.cuts}
+    cuts = tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts)
+    return replace(plan, cuts=tuple(map(_within_segment, cuts, plan.segments[1:])))
+
+
+def _within_segment(cut: Cut, above: SegmentPlan) -> Cut:
+    """The cut, whose units run once if they are all in the segment above."""
+    unit = None if cut.exit is None else cut.exit.unit
+    return cut if unit is None or set(unit.nodes) <= set(above.nodes) else run_twice(cut)
