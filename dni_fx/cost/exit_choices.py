@@ -53,10 +53,17 @@ def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None,
         positions = {position.after: position for position in find_positions(flow)}
         exits = {cut.after: planner.plan(positions[cut.after]) for cut in plan.cuts}
     cuts = tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts)
-    return replace(plan, cuts=tuple(map(_within_segment, cuts, plan.segments[1:])))
+    found: list[Cut] = []
+    for cut, above, segment in reversed([*zip(cuts, [*cuts[1:], None], plan.segments[1:], strict=True)]):
+        next_cut = found[-1] if above is not None else None
+        found.append(cut if _run_once(cut, segment, next_cut) else run_twice(cut))
+    return replace(plan, cuts=tuple(reversed(found)))
 
 
-def _within_segment(cut: Cut, above: SegmentPlan) -> Cut:
-    """The cut, whose units run once if they are all in the segment above."""
+def _run_once(cut: Cut, segment: SegmentPlan, next_cut: Cut | None) -> bool:
+    """Whether the units of a cut run once: they are in the segment above, and do not end in a plain cut."""
     unit = None if cut.exit is None else cut.exit.unit
-    return cut if unit is None or set(unit.nodes) <= set(above.nodes) else run_twice(cut)
+    if unit is None or not set(unit.nodes) <= set(segment.nodes):
+        return False
+    is_plain = next_cut is not None and (next_cut.exit is None or next_cut.exit.unit is None)
+    return not (is_plain and next_cut is not None and unit.tensor in next_cut.tensors)

@@ -23,6 +23,21 @@ class UnitExit(Protocol):
     def trained_in_units(self, borrowed: Sequence[Any]) -> list[nn.Parameter]: ...
 
 
+class _Begin(torch.autograd.Function):
+    """The identity on a detached activation, at which backward passes end.
+
+    A leaf would keep the gradient that the backward pass of the segment above computes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, detached: Tensor, _anchor: Tensor) -> Tensor:
+        return detached
+
+    @staticmethod
+    def backward(ctx: Any, _gradient: Tensor) -> tuple[None, None]:
+        return None, None
+
+
 class _WithGradients(torch.autograd.Function):
     """The identity; in backward, parameters get gradients that were computed before."""
 
@@ -57,7 +72,9 @@ def begin_unit(outputs: Sequence[Tensor], exit: UnitExit) -> tuple[Tensor, ...]:
 @torch.compiler.disable(reason=ONE_BY_ONE)  # type: ignore[untyped-decorator]
 def _leaves(outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     check_not_recomputed()
-    return tuple(output.detach().requires_grad_() for output in outputs)
+    anchor = torch.zeros((), requires_grad=True)
+    apply: Any = _Begin.apply
+    return tuple(apply(output.detach(), anchor) for output in outputs)
 
 
 def decouple_unit(
@@ -108,8 +125,6 @@ def _decoupled(
         synthetic = torch.zeros_like(value)
     with torch.autocast(value.device.type, enabled=False):
         found = gradients(value, [*leaves, *trained], synthetic.to(value.dtype), retain_graph=True)
-    for leaf in leaves:
-        leaf.requires_grad_(False)  # the backward pass of the segment above leaves no gradient here
     pairs = [(h, g) for h, g in zip(outputs, found, strict=False) if h.requires_grad and g is not None]
     segment.run_backward([h for h, _ in pairs], [g for _, g in pairs])
     accumulated = segment.accumulated()

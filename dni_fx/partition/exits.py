@@ -6,6 +6,7 @@ from a tensor at a later tensor of the same shape, which the same operation comp
 whole. Every crossing tensor that the ends depend on is used, since it would get no gradient else.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -199,11 +200,15 @@ def _jumps(
     order = {name: place for place, name in enumerate(flow)}
     found: dict[str, list[str]] = {}
     kinds = [flow_node(flow, place).kind for place in places]
+    is_layer = (flow_node(flow, name).is_layer for name in flow)
+    layers = dict(zip(flow, itertools.accumulate(is_layer), strict=True))
     for i in range(begin + 1, end):
         found[places[i]] = [
             places[j]
             for j in range(begin, i)
-            if kinds[j] == kinds[i] and not any(order[places[j]] < order[join] <= order[places[i]] for join in joins)
+            if kinds[j] == kinds[i]
+            and layers[places[j]] < layers[places[i]]  # a scale, or an activation function, is not left out alone
+            and not any(order[places[j]] < order[join] <= order[places[i]] for join in joins)
         ]
     return found
 

@@ -57,6 +57,8 @@ def _units_once_and_twice(subject: Subject) -> tuple[bool, str]:
         with torch.random.fork_rng():  # small heads draw their weights
             seed(SEED)
             net = rewrite(uncut(subject.exact, subject.precise), plan, "auto", Settings(loss=loss_of_step))
+        for head in net.dni.exits.values():
+            head.to(subject.dtype)  # whatever dtype the model had when it was planned
         gradients.append(without_dni(step(net, subject.precise, {"dni_context": torch.zeros(())}).gradients))
     passed, figure = close(*gradients)
     return passed, figure if passed else f"where units run once, {figure}"

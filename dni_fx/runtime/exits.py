@@ -45,12 +45,22 @@ class Exit(nn.Module):
 
     def __init__(self, plan: ExitPlan, tensors: Sequence[CrossingTensor], loss: Loss | None) -> None:
         super().__init__()
-        self.plan, self.tensors, self.loss = plan, tuple(tensors), loss
+        self.plan, self.tensors = plan, tuple(tensors)
+        self.loss = loss
         self.program: fx.GraphModule | None = None
         self.copies: nn.Module | None = None
         self.structure: Structure | None = None  # of the outputs, if the graph returns a flat list
         self.loss_scale: LossScale | None = None
         self.last = False  # whether the program leaves out the last linear layer, whose weights it returns
+
+    @property
+    def loss(self) -> Loss | None:
+        """The loss of the outputs; None: the model returns its own."""
+        return self._given_loss[0]
+
+    @loss.setter
+    def loss(self, loss: Loss | None) -> None:
+        self._given_loss = (loss,)  # in a tuple: a loss may be a module, which is no part of the net
 
     def connect(self, net: fx.GraphModule) -> None:
         """Take the nodes of the exit from the graph of a captured or a rewritten net, and copy weights if asked to."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from dni_fx.model import at_path
-from dni_fx.plans import Plan, crossing_name, run_twice, time_name
+from dni_fx.plans import Plan, crossing_name, time_name
 from dni_fx.runtime.dni import Dni
 
 __all__ = ["SegmentParameters", "hold_parameters", "owned_parameters"]
@@ -37,8 +37,9 @@ def hold_parameters(net: fx.GraphModule, dni: Dni) -> None:
 def _trained_by_exits(net: fx.GraphModule, dni: Dni) -> set[nn.Parameter]:
     """The parameters of the model that exits train, whose targets come at other times."""
     found: set[nn.Parameter] = set()
-    exits = [cut.exit for cut in map(run_twice, dni.plan.cuts) if cut.exit is not None]
-    for path in {path for planned in exits for path in planned.borrowed}:
+    exits = [cut.exit for cut in dni.plan.cuts if cut.exit is not None]
+    # Units that run once get all their gradients in the backward pass of their segment.
+    for path in {path for planned in exits for path in planned.borrowed if path not in planned.copied}:
         value = at_path(net, path)
         found |= set(value.parameters()) if isinstance(value, nn.Module) else {value}
     return found
