@@ -32,7 +32,7 @@ def take_loss_of_step(net: DecoupledModule) -> None:
         net.dni.likely_loss = None  # the target that a proof makes up fits no other loss
     for module in net.dni.modules():
         if isinstance(module, Exit) and not module.plan.loss:
-            module.loss = loss_of_step
+            module.end_in(loss_of_step)
 
 
 def exits_of_all_units(subject: Subject) -> tuple[bool, str]:

@@ -46,7 +46,7 @@ class Exit(nn.Module):
     def __init__(self, plan: ExitPlan, tensors: Sequence[CrossingTensor], loss: Loss | None) -> None:
         super().__init__()
         self.plan, self.tensors = plan, tuple(tensors)
-        self.loss = loss
+        self.end_in(loss)
         self.program: fx.GraphModule | None = None
         self.copies: nn.Module | None = None
         self.structure: Structure | None = None  # of the outputs, if the graph returns a flat list
@@ -58,8 +58,8 @@ class Exit(nn.Module):
         """The loss of the outputs; None: the model returns its own."""
         return self._given_loss[0]
 
-    @loss.setter
-    def loss(self, loss: Loss | None) -> None:
+    def end_in(self, loss: Loss | None) -> None:
+        """Set the loss of the outputs."""
         self._given_loss = (loss,)  # in a tuple: a loss may be a module, which is no part of the net
 
     def connect(self, net: fx.GraphModule) -> None:

@@ -334,3 +334,14 @@ def test_a_write_whose_result_is_used_changes_nothing() -> None:
     change(flow, "s0", storages=frozenset({100}), mutates=frozenset({100}))
     found = with_writes(flow)
     assert set(found.edges) == set(flow.edges) and flow_node(found, "s0") == flow_node(flow, "s0")
+
+
+def test_a_scale_alone_is_not_left_out() -> None:
+    """Between two values of one kind without a layer nothing is gained, and the scale would be lost."""
+    flow: Flow = nx.DiGraph()
+    layer(flow, "x")
+    layer(flow, "scaled", "x", kind="mul", is_layer=False)
+    layer(flow, "again", "scaled", kind="mul", is_layer=False)
+    layer(flow, "head", "again", width=3)
+    assert route(flow, "scaled") == Route(("again", "head"), {}, 0)
+    assert find_route(flow, after(flow, "x"), ("head",), 0) == Route(("scaled", "again", "head"), {}, 0)

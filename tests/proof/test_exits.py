@@ -1,11 +1,12 @@
 """The checks of a net with exits pass, name what the exits train, and fail where an exit is broken."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from exit_nets import NETS
-from torch import fx
+from torch import fx, nn
 
 import dni_fx
 from dni_fx.proof.exits import loss_of_step
@@ -45,6 +46,22 @@ def test_check_passes(name: str, synthesizer: str, unlock: str, trained: str) ->
     assert trained in found[LINE][1]
     assert all(torch.equal(value, before[n]) for n, value in net.state_dict().items())  # the net stays as it was
     assert all(exit.loss is not loss_of_step for exit in net.dni.exits.values())
+
+
+def test_a_loss_that_is_a_module() -> None:
+    case = NETS["mlp"]
+    net = case.net(loss=nn.CrossEntropyLoss(weight=torch.ones(3).double()))
+    assert not failed(checks(net, case.inputs))
+    assert not any("loss" in name for name in net.state_dict())
+
+
+def test_a_plain_cut_at_the_end_of_the_units_of_another() -> None:
+    """The upper exit has units that write to the tensor at the cut, and run twice."""
+    layers = [nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 6), nn.Linear(6, 3)]
+    case = replace(NETS["mlp"], make=lambda: nn.Sequential(*layers).double(), cuts=["0", "1"])
+    net = case.net("exit(weights='shared')")
+    assert all(cut.exit.unit is None for cut in net.dni.plan.cuts)
+    assert not failed(checks(net, case.inputs))
 
 
 def test_no_line_without_exits() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dni_fx
+from dni_fx.errors import DniFxError
 
 MLP = NETS["mlp"]
 FLOAT = replace(MLP, make=plain_mlp, inputs=tuple(t.float() for t in MLP.inputs))
@@ -32,6 +33,19 @@ def test_accumulation_gives_the_gradients_of_the_full_batch(unlock: str, weights
     assert error(gradients(net), gradients(full)) < 1e-12
     assert error(own_gradients(net), own_gradients(full)) < 1e-12
     assert len(own_gradients(net)) == (8 if weights == "copy" else 0)
+
+
+def test_accumulation_is_noticed_where_units_run_once() -> None:
+    """The layers between two cuts are units of the lower exit."""
+    net = MLP.net("exit")
+    assert all(cut.exit.unit is not None for cut in net.dni.plan.cuts)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(DniFxError, match="the gradients of an earlier batch were still there"):
+        for _ in range(3):
+            for _ in range(4):
+                (MLP.value(net(*MLP.inputs, **MLP.context)) / 4).backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def own_gradients(net: nn.Module) -> dict[str, Tensor]:
