@@ -54,9 +54,8 @@ def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None,
         exits = {cut.after: planner.plan(positions[cut.after]) for cut in plan.cuts}
     cuts = tuple(replace(cut, exit=exits.get(cut.after)) for cut in plan.cuts)
     found: list[Cut] = []
-    for cut, above, segment in reversed([*zip(cuts, [*cuts[1:], None], plan.segments[1:], strict=True)]):
-        next_cut = found[-1] if above is not None else None
-        found.append(cut if _run_once(cut, segment, next_cut) else run_twice(cut))
+    for cut, segment in zip(reversed(cuts), reversed(plan.segments), strict=False):  # from above
+        found.append(cut if _run_once(cut, segment, found[-1] if found else None) else run_twice(cut))
     return replace(plan, cuts=tuple(reversed(found)))
 
 
