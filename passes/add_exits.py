@@ -7,7 +7,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx.graph import NodeRecord, record_of, set_record
-from dni_fx.passes.boundary import end_of_segment
+from dni_fx.passes.boundary import borrowed_name, end_of_segment
 from dni_fx.plans import Cut, ExitPlan, exit_name
 
 __all__ = ["AddExits"]
@@ -50,7 +50,7 @@ def _call_exit(graph: Graph, cut: int, planned: ExitPlan, tensors: Sequence[str]
 
     detached = [add("call_method", "detach", (by_name[name],), f"{name}_detached", "detach") for name in tensors]
     paths = [path for path in planned.borrowed if path not in planned.copied or planned.weights == "ema"]
-    borrowed = [add("get_attr", path, (), f"borrowed_{path.replace('.', '_')}") for path in paths]
+    borrowed = [add("get_attr", path, (), borrowed_name(path)) for path in paths]
     inputs = [by_name[name] for name in planned.inputs]
     target = [context, *([by_name[planned.target]] if planned.target else [])] if context is not None else []
     args = (tuple(detached), tuple(inputs), tuple(borrowed), *target)

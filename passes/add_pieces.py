@@ -7,6 +7,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx import ops
 from dni_fx.graph import NodeRecord, record_of, set_record
+from dni_fx.passes.boundary import borrowed_name
 
 __all__ = ["AddPieces"]
 
@@ -70,16 +71,12 @@ def _bracket(graph: Graph, index: int, piece: Sequence[Node]) -> None:
     with graph.inserting_before(piece[0]):
         # In this order a trace of the code makes the nodes again: parameters are read before the call, and modules are
         # found in its arguments.
-        tensors = [graph.create_node("get_attr", path, name=_borrowed(path)) for path in read]
+        tensors = [graph.create_node("get_attr", path, name=borrowed_name(path)) for path in read]
         pieces = graph.get_attr("dni.pieces")
-        modules = [graph.create_node("get_attr", path, name=_borrowed(path)) for path in called]
+        modules = [graph.create_node("get_attr", path, name=borrowed_name(path)) for path in called]
         begin = graph.call_function(ops.begin_piece, (pieces, index, tuple(inputs), (*tensors, *modules)))
     added += [*tensors, pieces, *modules, begin]
     with graph.inserting_after(piece[-1]):
         added.append(graph.call_function(ops.end_piece, (begin,)))
     for node in added:
         set_record(node, NodeRecord(role="piece", segment=record_of(piece[0]).segment))
-
-
-def _borrowed(path: str) -> str:
-    return f"borrowed_{path.replace('.', '_')}"

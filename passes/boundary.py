@@ -11,6 +11,7 @@ from dni_fx.graph import record_of
 
 __all__ = [
     "BOUNDARIES",
+    "borrowed_name",
     "end_of_segment",
     "next_name",
     "origin",
@@ -86,6 +87,11 @@ def value_at(value: Node, place: Node) -> Node:
     """A captured value as a node after `place` has to use the value: after all boundaries up to this place."""
     nodes: list[Node] = list(value.graph.nodes)
     return [node for node in nodes[: nodes.index(place) + 1] if origin(node) is value][-1]
+
+
+def borrowed_name(path: str) -> str:
+    """The name of a node that reads a submodule, parameter or buffer of the model for an exit or a piece."""
+    return f"borrowed_{path.replace('.', '_')}"
 
 
 def next_name(value: Node) -> str:

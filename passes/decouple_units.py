@@ -8,7 +8,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from dni_fx import ops
 from dni_fx.graph import NodeRecord, record_of, set_record
-from dni_fx.passes.boundary import end_of_segment, next_name, rewire, synthesizers_by_cut, value_at
+from dni_fx.passes.boundary import borrowed_name, end_of_segment, next_name, rewire, synthesizers_by_cut, value_at
 from dni_fx.plans import Cut, UnitPlan, exit_name
 
 __all__ = ["DecoupleUnits"]
@@ -63,7 +63,7 @@ def _decouple(graph: Graph, cut: int, unit: UnitPlan, names: Sequence[str], pred
         rewire(output, leaf, cut)
     last = prediction
     segment, exit = add("get_attr", f"dni.segment{cut}", ()), add("get_attr", f"dni.{exit_name(cut)}", ())
-    borrowed = tuple(add("get_attr", path, (), f"borrowed_{path.replace('.', '_')}") for path in unit.borrowed)
+    borrowed = tuple(add("get_attr", path, (), borrowed_name(path)) for path in unit.borrowed)
     value = by_name[unit.tensor.node]
     decoupled = add("call_function", ops.decouple_unit, (outputs, leaves, value, prediction, segment, exit, borrowed))
     rewire(value, add("call_function", operator.getitem, (decoupled, 0), next_name(value)), cut)

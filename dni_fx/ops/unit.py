@@ -118,7 +118,6 @@ def _decoupled(
     segment: Segment,
     trained: Sequence[nn.Parameter],
 ) -> Tensor:
-    segment.next_mix()  # counts the step; with a warm-up, no unit runs once
     synthetic = segment.keep_finite(prediction.detach())
     if synthetic is None:
         segment.post_drop(0, value)
@@ -130,10 +129,9 @@ def _decoupled(
     accumulated = segment.accumulated()
     if pairs:
         segment.begin_to_wait(accumulated)
-    following = boundary(value, prediction, segment, accumulated, segment.layout(0))
     apply: Any = _WithGradients.apply
-    result: Tensor = apply(following, found[len(leaves) :], *trained) if trained else following
-    return result
+    attached: Tensor = apply(value, found[len(leaves) :], *trained) if trained else value
+    return boundary(attached, prediction, segment, accumulated, segment.layout(0))
 
 
 torch.fx.node.has_side_effect(begin_unit)

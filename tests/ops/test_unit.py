@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx import ops
+from dni_fx.errors import BackwardOrderError
 from dni_fx.settings import Training
 
 
@@ -61,3 +62,14 @@ def test_a_prediction_that_is_not_finite_is_dropped() -> None:
     (leaf,) = ops.begin_unit((h,), Trains())
     ops.decouple_unit((h,), (leaf,), 2 * leaf, torch.full((2, 3), torch.nan), segment, Trains(), [])
     assert int(segment.skipped) == 1 and not layer.weight.grad.any() and segment.diverged == 0
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    """Through the same forward pass, as at a cut without units."""
+    layer, unit = nn.Linear(3, 3), nn.Linear(3, 3)
+    h = layer(torch.randn(2, 3))
+    (leaf,) = ops.begin_unit((h,), Trains())
+    (following,) = ops.decouple_unit((h,), (leaf,), unit(leaf), torch.zeros(2, 3), ops.Segment(), Trains(), [unit])
+    following.sum().backward(retain_graph=True)
+    with pytest.raises(BackwardOrderError, match="two backward passes through one forward pass"):
+        following.sum().backward()
