@@ -8,11 +8,12 @@ from torch import nn
 
 from dni_fx.arguments import check_arguments
 from dni_fx.capture import StateOption
-from dni_fx.compiler import Request, capture_and_plan, rewrite
+from dni_fx.compiler import rewrite
 from dni_fx.cuts import Cuts, Limits
 from dni_fx.errors import DniFxError, described
 from dni_fx.model import Inputs, probe, to_inputs
 from dni_fx.partition import checked_objective
+from dni_fx.planning import Request, capture_and_plan
 from dni_fx.plans import Plan
 from dni_fx.runtime import (
     NOT_COMPILED,

@@ -1,44 +1,17 @@
-"""The compiler: capture a model and plan its cuts, rewrite the model by the plan, and restore the plain model."""
+"""The compiler: rewrite a captured model by a plan, and restore the plain model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import networkx as nx
 import torch
 from torch import nn
 
-from dni_fx.arguments import check_arguments
-from dni_fx.capture import (
-    StateOption,
-    capture,
-    find_order,
-    find_state,
-    plan_time_cuts,
-    warn_of_rows,
-    warn_of_time_first_inputs,
-)
-from dni_fx.cost import (
-    EXIT_SHARE,
-    OPTIMIZER_STATES,
-    CostModel,
-    ExitPlanner,
-    HookedExitPlanner,
-    check_exits,
-    exit_choices,
-    map_choices,
-    node_times,
-    resident,
-    synthesizer_prices,
-    with_exits,
-    without_rows,
-)
-from dni_fx.cuts import Cuts, Decision, Limits, Recomputing, decide, fingerprint, make_plan
-from dni_fx.errors import DniFxError, NoLegalCutError
-from dni_fx.graph import dataflow, record_of, returned_nodes
-from dni_fx.model import Inputs, describe
+from dni_fx.cost import check_exits, with_exits
+from dni_fx.errors import DniFxError
+from dni_fx.graph import dataflow
 from dni_fx.passes.apply import run
 from dni_fx.passes.pipeline import passes_of
-from dni_fx.plans import Plan, Rewrite, StateTensor, crossings, run_twice
+from dni_fx.planning import exit_planner, has_labels_for_positions
+from dni_fx.plans import Plan, Rewrite, crossings, run_twice
 from dni_fx.runtime import (
     DecoupledModule,
     SegmentOptimizer,
@@ -48,222 +21,10 @@ from dni_fx.runtime import (
     plain,
     prepare_training,
 )
-from dni_fx.settings import DEFAULTS, Settings, check_loss, with_defaults
-from dni_fx.synthesizers import FOR_MAPS, ExitOptions, Factory, exit_names, exit_options, factories, paths_of
+from dni_fx.settings import DEFAULTS, Settings, with_defaults
+from dni_fx.synthesizers import Factory, exit_names, exit_options, factories, paths_of
 
-__all__ = ["Request", "capture_and_plan", "restore", "rewrite"]
-
-_WITH_A_LOSS = "with loss= the synthesizers would be exits through the model's own later layers, which train better"
-
-
-@dataclass(frozen=True)
-class Request:
-    """How to capture a model and where to cut it. The attributes are arguments of `dni_fx.transform`."""
-
-    cuts: Cuts = "auto"
-    synthesizer: str | Factory = "auto"
-    settings: Settings = field(default_factory=Settings)
-    limits: Limits = field(default_factory=Limits)
-    profile: bool = False
-    frontend: str = "auto"
-    verify: bool = True
-    state: StateOption | None = None
-    inside: str = "keep"
-
-    def __post_init__(self) -> None:
-        check_arguments(vars(self))
-
-    @property
-    def recomputes(self) -> bool:
-        """Whether segments may compute their activations again."""
-        return self.inside == "checkpoint"
-
-
-def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tuple[DecoupledModule, Plan]:
-    """Capture and annotate a model, and plan its cuts."""
-    _check_trainable(model)
-    check_loss(request.settings, next((p.device for p in model.parameters()), "cpu"))
-    cuts, frontend = request.cuts, request.frontend
-    if isinstance(cuts, Plan) and frontend == "auto":
-        frontend = cuts.frontend  # the plan names nodes of this front end's graph
-    in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
-    captured = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
-    module = captured.module
-    _check_inside(module, request, in_depth=in_depth)
-    tensors = _state_tensors(model, module, example, request)
-    exits = exit_choices(module, request.synthesizer, request.settings, in_time=bool(tensors)) if in_depth else [None]
-    if request.settings.size and exits[-1] is None:  # each synthesizer pairs its tensor with labels
-        warn_of_time_first_inputs(module)
-        if in_depth:
-            find_order(module, example)
-    states = {tensor.output for tensor in tensors} if module.dni_runs_graph else set()
-    flow = dataflow(module.graph, node_times(module, example) if request.profile else None, states)
-    resident_bytes = resident(model, example, OPTIMIZER_STATES)
-    if in_depth:
-        cost_model, decision = _decided(module, flow, resident_bytes, request, exits)
-    else:
-        cost_model, decision = _cost_model(module, flow, resident_bytes, request, None), _no_cuts_in_depth(request)
-    plan = make_plan(
-        type(model).__name__,
-        module.graph,
-        cost_model,
-        decision,
-        describe(example),
-        example.source,
-        captured.frontend,
-        captured.tried,
-    )
-    by_default = request.synthesizer == "auto" and isinstance(cuts, str | int) and not tensors
-    if by_default and plan.cuts and cost_model.exits is None and request.settings.loss is None:
-        plan = replace(plan, why=f"{plan.why}; {_WITH_A_LOSS}")
-    warn_of_rows(module, [tensor.node for cut in plan.cuts for tensor in cut.tensors])
-    if tensors and plan.cuts and not module.dni_runs_graph:
-        raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
-    known = cuts if isinstance(cuts, Plan) and request.synthesizer == "auto" else None
-    plan = with_exits(plan, flow, cost_model.exits, known)
-    return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
-
-
-def _decided(
-    module: DecoupledModule,
-    flow: "nx.DiGraph[str]",
-    resident_bytes: int,
-    request: Request,
-    exits: Sequence[ExitOptions | None],
-) -> tuple[CostModel, Decision]:
-    """The cuts, with the first exits that keep the share of a step; else with the last."""
-    if exits[-1] is None:
-        return _decided_for_maps(module, flow, resident_bytes, request)
-    for options in exits:
-        cost_model = _cost_model(module, flow, resident_bytes, request, options)
-        inside = _recomputing(cost_model, request)
-        try:
-            ends = module.dni_preferred_ends()
-            decision = decide(module.graph, cost_model, request.cuts, request.limits, ends, inside)
-        except DniFxError:
-            if options is exits[-1]:
-                raise
-            continue
-        planner = cost_model.exits
-        # One unit may run a second time; more must cost a backward pass alone.
-        cheap = planner is None or planner.options.units != 2 or planner.units_run_once(decision.cuts)
-        if cheap and cost_model.share(decision.cuts) <= (request.limits.share or EXIT_SHARE):
-            break
-    return cost_model, decision
-
-
-def _recomputing(cost_model: CostModel, request: Request) -> Recomputing | None:
-    """What the segments compute again; None: nothing."""
-    return Recomputing(cost_model, request.settings.unlock == "backward") if request.recomputes else None
-
-
-def _decided_for_maps(
-    module: DecoupledModule, flow: "nx.DiGraph[str]", resident_bytes: int, request: Request
-) -> tuple[CostModel, Decision]:
-    """The cuts, with the first synthesizer of maps whose best cuts keep the share of a step; else with the last."""
-    cuts, limits, preferred = request.cuts, request.limits, module.dni_preferred_ends()
-    choices = map_choices(module.graph, request.synthesizer, request.settings)
-    if isinstance(cuts, Plan):
-        choices = [cuts.for_maps]
-    elif not (isinstance(cuts, int) or cuts == "auto"):  # the share limits chosen cuts alone
-        choices = choices[:1]
-    strict = limits.strict if len(choices) > 1 else limits
-    for choice in choices:
-        cost_model = _cost_model(module, flow, resident_bytes, request, None, choice)
-        inside = _recomputing(cost_model, request)
-        try:
-            decision = decide(module.graph, cost_model, cuts, strict, preferred, inside)
-        except DniFxError:
-            if choice != choices[-1]:
-                continue
-            decision = decide(module.graph, cost_model, cuts, limits, preferred, inside)
-        if decision.verdict is None or not decision.verdict.share_binds:
-            break
-    if choice != choices[0]:
-        what = "fit into no budget" if strict.share is None else f"take more than {100 * strict.share:.2g} % of a step"
-        decision = decision._replace(why=f"{decision.why}; maps get {choice}, since dearer synthesizers {what}")
-    return cost_model, decision._replace(for_maps=choice)
-
-
-def _check_trainable(model: nn.Module) -> None:
-    """Raise a NoLegalCutError if the model has no parameter to train."""
-    name = type(model).__name__
-    if not any(True for _ in model.parameters()):
-        raise NoLegalCutError(f"{name} has no parameters: there is nothing to train, and no place for a cut")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise NoLegalCutError(
-            f"no parameter of {name} requires grad: there is nothing to train; call requires_grad_(True) on the layers "
-            "that are to train"
-        )
-
-
-def _check_inside(module: DecoupledModule, request: Request, *, in_depth: bool) -> None:
-    """Raise a DniFxError if no segment can compute its activations again."""
-    if request.recomputes and not in_depth:
-        raise DniFxError("inside='checkpoint' is for segments between cuts in depth: give cuts=")
-    if request.recomputes and not module.dni_runs_graph:
-        raise DniFxError(
-            "inside='checkpoint' needs a graph, by the front end fx or export: leave inside out, or checkpoint modules "
-            "in the model's own code"
-        )
-
-
-def _exit_planner(
-    module: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, settings: Settings
-) -> ExitPlanner:
-    planner = ExitPlanner if module.dni_runs_graph else HookedExitPlanner
-    return planner(module, flow, options, has_loss=settings.loss is not None)
-
-
-def _cost_model(
-    module: DecoupledModule,
-    flow: "nx.DiGraph[str]",
-    resident_bytes: int,
-    request: Request,
-    options: ExitOptions | None,
-    for_maps: str = FOR_MAPS[0],
-) -> CostModel:
-    settings, unit = request.settings, "s" if request.profile else "FLOPs"
-    if options is not None:
-        exits = _exit_planner(module, flow, options, settings)
-        return CostModel(flow, {}, resident_bytes, exits=exits, unit=unit)
-    dense = _has_labels_for_positions(module, settings)
-    prices, refused = synthesizer_prices(
-        module.graph, request.synthesizer, settings, measure=request.profile, dense=dense, for_maps=for_maps
-    )
-    avoided = without_rows(module.graph, settings)
-    return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, unit=unit)
-
-
-def _has_labels_for_positions(module: DecoupledModule, settings: Settings) -> bool:
-    """Whether an output is a map of values that the loss compares with labels: (N, classes, ...)."""
-    if settings.loss is None:
-        return False
-    shapes = [record_of(node).shape or () for node in returned_nodes(module.graph)]
-    return any(len(shape) > 2 and settings.size in (1, shape[1], shape[-1]) for shape in shapes)
-
-
-def _no_cuts_in_depth(request: Request) -> Decision:
-    """The decision for a model that is cut in time alone."""
-    if request.limits != Limits():
-        raise DniFxError("objective, memory budget and synthesizer share are for cuts in depth: give cuts=")
-    if isinstance(request.cuts, Plan):
-        return Decision((), request.cuts.why)
-    return Decision((), "in time alone; give cuts= for cuts in depth, too")
-
-
-def _state_tensors(
-    model: nn.Module, module: DecoupledModule, example: Inputs, request: Request
-) -> tuple[StateTensor, ...]:
-    """The tensors to cut off in time, by the argument `state` or else by the plan in `cuts`."""
-    if request.state is not None and request.state is not False:
-        return find_state(model, module, example, request.state)
-    plan = request.cuts
-    if not isinstance(plan, Plan) or not plan.states:
-        return ()
-    if fingerprint(module.graph) != plan.fingerprint:
-        raise DniFxError("the plan was made for another graph; make a new one: dni-fx plan TARGET")
-    return tuple(tensor for state in plan.states for tensor in state.tensors)
+__all__ = ["restore", "rewrite"]
 
 
 def rewrite(
@@ -279,13 +40,13 @@ def rewrite(
     if options is not None:
         check_exits(in_time=bool(plan.states))
         flow = dataflow(module.graph)
-        plan = with_exits(plan, flow, _exit_planner(module, flow, options, settings))
+        plan = with_exits(plan, flow, exit_planner(module, flow, options, settings))
     elif synthesizer != "auto":
         plan = replace(plan, cuts=tuple(replace(cut, exit=None) for cut in plan.cuts))
     if settings.unlock != "backward" or settings.training.warmup or isinstance(settings.mix, tuple):
         plan = replace(plan, cuts=tuple(map(run_twice, plan.cuts)))  # true gradients go through the cut
     chosen = {name: synthesizer for name, _ in crossings(plan)} | exit_names(plan)
-    dense = _has_labels_for_positions(module, settings)
+    dense = has_labels_for_positions(module, settings)
     names, makers = factories(plan, chosen, settings.loss, dense=dense)
     named = isinstance(synthesizer, str)
     paths = paths_of(synthesizer, names.values())

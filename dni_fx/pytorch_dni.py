@@ -11,10 +11,11 @@ from torch.autograd import Variable
 from dni_fx import ops
 from dni_fx.api import example_inputs_of
 from dni_fx.arguments import check_arguments
-from dni_fx.compiler import Request, capture_and_plan, rewrite
+from dni_fx.compiler import rewrite
 from dni_fx.errors import DniFxError, described
 from dni_fx.graph import default_axis
 from dni_fx.model import tensors_in
+from dni_fx.planning import Request, capture_and_plan
 from dni_fx.plans import Plan
 from dni_fx.runtime import Crossing, DecoupledModule
 from dni_fx.settings import Settings, with_defaults

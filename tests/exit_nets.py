@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dni_fx
-from dni_fx.compiler import Request, capture_and_plan, rewrite
+from dni_fx.compiler import rewrite
 from dni_fx.model.inputs import to_inputs
+from dni_fx.planning import Request, capture_and_plan
 from dni_fx.plans import Plan
 from dni_fx.runtime.module import DecoupledModule
 from dni_fx.settings import Settings, loss_function
@@ -94,9 +95,9 @@ class UNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down1, self.down2 = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3, 2, 1)
-        self.middle = nn.Conv2d(4, 4, 3, padding=1)
-        self.up2, self.up1 = nn.Conv2d(8, 3, 3, padding=1), nn.Conv2d(6, 2, 3, padding=1)
+        self.down1, self.down2 = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 8, 3, 2, 1)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.up2, self.up1 = nn.Conv2d(16, 6, 3, padding=1), nn.Conv2d(12, 2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         a = torch.relu(self.down1(x))

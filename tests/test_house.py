@@ -31,6 +31,7 @@ ORDER = [
     "cuts",
     "report",
     "store",
+    "planning",
     "compiler",
     "api",
     "proof",

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dni_fx.bench import Options, Row
-    from dni_fx.compiler import Request
     from dni_fx.model import Inputs
+    from dni_fx.planning import Request
     from dni_fx.plans import Plan
     from dni_fx.runtime import DecoupledModule
 
@@ -286,7 +286,7 @@ def _capture(
     target: str, specs: list[str] | None, request: "Request", show: ShowStage
 ) -> "tuple[DecoupledModule, Plan, Inputs]":
     """Load and capture the target, and decide where to cut it."""
-    from dni_fx.compiler import capture_and_plan
+    from dni_fx.planning import capture_and_plan
 
     model, example = _load_target(target, specs, show)
     with contextlib.redirect_stdout(sys.stderr):

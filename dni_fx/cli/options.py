@@ -14,7 +14,7 @@ import typer
 from dni_fx.cli.parsing import parse_cuts, parse_mix, parse_state
 
 if TYPE_CHECKING:
-    from dni_fx.compiler import Request
+    from dni_fx.planning import Request
     from dni_fx.settings import Settings
 
 __all__ = [
@@ -155,7 +155,7 @@ class PlanOptions:
         """
         from dni_fx.api import limits_of
         from dni_fx.capture import check_frontend
-        from dni_fx.compiler import Request
+        from dni_fx.planning import Request
         from dni_fx.settings import loss_function
         from dni_fx.synthesizers import resolve
 

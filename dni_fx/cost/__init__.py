@@ -4,7 +4,7 @@ In: an annotated graph. Out: predictions for any cuts.
 """
 
 from dni_fx.cost.exit_choices import check_exits, exit_choices, with_exits
-from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner
+from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, most_for_units
 from dni_fx.cost.hooked_exits import HookedExitPlanner
 from dni_fx.cost.memory import resident
 from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
@@ -24,6 +24,7 @@ __all__ = [
     "check_exits",
     "exit_choices",
     "map_choices",
+    "most_for_units",
     "node_times",
     "resident",
     "synthesizer_prices",

@@ -27,9 +27,10 @@ from dni_fx.plans import CrossingTensor, ExitPlan, UnitPlan
 from dni_fx.runtime import DecoupledModule
 from dni_fx.synthesizers import ExitOptions, head_flops
 
-__all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner"]
+__all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner", "most_for_units"]
 
 EXIT_SHARE = 0.15  # of a step; where the model's tail alone takes more, an exit has small heads of its own
+_EXIT_SHARE_OF_MANY = 0.20  # from four segments on
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class ExitCost:
     trained: int  # bytes of the gradients of the parameters that it trains
     saved: int  # bytes that autograd keeps while it runs
     units: int = 0  # bytes that autograd keeps for units that run once, while the segment below runs backward
+    has_heads: bool = False  # in the place of later layers
+
+
+def most_for_units(segments: int) -> float:
+    """What exits with units may take, beside the tails, which every exit needs, as a share of backprop's step."""
+    return EXIT_SHARE if segments < 4 else _EXIT_SHARE_OF_MANY
 
 
 class ExitPlanner:
@@ -175,7 +182,7 @@ class ExitPlanner:
         route = self.route(position)
         if self._needs_heads(position):
             flops = self._head_flops(position)
-            return ExitCost(3 * flops, 0, 0, 0)
+            return ExitCost(3 * flops, 0, 0, 0, has_heads=True)
         if route is None:
             return ExitCost(0.0, 0, 0, 0)
         in_units, nodes = self._split(position, route)
@@ -244,7 +251,8 @@ class ExitPlanner:
         return tuple(crossing_tensor(self.by_name[end]) for end in self.ends)
 
     def _head_flops(self, position: Position) -> float:
-        return head_flops(crossing_tensor(self.by_name[position.crossing[-1]]), self._heads(position))
+        crossing = [crossing_tensor(self.by_name[name]) for name in position.crossing]
+        return head_flops(crossing, self._heads(position))
 
     def _weights(self, nodes: Mapping[str, fx.Node], bypassed: Mapping[str, str]) -> str:
         """Whose weights an exit uses.

@@ -159,6 +159,11 @@ class CostModel:
         step = self.predict([]).step
         return sum(self.cut(position).time for position in cuts) / step if step else 0.0
 
+    def share_of_layers(self, cuts: Sequence[Position]) -> float:
+        """The same, of the exits that run later layers alone, and no heads."""
+        with_layers = [cut for cut in cuts if self.exits is not None and not self.exits.cost(cut).has_heads]
+        return self.share(with_layers)
+
     def segment_loads(self, objective: Objective, candidates: Sequence[Position]) -> LoadsFrom:
         """The load (bytes, or time) of every segment between two candidates, for the searches of `chain`."""
         ends = [0, *(p.index + 1 for p in candidates), self.count]

@@ -70,7 +70,7 @@ class Exit(nn.Module):
         self.last = self.structure is None and not self.plan.loss and ends_in_linear(graph, net, self.plan.borrowed)
         self.program = fx.GraphModule(nn.Module(), graph, "Program")
         if self.plan.heads and self.copies is None:
-            self.copies = _heads(self.plan, self.tensors[-1])
+            self.copies = _heads(self.plan, self.tensors)
         elif self.plan.copied and self.copies is None:
             self.copies = _copies(net, self.plan)
 
@@ -245,22 +245,22 @@ def _copies(net: nn.Module, plan: ExitPlan) -> nn.Module:
     return copies
 
 
-def _heads(plan: ExitPlan, tensor: CrossingTensor) -> nn.Module:
+def _heads(plan: ExitPlan, tensors: Sequence[CrossingTensor]) -> nn.Module:
     """A small head for each output."""
     heads = nn.Module()
     for index, output in enumerate(plan.heads):
-        head = make_head(tensor, output)
+        head = make_head(tensors, output)
         assert head is not None
-        heads.add_module(f"c{index}", head.to(dtype=getattr(torch, tensor.dtype)))
+        heads.add_module(f"c{index}", head.to(dtype=getattr(torch, tensors[-1].dtype)))
     return heads
 
 
 def _heads_program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.Graph:
-    """The heads of an exit on the last crossing tensor, as a graph with the outputs of the model."""
+    """The heads of an exit on the crossing tensors, as a graph with the outputs of the model."""
     graph = fx.Graph()
     inputs = [graph.placeholder(name) for name in tensors]
     heads = [graph.placeholder(f"head_{index}") for index in range(len(plan.heads))]
-    values = {o.node: graph.call_function(_run, (h, inputs[-1])) for o, h in zip(plan.heads, heads, strict=True)}
+    values = {o.node: graph.call_function(_run, (h, *inputs)) for o, h in zip(plan.heads, heads, strict=True)}
     graph.output(fx.node.map_arg(net.graph.output_node().args[0], lambda node: values[origin(node).name]))
     return graph
 

@@ -8,10 +8,10 @@ from nets import CASES, IDS
 from torch import Tensor, nn
 
 from dni_fx.capture.frontends import capture
-from dni_fx.compiler import Request, capture_and_plan
 from dni_fx.graph.counters import Saving
 from dni_fx.graph.record import record_of
 from dni_fx.model.inputs import to_inputs
+from dni_fx.planning import Request, capture_and_plan
 
 
 class Lstm(nn.Module):

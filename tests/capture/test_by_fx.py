@@ -10,9 +10,9 @@ from nets import Base, Dicts
 from torch import Tensor, fx, nn
 
 import dni_fx
-from dni_fx.compiler import Request, capture_and_plan
 from dni_fx.errors import CaptureError
 from dni_fx.model.inputs import to_inputs
+from dni_fx.planning import Request, capture_and_plan
 
 torch.manual_seed(0)  # unlucky weights let no gradient through, and a wrong one would not be seen
 X = torch.rand(4, 6)

@@ -206,7 +206,7 @@ def test_the_order_is_found_only_for_labels(monkeypatch: pytest.MonkeyPatch) -> 
     def never(*_args: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(dni_fx.compiler, "find_order", never)
+    monkeypatch.setattr(dni_fx.planning, "find_order", never)
     dni_fx.transform(Net(same), torch.randn(6, 5), cuts="b")
 
 

@@ -157,7 +157,7 @@ def test_a_bug_of_ours_is_70(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
     def bug(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dni_fx.compiler.make_plan", bug)
+    monkeypatch.setattr("dni_fx.planning.make_plan", bug)
     assert run(monkeypatch, "plan", "net.py") == 70
     assert "bug of dni-fx" in capsys.readouterr().err
 

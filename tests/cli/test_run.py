@@ -129,7 +129,7 @@ def test_an_error_of_the_system_is_no_bug(
         def fails(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr("dni_fx.compiler.make_plan", fails)
+        monkeypatch.setattr("dni_fx.planning.make_plan", fails)
         assert run(monkeypatch, "plan", "net.py") == 2
         assert text in error_line(capsys.readouterr().err)
 

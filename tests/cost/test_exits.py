@@ -9,7 +9,6 @@ import torch
 from exit_nets import NETS, Transformer
 from torch import Tensor, nn
 
-from dni_fx.compiler import Request, capture_and_plan
 from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner
 from dni_fx.cost.model import CostModel
 from dni_fx.errors import DniFxError
@@ -17,6 +16,7 @@ from dni_fx.graph.flow import dataflow
 from dni_fx.model.inputs import to_inputs
 from dni_fx.partition.flow_node import flow_node
 from dni_fx.partition.positions import Position, find_positions
+from dni_fx.planning import Request, capture_and_plan
 from dni_fx.plans import ExitPlan
 from dni_fx.settings import Settings
 from dni_fx.synthesizers.exits import ExitOptions

@@ -30,7 +30,7 @@ FITS = [
 
 @pytest.mark.parametrize(("name", "below", "above"), FITS, ids=[name for name, _, _ in FITS])
 def test_heads_give_the_shape_of_the_output(name: str, below: CrossingTensor, above: CrossingTensor) -> None:
-    head = make_head(below, above)
+    head = make_head([below], above)
     assert head is not None
     for batch in (1, below.shape[0], 7):
         shape = (batch, *below.shape[1:])
@@ -46,12 +46,12 @@ def test_heads_give_the_shape_of_the_output(name: str, below: CrossingTensor, ab
 
 @pytest.mark.parametrize(("name", "below", "above"), FITS, ids=[name for name, _, _ in FITS])
 def test_costs_are_those_of_the_layers(name: str, below: CrossingTensor, above: CrossingTensor) -> None:
-    head = make_head(below, above)
+    head = make_head([below], above)
     assert head is not None
     with FlopCounterMode(display=False) as counter:
         head(torch.rand(below.shape))
-    assert head_flops(below, [above]) == counter.get_total_flops()
-    assert head_flops(below, [above, above]) == 2 * counter.get_total_flops()
+    assert head_flops([below], [above]) == counter.get_total_flops()
+    assert head_flops([below], [above, above]) == 2 * counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,30 @@ def test_costs_are_those_of_the_layers(name: str, below: CrossingTensor, above: 
     ],
 )
 def test_no_head_fits(below: CrossingTensor, above: CrossingTensor) -> None:
-    assert make_head(below, above) is None
-    assert head_flops(below, [tensor(4, 3), above]) == math.inf
+    assert make_head([below], above) is None
+    assert head_flops([below], [tensor(4, 3), above]) == math.inf
+
+
+def test_a_head_from_maps_takes_all_maps() -> None:
+    """Skips of a U-Net would get no gradient else."""
+    skip, row, last = tensor(4, 3, 8, 8, axis=1), tensor(4, 5), tensor(4, 6, 4, 4, axis=1)
+    head = make_head([skip, row, last], tensor(4, 2, 16, 16, axis=1))
+    assert head is not None
+    values = [torch.rand(one.shape, requires_grad=True) for one in (skip, row, last)]
+    out = head(*values)
+    assert out.shape == (4, 2, 16, 16)
+    out.square().sum().backward()
+    assert [value.grad is not None for value in values] == [True, False, True]
+    with FlopCounterMode(display=False) as counter:
+        head(*values)
+    assert head_flops([skip, row, last], [tensor(4, 2, 16, 16, axis=1)]) == counter.get_total_flops()
+
+
+def test_a_map_of_one_position_and_one_sample() -> None:
+    head = make_head([tensor(4, 6, 1, 1, axis=1)], tensor(4, 3))
+    assert head is not None and head.train()(torch.rand(1, 6, 1, 1)).shape == (1, 3)
 
 
 def test_other_map_sizes() -> None:
-    head = make_head(tensor(4, 6, 4, 4, axis=1), tensor(4, 3, 8, 8, axis=1))
+    head = make_head([tensor(4, 6, 4, 4, axis=1)], tensor(4, 3, 8, 8, axis=1))
     assert head is not None and head(torch.rand(2, 6, 5, 6)).shape == (2, 3, 10, 12)
