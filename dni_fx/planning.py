@@ -136,7 +136,8 @@ def _decided(
             continue
         planner = cost_model.exits
         # One unit may run a second time; more must cost a backward pass alone.
-        if planner is not None and planner.options.units == 2 and not planner.units_run_once(decision.cuts):
+        runs_twice = planner is not None and planner.options.units == 2 and not planner.units_run_once(decision.cuts)
+        if runs_twice or (planner is not None and not planner.learns(decision.cuts)):
             continue
         found.append((cost_model, decision))
         share, most = cost_model.share(decision.cuts), request.limits.share

@@ -213,6 +213,18 @@ class ExitPlanner:
                 return False
         return True
 
+    def learns(self, cuts: Sequence[Position]) -> bool:
+        """Whether exits with these options train better than exits without units.
+
+        Frozen residual branches of vectors do not: without them a residual MLP learns faster.
+        """
+        if not self.options.frozen_units:
+            return True
+        vectors = [len(crossing_tensor(self.by_name[cut.crossing[-1]]).shape) == 2 for cut in cuts]
+        routes = [self.route(cut) for cut in cuts]
+        sums = [route is not None and any(flow_node(self.flow, n).is_sum for n in route.kept) for route in routes]
+        return not (all(vectors) and all(sums))
+
     def _saved(self, names: Iterable[str]) -> int:
         saved: dict[int, int] = {}
         for name in names:
