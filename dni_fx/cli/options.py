@@ -107,7 +107,8 @@ class PlanOptions:
         float | None,
         typer.Option(
             help="The largest time of all synthesizers together, as a share of the time of backprop's step. Default: "
-            "0.05, for units of exits 0.15; if no cuts are so cheap, 1.5 times the cheapest; no limit with --memory-budget.",
+            "0.05, for the units of exits 0.15, from four segments on 0.2; if no cuts are so cheap, 1.5 times the "
+            "cheapest; no limit with --memory-budget.",
             show_default=False,
         ),
     ] = None
