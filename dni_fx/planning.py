@@ -134,10 +134,7 @@ def _decided(
             if options is exits[-1] and not found:
                 raise
             continue
-        planner = cost_model.exits
-        # One unit may run a second time; more must cost a backward pass alone.
-        runs_twice = planner is not None and planner.options.units == 2 and not planner.units_run_once(decision.cuts)
-        if runs_twice or (planner is not None and not planner.learns(decision.cuts)):
+        if options is not exits[-1] and _is_passed_by(cost_model, decision):
             continue
         found.append((cost_model, decision))
         share, most = cost_model.share(decision.cuts), request.limits.share
@@ -146,6 +143,15 @@ def _decided(
         if share <= most and options is not exits[-1]:
             return cost_model, decision
     return min(reversed(found), key=lambda one: one[0].share(one[1].cuts))
+
+
+def _is_passed_by(cost_model: CostModel, decision: Decision) -> bool:
+    """Whether `auto` does not take exits like these, whatever they cost."""
+    planner = cost_model.exits
+    assert planner is not None
+    # One unit may run a second time; more must cost a backward pass alone.
+    runs_twice = planner.options.units == 2 and not planner.units_run_once(decision.cuts)
+    return runs_twice or not planner.learns(decision.cuts)
 
 
 def _recomputing(cost_model: CostModel, request: Request) -> Recomputing | None:
