@@ -151,7 +151,7 @@ def _is_passed_by(cost_model: CostModel, decision: Decision) -> bool:
     assert planner is not None
     # One unit may run a second time; more must cost a backward pass alone.
     runs_twice = planner.options.units == 2 and not planner.units_run_once(decision.cuts)
-    return runs_twice or not planner.learns(decision.cuts)
+    return runs_twice or not planner.units_help(decision.cuts)
 
 
 def _recomputing(cost_model: CostModel, request: Request) -> Recomputing | None:

@@ -213,17 +213,15 @@ class ExitPlanner:
                 return False
         return True
 
-    def learns(self, cuts: Sequence[Position]) -> bool:
-        """Whether exits with these options train better than exits without units.
+    def units_help(self, cuts: Sequence[Position]) -> bool:
+        """Whether units make these exits better.
 
-        Frozen residual branches of vectors do not: without them a residual MLP learns faster.
+        Residual branches that mix no positions, as in a residual MLP, do not: the tail alone trains as well, and
+        better than frozen branches.
         """
-        if not self.options.frozen_units:
-            return True
-        vectors = [len(crossing_tensor(self.by_name[cut.crossing[-1]]).shape) == 2 for cut in cuts]
-        routes = [self.route(cut) for cut in cuts]
-        sums = [route is not None and any(flow_node(self.flow, n).is_sum for n in route.kept) for route in routes]
-        return not (all(vectors) and all(sums))
+        kept = [name for cut in cuts if (route := self.route(cut)) is not None for name in route.kept]
+        nodes = [flow_node(self.flow, name) for name in kept]
+        return any(node.mixes for node in nodes) or not any(node.is_sum for node in nodes)
 
     def _saved(self, names: Iterable[str]) -> int:
         saved: dict[int, int] = {}
