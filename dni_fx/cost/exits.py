@@ -203,7 +203,17 @@ class ExitPlanner:
             units=self._saved(in_units),
         )
 
-    def units_run_once(self, cuts: Sequence[Position]) -> bool:
+    def suits(self, cuts: Sequence[Position]) -> bool:
+        """Whether `auto` may take these exits at these cuts, whatever they cost.
+
+        Two units must run once: one may run a second time, more must cost a backward pass alone. Frozen residual
+        branches of vectors are never taken: without them a residual MLP learns faster.
+        """
+        if self.options.units == 2 and not self._units_run_once(cuts):
+            return False
+        return not (self.options.frozen_units and all(map(self._begins_with_branch_of_vectors, cuts)))
+
+    def _units_run_once(self, cuts: Sequence[Position]) -> bool:
         """Whether the units of each exit are all in the segment above, and run once for both."""
         for position, above in itertools.zip_longest(cuts, cuts[1:]):
             route = self.route(position)
@@ -213,17 +223,11 @@ class ExitPlanner:
                 return False
         return True
 
-    def learns(self, cuts: Sequence[Position]) -> bool:
-        """Whether exits with these options train better than exits without units.
-
-        Frozen residual branches of vectors do not: without them a residual MLP learns faster.
-        """
-        if not self.options.frozen_units:
-            return True
-        vectors = [len(crossing_tensor(self.by_name[cut.crossing[-1]]).shape) == 2 for cut in cuts]
-        routes = [self.route(cut) for cut in cuts]
-        sums = [route is not None and any(flow_node(self.flow, n).is_sum for n in route.kept) for route in routes]
-        return not (all(vectors) and all(sums))
+    def _begins_with_branch_of_vectors(self, position: Position) -> bool:
+        """Whether the units of an exit end in a residual sum, and the last crossing tensor is of vectors."""
+        route = self.route(position)
+        is_residual = route is not None and any(flow_node(self.flow, name).is_sum for name in route.kept)
+        return is_residual and len(crossing_tensor(self.by_name[position.crossing[-1]]).shape) == 2
 
     def _saved(self, names: Iterable[str]) -> int:
         saved: dict[int, int] = {}
