@@ -119,39 +119,37 @@ def _decided(
     request: Request,
     exits: Sequence[ExitOptions | None],
 ) -> tuple[CostModel, Decision]:
-    """The cuts, with the first exits that keep the share of a step; else with those that take the least."""
+    """The cuts, with the only exits there are; else with the first that keep the share, or that take the least."""
     if exits[-1] is None:
         return _decided_for_maps(module, flow, resident_bytes, request)
+    cost_model = _cost_model(module, flow, resident_bytes, request, exits[-1])
+    if len(exits) == 1:  # the user names them
+        return cost_model, _decision(module, cost_model, request)
     found: list[tuple[CostModel, Decision]] = []
-    without_units = _cost_model(module, flow, resident_bytes, request, exits[-1])
+    without_units = cost_model
     for options in exits:
-        cost_model = _cost_model(module, flow, resident_bytes, request, options)
-        inside = _recomputing(cost_model, request)
+        is_last = options is exits[-1]
+        cost_model = without_units if is_last else _cost_model(module, flow, resident_bytes, request, options)
         try:
-            ends = module.dni_preferred_ends()
-            decision = decide(module.graph, cost_model, request.cuts, request.limits, ends, inside)
+            decision = _decision(module, cost_model, request)
         except DniFxError:
-            if options is exits[-1] and not found:
+            if is_last and not found:
                 raise
             continue
-        if options is not exits[-1] and _is_passed_by(cost_model, decision):
+        if cost_model.exits is None or not cost_model.exits.suits(decision.cuts):
             continue
         found.append((cost_model, decision))
-        share, most = cost_model.share(decision.cuts), request.limits.share
+        most = request.limits.share
         if most is None:  # an exit needs its tail
             most = without_units.share_of_layers(decision.cuts) + most_for_units(len(decision.cuts) + 1)
-        if share <= most and options is not exits[-1]:
+        if cost_model.share(decision.cuts) <= most and not is_last:
             return cost_model, decision
     return min(reversed(found), key=lambda one: one[0].share(one[1].cuts))
 
 
-def _is_passed_by(cost_model: CostModel, decision: Decision) -> bool:
-    """Whether `auto` does not take exits like these, whatever they cost."""
-    planner = cost_model.exits
-    assert planner is not None
-    # One unit may run a second time; more must cost a backward pass alone.
-    runs_twice = planner.options.units == 2 and not planner.units_run_once(decision.cuts)
-    return runs_twice or not planner.units_help(decision.cuts)
+def _decision(module: DecoupledModule, cost_model: CostModel, request: Request) -> Decision:
+    ends, inside = module.dni_preferred_ends(), _recomputing(cost_model, request)
+    return decide(module.graph, cost_model, request.cuts, request.limits, ends, inside)
 
 
 def _recomputing(cost_model: CostModel, request: Request) -> Recomputing | None:
@@ -213,6 +211,7 @@ def _check_inside(module: DecoupledModule, request: Request, *, in_depth: bool) 
 def exit_planner(
     module: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, settings: Settings
 ) -> ExitPlanner:
+    """The planner of exits for the front end that captured the model."""
     planner = ExitPlanner if module.dni_runs_graph else HookedExitPlanner
     return planner(module, flow, options, has_loss=settings.loss is not None)
 

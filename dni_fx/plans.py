@@ -167,6 +167,7 @@ class Plan:
         names = [cut.after for cut in self.cuts]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         parts = [f"{len(self.segments)} segments", *([f"cut after {shown}"] if names else [])]
+        parts += ["with exits"] if any(cut.exit is not None for cut in self.cuts) else []
         parts += [f"{len(self.states)} cuts in time"] if self.states else []
         parts += [f"front end {self.frontend}", *([f"unlock {self.rewrite.unlock}"] if self.rewrite else [])]
         return f"Plan({self.model}: {', '.join(parts)})"

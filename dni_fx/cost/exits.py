@@ -203,7 +203,20 @@ class ExitPlanner:
             units=self._saved(in_units),
         )
 
-    def units_run_once(self, cuts: Sequence[Position]) -> bool:
+    def suits(self, cuts: Sequence[Position]) -> bool:
+        """Whether `auto` may take these exits at these cuts, whatever they cost.
+
+        Two units must run once: one may run a second time, more must cost a backward pass alone. Residual branches that
+        mix no positions, as in a residual MLP, are no units for `auto`: the tail alone trains as well, and better than
+        frozen branches.
+        """
+        if self.options.units == 2 and not self._units_run_once(cuts):
+            return False
+        kept = [name for cut in cuts if (route := self.route(cut)) is not None for name in route.kept]
+        nodes = [flow_node(self.flow, name) for name in kept]
+        return any(node.mixes for node in nodes) or not any(node.is_sum for node in nodes)
+
+    def _units_run_once(self, cuts: Sequence[Position]) -> bool:
         """Whether the units of each exit are all in the segment above, and run once for both."""
         for position, above in itertools.zip_longest(cuts, cuts[1:]):
             route = self.route(position)
@@ -212,16 +225,6 @@ class ExitPlanner:
             if route is None or not set(route.kept) <= set(in_units) or (above is not None and last > above.index):
                 return False
         return True
-
-    def units_help(self, cuts: Sequence[Position]) -> bool:
-        """Whether units make these exits better.
-
-        Residual branches that mix no positions, as in a residual MLP, do not: the tail alone trains as well, and
-        better than frozen branches.
-        """
-        kept = [name for cut in cuts if (route := self.route(cut)) is not None for name in route.kept]
-        nodes = [flow_node(self.flow, name) for name in kept]
-        return any(node.mixes for node in nodes) or not any(node.is_sum for node in nodes)
 
     def _saved(self, names: Iterable[str]) -> int:
         saved: dict[int, int] = {}

@@ -22,13 +22,15 @@ def exit_text(planned: ExitPlan) -> str:
     """The nodes that an exit runs, whose weights they use, and what they cost."""
     if planned.heads:
         outputs = ", ".join(output.node for output in planned.heads)
-        return f"a small head of its own for {outputs}, since the later layers take more than an exit may"
+        return f"a small head of its own for {outputs}, in place of the model's later layers"
     units = {0: "no unit", 1: "the next unit", "all": "all units"}.get(planned.units, f"the next {planned.units} units")
     if planned.frozen_units:
         units = f"{units} (frozen)"
     if planned.unit is not None:
         units = f"{units}, which the segment above runs anyway: {_listed(planned.unit.nodes)};"
     cost, weights = quantity(planned.flops, "FLOPs"), _WEIGHTS[planned.weights]
+    if planned.copied and planned.not_copied:
+        weights = f"{weights} behind the units"
     return f"{units} and the tail, {cost}, with {weights}: {_listed(planned.nodes)}"
 
 

@@ -34,9 +34,9 @@ def plan_table(plan: Plan) -> RenderableType:
         head.append(f"\n{time_name(index)}: {shapes}, cut in time")
         if plan.rewrite is not None:
             head.append(f", synthesizer {plan.rewrite.synthesizers[time_name(index)]}")
-    for cut in plan.cuts:
+    for k, cut in enumerate(plan.cuts):
         if cut.exit is not None:
-            head.append(f"\nexit after {cut.after}: {exit_text(cut.exit)}")
+            head.append(f"\nexit at cut {k}, after {cut.after}: {exit_text(cut.exit)}")
     if plan.rewrite is not None:
         rewrite = plan.rewrite
         head.append(f"\nunlock: {rewrite.unlock}")
@@ -161,10 +161,13 @@ def _lost(plan: Weighed, verdict: Verdict) -> str:
 
 
 def _cuts(plan: Plan) -> Table:
-    """A row for each tensor that crosses a cut."""
+    """A row for each tensor that gets a synthetic gradient: it crosses a cut, or ends the units of an exit."""
     names = plan.rewrite.synthesizers if plan.rewrite else {}
     columns = ("cut", "tensor", "shape", "dtype", "bytes", *(["synthesizer"] if names else []))
-    table = plain_table("tensors that cross each cut", columns, right=("cut", "bytes"))
+    ends_units = any(cut.predicted != cut.tensors for cut in plan.cuts)
+    title = "tensors that cross each cut"
+    title += ", or end units that run once" * ends_units
+    table = plain_table(title, columns, right=("cut", "bytes"))
     for k, cut in enumerate(plan.cuts):
         for tensor in cut.predicted:
             cells = [str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype]

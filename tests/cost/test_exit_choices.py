@@ -5,13 +5,29 @@ from typing import Any
 
 import networkx as nx
 import pytest
+import torch
 from exit_nets import NETS
+from torch import Tensor, nn
 
 from dni_fx.cost.exit_choices import exit_choices, with_exits
 from dni_fx.errors import DniFxError
 from dni_fx.plans import run_twice
 from dni_fx.settings import Settings
 from dni_fx.synthesizers.exits import ExitOptions
+
+
+class ResidualMlp(nn.Module):
+    """Four residual branches of vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + torch.tanh(branch(x))
+        return self.head(x)
 
 
 def test_auto_chooses_among_exits_where_there_is_a_loss() -> None:
@@ -38,3 +54,12 @@ def test_units_do_not_end_in_a_plain_cut() -> None:
     again = replace(plan, cuts=(replace(below, exit=below.exit), run_twice(replace(above, tensors=below.predicted))))
     known = with_exits(again, nx.DiGraph(), None, again)
     assert [cut.exit is not None and cut.exit.unit is None for cut in known.cuts] == [True, True]
+
+
+@pytest.mark.parametrize("named", ["exit(units=2)", "exit(frozen_units=True)"])
+def test_exits_that_the_user_names_are_taken_where_auto_would_not(named: str) -> None:
+    """Two units that would run a second time, and frozen residual branches of vectors."""
+    frozen = "frozen" in named
+    case = replace(NETS["mlp"], make=ResidualMlp, cuts=["add"]) if frozen else NETS["transformer"]
+    below = [case.transform(synthesizer=name).dni.plan.cuts[0].exit for name in (named, "auto")]
+    assert [(found.units, found.frozen_units) == (2 - frozen, frozen) for found in below] == [True, False]

@@ -48,4 +48,9 @@ def test_units_that_run_once() -> None:
 def test_heads() -> None:
     heads = tuple(CrossingTensor(name, (4, 3), "float32", 48, -1) for name in ("u", "v"))
     text = exit_text(ExitPlan(0, "fresh", (), {}, (), (), heads))
-    assert text.startswith("a small head of its own for u, v, since")
+    assert text == "a small head of its own for u, v, in place of the model's later layers"
+
+
+def test_units_keep_the_weights_of_the_model() -> None:
+    found = replace(planned(1, "copy"), borrowed=("unit", "tail"), not_copied=("unit",))
+    assert "with copies of the weights behind the units: n0" in exit_text(found)

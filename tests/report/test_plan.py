@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from exit_nets import NETS
 from rich.console import Console
 from torch import nn
 from windows import Lstm, cut
@@ -23,6 +24,15 @@ def text_of(plan: Plan) -> str:
 def test_it_is_reported() -> None:
     shown = text_of(cut(Lstm).dni.plan)
     assert "time0: state 2x3x4, state 2x3x4, cut in time, synthesizer least_squares" in shown
+
+
+def test_the_cut_of_an_exit() -> None:
+    """The cut is after add_1; the units of its exit end in add_2, which gets the synthetic gradient."""
+    plan = NETS["transformer"].net("exit").dni.plan
+    assert "exit at cut 0, after add_1: the next unit, which the segment above runs anyway" in text_of(plan)
+    assert "tensors that cross each cut, or end units that run once" in text_of(plan)
+    assert "cut after add_1, add_3, with exits, front end fx" in repr(plan)
+    assert "units that run once" not in text_of(NETS["transformer"].net("exit(weights='copy')").dni.plan)
 
 
 @pytest.mark.parametrize(
