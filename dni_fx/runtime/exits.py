@@ -107,7 +107,7 @@ class Exit(nn.Module):
         return self.through(run, tensors, trained, target if context is None else context)
 
     def _is_trained(self, index: int) -> bool:
-        """Whether the exit trains the value that it uses at this place, unless all are constant."""
+        """Whether the exit trains the value that it uses at this place, where `plan.trains`."""
         return bool(self.plan.heads) or self.plan.borrowed[index] not in self.plan.constant
 
     def through(
@@ -117,12 +117,11 @@ class Exit(nn.Module):
 
         Args:
             run: Returns the outputs of the model, or its own loss.
-            trained: The modules and parameters that the loss trains, unless they are constant by `plan.weights`.
+            trained: The modules and parameters that the loss trains, where `plan.trains`.
         """
         if self.is_off or not (self.training and torch.is_grad_enabled()):
             return (None,) * len(tensors)
-        constant = self.plan.weights in ("readonly", "ema")
-        parameters = [] if constant else _parameters(trained)
+        parameters = _parameters(trained) if self.plan.trains else []
         found: tuple[Tensor, ...] = self._gradients(run, tensors, parameters, context)
         return found
 
@@ -150,8 +149,8 @@ class Exit(nn.Module):
         Args:
             borrowed: The modules and parameters that the units use.
         """
-        constant = self.is_off or self.plan.frozen_units or self.plan.weights == "readonly"
-        return [] if constant else _parameters(borrowed)
+        trains = self.plan.trains and not (self.plan.frozen_units or self.is_off)
+        return _parameters(borrowed) if trains else []
 
     def scale_with(self, loss_scale: LossScale | None) -> None:
         """Let gradients of the exit's parameters follow the scale of the loss; None: the loss is not scaled."""
