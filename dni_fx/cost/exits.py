@@ -144,7 +144,7 @@ class ExitPlanner:
         of_units = self._only_in_units(nodes, route)
         inputs, borrowed = _values_used(nodes, {*position.crossing, *in_units, *route.bypassed})
         return ExitPlan(
-            units="all" if self.options.units == "all" else route.units,
+            units="all" if route.units is None else route.units,
             weights=self._weights({**in_units, **nodes}, route.bypassed),
             nodes=tuple(nodes),
             bypassed=route.bypassed,
