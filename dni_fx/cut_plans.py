@@ -60,8 +60,8 @@ class ExitPlan:
         writes: Whether a node of the exit writes in place.
         flops: Operations of a forward pass of `nodes`.
         unit: The next units, if they run once, for the exit and for the segment above.
-        constant: Those of `borrowed` that the exit does not train.
-        not_copied: Those of `borrowed` that are the model's own, whatever `weights` is.
+        constant: The part of `borrowed` that the exit does not train.
+        not_copied: The part of `borrowed` that is the model's own, whatever `weights` is.
         frozen_units: The exit does not train the units, wherever they run.
     """
 
@@ -83,9 +83,14 @@ class ExitPlan:
 
     @property
     def copied(self) -> tuple[str, ...]:
-        """Those of `borrowed` of which the exit has copies."""
+        """The part of `borrowed` of which the exit has copies."""
         own = self.weights in ("copy", "fresh", "ema")
         return tuple(path for path in self.borrowed if own and path not in self.not_copied)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the exit trains any weights."""
+        return self.weights not in ("readonly", "ema")
 
 
 @dataclass(frozen=True)

@@ -79,18 +79,19 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     module = captured.module
     _check_inside(module, request, in_depth=in_depth)
     tensors = _state_tensors(model, module, example, request)
-    exits = exit_choices(module, request.synthesizer, request.settings, in_time=bool(tensors)) if in_depth else [None]
-    if request.settings.size and exits[-1] is None:  # each synthesizer pairs its tensor with labels
+    exits = exit_choices(module, request.synthesizer, request.settings, in_time=bool(tensors)) if in_depth else []
+    if request.settings.size and not exits:  # each synthesizer pairs its tensor with labels
         warn_of_time_first_inputs(module)
         if in_depth:
             find_order(module, example)
     states = {tensor.output for tensor in tensors} if module.dni_runs_graph else set()
     flow = dataflow(module.graph, node_times(module, example) if request.profile else None, states)
     resident_bytes = resident(model, example, OPTIMIZER_STATES)
+    chooser = _Chooser(module, flow, resident_bytes, request)
     if in_depth:
-        cost_model, decision = _decided(module, flow, resident_bytes, request, exits)
+        cost_model, decision = chooser.choose(exits)
     else:
-        cost_model, decision = _cost_model(module, flow, resident_bytes, request, None), _no_cuts_in_depth(request)
+        cost_model, decision = chooser.cost_model(None), _no_cuts_in_depth(request)
     plan = make_plan(
         type(model).__name__,
         module.graph,
@@ -112,77 +113,96 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
 
 
-def _decided(
-    module: DecoupledModule,
-    flow: "nx.DiGraph[str]",
-    resident_bytes: int,
-    request: Request,
-    exits: Sequence[ExitOptions | None],
-) -> tuple[CostModel, Decision]:
-    """The cuts, with the only exits there are; else with the first that keep the share, or that take the least."""
-    if exits[-1] is None:
-        return _decided_for_maps(module, flow, resident_bytes, request)
-    cost_model = _cost_model(module, flow, resident_bytes, request, exits[-1])
-    if len(exits) == 1:  # the user names them
-        return cost_model, _decision(module, cost_model, request)
-    found: list[tuple[CostModel, Decision]] = []
-    without_units = cost_model
-    for options in exits:
-        is_last = options is exits[-1]
-        cost_model = without_units if is_last else _cost_model(module, flow, resident_bytes, request, options)
-        try:
-            decision = _decision(module, cost_model, request)
-        except DniFxError:
-            if is_last and not found:
-                raise
-            continue
-        if cost_model.exits is None or not cost_model.exits.suits(decision.cuts):
-            continue
-        found.append((cost_model, decision))
-        most = request.limits.share
-        if most is None:  # an exit needs its tail
-            most = without_units.share_of_layers(decision.cuts) + most_for_units(len(decision.cuts) + 1)
-        if cost_model.share(decision.cuts) <= most and not is_last:
-            return cost_model, decision
-    return min(reversed(found), key=lambda one: one[0].share(one[1].cuts))
+@dataclass(frozen=True)
+class _Chooser:
+    """Chooses the cuts in depth of a captured model."""
 
+    module: DecoupledModule
+    flow: "nx.DiGraph[str]"
+    resident_bytes: int
+    request: Request
 
-def _decision(module: DecoupledModule, cost_model: CostModel, request: Request) -> Decision:
-    ends, inside = module.dni_preferred_ends(), _recomputing(cost_model, request)
-    return decide(module.graph, cost_model, request.cuts, request.limits, ends, inside)
+    def choose(self, exits: Sequence[ExitOptions]) -> tuple[CostModel, Decision]:
+        """The cuts, with the best of these exits; without any, with a synthesizer for each tensor."""
+        if not exits:
+            return self._without_exits()
+        if len(exits) > 1:
+            return self._with_best(exits)
+        cost_model = self.cost_model(exits[0])
+        return cost_model, self._decide(cost_model)
 
+    def _with_best(self, exits: Sequence[ExitOptions]) -> tuple[CostModel, Decision]:
+        """The cuts, with the first exits that keep the share of a step; else with those that take the least.
 
-def _recomputing(cost_model: CostModel, request: Request) -> Recomputing | None:
-    """What the segments compute again; None: nothing."""
-    return Recomputing(cost_model, request.settings.unlock == "backward") if request.recomputes else None
-
-
-def _decided_for_maps(
-    module: DecoupledModule, flow: "nx.DiGraph[str]", resident_bytes: int, request: Request
-) -> tuple[CostModel, Decision]:
-    """The cuts, with the first synthesizer of maps whose best cuts keep the share of a step; else with the last."""
-    cuts, limits, preferred = request.cuts, request.limits, module.dni_preferred_ends()
-    choices = map_choices(module.graph, request.synthesizer, request.settings)
-    if isinstance(cuts, Plan):
-        choices = [cuts.for_maps]
-    elif not (isinstance(cuts, int) or cuts == "auto"):  # the share limits chosen cuts alone
-        choices = choices[:1]
-    strict = limits.strict if len(choices) > 1 else limits
-    for choice in choices:
-        cost_model = _cost_model(module, flow, resident_bytes, request, None, choice)
-        inside = _recomputing(cost_model, request)
-        try:
-            decision = decide(module.graph, cost_model, cuts, strict, preferred, inside)
-        except DniFxError:
-            if choice != choices[-1]:
+        Args:
+            exits: The last ones have no units.
+        """
+        found: list[tuple[CostModel, Decision]] = []
+        without_units = self.cost_model(exits[-1])
+        for options in exits:
+            is_last = options is exits[-1]
+            cost_model = without_units if is_last else self.cost_model(options)
+            try:
+                decision = self._decide(cost_model)
+            except DniFxError:
+                if is_last and not found:
+                    raise
                 continue
-            decision = decide(module.graph, cost_model, cuts, limits, preferred, inside)
-        if decision.verdict is None or not decision.verdict.share_binds:
-            break
-    if choice != choices[0]:
-        what = "fit into no budget" if strict.share is None else f"take more than {100 * strict.share:.2g} % of a step"
-        decision = decision._replace(why=f"{decision.why}; maps get {choice}, since dearer synthesizers {what}")
-    return cost_model, decision._replace(for_maps=choice)
+            if cost_model.exits is None or not cost_model.exits.suits(decision.cuts):
+                continue
+            found.append((cost_model, decision))
+            most = self.request.limits.share
+            if most is None:  # an exit needs its tail
+                most = without_units.share_of_layers(decision.cuts) + most_for_units(len(decision.cuts) + 1)
+            if cost_model.share(decision.cuts) <= most and not is_last:
+                return cost_model, decision
+        return min(reversed(found), key=lambda one: one[0].share(one[1].cuts))
+
+    def _without_exits(self) -> tuple[CostModel, Decision]:
+        """The cuts, with the first synthesizer of maps whose best cuts keep the share of a step; else with the last."""
+        cuts, limits = self.request.cuts, self.request.limits
+        choices = map_choices(self.module.graph, self.request.synthesizer, self.request.settings)
+        if isinstance(cuts, Plan):
+            choices = [cuts.for_maps]
+        elif not (isinstance(cuts, int) or cuts == "auto"):  # the share limits chosen cuts alone
+            choices = choices[:1]
+        strict = limits.strict if len(choices) > 1 else limits
+        for choice in choices:
+            cost_model = self.cost_model(None, choice)
+            try:
+                decision = self._decide(cost_model, strict)
+            except DniFxError:
+                if choice != choices[-1]:
+                    continue
+                decision = self._decide(cost_model)
+            if decision.verdict is None or not decision.verdict.share_binds:
+                break
+        if choice != choices[0]:
+            share = strict.share
+            what = "fit into no budget" if share is None else f"take more than {100 * share:.2g} % of a step"
+            decision = decision._replace(why=f"{decision.why}; maps get {choice}, since dearer synthesizers {what}")
+        return cost_model, decision._replace(for_maps=choice)
+
+    def _decide(self, cost_model: CostModel, limits: Limits | None = None) -> Decision:
+        """The cuts by a cost model, within the limits of the request or other limits."""
+        request = self.request
+        inside = Recomputing(cost_model, request.settings.unlock == "backward") if request.recomputes else None
+        ends = self.module.dni_preferred_ends()
+        return decide(self.module.graph, cost_model, request.cuts, limits or request.limits, ends, inside)
+
+    def cost_model(self, options: ExitOptions | None, for_maps: str = FOR_MAPS[0]) -> CostModel:
+        """The costs of cuts with exits; without options, with a synthesizer for each tensor."""
+        settings, unit = self.request.settings, "s" if self.request.profile else "FLOPs"
+        if options is not None:
+            exits = exit_planner(self.module, self.flow, options, settings)
+            return CostModel(self.flow, {}, self.resident_bytes, exits=exits, unit=unit)
+        graph, measure = self.module.graph, self.request.profile
+        dense = has_labels_for_positions(self.module, settings)
+        prices, refused = synthesizer_prices(
+            graph, self.request.synthesizer, settings, measure=measure, dense=dense, for_maps=for_maps
+        )
+        avoided = without_rows(graph, settings)
+        return CostModel(self.flow, prices, self.resident_bytes, refused=refused, avoided=avoided, unit=unit)
 
 
 def _check_trainable(model: nn.Module) -> None:
@@ -214,26 +234,6 @@ def exit_planner(
     """The planner of exits for the front end that captured the model."""
     planner = ExitPlanner if module.dni_runs_graph else HookedExitPlanner
     return planner(module, flow, options, has_loss=settings.loss is not None)
-
-
-def _cost_model(
-    module: DecoupledModule,
-    flow: "nx.DiGraph[str]",
-    resident_bytes: int,
-    request: Request,
-    options: ExitOptions | None,
-    for_maps: str = FOR_MAPS[0],
-) -> CostModel:
-    settings, unit = request.settings, "s" if request.profile else "FLOPs"
-    if options is not None:
-        exits = exit_planner(module, flow, options, settings)
-        return CostModel(flow, {}, resident_bytes, exits=exits, unit=unit)
-    dense = has_labels_for_positions(module, settings)
-    prices, refused = synthesizer_prices(
-        module.graph, request.synthesizer, settings, measure=request.profile, dense=dense, for_maps=for_maps
-    )
-    avoided = without_rows(module.graph, settings)
-    return CostModel(flow, prices, resident_bytes, refused=refused, avoided=avoided, unit=unit)
 
 
 def has_labels_for_positions(module: DecoupledModule, settings: Settings) -> bool:

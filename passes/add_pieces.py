@@ -1,6 +1,6 @@
 """Put both ends of each piece that the backward pass computes again into the graph."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -49,12 +49,12 @@ def _runs(graph: Graph, pieces: Sequence[tuple[str, str]]) -> list[list[Node]]:
         if node.name == end:
             end = None
             runs.append([])
-    return [list(_from_call_to_call(run)) for run in runs if run]
+    return [_up_to_last_call(run) for run in runs if run]
 
 
-def _from_call_to_call(run: list[Node]) -> Iterator[Node]:
+def _up_to_last_call(run: list[Node]) -> list[Node]:
     last = max(index for index, node in enumerate(run) if node.op.startswith("call"))
-    return iter(run[: last + 1])
+    return run[: last + 1]
 
 
 def _bracket(graph: Graph, index: int, piece: Sequence[Node]) -> None:
@@ -67,7 +67,6 @@ def _bracket(graph: Graph, index: int, piece: Sequence[Node]) -> None:
                 read[str(source.target)] = None
             elif source not in piece:
                 inputs[source] = None
-    added: list[Node] = []
     with graph.inserting_before(piece[0]):
         # In this order a trace of the code makes the nodes again: parameters are read before the call, and modules are
         # found in its arguments.
@@ -75,8 +74,7 @@ def _bracket(graph: Graph, index: int, piece: Sequence[Node]) -> None:
         pieces = graph.get_attr("dni.pieces")
         modules = [graph.create_node("get_attr", path, name=borrowed_name(path)) for path in called]
         begin = graph.call_function(ops.begin_piece, (pieces, index, tuple(inputs), (*tensors, *modules)))
-    added += [*tensors, pieces, *modules, begin]
     with graph.inserting_after(piece[-1]):
-        added.append(graph.call_function(ops.end_piece, (begin,)))
-    for node in added:
+        end = graph.call_function(ops.end_piece, (begin,))
+    for node in (*tensors, pieces, *modules, begin, end):
         set_record(node, NodeRecord(role="piece", segment=record_of(piece[0]).segment))

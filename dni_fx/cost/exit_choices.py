@@ -23,8 +23,8 @@ def check_exits(*, in_time: bool) -> None:
 
 def exit_choices(
     net: DecoupledModule, synthesizer: str | Factory, settings: Settings, *, in_time: bool
-) -> list[ExitOptions | None]:
-    """The exits to choose from, the best one first; None: each tensor has a synthesizer of its own.
+) -> list[ExitOptions]:
+    """The exits to choose from, the best one first; empty: each tensor has a synthesizer of its own.
 
     Raises:
         DniFxError: If the synthesizer is an exit, and the model can have none.
@@ -34,7 +34,7 @@ def exit_choices(
         check_exits(in_time=in_time)
         return [options]
     if synthesizer != "auto" or in_time or (settings.loss is None and not net.dni_own_loss()):
-        return [None]
+        return []
     frozen = [ExitOptions(units=1, frozen_units=True)] if net.dni_runs_graph else []
     return [ExitOptions(units=2), ExitOptions(units=1), *frozen, ExitOptions(units=0)]
 

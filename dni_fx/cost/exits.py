@@ -29,8 +29,8 @@ from dni_fx.synthesizers import ExitOptions, head_flops
 
 __all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner", "most_for_units"]
 
-EXIT_SHARE = 0.15  # of a step; where the model's tail alone takes more, an exit has small heads of its own
-_EXIT_SHARE_OF_MANY = 0.20  # from four segments on
+EXIT_SHARE = 0.15  # of a step, for all exits; of a forward pass, for the layers of one, which else has small heads
+_EXIT_SHARE_OF_MANY = 0.20  # of a step, from four segments on
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ExitCost:
     own: int  # bytes of its own parameters
     trained: int  # bytes of the gradients of the parameters that it trains
     saved: int  # bytes that autograd keeps while it runs
-    units: int = 0  # bytes that autograd keeps for units that run once, while the segment below runs backward
+    saved_by_units: int = 0  # bytes that autograd keeps for units that run once, while the segment below runs backward
     has_heads: bool = False  # in the place of later layers
 
 
@@ -76,7 +76,7 @@ class ExitPlanner:
         self._returns_maps = all(record.axis == 1 and len(record.shape or ()) > 3 for record in returned)
         self._order = {name: place for place, name in enumerate(flow)}
         self._sums = list(itertools.accumulate((flow_node(flow, name).is_sum for name in flow), initial=0))
-        self._most = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
+        self._most_forward = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
         self._routes: dict[Position, Route | None] = {}
         # With the nodes that write to the results.
         written = [] if self.loss else list(self.flow.predecessors("output"))
@@ -129,12 +129,22 @@ class ExitPlanner:
                 f"no exit from the cut after {position.after}: the loss does not depend on what crosses it"
             )
         if self._needs_heads(position):
-            return ExitPlan(0, "fresh", (), {}, (), (), self._heads(position), self.loss, self.target)
+            return ExitPlan(
+                units=0,
+                weights="fresh",
+                nodes=(),
+                bypassed={},
+                inputs=(),
+                borrowed=(),
+                heads=self._heads(),
+                loss=self.loss,
+                target=self.target,
+            )
         in_units, nodes = self._split(position, route)
         of_units = self._only_in_units(nodes, route)
         inputs, borrowed = _values_used(nodes, {*position.crossing, *in_units, *route.bypassed})
         return ExitPlan(
-            units="all" if self.options.units == "all" else route.units,
+            units="all" if route.units is None else route.units,
             weights=self._weights({**in_units, **nodes}, route.bypassed),
             nodes=tuple(nodes),
             bypassed=route.bypassed,
@@ -182,9 +192,9 @@ class ExitPlanner:
         route = self.route(position)
         if self._needs_heads(position):
             flops = self._head_flops(position)
-            return ExitCost(3 * flops, 0, 0, 0, has_heads=True)
+            return ExitCost(time=3 * flops, own=0, trained=0, saved=0, has_heads=True)
         if route is None:
-            return ExitCost(0.0, 0, 0, 0)
+            return ExitCost(time=0.0, own=0, trained=0, saved=0)
         in_units, nodes = self._split(position, route)
         weights = self._weights({**in_units, **nodes}, route.bypassed)
         constant = {*route.kept} if self.options.frozen_units else set()
@@ -200,7 +210,7 @@ class ExitPlanner:
             own=sum(both[name].gradient for name in copied),
             trained=sum(both[name].gradient for name in trained),
             saved=self._saved(nodes),
-            units=self._saved(in_units),
+            saved_by_units=self._saved(in_units),
         )
 
     def suits(self, cuts: Sequence[Position]) -> bool:
@@ -233,7 +243,7 @@ class ExitPlanner:
         return sum(saved.values())
 
     def _needs_heads(self, position: Position) -> bool:
-        """Whether small heads take the place of later layers."""
+        """Whether small heads take the place of later layers; found once for each position."""
         if position not in self._with_heads:
             self._with_heads[position] = self._heads_are_better(position)
         return self._with_heads[position]
@@ -241,31 +251,34 @@ class ExitPlanner:
     def _heads_are_better(self, position: Position) -> bool:
         """Whether heads are possible and better than later layers.
 
-        So it is where without any unit the route costs more than the share; and for maps without any unit, since a
-        position needs its neighbours (1x1 heads are useless for segmentation).
+        So it is where the later layers, but for a cheap unit that was asked for, cost more than the share; and for maps
+        without units, since a position needs its neighbours (1x1 heads are useless for segmentation).
         """
         if self.loss or self.options.units == "all" or not self._last_holds_all(position):
             return False
         if self.options.units == 0 and self._returns_maps:
             return self._head_flops(position) < math.inf
         cost = self._forward(self._find(position, 0))
-        next_unit = self._find(position, 1)
-        if self.options.units and next_unit is not None and self._forward(next_unit, next_unit.kept) <= 2 * self._most:
-            cost = min(cost, self._forward(next_unit) - self._forward(next_unit, next_unit.kept))  # it was asked for
+        next_unit = self._find(position, 1) if self.options.units else None
+        if next_unit is not None:
+            of_unit = self._forward(next_unit, next_unit.kept)
+            if of_unit <= 2 * self._most_forward:
+                cost = min(cost, self._forward(next_unit) - of_unit)
         # A head learns less than the later layers: it must be cheaper than, say, a layer of logits.
-        return cost > self._most and self._head_flops(position) < 0.9 * cost
+        return cost > self._most_forward and self._head_flops(position) < 0.9 * cost
 
     def _last_holds_all(self, position: Position) -> bool:
         """Whether the last crossing tensor, which heads take, is computed from the others that the results need."""
         *others, last = position.crossing
         return last in self._used and set(others) & self._used <= nx.ancestors(self.flow, last)
 
-    def _heads(self, position: Position) -> tuple[CrossingTensor, ...]:
+    def _heads(self) -> tuple[CrossingTensor, ...]:
+        """The outputs, for each of which there is a small head."""
         return tuple(crossing_tensor(self.by_name[end]) for end in self.ends)
 
     def _head_flops(self, position: Position) -> float:
         crossing = [crossing_tensor(self.by_name[name]) for name in position.crossing]
-        return head_flops(crossing, self._heads(position))
+        return head_flops(crossing, self._heads())
 
     def _weights(self, nodes: Mapping[str, fx.Node], bypassed: Mapping[str, str]) -> str:
         """Whose weights an exit uses.

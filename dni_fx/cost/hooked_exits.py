@@ -62,7 +62,7 @@ class HookedExitPlanner(ExitPlanner):
         order = list(self.flow)
         left_out = {_key(self.outputs[name]) for name in bypassed}
         nodes = [n for n in order[position.index + 1 : -1] if not left_out & {*record_of(self.by_name[n]).scope}]
-        return Route(tuple(nodes), bypassed, units or 0)
+        return Route(tuple(nodes), bypassed, units)
 
     def _left_out(self, blocks: list[str], position: Position, cut: Output, units: int) -> dict[str, str]:
         """The blocks of a list that an exit leaves out, each with the block before it."""

@@ -29,7 +29,7 @@ class CutCost:
     kept: int  # bytes of their predictions, and of the tensors that autograd keeps, until the targets are there
     training: int  # bytes that the training takes for a moment
     exit: int = 0  # bytes that the exit takes for a moment, while autograd keeps the activations of the segment below
-    units: int = 0  # bytes that units above keep while the segment below runs backward
+    saved_by_units: int = 0  # bytes that autograd keeps for units above while the segment below runs backward
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class CostModel:
     def cut(self, position: Position) -> CutCost:
         """The costs of the synthesizers of one cut."""
         if self.exits is not None:
-            return self._exit(self.exits.cost(position), position)
+            return _cut_with_exit(self.exits.cost(position), position)
         prices = {name: self.prices[name] for name in position.crossing if name in self.prices}
         size = sum(p.parameter_bytes for p in prices.values())
         return CutCost(
@@ -142,25 +142,13 @@ class CostModel:
             training=max(2 * sum(p.bytes for p in prices.values()), size),  # target and error; or gradients
         )
 
-    def _exit(self, exit: ExitCost, position: Position) -> CutCost:
-        return CutCost(
-            time=exit.time,
-            transfer=FLOPS_PER_BYTE * position.bytes,
-            static=exit.own * (1 + OPTIMIZER_STATES * bool(exit.trained)),
-            gradient=exit.own if exit.trained else 0,
-            kept=exit.trained + position.bytes,
-            training=2 * position.bytes,
-            exit=exit.units + exit.saved + exit.trained + position.bytes,
-            units=exit.units,
-        )
-
     def share(self, cuts: Sequence[Position]) -> float:
         """The time of all synthesizers, as a share of the time of backprop's step."""
         step = self.predict([]).step
         return sum(self.cut(position).time for position in cuts) / step if step else 0.0
 
     def share_of_layers(self, cuts: Sequence[Position]) -> float:
-        """The same, of the exits that run later layers alone, and no heads."""
+        """The share of a step that exits through later layers take, without small heads."""
         with_layers = [cut for cut in cuts if self.exits is not None and not self.exits.cost(cut).has_heads]
         return self.share(with_layers)
 
@@ -172,7 +160,7 @@ class CostModel:
             kept = np.array([0.0, *(c.kept for c in cuts), 0.0])
             training = np.array([0.0, *(c.training for c in cuts), 0.0])
             exits = np.array([0.0, *(c.exit for c in cuts), 0.0])
-            units = np.array([0.0, *(c.units for c in cuts), 0.0])
+            units = np.array([0.0, *(c.saved_by_units for c in cuts), 0.0])
             return self.memory.segment_peaks(ends, kept, kept + units, training, exits)
         time = (self.forward + self.backward)[ends]
         synthesizers = np.array([0.0, *(c.time for c in cuts), 0.0])
@@ -213,7 +201,9 @@ class CostModel:
                 backward=float(self.backward[j] - self.backward[i]) + twice,
                 synthesizers=above.time,
                 transfer=below.transfer + above.transfer,
-                peak=memory.peak(i, j, below.kept + before, above.kept + above.units, below.training, above.exit),
+                peak=memory.peak(
+                    i, j, below.kept + before, above.kept + above.saved_by_units, below.training, above.exit
+                ),
             )
             for i, j, below, above, before, twice in zip(
                 ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, again or [0.0] * (len(ends) - 1), strict=True
@@ -223,3 +213,16 @@ class CostModel:
         temporaries = 2 * max(0, largest - largest_parameter(self.flow))
         optimizer = self.memory.optimizer + sum(c.gradient for c in costs) + temporaries
         return StepCost(segments, self.resident, sum(c.static for c in costs), optimizer)
+
+
+def _cut_with_exit(exit: ExitCost, position: Position) -> CutCost:
+    return CutCost(
+        time=exit.time,
+        transfer=FLOPS_PER_BYTE * position.bytes,
+        static=exit.own * (1 + OPTIMIZER_STATES * bool(exit.trained)),
+        gradient=exit.own if exit.trained else 0,
+        kept=exit.trained + position.bytes,
+        training=2 * position.bytes,
+        exit=exit.saved_by_units + exit.saved + exit.trained + position.bytes,
+        saved_by_units=exit.saved_by_units,
+    )

@@ -36,7 +36,7 @@ class Limits:
     """The user's limits for a plan."""
 
     objective: Objective = "memory"
-    share: float | None = None  # of a step, for the synthesizers; None: SHARE, or _ROOM times the least
+    share: float | None = None  # of a step, for the synthesizers; None: `usual_share`, or _ROOM times the least
     budget: int | None = None  # bytes at the peak of a training step
 
     def __post_init__(self) -> None:

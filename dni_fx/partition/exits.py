@@ -29,13 +29,13 @@ class Route:
     Attributes:
         nodes: Names of the nodes that run, in the order of the graph.
         bypassed: For each node that does not run, but whose value is used: the node whose value replaces it.
-        units: The number of units above the cut that run whole.
+        units: The number of units above the cut that run whole; None: all that is above the cut runs.
         kept: The nodes of these units.
     """
 
     nodes: tuple[str, ...]
     bypassed: dict[str, str]
-    units: int
+    units: int | None
     kept: tuple[str, ...] = ()
 
 
@@ -99,7 +99,7 @@ def find_route(
     if not wanted:
         return None
     places = places_above(next_places(flow, ends) if next_place is None else next_place, position.crossing)
-    whole, count = (set(above), 0) if units is None else _next_units(flow, places, dependent, order, units)
+    whole, count = (set(above), None) if units is None else _next_units(flow, places, dependent, order, units)
     ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole, _joins(flow, origins)), origins)
     nodes, bypassed = _follow(flow, ways, ends, wanted, above)
     if not frozenset().union(*(origins[end] for end in wanted)) <= _used(flow, nodes, bypassed, wanted, origins):

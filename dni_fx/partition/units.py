@@ -38,5 +38,6 @@ def units_above(
     used = {source for name in rest for source in flow.predecessors(name)} | set(route.bypassed.values())
     if any(flow_node(flow, name).carries_gradient for name in used & inside):
         return ()
+    # The exit runs at the end of the units: values that the segment above computes later are not there yet.
     late = [n for n in used if order[end] < order[n] and n not in run and n not in route.bypassed]
     return () if late else tuple(name for name in between if name in run)

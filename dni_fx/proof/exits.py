@@ -72,8 +72,7 @@ def _with_shared_weights(cut: Cut) -> Cut:
 def _trained(net: DecoupledModule) -> str:
     """The parameters of the model that exits train beside the segments, in words."""
     exits = [cut.exit for cut in map(run_twice, net.dni.plan.cuts) if cut.exit is not None]
-    training = [planned for planned in exits if planned.weights not in ("readonly", "ema")]
-    paths = {path for p in training for path in p.borrowed if path not in {*p.copied, *p.constant}}
+    paths = {path for p in exits if p.trains for path in p.borrowed if path not in {*p.copied, *p.constant}}
     names = [
         n for n, p in net.named_parameters() if p.requires_grad and any(n == q or n.startswith(f"{q}.") for q in paths)
     ]

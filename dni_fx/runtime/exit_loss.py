@@ -13,7 +13,7 @@ from dni_fx.errors import ContextError, DniFxError, described, first_line
 from dni_fx.model import at_path
 from dni_fx.settings import Loss, loss_name
 
-__all__ = ["chunked_loss", "ends_in_linear", "exit_loss"]
+__all__ = ["chunked_loss", "exit_loss", "leave_out_linear"]
 
 MOST_LOGITS = 2**22  # that are there at once; more are computed in chunks
 
@@ -128,12 +128,15 @@ def _cross_entropy_options(loss: Loss) -> dict[str, Any] | None:
     return {"ignore_index": -100} | keywords if given is F.cross_entropy and allowed else None
 
 
-def ends_in_linear(graph: fx.Graph, net: nn.Module, borrowed: Sequence[str]) -> bool:
-    """Let a program return the arguments of its last linear layer, if the one output is the result of such a layer.
+def leave_out_linear(graph: fx.Graph, net: nn.Module, borrowed: Sequence[str]) -> bool:
+    """Let a program return the arguments of its last linear layer; without such a layer, change nothing.
 
     Args:
         graph: Of a program; a call of a module has the module as the first argument.
         borrowed: The paths in `net` of the placeholders with the names `borrowed_<index>`.
+
+    Returns:
+        Whether there is such a layer: it computes the one output.
     """
     output = graph.output_node()
     last: Any = output.args[0]

@@ -10,13 +10,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx import ops
 from dni_fx.model import at_path
-from dni_fx.passes.boundary import origin
 from dni_fx.plans import CrossingTensor, ExitPlan
-from dni_fx.runtime.exit_loss import chunked_loss, ends_in_linear, exit_loss
+from dni_fx.runtime.exit_loss import chunked_loss, exit_loss, leave_out_linear
+from dni_fx.runtime.programs import exit_program, heads_program
 from dni_fx.settings import Loss
 from dni_fx.synthesizers import LossScale, make_head
 
@@ -37,6 +36,7 @@ class Exit(nn.Module):
     Attributes:
         program: The nodes of the exit, as a function of the crossing tensors, the inputs and the borrowed values.
         copies: With copied weights: the exit's own modules, parameters and buffers, in the order of `plan.borrowed`.
+        leaves_out_linear: The program returns the arguments of its last linear layer.
         is_off: The gradients are None, as in eval mode.
     """
 
@@ -51,7 +51,7 @@ class Exit(nn.Module):
         self.copies: nn.Module | None = None
         self.structure: Structure | None = None  # of the outputs, if the graph returns a flat list
         self.loss_scale: LossScale | None = None
-        self.last = False  # whether the program leaves out the last linear layer, whose weights it returns
+        self.leaves_out_linear = False
 
     @property
     def loss(self) -> Loss | None:
@@ -66,8 +66,9 @@ class Exit(nn.Module):
         """Take the nodes of the exit from the graph of a captured or a rewritten net, and copy weights if asked to."""
         self.structure = getattr(net, "dni_calling", None)
         tensors = [tensor.node for tensor in self.tensors]
-        graph = _heads_program(net, self.plan, tensors) if self.plan.heads else _program(net, self.plan, tensors)
-        self.last = self.structure is None and not self.plan.loss and ends_in_linear(graph, net, self.plan.borrowed)
+        graph = (heads_program if self.plan.heads else exit_program)(net, self.plan, tensors)
+        returns_logits = self.structure is None and not self.plan.loss
+        self.leaves_out_linear = returns_logits and leave_out_linear(graph, net, self.plan.borrowed)
         self.program = fx.GraphModule(nn.Module(), graph, "Program")
         if self.plan.heads and self.copies is None:
             self.copies = _heads(self.plan, self.tensors)
@@ -87,8 +88,8 @@ class Exit(nn.Module):
         Args:
             tensors: The crossing tensors, detached.
             inputs: The values of `plan.inputs`.
-            borrowed: The values of `plan.borrowed`: submodules, parameters and buffers; without those of which the exit
-                has copies, unless these follow the model's weights.
+            borrowed: The values of `plan.borrowed`: submodules, parameters and buffers. Where the exit has a copy, the
+                value is left out, unless the copy follows the model's weights.
             context: The second argument of the loss.
             target: Takes the place of the context if a call gives none.
         """
@@ -106,7 +107,7 @@ class Exit(nn.Module):
         return self.through(run, tensors, trained, target if context is None else context)
 
     def _is_trained(self, index: int) -> bool:
-        """Whether the exit trains the value that it uses at this place, unless all are constant."""
+        """Whether the exit trains the value that it uses at this place, where `plan.trains`."""
         return bool(self.plan.heads) or self.plan.borrowed[index] not in self.plan.constant
 
     def through(
@@ -116,12 +117,11 @@ class Exit(nn.Module):
 
         Args:
             run: Returns the outputs of the model, or its own loss.
-            trained: The modules and parameters that the loss trains, unless they are constant by `plan.weights`.
+            trained: The modules and parameters that the loss trains, where `plan.trains`.
         """
         if self.is_off or not (self.training and torch.is_grad_enabled()):
             return (None,) * len(tensors)
-        constant = self.plan.weights in ("readonly", "ema")
-        parameters = [] if constant else _parameters(trained)
+        parameters = _parameters(trained) if self.plan.trains else []
         found: tuple[Tensor, ...] = self._gradients(run, tensors, parameters, context)
         return found
 
@@ -149,8 +149,8 @@ class Exit(nn.Module):
         Args:
             borrowed: The modules and parameters that the units use.
         """
-        constant = self.is_off or self.plan.frozen_units or self.plan.weights == "readonly"
-        return [] if constant else _parameters(borrowed)
+        trains = self.plan.trains and not (self.plan.frozen_units or self.is_off)
+        return _parameters(borrowed) if trains else []
 
     def scale_with(self, loss_scale: LossScale | None) -> None:
         """Let gradients of the exit's parameters follow the scale of the loss; None: the loss is not scaled."""
@@ -161,7 +161,7 @@ class Exit(nn.Module):
 
     def _loss(self, outputs: Any, context: Any) -> Tensor:
         assert self.loss is not None
-        if self.last:
+        if self.leaves_out_linear:
             features, weight, bias = outputs
             value = chunked_loss(self.loss, features, weight, bias, context)
             if value is not None:
@@ -190,7 +190,7 @@ class Exit(nn.Module):
 def _follow(mean: Any, now: Any) -> None:
     """Move a running mean of weights by one step."""
     with torch.no_grad():
-        for one, other in zip(_tensors([mean]), _tensors([now]), strict=True):
+        for one, other in zip(_tensors(mean), _tensors(now), strict=True):
             if one.is_floating_point():
                 one.lerp_(other, 1 - EMA)
 
@@ -215,11 +215,8 @@ def _parameters(values: Sequence[Any]) -> list[nn.Parameter]:
     return list(found)
 
 
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        found += [*value.parameters(), *value.buffers()] if isinstance(value, nn.Module) else [value]
-    return found
+def _tensors(value: Any) -> list[Tensor]:
+    return [*value.parameters(), *value.buffers()] if isinstance(value, nn.Module) else [value]
 
 
 def _copies(net: nn.Module, plan: ExitPlan) -> nn.Module:
@@ -253,72 +250,3 @@ def _heads(plan: ExitPlan, tensors: Sequence[CrossingTensor]) -> nn.Module:
         assert head is not None
         heads.add_module(f"c{index}", head.to(dtype=getattr(torch, tensors[-1].dtype)))
     return heads
-
-
-def _heads_program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.Graph:
-    """The heads of an exit on the crossing tensors, as a graph with the outputs of the model."""
-    graph = fx.Graph()
-    inputs = [graph.placeholder(name) for name in tensors]
-    heads = [graph.placeholder(f"head_{index}") for index in range(len(plan.heads))]
-    values = {o.node: graph.call_function(_run, (h, *inputs)) for o, h in zip(plan.heads, heads, strict=True)}
-    graph.output(fx.node.map_arg(net.graph.output_node().args[0], lambda node: values[origin(node).name]))
-    return graph
-
-
-def _run_unchanged(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call a module of the model, whose buffers stay as they are: the exit must not move running statistics."""
-    if has_torch_function((module, *args)):  # a copy of the program is traced
-        return handle_torch_function(_run_unchanged, (module, *args), module, *args, **kwargs)
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    if not (buffers and module.training):
-        return module(*args, **kwargs)
-    return torch.func.functional_call(module, buffers, args, kwargs)
-
-
-def _run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call a copied module, whose buffers are the exit's own."""
-    if has_torch_function((module, *args)):
-        return handle_torch_function(_run, (module, *args), module, *args, **kwargs)
-    return module(*args, **kwargs)
-
-
-def _program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) -> fx.Graph:
-    """The nodes of an exit as a graph without modules: placeholders take the modules and parameters."""
-    graph = fx.Graph()
-    by_name = {node.name: node for node in net.graph.nodes}
-    values: dict[str, fx.Node] = {name: graph.placeholder(name) for name in (*tensors, *plan.inputs)}
-    borrowed = {path: graph.placeholder(f"borrowed_{index}") for index, path in enumerate(plan.borrowed)}
-    copied_paths = set(plan.copied)
-
-    def copied(node: fx.Node) -> fx.Node:
-        """A copy of a value that a node of the exit may write to in place."""
-        return graph.call_method("clone", (node,)) if plan.writes else node
-
-    values |= {name: copied(values[name]) for name in tensors}
-    if plan.writes or any("batch_norm" in str(by_name[name].target) for name in plan.nodes):
-        buffers = dict(net.named_buffers()).keys() - copied_paths
-        borrowed |= {p: graph.call_method("clone", (borrowed[p],)) for p in borrowed if p in buffers}
-
-    # By object: a tied weight has several paths, of which a saved net knows one.
-    by_object = {id(at_path(net, path)): node for path, node in borrowed.items()}
-
-    def value(node: fx.Node) -> fx.Node:
-        node = origin(node)
-        if node.op == "get_attr":
-            return by_object[id(at_path(net, str(node.target)))]
-        if node.name not in values and node.name in plan.bypassed:
-            values[node.name] = copied(value(by_name[plan.bypassed[node.name]]))
-        return values[node.name]
-
-    for name in plan.nodes:
-        node = by_name[name]
-        if node.op == "call_module":
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            module = by_object[id(at_path(net, str(node.target)))]
-            run = _run if str(node.target) in copied_paths else _run_unchanged
-            values[name] = graph.call_function(run, (module, *args), kwargs)
-        else:
-            values[name] = graph.node_copy(node, value)
-    result = net.graph.output_node().args[0] if not plan.loss else by_name[plan.loss]
-    graph.output(fx.node.map_arg(result, value))
-    return graph

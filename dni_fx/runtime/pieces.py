@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.comptime import comptime
-from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.checkpoint import _checkpoint_without_reentrant_generator, noop_context_fn
 
 from dni_fx import ops
 from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.graph import operation_name
 from dni_fx.model import at_path
+from dni_fx.runtime.programs import call, placeholders
 
 __all__ = ["NOT_COMPILED", "Pieces", "close_after_errors", "connect_pieces"]
 
@@ -114,7 +114,7 @@ class Pieces(nn.Module):
         if not (self.training and torch.is_grad_enabled()):
             return None
         if torch.compiler.is_compiling():
-            comptime(_refuse)  # an error of traced code would let torch.compile go on without a word
+            comptime(_refuse)  # an error of traced code would let torch.compile go on without a warning
         self.running = RunningPiece(self, index, inputs, borrowed)
         return self.running
 
@@ -153,12 +153,12 @@ def _program(net: fx.GraphModule, begin: fx.Node) -> fx.Graph:
     arguments: Any = begin.args
     _, _, inputs, borrowed = arguments
     values: dict[fx.Node, fx.Node] = {node: graph.placeholder(f"value_{i}") for i, node in enumerate(inputs)}
-    # By object: a tied weight has several paths, of which a saved net knows one.
-    by_object = {id(at_path(net, node.target)): graph.placeholder(f"borrowed_{i}") for i, node in enumerate(borrowed)}
-    outside = {*values.values(), *by_object.values()}
+    taken = {str(node.target): graph.placeholder(f"borrowed_{i}") for i, node in enumerate(borrowed)}
+    placeholder_of = placeholders(net, taken)
+    outside = {*values.values(), *taken.values()}
 
     def value(node: fx.Node) -> fx.Node:
-        return by_object[id(at_path(net, str(node.target)))] if node.op == "get_attr" else values[node]
+        return placeholder_of(node) if node.op == "get_attr" else values[node]
 
     def copied(node: fx.Node) -> fx.Node:
         """A copy of a running statistic, which batch norm moves."""
@@ -170,7 +170,7 @@ def _program(net: fx.GraphModule, begin: fx.Node) -> fx.Graph:
         first = value(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if node.op == "call_module":
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            values[node] = graph.call_function(_call, (by_object[id(at_path(net, str(node.target)))], *args), kwargs)
+            values[node] = graph.call_function(call, (placeholder_of(node), *args), kwargs)
         elif first in outside and operation_name(node).endswith("_"):
             assert first is not None
             values[node] = first  # a counter, or another buffer that no node reads: it was written to already
@@ -180,12 +180,6 @@ def _program(net: fx.GraphModule, begin: fx.Node) -> fx.Graph:
         node = node.next
     graph.output(None)
     return graph
-
-
-def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    if has_torch_function((module, *args)):  # a copy of the program is traced
-        return handle_torch_function(_call, (module, *args), module, *args, **kwargs)
-    return module(*args, **kwargs)
 
 
 def _buffers(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:

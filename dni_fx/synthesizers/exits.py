@@ -1,7 +1,7 @@
 """The synthesizer of a tensor whose gradient an exit computes: the model's own later layers, up to the loss.
 
 An exit is a local loss with the depth of the model's own layers (auxiliary losses through later layers: AugLocal, Ma et
-al. 2024; early exits: LayerSkip, Elhoushi et al. 2024). It belongs to a cut, not to a tensor; see `runtime/exit.py`.
+al. 2024; early exits: LayerSkip, Elhoushi et al. 2024). It belongs to a cut, not to a tensor; see `runtime/exits.py`.
 """
 
 from dataclasses import dataclass

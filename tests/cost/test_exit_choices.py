@@ -1,7 +1,6 @@
 """Which exits automatic cuts choose among."""
 
 from dataclasses import replace
-from typing import Any
 
 import networkx as nx
 import pytest
@@ -32,11 +31,11 @@ class ResidualMlp(nn.Module):
 
 def test_auto_chooses_among_exits_where_there_is_a_loss() -> None:
     net, own = NETS["mlp"].net("exit").dni_uncut(), NETS["own loss"].net("exit").dni_uncut()
-    options: list[Any] = [ExitOptions(2), ExitOptions(1), ExitOptions(1, frozen_units=True), ExitOptions(0)]
+    options = [ExitOptions(2), ExitOptions(1), ExitOptions(1, frozen_units=True), ExitOptions(0)]
     assert exit_choices(net, "auto", Settings(loss="cross_entropy"), in_time=False) == options
     assert exit_choices(own, "auto", Settings(), in_time=False) == options
-    assert exit_choices(net, "auto", Settings(), in_time=False) == [None]
-    assert exit_choices(net, "linear", Settings(loss="cross_entropy"), in_time=False) == [None]
+    assert exit_choices(net, "auto", Settings(), in_time=False) == []
+    assert exit_choices(net, "linear", Settings(loss="cross_entropy"), in_time=False) == []
     assert exit_choices(net, "exit(units=2)", Settings(loss="mse_loss"), in_time=False) == [ExitOptions(2)]
     with pytest.raises(DniFxError, match="exits are for cuts in depth alone"):
         exit_choices(net, "exit", Settings(loss="mse_loss"), in_time=True)

@@ -45,7 +45,7 @@ def step(loss: Any, tied: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setattr(exit_loss, "MOST_LOGITS", most)
     words = torch.arange(20).reshape(2, 10) % 11
     net = dni_fx.transform(Words(tied).double(), words, loss=loss, cuts=["add"], synthesizer="exit(units=0)").train()
-    assert net.dni.exits[0].last
+    assert net.dni.exits[0].leaves_out_linear
     logits = net(words, dni_context=words.roll(-1, 1))
     F.cross_entropy(logits.flatten(0, 1), words.roll(-1, 1).flatten()).backward()
     return {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
@@ -80,7 +80,7 @@ def test_a_hook_on_the_last_layer_runs() -> None:
     model = Words(False)
     model.head.register_forward_hook(lambda *_: None)
     net = dni_fx.transform(model, words, loss="cross_entropy", cuts=["add"], synthesizer="exit", verify=False)
-    assert not net.dni.exits[0].last
+    assert not net.dni.exits[0].leaves_out_linear
 
 
 def test_no_target() -> None:
