@@ -190,9 +190,9 @@ def flops(trainee: Trainee, batch: Batch) -> int:
 
 
 def activations(trainee: Trainee, batch: Batch) -> int:
-    """The most bytes alive at once that a step allocates, without gradients of parameters."""
+    """The most bytes alive at once that forward and backward allocate, without gradients of parameters."""
     trainee.optimizer.zero_grad()
-    return max(training_peak(lambda: trainee.step(batch), trainee.net.parameters()).activations)
+    return max(training_peak(lambda: trainee.gradients(batch), trainee.net.parameters()).activations)
 
 
 def enlarge(trainee: Trainee, base: Trainee) -> None:

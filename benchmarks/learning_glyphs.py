@@ -51,14 +51,14 @@ def rendered(letters: Tensor, clutter: Tensor, size: int, random: Generator) -> 
         return torch.rand(size, 3, 1, 1, generator=random)
 
     images = colour().expand(size, 3, SIDE, SIDE)
-    for _ in range(6):
+    for _ in range(5):
         columns = torch.randint(clutter.shape[1], (size,), generator=random)
         mask = placed(any_of(clutter, columns), random, (0.3, 1.2), math.pi, 0.8)
-        images = torch.lerp(images, colour(), 0.6 * mask)
+        images = torch.lerp(images, colour(), 0.5 * mask)
     labels = torch.randint(letters.shape[1], (size,), generator=random)
-    mask = placed(any_of(letters, labels), random, (0.45, 0.75), 0.4, 0.25)
+    mask = placed(any_of(letters, labels), random, (0.5, 0.8), 0.35, 0.25)
     base, own = images.mean((2, 3), keepdim=True), colour()
-    own = torch.where((own - base).abs().amax(1, keepdim=True) < 0.35, (base + 0.5) % 1, own)  # a letter is seen
+    own = torch.where((own - base).abs().amax(1, keepdim=True) < 0.4, (base + 0.5) % 1, own)  # a letter is seen
     images = torch.lerp(images, own, mask)
     return images + 0.05 * torch.randn(images.shape, generator=random), labels
 

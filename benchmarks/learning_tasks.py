@@ -213,7 +213,7 @@ TASKS = {
     "resnet110": Task(
         "Random images of 32 x 32, ResNet-110",
         "",
-        functools.partial(learning_data.random_images, 18, 16),
+        functools.partial(learning_data.random_images, 18, 32),
         learning_data.cross_entropy,
         {2: blocks(26), 4: blocks(12, 26, 40)},
         0,
@@ -226,7 +226,7 @@ TASKS = {
     "gpt2_small": Task(
         "Random tokens, GPT-2 small",
         "",
-        functools.partial(learning_data.random_tokens, 50257, 64, 1),
+        functools.partial(learning_data.random_tokens, 50257, 128, 1),
         learning_data.next_token,
         {2: blocks(5), 4: blocks(2, 5, 8)},
         0,
