@@ -86,8 +86,8 @@ def options(task: Task, method: str) -> dict[str, Any]:
     if method == "guided_head":
         synthesizer = "guided_head(dense=True)" if task.dense else "guided_head"
         return {"synthesizer": synthesizer, "classes": task.classes, "loss": "cross_entropy"}
-    units = METHODS[method].units
-    return {"synthesizer": f"exit(units={units})", "loss": task.loss, "unlock": METHODS[method].unlock}
+    of = METHODS[method]
+    return {"synthesizer": f"exit(units={of.units})", "loss": task.loss, "unlock": of.unlock, "inside": of.inside}
 
 
 def build(task: Task, data: Data, run: Run, example: Batch) -> nn.Module:
@@ -103,13 +103,19 @@ def build(task: Task, data: Data, run: Run, example: Batch) -> nn.Module:
 
 
 class Trainee:
-    """A net with its optimizer."""
+    """A net with its optimizer, and the number of batches that a step takes at once."""
 
-    def __init__(self, task: Task, data: Data, run: Run) -> None:
+    def __init__(self, task: Task, data: Data, run: Run, batches: int = 1) -> None:
+        self.data, self.batches = data, batches
         example = data.batch(torch.Generator().manual_seed(1))
         self.task, self.net = task, build(task, data, run, example).train()
-        self.context = run.method not in ("backprop", "checkpointing")
+        self.context = run.method not in learning_report.EXACT
         self.optimizer = torch.optim.AdamW(self.net.parameters(), run.lr, weight_decay=task.weight_decay)
+
+    def batch(self, random: torch.Generator) -> Batch:
+        found = [self.data.batch(random) for _ in range(self.batches)]
+        inputs = zip(*[x for x, _ in found], strict=True)
+        return tuple(torch.cat(x) for x in inputs), torch.cat([y for _, y in found])
 
     def gradients(self, batch: Batch) -> None:
         inputs, target = batch
@@ -135,24 +141,28 @@ def train(run: Run) -> dict[str, Any]:
     """Scores by steps; the seconds of all steps."""
     task = TASKS[run.task]
     data = task.data()
-    trainee = Trainee(task, data, run)
+    steps, batches = run.steps, 1
+    if METHODS[run.method].larger:  # for the time of backprop's steps
+        spent = cost(dataclasses.replace(run, steps=20))
+        steps, batches = round(steps / spent["ratio"]), spent["batches"]
+    trainee = Trainee(task, data, run, batches)
     random = torch.Generator().manual_seed(run.seed + 100)  # the same batches for every method
     scheduler = None
     if task.schedule is not None:
-        scheduler = torch.optim.lr_scheduler.LambdaLR(trainee.optimizer, lambda i: task.schedule(i, run.steps))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(trainee.optimizer, lambda i: task.schedule(i, steps))
     torch.manual_seed(run.seed)
     curve: list[tuple[int, float]] = []
     seconds = 0.0
-    for step in range(1, run.steps + 1):
-        batch = data.batch(random)
+    for step in range(1, steps + 1):
+        batch = trainee.batch(random)
         begun = time.process_time()
         trainee.step(batch)
         seconds += time.process_time() - begun
         if scheduler is not None:
             scheduler.step()
-        if step * POINTS // run.steps > len(curve):
+        if step * POINTS // steps > len(curve):
             curve.append((step, round(score(trainee.net, data), 4)))
-    return {"score": curve[-1][1], "curve": curve, "seconds": round(seconds, 1)}
+    return {"score": curve[-1][1], "curve": curve, "seconds": round(seconds, 1), "batches": batches}
 
 
 class Count(TorchDispatchMode):
@@ -180,9 +190,23 @@ def flops(trainee: Trainee, batch: Batch) -> int:
 
 
 def activations(trainee: Trainee, batch: Batch) -> int:
-    """The most bytes alive at once that a step allocates, without gradients of parameters."""
+    """The most bytes alive at once that forward and backward allocate, without gradients of parameters."""
     trainee.optimizer.zero_grad()
-    return max(training_peak(lambda: trainee.step(batch), trainee.net.parameters()).activations)
+    return max(training_peak(lambda: trainee.gradients(batch), trainee.net.parameters()).activations)
+
+
+def enlarge(trainee: Trainee, base: Trainee) -> None:
+    """Take as many batches at once as have no more activations than the base's one."""
+
+    def bytes_of(one: Trainee) -> int:
+        batch = one.batch(torch.Generator().manual_seed(2))
+        one.step(batch)  # makes the optimizer's state
+        return activations(one, batch)
+
+    limit = bytes_of(base)
+    while bytes_of(trainee) <= limit:
+        trainee.batches += 1
+    trainee.batches = max(trainee.batches - 1, 1)
 
 
 def cost(run: Run) -> dict[str, Any]:
@@ -191,17 +215,20 @@ def cost(run: Run) -> dict[str, Any]:
     data = task.data()
     base = dataclasses.replace(run, method="backprop")
     trainees = [Trainee(task, data, one) for one in (base, run)]
-    batch = data.batch(torch.Generator().manual_seed(2))
-    times = runs.in_turn([lambda t=t: t.step(batch) for t in trainees], run.steps)
+    if METHODS[run.method].larger:
+        enlarge(trainees[1], trainees[0])
+    pairs = [(trainee, trainee.batch(torch.Generator().manual_seed(2))) for trainee in trainees]
+    times = runs.in_turn([lambda t=t, b=b: t.step(b) for t, b in pairs], run.steps)
     ratios = [own / backprop for backprop, own in zip(*times, strict=True)]
-    bytes_ = [activations(trainee, batch) for trainee in trainees]
-    counts = [flops(trainee, batch) for trainee in trainees]
+    bytes_ = [activations(trainee, batch) for trainee, batch in pairs]
+    counts = [flops(trainee, batch) for trainee, batch in pairs]
     return {
         "ratio": round(statistics.median(ratios), 4),
         "milliseconds": round(1e3 * statistics.median(times[1]), 3),
         "activations": bytes_[1] / bytes_[0],
         "mebibytes": bytes_[1] / 2**20,
         "flops": counts[1] / counts[0] - 1,
+        "batches": trainees[1].batches,
     }
 
 
@@ -209,7 +236,7 @@ def do(run: Run) -> dict[str, Any]:
     try:
         return cost(run) if run.what == "cost" else train(run)
     except FileNotFoundError as error:
-        sys.exit(f"{run.task}: {error} is not here; see learning_data.py")
+        raise FileNotFoundError(f"{run.task}: {error} is not here; see learning_data.py") from None
 
 
 def wanted(arguments: argparse.Namespace) -> Iterator[Run]:
@@ -218,12 +245,12 @@ def wanted(arguments: argparse.Namespace) -> Iterator[Run]:
         for name in arguments.tasks:
             task = TASKS[name]
             steps = arguments.steps or task.steps
-            for method, segments in learning_report.rows(task):
+            for method, segments in learning_report.rows(name):
                 if method not in arguments.methods or segments not in (0, *(arguments.segments or task.cuts)):
                     continue
                 if seed == 0 and method != "backprop" and arguments.what != "train":
                     yield Run("cost", name, method, segments, 0, arguments.timed, task.lr)
-                if method != "checkpointing" and arguments.what != "cost":
+                if task.trains and method not in learning_report.SAME and arguments.what != "cost":
                     yield Run("train", name, method, segments, seed, steps, task.lr)
 
 
@@ -232,7 +259,8 @@ def say(result: dict[str, Any]) -> str:
 
 
 def command_run(arguments: argparse.Namespace) -> None:
-    runs.finish(arguments.runs, list(wanted(arguments)), do, arguments.workers, say)
+    found = list(wanted(arguments)) or sys.exit("nothing to run: these tasks have no such methods or segments")
+    runs.finish(arguments.runs, found, do, arguments.workers, say)
 
 
 def command_sweep(arguments: argparse.Namespace) -> None:
@@ -240,6 +268,7 @@ def command_sweep(arguments: argparse.Namespace) -> None:
     found = [
         Run("train", name, "backprop", 0, 100, TASKS[name].steps // 2, factor * TASKS[name].lr)
         for name in arguments.tasks
+        if TASKS[name].trains
         for factor in (0.5, 1.0, 2.0, 4.0)
     ]
     runs.finish(arguments.runs, found, do, arguments.workers, say)
@@ -261,7 +290,10 @@ def main() -> None:
     runs.add_numbers(run, {"seeds": 3, "steps": 0, "timed": 30})
     commands.add_parser("report").set_defaults(function=learning_report.command)
     arguments = parser.parse_args()
-    arguments.function(arguments)
+    try:
+        arguments.function(arguments)
+    except FileNotFoundError as error:  # from a worker
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

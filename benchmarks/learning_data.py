@@ -1,9 +1,12 @@
 """The data of benchmarks/learning.py: batches, scores and nets.
 
-Real data come from where the examples find MNIST, `DNI_FX_TEXT` (a text file) and `DNI_FX_FASHION_MNIST` (a folder).
+Real data come from where the examples find MNIST, `DNI_FX_TEXT`, `DNI_FX_LONG_TEXT` (text files; the second may be
+gzipped) and `DNI_FX_FASHION_MNIST` (a folder).
 """
 
 import functools
+import gzip
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -20,6 +23,7 @@ import common
 import transformer
 
 FASHION = Path(os.environ.get("DNI_FX_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+LONG_TEXT = Path(os.environ.get("DNI_FX_LONG_TEXT", "/usr/share/dictd/gcide.dict.dz"))
 Inputs = tuple[Tensor, ...]
 Batch = tuple[Inputs, Tensor]  # inputs, target
 
@@ -108,16 +112,34 @@ def induction(length: int = 31, tokens: int = 24, size: int = 32) -> Data:
     return Data(batch, mean_over([test], next_token), lambda: models.GPT(tokens, length, 64, 4))
 
 
-def characters(length: int = 64, size: int = 24) -> Data:
+def shakespeare() -> language_model.Text:
     named = os.environ.get("DNI_FX_TEXT")
     path = Path(named) if named else language_model.found()
     if path is None:
         raise FileNotFoundError(language_model.TEXT)
-    text = language_model.read(path)
+    return language_model.read(path)
+
+
+def long_text(tokens: int = 82) -> language_model.Text:
+    """The most frequent bytes as numbers from 1; the others are 0."""
+    if not LONG_TEXT.is_file():
+        raise FileNotFoundError(f"{LONG_TEXT} (Debian package dict-gcide, or a text that DNI_FX_LONG_TEXT names)")
+    raw = LONG_TEXT.read_bytes()
+    raw = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+    text = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+    number = torch.zeros(256, dtype=torch.uint8)
+    frequent = text.bincount(minlength=256).argsort(descending=True, stable=True)[: tokens - 1]
+    number[frequent] = torch.arange(1, tokens, dtype=torch.uint8)
+    train, validation, test = number[text.int()].tensor_split([len(text) * 90 // 100, len(text) * 95 // 100])
+    return language_model.Text(tokens, train, validation, test)
+
+
+def characters(read: Callable[[], language_model.Text], length: int = 64, size: int = 24) -> Data:
+    text = read()
 
     def windows(numbers: Tensor, random: Generator, size: int) -> Batch:
         starts = torch.randint(len(numbers) - length - 1, (size, 1), generator=random)
-        rows = numbers[starts + torch.arange(length + 1)]
+        rows = numbers[starts + torch.arange(length + 1)].long()
         return (rows[:, :-1],), rows[:, 1:]
 
     random = Generator().manual_seed(7)
@@ -183,3 +205,22 @@ def teacher() -> Data:
         return 100 * float((net(test) - wanted).square().mean()) / variance
 
     return Data(batch, score, lambda: models.ResidualMLP(16, 96, 8, 6))
+
+
+def random_images(blocks_each: int, size: int) -> Data:
+    """Of the shape of CIFAR-10, for steps that are measured and not trained."""
+
+    def batch(random: Generator) -> Batch:
+        return (torch.randn(size, 3, 32, 32, generator=random),), torch.randint(10, (size,), generator=random)
+
+    return Data(batch, lambda net: math.nan, lambda: models.ResNet(blocks_each, 3, stem_stride=1))
+
+
+def random_tokens(tokens: int, length: int, size: int) -> Data:
+    """For GPT-2 small (Radford et al. 2019), whose steps are measured and not trained; the head has its own weights."""
+
+    def batch(random: Generator) -> Batch:
+        words = torch.randint(tokens, (size, length + 1), generator=random)
+        return (words[:, :-1],), words[:, 1:]
+
+    return Data(batch, lambda net: math.nan, lambda: models.GPT(tokens, length, 768, 12, 12).scale_branches())

@@ -77,11 +77,12 @@ class Basic(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Three stages of 16, 32 and 64 channels (He et al. 2016, Sect. 4.2), with a stride in the stem."""
+    """Three stages of 16, 32 and 64 channels (He et al. 2016, Sect. 4.2, whose stem has stride 1)."""
 
-    def __init__(self, blocks_each: int) -> None:
+    def __init__(self, blocks_each: int, channels: int = 1, stem_stride: int = 2) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        first = nn.Conv2d(channels, 16, 3, stem_stride, padding=1, bias=False)
+        self.stem = nn.Sequential(first, nn.BatchNorm2d(16), nn.ReLU())
         blocks, n_in = [], 16
         for width, stride in ((16, 1), (32, 2), (64, 2)):
             for i in range(blocks_each):

@@ -20,14 +20,22 @@ class Method:
         units: Of the exit.
         unlock: As in `dni_fx.transform`; "none": nothing is cut.
         needs_labels: Only for classification.
+        tasks: The only tasks; None: all.
+        inside: As in `dni_fx.transform`.
+        larger: A step takes as many batches as have the activations of backprop's one.
     """
 
     title: str
     units: int = 0
     unlock: str = "backward"
     needs_labels: bool = False
+    tasks: tuple[str, ...] | None = None
+    inside: str = "keep"
+    larger: bool = False
 
 
+DEEP = ("gpt", "resnet110", "gpt2_small")
+MEASURED = ("backprop", "checkpointing", "exit 0", "exit 1", "exit 1 checkpoint")  # where nothing is trained
 METHODS = {
     "backprop": Method("backprop"),
     "checkpointing": Method("checkpointing"),
@@ -38,7 +46,11 @@ METHODS = {
     "exit 1 uncut": Method("backprop + losses of the exits, 1 unit", 1, "none"),
     "guided_head": Method("guided_head", needs_labels=True),
     "DNI": Method("DNI (predicted gradients)"),
+    "exit 1 checkpoint": Method("exit, 1 unit, inside checkpoint", 1, tasks=DEEP, inside="checkpoint"),
+    "exit 1 larger batch": Method("exit, 1 unit, larger batch", 1, tasks=("gpt",), larger=True),
 }
+EXACT = ("backprop", "checkpointing")  # without cuts
+SAME = {"checkpointing": "backprop", "exit 1 checkpoint": "exit 1"}  # methods with the same gradients
 
 
 @dataclass(frozen=True)
@@ -54,17 +66,23 @@ class Run:
     lr: float
 
 
-def rows(task: Task) -> Iterator[tuple[str, int]]:
+def rows(of: str) -> Iterator[tuple[str, int]]:
     """Methods and numbers of segments: the rows of a task."""
+    task = TASKS[of]
     for name, method in METHODS.items():
-        if method.needs_labels and task.classes is None:
+        if (method.needs_labels and task.classes is None) or of not in (method.tasks or TASKS):
             continue
-        if name in ("backprop", "checkpointing"):
+        if not task.trains and name not in MEASURED:
+            continue
+        everywhere = method.unlock == "backward" and not method.larger
+        if name in EXACT:
             yield name, 0
         else:
-            yield from (
-                (name, segments) for segments in task.cuts if method.unlock == "backward" or segments == task.shown
-            )
+            yield from ((name, segments) for segments in task.cuts if everywhere or segments == task.shown)
+
+
+def trained_tasks() -> Iterator[tuple[str, Task]]:
+    return ((name, task) for name, task in TASKS.items() if task.trains)
 
 
 Results = dict[Run, dict[str, Any]]
@@ -120,47 +138,53 @@ def beside(results: Results, name: str, method: str, segments: int) -> str:
 
 def cells(results: Results, name: str, method: str, segments: int) -> list[str]:
     """A row of the table."""
-    exact = method in ("backprop", "checkpointing")
-    trained = of_seeds(results, name, "backprop" if exact else method, segments)
     spent = cost_of(results, name, method, segments)
-    ratio = 1.0 if method == "backprop" else None if spent is None else float(spent["ratio"])
-    steps = TASKS[name].steps
-    at_time = [] if ratio is None else [at(r["curve"], steps / ratio) for r in trained]
     costs = ["1.00", "1.00", "0"] if method == "backprop" else ["-"] * 3
     if spent is not None:
         costs = [f"{spent['ratio']:.2f}", f"{spent['activations']:.2f}", f"{100 * spent['flops']:.0f}"]
-    relative = "1.00" if exact else beside(results, name, method, segments)
     head = [METHODS[method].title, str(segments) if segments else ""]
-    return [*head, mean([r["score"] for r in trained]), relative, mean(at_time), *costs]
+    if not TASKS[name].trains:
+        return [*head, *costs]
+    same = SAME.get(method, method)
+    trained = of_seeds(results, name, same, segments)
+    scores = [r["score"] for r in trained]
+    if METHODS[method].larger:  # trained for backprop's time, not for its steps
+        head[0] += "".join(sorted({f", {r['batches']} times" for r in trained}))
+        return [*head, "-", "-", mean(scores), *costs]
+    ratio = 1.0 if method == "backprop" else None if spent is None else float(spent["ratio"])
+    at_time = [] if ratio is None else [at(r["curve"], TASKS[name].steps / ratio) for r in trained]
+    return [*head, mean(scores), beside(results, name, same, segments), mean(at_time), *costs]
 
 
 def summary(results: Results) -> Iterator[str]:
     """One row a task."""
-    methods = [name for name in METHODS if name not in ("backprop", "checkpointing")]
+    methods = [name for name, method in METHODS.items() if method.tasks is None and name not in EXACT]
     yield "| task | segments | score | backprop | " + " | ".join(METHODS[name].title for name in methods) + " |"
     yield "|---|---|---|---|" + "---|" * len(methods)
-    for name, task in TASKS.items():
+    for name, task in trained_tasks():
         base = mean([r["score"] for r in of_seeds(results, name, "backprop", 0)])
         ratios = [beside(results, name, method, task.shown) for method in methods]
         yield "| " + " | ".join([task.title, str(task.shown), task.unit, base, *ratios]) + " |"
 
 
 def details(results: Results) -> Iterator[str]:
-    heads = ["method", "segments", "score", "beside backprop", "in backprop's time", "time", "memory", "extra FLOPs %"]
     for name, task in TASKS.items():
         yield f"\n### {task.title}\n"
         cuts = "; ".join(f"{k}: {', '.join(names)}" for k, names in task.cuts.items())
         decay = f"AdamW, weight decay {task.weight_decay:g}" if task.weight_decay else "Adam"
-        yield f"Score: {task.unit}. {task.steps:,} steps, {decay}, {task.lr:g}. Cuts after {cuts}.\n"
+        how = f"Score: {task.unit}. {task.steps:,} steps, {decay}, {task.lr:g}" if task.trains else "Not trained"
+        scores = ["score", "beside backprop", "in backprop's time"] if task.trains else []
+        heads = ["method", "segments", *scores, "time", "memory", "extra FLOPs %"]
+        yield f"{how}. Cuts after {cuts}.\n"
         yield "| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|"
-        for method, segments in rows(task):
+        for method, segments in rows(name):
             yield "| " + " | ".join(cells(results, name, method, segments)) + " |"
 
 
 def sweeps(results: Results) -> Iterator[str]:
     """Backprop by learning rate."""
     yield "| task | steps | score by learning rate |\n|---|---|---|"
-    for name, task in TASKS.items():
+    for name, task in trained_tasks():
         found = sorted(
             (run.lr, run.steps, record["score"])
             for run, record in results.items()
@@ -196,6 +220,8 @@ def command(arguments: argparse.Namespace) -> None:
         "In backprop's time: the score at the step that the method has reached when backprop ends, on its curve; the",
         "learning rate has not fallen to its end then. Time and memory of a step are ratios to backprop's: median of",
         "steps in turn, and the most bytes alive at once less parameters, their gradients and the optimizer's state.",
+        "Larger batch: a step takes as many batches as have no more activations than backprop's one; trained for",
+        "backprop's time, with all of the schedule, at the same learning rate.",
         *details(results),
         "",
         "## Learning rates of backprop",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import learning_data
+import learning_glyphs
 import learning_models as models
 import transformer
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class Task:
         classes: Number of labels; None: the target is no label, and there are no heads.
         checkpointed: Names of the modules that checkpointing computes again.
         schedule: A factor of the learning rate, of the step and the number of steps.
+        trains: False: only steps are measured.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Task:
     dense: bool = False
     weight_decay: float = 0.0
     schedule: Callable[[int, int], float] | None = None
+    trains: bool = True
 
     @property
     def shown(self) -> int:
@@ -93,7 +96,7 @@ TASKS = {
     "gpt": Task(
         "Shakespeare's characters, 12-block transformer",
         "nats",
-        learning_data.characters,
+        functools.partial(learning_data.characters, learning_data.shakespeare),
         learning_data.next_token,
         {2: blocks(5), 4: blocks(2, 5, 8), 12: blocks(*range(11))},
         500,
@@ -101,6 +104,20 @@ TASKS = {
         {"synthesizer": "linear", "classes": 65},
         blocks(*range(12)),
         65,
+        weight_decay=0.1,
+        schedule=cosine(100),
+    ),
+    "long_text": Task(
+        "A dictionary's characters, 12-block transformer",
+        "nats",
+        functools.partial(learning_data.characters, learning_data.long_text),
+        learning_data.next_token,
+        {2: blocks(5), 4: blocks(2, 5, 8)},
+        1500,
+        2e-3,
+        {"synthesizer": "linear", "classes": 82},
+        blocks(*range(12)),
+        82,
         weight_decay=0.1,
         schedule=cosine(100),
     ),
@@ -124,6 +141,19 @@ TASKS = {
         learning_data.cross_entropy,
         {2: blocks(7), 4: blocks(3, 7, 11)},
         600,
+        2e-3,
+        CONV,
+        blocks(*range(15)),
+        10,
+        schedule=cosine(50),
+    ),
+    "glyphs": Task(
+        "Letters of unseen fonts on clutter, ResNet-32",
+        "% wrong",
+        learning_glyphs.data,
+        learning_data.cross_entropy,
+        {2: blocks(7), 4: blocks(3, 7, 11)},
+        1200,
         2e-3,
         CONV,
         blocks(*range(15)),
@@ -179,5 +209,31 @@ TASKS = {
         LINEAR,
         blocks(*range(3)),
         10,
+    ),
+    "resnet110": Task(
+        "Random images of 32 x 32, ResNet-110",
+        "",
+        functools.partial(learning_data.random_images, 18, 32),
+        learning_data.cross_entropy,
+        {2: blocks(26), 4: blocks(12, 26, 40)},
+        0,
+        1e-3,
+        {},
+        blocks(*range(54)),
+        10,
+        trains=False,
+    ),
+    "gpt2_small": Task(
+        "Random tokens, GPT-2 small",
+        "",
+        functools.partial(learning_data.random_tokens, 50257, 128, 1),
+        learning_data.next_token,
+        {2: blocks(5), 4: blocks(2, 5, 8)},
+        0,
+        1e-4,
+        {},
+        blocks(*range(12)),
+        50257,
+        trains=False,
     ),
 }
