@@ -63,6 +63,7 @@ class ExitPlan:
         constant: The part of `borrowed` that the exit does not train.
         not_copied: The part of `borrowed` that is the model's own, whatever `weights` is.
         frozen_units: The exit does not train the units, wherever they run.
+        features_last: The features of the outputs are on the last axis, as in (N, T, K).
     """
 
     units: int | str
@@ -80,6 +81,7 @@ class ExitPlan:
     constant: tuple[str, ...] = ()
     not_copied: tuple[str, ...] = ()
     frozen_units: bool = False
+    features_last: bool = False
 
     @property
     def copied(self) -> tuple[str, ...]:

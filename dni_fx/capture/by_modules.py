@@ -66,8 +66,23 @@ def capture_by_modules(model: nn.Module, inputs: Inputs) -> HookedModule:
             raise CaptureError("the model calls no submodule, or returns nothing that carries gradient")
         used = _follow(roots, calls)
         written = any(t._version != n for c in calls for t, n in zip(_tensors(c.leaves), c.versions, strict=True))
-    scalars = [t for t in tensors_in(output) if t.requires_grad and not t.dim()]
-    return _module(model, calls, used, written=written, returns_loss=len(scalars) == 1)
+    return _module(model, calls, used, written=written, returns_loss=_returns_loss(tensors_in(output)))
+
+
+def _returns_loss(outputs: Sequence[Tensor]) -> bool:
+    """Whether one scalar carries gradient among the outputs, and is computed from all others that do."""
+    functions = {t.grad_fn: t for t in outputs if t.grad_fn is not None}
+    scalars = [function for function, t in functions.items() if not t.dim()]
+    if len(scalars) != 1:
+        return False
+    below: set[Any] = set()
+    waiting: list[Any] = list(scalars)
+    while waiting:
+        function = waiting.pop()
+        if function is not None and function not in below:
+            below.add(function)
+            waiting += [source for source, _ in function.next_functions]
+    return functions.keys() <= below
 
 
 def _tensors(leaves: Sequence[Any]) -> list[Tensor]:

@@ -73,6 +73,7 @@ class ExitPlanner:
         self.ends = [self.loss] if self.loss else [node.name for node in returned_nodes(graph)]
         self.target = _input_like_output(graph) if has_loss else ""
         returned = [record_of(node) for node in returned_nodes(graph)]
+        self._features_last = all(record.axis in (-1, len(record.shape or ()) - 1) for record in returned)
         self._returns_maps = all(record.axis == 1 and len(record.shape or ()) > 3 for record in returned)
         self._order = {name: place for place, name in enumerate(flow)}
         self._sums = list(itertools.accumulate((flow_node(flow, name).is_sum for name in flow), initial=0))
@@ -139,6 +140,7 @@ class ExitPlanner:
                 heads=self._heads(),
                 loss=self.loss,
                 target=self.target,
+                features_last=self._features_last,
             )
         in_units, nodes = self._split(position, route)
         of_units = self._only_in_units(nodes, route)
@@ -158,6 +160,7 @@ class ExitPlanner:
             constant=of_units if self.options.frozen_units else (),
             not_copied=of_units if self.options.weights == "auto" else (),
             frozen_units=self.options.frozen_units and bool(route.kept),
+            features_last=self._features_last,
         )
 
     def _split(self, position: Position, route: Route) -> tuple[dict[str, fx.Node], dict[str, fx.Node]]:

@@ -76,9 +76,21 @@ def returned_nodes(graph: Graph) -> list[Node]:
 
 
 def own_loss(graph: Graph) -> Node | None:
-    """The node of the loss that a model returns itself: the one scalar that carries gradient among its outputs."""
-    scalars = [n for n in returned_nodes(graph) if record_of(n).shape == () and record_of(n).carries_gradient]
-    return scalars[0] if len(set(scalars)) == 1 else None
+    """The node of the loss that a model returns itself: the one scalar that carries gradient among its outputs.
+
+    It is computed from all other outputs with gradient, such as the logits. A term of a loss, such as the KL divergence
+    beside a reconstruction, is not.
+    """
+    returned = dict.fromkeys(node for node in returned_nodes(graph) if record_of(node).carries_gradient)
+    scalars = [node for node in returned if record_of(node).shape == ()]
+    if len(scalars) != 1:
+        return None
+    below, waiting = set(scalars), list(scalars)
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - below
+        below |= new
+        waiting += new
+    return scalars[0] if returned.keys() <= below else None
 
 
 def operation_name(node: Node) -> str:

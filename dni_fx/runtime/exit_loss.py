@@ -13,16 +13,17 @@ from dni_fx.errors import ContextError, DniFxError, described, first_line
 from dni_fx.model import at_path
 from dni_fx.settings import Loss, loss_name
 
-__all__ = ["chunked_loss", "exit_loss", "leave_out_linear"]
+__all__ = ["chunked_loss", "exit_loss", "is_linear", "leave_out_linear"]
 
 MOST_LOGITS = 2**22  # that are there at once; more are computed in chunks
 
 
-def exit_loss(loss: Loss, outputs: Any, context: Any) -> Tensor:
+def exit_loss(loss: Loss, outputs: Any, context: Any, *, features_last: bool = False) -> Tensor:
     """The loss of the outputs of an exit, a scalar with gradient.
 
     Args:
         context: The target of the call.
+        features_last: What outputs (N, K, K) with labels (N, K) are: (N, T, K), and not (N, K, T).
 
     Raises:
         ContextError: If there is no target, or the loss does not take it.
@@ -31,7 +32,7 @@ def exit_loss(loss: Loss, outputs: Any, context: Any) -> Tensor:
     if context is None:
         raise ContextError("the exits need the target of the loss: while training, call net(..., dni_context=target)")
     try:
-        value: object = loss(*_for_loss(loss, outputs, context))
+        value: object = loss(*_for_loss(loss, outputs, context, features_last))
     except Exception as error:  # the user's function may raise any error
         raise ContextError(
             f"loss={described(loss)} raises {type(error).__name__} ({first_line(error)}) on the outputs and the "
@@ -42,7 +43,7 @@ def exit_loss(loss: Loss, outputs: Any, context: Any) -> Tensor:
     return value.reshape(())
 
 
-def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
+def _for_loss(loss: Loss, outputs: Any, target: Any, features_last: bool) -> tuple[Any, Any]:
     """The arguments of a loss, as the losses of torch.nn.functional take them.
 
     Outputs (N, T, K) and labels (N, T) become rows: these losses take outputs (N, K, T). Outputs (N, 1) and numbers
@@ -53,7 +54,8 @@ def _for_loss(loss: Loss, outputs: Any, target: Any) -> tuple[Any, Any]:
     if target.is_floating_point() and target.squeeze().shape == outputs.squeeze().shape:
         return outputs, target.reshape(outputs.shape)
     of_positions = not target.is_floating_point() and outputs.dim() > 2 and target.shape == outputs.shape[:-1]
-    if not of_positions or target.shape == outputs.shape[:1] + outputs.shape[2:]:
+    fits_as_it_is = target.shape == outputs.shape[:1] + outputs.shape[2:]
+    if not of_positions or (fits_as_it_is and not features_last):
         return outputs, target
     return outputs.flatten(0, -2), target.flatten()
 
@@ -128,6 +130,11 @@ def _cross_entropy_options(loss: Loss) -> dict[str, Any] | None:
     return {"ignore_index": -100} | keywords if given is F.cross_entropy and allowed else None
 
 
+def is_linear(module: object) -> bool:
+    """Whether a module computes `linear(features, weight, bias)` and nothing else."""
+    return type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks)
+
+
 def leave_out_linear(graph: fx.Graph, net: nn.Module, borrowed: Sequence[str]) -> bool:
     """Let a program return the arguments of its last linear layer; without such a layer, change nothing.
 
@@ -148,12 +155,9 @@ def leave_out_linear(graph: fx.Graph, net: nn.Module, borrowed: Sequence[str]) -
         module: Any = last.args[0] if last.args else None
         if not isinstance(module, fx.Node) or not module.name.startswith("borrowed_") or len(last.args) != 2:
             return False
-        called = at_path(net, borrowed[int(module.name.removeprefix("borrowed_"))])
-        if type(called) is not nn.Linear or called._forward_hooks or called._forward_pre_hooks:
+        if not is_linear(at_path(net, borrowed[int(module.name.removeprefix("borrowed_"))])):
             return False
-        with graph.inserting_before(last):
-            weights = [graph.call_function(getattr, (module, name)) for name in ("weight", "bias")]
-        linear = (last.args[1], *weights)
+        linear = (last.args[1], module)
     output.args = (linear,)
     graph.erase_node(last)
     return True

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from dni_fx import ops
 from dni_fx.model import at_path
 from dni_fx.plans import CrossingTensor, ExitPlan
-from dni_fx.runtime.exit_loss import chunked_loss, exit_loss, leave_out_linear
-from dni_fx.runtime.programs import exit_program, heads_program
+from dni_fx.runtime.exit_loss import chunked_loss, exit_loss, is_linear, leave_out_linear
+from dni_fx.runtime.programs import call_unchanged, exit_program, heads_program
 from dni_fx.settings import Loss
 from dni_fx.synthesizers import LossScale, make_head
 
@@ -36,7 +37,8 @@ class Exit(nn.Module):
     Attributes:
         program: The nodes of the exit, as a function of the crossing tensors, the inputs and the borrowed values.
         copies: With copied weights: the exit's own modules, parameters and buffers, in the order of `plan.borrowed`.
-        leaves_out_linear: The program returns the arguments of its last linear layer.
+        leaves_out_linear: The program returns the arguments of its last linear layer, and the layer itself if it is a
+            module.
         is_off: The gradients are None, as in eval mode.
     """
 
@@ -162,12 +164,14 @@ class Exit(nn.Module):
     def _loss(self, outputs: Any, context: Any) -> Tensor:
         assert self.loss is not None
         if self.leaves_out_linear:
-            features, weight, bias = outputs
-            value = chunked_loss(self.loss, features, weight, bias, context)
+            features, last, *rest = outputs
+            if isinstance(last, nn.Linear) and is_linear(last):  # the user may have replaced it since the rewrite
+                rest, last = [last.bias], last.weight
+            value = chunked_loss(self.loss, features, last, rest[0], context) if rest else None
             if value is not None:
                 return value
-            outputs = nn.functional.linear(features, weight, bias)
-        return exit_loss(self.loss, outputs, context)
+            outputs = F.linear(features, last, rest[0]) if rest else call_unchanged(last, features)
+        return exit_loss(self.loss, outputs, context, features_last=self.plan.features_last)
 
     def _own(self, borrowed: Sequence[Any]) -> list[Any]:
         """The values to use, the exit's own copies among them; with weights="ema", these follow the model's weights."""

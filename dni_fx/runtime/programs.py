@@ -11,7 +11,7 @@ from dni_fx.model import at_path
 from dni_fx.passes.boundary import origin
 from dni_fx.plans import ExitPlan
 
-__all__ = ["call", "exit_program", "heads_program", "placeholders"]
+__all__ = ["call", "call_unchanged", "exit_program", "heads_program", "placeholders"]
 
 
 def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -33,10 +33,10 @@ def placeholders(net: nn.Module, borrowed: Mapping[str, fx.Node]) -> Callable[[f
     return lambda node: by_object[id(at_path(net, str(node.target)))]
 
 
-def _call_unchanged(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def call_unchanged(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a module of the model, whose buffers stay as they are: the exit must not move running statistics."""
     if has_torch_function((module, *args)):  # a copy of the program is traced
-        return handle_torch_function(_call_unchanged, (module, *args), module, *args, **kwargs)
+        return handle_torch_function(call_unchanged, (module, *args), module, *args, **kwargs)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     if not (buffers and module.training):
         return module(*args, **kwargs)
@@ -84,7 +84,7 @@ def exit_program(net: fx.GraphModule, plan: ExitPlan, tensors: Sequence[str]) ->
         node = by_name[name]
         if node.op == "call_module":
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            calling = call if str(node.target) in copied_paths else _call_unchanged
+            calling = call if str(node.target) in copied_paths else call_unchanged
             values[name] = graph.call_function(calling, (placeholder_of(node), *args), kwargs)
         else:
             values[name] = graph.node_copy(node, value)

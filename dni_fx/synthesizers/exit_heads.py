@@ -41,7 +41,7 @@ class _ToMap(nn.Module):
         for layer, other in zip(self.others, others, strict=True):
             total = total + self._resized(layer(other), size)
         out: Tensor = self.top(total)
-        return self._resized(out, [round(n * scale) for n, scale in zip(size, self.scale, strict=True)])
+        return self._resized(out, [max(1, round(n * scale)) for n, scale in zip(size, self.scale, strict=True)])
 
     def _resized(self, values: Tensor, size: list[int]) -> Tensor:
         same = list(values.shape[2:]) == size

@@ -59,7 +59,7 @@ def test_chunks_give_the_same_gradients(loss: str, tied: bool, by_torch: bool, m
     if not by_torch:
         monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
     whole = step(LOSSES[loss], tied, 10**6, monkeypatch)
-    monkeypatch.setattr(exit_loss, "exit_loss", lambda *_: pytest.fail("not in chunks"))
+    monkeypatch.setattr(exit_loss, "exit_loss", lambda *_, **__: pytest.fail("not in chunks"))
     assert error(step(LOSSES[loss], tied, 33, monkeypatch), whole) < 1e-10
 
 
@@ -81,6 +81,46 @@ def test_a_hook_on_the_last_layer_runs() -> None:
     model.head.register_forward_hook(lambda *_: None)
     net = dni_fx.transform(model, words, loss="cross_entropy", cuts=["add"], synthesizer="exit", verify=False)
     assert not net.dni.exits[0].leaves_out_linear
+
+
+class Changed(nn.Linear):
+    """A linear layer, and more; its `weight` is not all that it computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(super().forward(x))
+
+
+@pytest.mark.parametrize("change", ["hook", "a layer with a weight", "a layer without"])
+def test_the_last_layer_may_change_after_the_rewrite(change: str) -> None:
+    words = torch.arange(20).reshape(2, 10) % 11
+    model = Words(False).double()
+    options: dict[str, Any] = {"loss": "cross_entropy", "cuts": ["add"], "synthesizer": "exit(units='all')"}
+    net = dni_fx.transform(model, words, **options).train()
+    assert net.dni.exits[0].leaves_out_linear
+    if change == "hook":
+        net.head.register_forward_hook(lambda _module, _inputs, output: torch.tanh(output))
+    else:
+        net.head = Changed(6, 11).double() if "with a" in change else nn.Sequential(model.head, nn.Tanh())
+    plain = Words(False).double()
+    plain.head = net.head
+    plain.load_state_dict({n: v for n, v in net.state_dict().items() if not n.startswith("dni.")}, strict=True)
+    target = words.roll(-1, 1).flatten()
+    F.cross_entropy(net(words, dni_context=words.roll(-1, 1)).flatten(0, 1), target).backward()
+    F.cross_entropy(plain(words).flatten(0, 1), target).backward()
+    assert error({"a": net.embed.weight.grad}, {"a": plain.embed.weight.grad}) < 1e-10
+
+
+@pytest.mark.parametrize("length", [11, 12])
+def test_as_many_positions_as_classes(length: int) -> None:
+    """Outputs (N, 11, 11) have the classes on the last axis, since the graph says so."""
+    words = torch.arange(2 * length).reshape(2, length) % 11
+    net = dni_fx.transform(
+        Words(False).double(), words, loss="cross_entropy", cuts=["add"], synthesizer="exit(units='all')"
+    )
+    plain = Words(False).double()
+    F.cross_entropy(net.train()(words, dni_context=words).flatten(0, 1), words.flatten()).backward()
+    F.cross_entropy(plain(words).flatten(0, 1), words.flatten()).backward()
+    assert error({"a": net.embed.weight.grad}, {"a": plain.embed.weight.grad}) < 1e-10
 
 
 def test_no_target() -> None:

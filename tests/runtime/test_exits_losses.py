@@ -23,6 +23,27 @@ def test_a_function_with_options() -> None:
     assert error(made.step(made.net(EXIT)), made.backprop()) < 1e-12
 
 
+class Variational(nn.Module):
+    """A reconstruction, and a term of the loss that does not depend on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(self.b(torch.tanh(self.a(x))))
+        return self.c(h), h.square().mean()
+
+
+@pytest.mark.parametrize("frontend", ["fx", "modules"])
+def test_a_term_of_the_loss_is_no_loss(frontend: str) -> None:
+    """Below a cut such an exit would train on this term alone."""
+    with pytest.raises(DniFxError, match="an exit ends in the loss: give loss="):
+        dni_fx.transform(Variational(), torch.rand(4, 6), cuts=["a"], synthesizer="exit", frontend=frontend)
+    plan = dni_fx.plan(Variational(), torch.rand(4, 6), cuts=["a"], frontend=frontend)
+    assert plan.cuts[0].exit is None
+
+
 def test_a_nested_target_reaches_the_loss() -> None:
     made, seen = NETS["two outputs"], []
 
