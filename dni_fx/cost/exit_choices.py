@@ -40,10 +40,11 @@ def exit_choices(
 
 
 def with_exits(plan: Plan, flow: "nx.DiGraph[str]", planner: ExitPlanner | None, known: Plan | None = None) -> Plan:
-    """A plan with the exits of its cuts; without exits, if there is no planner.
+    """A plan with the exits of its cuts; without exits, if there is neither a planner nor a known exit.
 
     Args:
-        known: A plan with the same cuts, whose exits are taken as they are.
+        planner: Plans the exits, unless they are known.
+        known: A plan with the same cuts, whose exits are taken as they are, if it has any.
 
     Raises:
         DniFxError: If a cut can have no exit.

@@ -61,18 +61,17 @@ class ExitPlanner:
     """
 
     def __init__(self, net: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, *, has_loss: bool) -> None:
-        graph = net.graph
-        self.flow, self.options, self.graph = with_writes(flow), options, graph
-        self.by_name = {node.name: node for node in graph.nodes}
+        self.flow, self.options = with_writes(flow), options
+        self.by_name = {node.name: node for node in net.graph.nodes}
         self.loss = "" if has_loss else net.dni_own_loss()
         if not has_loss and not self.loss:
             raise DniFxError(
                 'an exit ends in the loss: give loss=, such as loss="cross_entropy", and the target of each call as '
                 "dni_context; or a model that returns its loss"
             )
-        self.ends = [self.loss] if self.loss else [node.name for node in returned_nodes(graph)]
-        self.target = _input_like_output(graph) if has_loss else ""
-        returned = [record_of(node) for node in returned_nodes(graph)]
+        self.ends = [self.loss] if self.loss else [node.name for node in returned_nodes(net.graph)]
+        self.target = _input_like_output(net.graph) if has_loss else ""
+        returned = [record_of(node) for node in returned_nodes(net.graph)]
         self._features_last = all(record.axis in (-1, len(record.shape or ()) - 1) for record in returned)
         self._returns_maps = all(record.axis == 1 and len(record.shape or ()) > 3 for record in returned)
         self._order = {name: place for place, name in enumerate(flow)}

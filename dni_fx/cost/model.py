@@ -111,6 +111,7 @@ class CostModel:
 
     @property
     def count(self) -> int:
+        """The number of nodes."""
         return len(self.forward) - 1
 
     def refusal(self, position: Position) -> str:
