@@ -18,7 +18,7 @@ from dni_fx.plans import CrossingTensor, ExitPlan
 from dni_fx.runtime.exit_loss import chunked_loss, exit_loss, is_linear, leave_out_linear
 from dni_fx.runtime.programs import call_unchanged, exit_program, heads_program
 from dni_fx.settings import Loss
-from dni_fx.synthesizers import LossScale, make_head
+from dni_fx.synthesizers import LossScale, make_head, of_target_size
 
 __all__ = ["Exit", "connect_exits"]
 
@@ -171,6 +171,8 @@ class Exit(nn.Module):
             if value is not None:
                 return value
             outputs = F.linear(features, last, rest[0]) if rest else call_unchanged(last, features)
+        if self.plan.heads and isinstance(outputs, Tensor):
+            outputs = of_target_size(outputs, context)
         return exit_loss(self.loss, outputs, context, features_last=self.plan.features_last)
 
     def _own(self, borrowed: Sequence[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from dni_fx.synthesizers.base import Activation, Factory, Synthesizer, centered,
 from dni_fx.synthesizers.carried import Carried
 from dni_fx.synthesizers.context import check_labels, expand_context
 from dni_fx.synthesizers.crossings import activation_of, factories, make_synthesizer, settings_at
-from dni_fx.synthesizers.exit_heads import head_flops, make_head
+from dni_fx.synthesizers.exit_heads import head_flops, make_head, of_target_size
 from dni_fx.synthesizers.exits import ExitGradient, ExitOptions, exit_names, exit_options
 from dni_fx.synthesizers.feedforward import MLP, Conv, Linear, Zero
 from dni_fx.synthesizers.foreign import adapt
@@ -60,6 +60,7 @@ __all__ = [
     "is_findable",
     "make_head",
     "make_synthesizer",
+    "of_target_size",
     "options_of",
     "paths_of",
     "register",

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from dni_fx.plans import CrossingTensor
 from dni_fx.synthesizers.base import adaptive_average
 
-__all__ = ["head_flops", "make_head"]
+__all__ = ["head_flops", "make_head", "of_target_size"]
 
 _GRID = 2  # positions along each axis to which a map is averaged
+_MODES = ("linear", "bilinear", "trilinear")  # of interpolation, by the number of axes
 _CHANNELS = 16  # of the head from map to map
 
 
@@ -31,7 +32,7 @@ class _ToMap(nn.Module):
         self.near = conv(last.shape[1], _CHANNELS, 3, padding=1, bias=False)
         self.others = nn.ModuleList(conv(other.shape[1], _CHANNELS, 1, bias=False) for other in others)
         self.top = nn.Sequential(_norm(output)(_CHANNELS), nn.ReLU(), conv(_CHANNELS, output.shape[1], 1))
-        self.mode = ("linear", "bilinear", "trilinear")[axes - 1]
+        self.mode = _MODES[axes - 1]
         self.scale = [o / i for i, o in zip(finest.shape[2:], output.shape[2:], strict=True)]
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class _ToVector(nn.Module):
         positions = _GRID ** (len(tensor.shape) - 2) if self.is_map else 1
         features = tensor.shape[1 if self.is_map else -1]
         self.norm: nn.Module = nn.LayerNorm(features) if self.is_sequence else nn.Identity()
-        if self.is_map and math.prod(tensor.shape[2:]) > 1:  # batch norm needs more than one value of a channel
+        if self.is_map:
             self.norm = nn.Sequential(_norm(tensor)(features), nn.ReLU())
         self.linear = nn.Linear(features * positions, math.prod(output.shape[1:]))
         self.shape = output.shape[1:]
@@ -66,7 +67,8 @@ class _ToVector(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         h = tensors[-1]
         if self.is_map:
-            h = adaptive_average(self.norm(h), [_GRID] * (h.dim() - 2)).flatten(1)
+            h = self.norm(h) if h.numel() > h.shape[1] else h  # batch norm needs more than one value of a channel
+            h = adaptive_average(h, [_GRID] * (h.dim() - 2)).flatten(1)
         elif self.is_sequence:
             h = self.norm(h.flatten(1, -2).mean(1))
         out: Tensor = self.linear(h)
@@ -94,6 +96,21 @@ def make_head(tensors: Sequence[CrossingTensor], output: CrossingTensor) -> nn.M
     """
     kind = _kind(tensors[-1], output)
     return None if kind is None else kind(tensors, output)
+
+
+def of_target_size(output: Tensor, target: object) -> Tensor:
+    """The output of a head at the resolution of its target: a map of labels (N, ...), or of values (N, K, ...).
+
+    A model may make maps of other sizes than the inputs have, or of a fixed size, which a head does not know.
+    """
+    axes = output.dim() - 2
+    if not isinstance(target, Tensor) or axes not in (1, 2, 3):
+        return output
+    labels = target.dim() == output.dim() - 1 and not target.is_floating_point()
+    size = target.shape[1:] if labels else target.shape[2:]
+    if len(size) != axes or size == output.shape[2:] or len(target) != len(output):
+        return output
+    return nn.functional.interpolate(output, size=size, mode=_MODES[axes - 1])
 
 
 def head_flops(tensors: Sequence[CrossingTensor], outputs: Sequence[CrossingTensor]) -> float:

@@ -43,6 +43,8 @@ class ExitOptions:
             raise DniFxError(f"exit: weights={described(self.weights)}; there are {', '.join(WEIGHTS)}")
         if not isinstance(self.frozen_units, bool):
             raise DniFxError(f"exit: frozen_units={described(self.frozen_units)}; True or False")
+        if self.frozen_units and self.units == "all":
+            raise DniFxError("exit: frozen_units is for a number of units; weights='readonly' trains no later layer")
 
 
 @register("exit")

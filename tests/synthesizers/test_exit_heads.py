@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dni_fx.plans import CrossingTensor
-from dni_fx.synthesizers.exit_heads import head_flops, make_head
+from dni_fx.synthesizers.exit_heads import head_flops, make_head, of_target_size
 
 
 def tensor(*shape: int, axis: int = -1, batch: int | None = 0, rows: int = 1) -> CrossingTensor:
@@ -88,6 +88,20 @@ def test_a_head_from_maps_takes_all_maps() -> None:
 def test_a_map_of_one_position_and_one_sample() -> None:
     head = make_head([tensor(4, 6, 1, 1, axis=1)], tensor(4, 3))
     assert head is not None and head.train()(torch.rand(1, 6, 1, 1)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("target", "size"),
+    [
+        (torch.zeros(2, 9, 11, dtype=torch.long), (9, 11)),
+        (torch.zeros(2, 3, 5, 4), (5, 4)),
+        (torch.zeros(2, 8, 8, dtype=torch.long), (8, 8)),
+        (torch.zeros(2, dtype=torch.long), (8, 8)),
+        ({"labels": torch.zeros(2, 9, 9)}, (8, 8)),
+    ],
+)
+def test_the_output_has_the_size_of_the_target(target: object, size: tuple[int, int]) -> None:
+    assert of_target_size(torch.rand(2, 3, 8, 8), target).shape == (2, 3, *size)
 
 
 def test_other_map_sizes() -> None:

@@ -61,3 +61,9 @@ def test_names_in_a_plan() -> None:
     plan = Plan("Net", "", (), "", (Cut("h", tensors, planned), Cut("i", tensors[:1])), (), "")
     assert exit_names(plan) == dict.fromkeys(("cut0_h", "cut0_skip"), "exit(units=2, weights='copy')")
     assert exit_options(exit_names(plan)["cut0_h"]) == ExitOptions(2, "copy")
+
+
+def test_all_units_cannot_be_frozen() -> None:
+    """The exit would train them, without a word."""
+    with pytest.raises(DniFxError, match="frozen_units is for a number of units"):
+        ExitOptions(units="all", frozen_units=True)
