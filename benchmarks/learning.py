@@ -149,7 +149,10 @@ def train(run: Run) -> dict[str, Any]:
     random = torch.Generator().manual_seed(run.seed + 100)  # the same batches for every method
     scheduler = None
     if task.schedule is not None:
-        scheduler = torch.optim.lr_scheduler.LambdaLR(trainee.optimizer, lambda i: task.schedule(i, steps))
+        factor = task.schedule
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            trainee.optimizer, lambda i: factor(i * run.steps // steps, run.steps)
+        )
     torch.manual_seed(run.seed)
     curve: list[tuple[int, float]] = []
     seconds = 0.0

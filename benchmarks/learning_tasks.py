@@ -153,7 +153,7 @@ TASKS = {
         learning_glyphs.data,
         learning_data.cross_entropy,
         {2: blocks(7), 4: blocks(3, 7, 11)},
-        1200,
+        600,
         2e-3,
         CONV,
         blocks(*range(15)),
