@@ -148,7 +148,7 @@ class _Chooser:
                 if is_last and not found:
                     raise
                 continue
-            if cost_model.exits is None or not cost_model.exits.suits(decision.cuts):
+            if not is_last and cost_model.exits is not None and not cost_model.exits.suits(decision.cuts):
                 continue
             found.append((cost_model, decision))
             most = self.request.limits.share

@@ -56,6 +56,19 @@ def test_residual_branches_that_mix_no_positions_are_no_units() -> None:
         assert exits(plan) == [(0, False, False)] * (cuts - 1)
 
 
+class FirstPosition(Residual):
+    """The output is of the first position alone, and nothing mixes positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 0]
+
+
+def test_an_exit_is_found_where_no_unit_suits() -> None:
+    """Where the output is of one position, the last choice of `auto` has a unit, too."""
+    plan = planned(FirstPosition(maps=False), torch.rand(4, 5, 6), cuts=2)
+    assert [one[1:] for one in exits(plan)] == [(False, False)]
+
+
 def test_a_frozen_unit_rather_than_a_dearer_head() -> None:
     plan = planned(Residual(maps=True), torch.rand(2, 1, 8, 8), cuts=4)
     assert exits(plan) == [(1, True, False)] * 3
