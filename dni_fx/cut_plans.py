@@ -64,6 +64,7 @@ class ExitPlan:
         not_copied: The part of `borrowed` that is the model's own, whatever `weights` is.
         frozen_units: The exit does not train the units, wherever they run.
         features_last: The features of the outputs are on the last axis, as in (N, T, K).
+        tokens: The share of the positions that the loss is of.
     """
 
     units: int | str
@@ -82,6 +83,7 @@ class ExitPlan:
     not_copied: tuple[str, ...] = ()
     frozen_units: bool = False
     features_last: bool = False
+    tokens: float = 1.0
 
     @property
     def copied(self) -> tuple[str, ...]:

@@ -35,8 +35,8 @@ from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, describe
 from dni_fx.plans import Plan, StateTensor
-from dni_fx.runtime import DecoupledModule
-from dni_fx.settings import Settings, check_loss
+from dni_fx.runtime import DecoupledModule, is_cross_entropy
+from dni_fx.settings import Settings, check_loss, loss_function
 from dni_fx.synthesizers import FOR_MAPS, ExitOptions, Factory
 
 __all__ = ["Request", "capture_and_plan", "exit_planner", "has_labels_for_positions"]
@@ -232,6 +232,11 @@ def exit_planner(
     module: DecoupledModule, flow: "nx.DiGraph[str]", options: ExitOptions, settings: Settings
 ) -> ExitPlanner:
     """The planner of exits for the front end that captured the model."""
+    if options.tokens < 1 and not (settings.loss and is_cross_entropy(loss_function(settings.loss))):
+        raise DniFxError(
+            "exit: tokens is for the cross entropy of torch: loss='cross_entropy', a functools.partial of it, or "
+            "nn.CrossEntropyLoss, with one label for each position"
+        )
     planner = ExitPlanner if module.dni_runs_graph else HookedExitPlanner
     return planner(module, flow, options, has_loss=settings.loss is not None)
 

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import pytest
 import torch
 from exit_nets import NETS, Transformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import dni_fx
+from dni_fx.errors import DniFxError
 from dni_fx.plans import Plan
 
 
@@ -78,3 +81,37 @@ def test_the_units_of_one_cut_may_cost_more_than_those_of_three() -> None:
     maps = Residual(maps=True), torch.rand(2, 1, 8, 8)
     assert exits(planned(*maps, cuts=2)) == [(1, False, False)]
     assert exits(planned(*maps, cuts=4, synthesizer_share=0.5)) == [(1, False, False)] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "transformer",
+            {"loss": lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten())},
+            "for the cross entropy of",
+        ),
+        ("own loss", {}, "exit: tokens is for the cross entropy of torch"),
+        ("unet", {"loss": "cross_entropy"}, "behind one last linear layer"),
+        ("transformer", {"loss": "cross_entropy", "frontend": "modules"}, "exit: tokens needs a graph"),
+    ],
+)
+def test_tokens_are_refused_where_the_exit_cannot_choose_positions(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    case = NETS[name]
+    with pytest.raises(DniFxError, match=message):
+        dni_fx.transform(case.model(), case.inputs, cuts=2, synthesizer="exit(tokens=0.5)", **options)
+
+
+def test_tokens_make_the_last_layer_cheap() -> None:
+    words = torch.arange(20).reshape(2, 10)
+    steps = []
+    for tokens in (1.0, 0.1):
+        net = Transformer(16, 500)
+        plan = dni_fx.transform(
+            net, words, loss="cross_entropy", cuts=2, synthesizer=f"exit(units=0, tokens={tokens})", verify=False
+        ).dni.plan
+        assert plan.forecast is not None and plan.cuts[0].exit is not None
+        steps.append((plan.forecast.cut.step / plan.forecast.backprop.step - 1, plan.cuts[0].exit.flops))
+    assert steps[1][0] < 0.12 * steps[0][0] and steps[1][1] < 0.12 * steps[0][1]

@@ -4,17 +4,17 @@ In: an annotated graph. Out: predictions for any cuts.
 """
 
 from dni_fx.cost.exit_choices import check_exits, exit_choices, with_exits
-from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner, most_for_units
+from dni_fx.cost.exits import ExitPlanner, exit_share, most_for_units
 from dni_fx.cost.hooked_exits import HookedExitPlanner
 from dni_fx.cost.memory import resident
-from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
+from dni_fx.cost.model import OPTIMIZER_STATES, WORST_RANK, CostModel, SegmentCost, StepCost
 from dni_fx.cost.pieces import Pieces
 from dni_fx.cost.synthesizers import map_choices, synthesizer_prices, without_rows
 from dni_fx.cost.times import node_times
 
 __all__ = [
-    "EXIT_SHARE",
     "OPTIMIZER_STATES",
+    "WORST_RANK",
     "CostModel",
     "ExitPlanner",
     "HookedExitPlanner",
@@ -23,6 +23,7 @@ __all__ = [
     "StepCost",
     "check_exits",
     "exit_choices",
+    "exit_share",
     "map_choices",
     "most_for_units",
     "node_times",

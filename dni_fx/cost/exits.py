@@ -4,13 +4,13 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
 
 import networkx as nx
-from torch import fx, nn
+from torch import fx
 
+from dni_fx.cost.exit_nodes import input_like_output, is_batch_norm, last_linear, values_used
 from dni_fx.errors import DniFxError
-from dni_fx.graph import crossing_tensor, operation_name, record_of, returned_nodes
+from dni_fx.graph import crossing_tensor, record_of, returned_nodes
 from dni_fx.partition import (
     Position,
     Route,
@@ -20,6 +20,7 @@ from dni_fx.partition import (
     is_in_branch,
     next_places,
     places_above,
+    projection_sums,
     units_above,
     with_writes,
 )
@@ -27,10 +28,12 @@ from dni_fx.plans import CrossingTensor, ExitPlan, UnitPlan
 from dni_fx.runtime import DecoupledModule
 from dni_fx.synthesizers import ExitOptions, head_flops
 
-__all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner", "most_for_units"]
+__all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner", "exit_share", "most_for_units"]
 
 EXIT_SHARE = 0.15  # of a step, for all exits; of a forward pass, for the layers of one, which else has small heads
-_EXIT_SHARE_OF_MANY = 0.20  # of a step, from four segments on
+_EXIT_SHARE_OF_MANY = 0.30  # of a step, from four segments on; checkpointing takes a third
+_MANY = 4  # segments
+_UNITS_OF_MANY = 0.20  # of a step, from four segments on, for units
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,14 @@ class ExitCost:
     has_heads: bool = False  # in the place of later layers
 
 
+def exit_share(segments: int) -> float:
+    """What all exits may take, as a share of backprop's step, where the cuts are free."""
+    return EXIT_SHARE if segments < _MANY else _EXIT_SHARE_OF_MANY
+
+
 def most_for_units(segments: int) -> float:
     """What exits with units may take, beside the tails, which every exit needs, as a share of backprop's step."""
-    return EXIT_SHARE if segments < 4 else _EXIT_SHARE_OF_MANY
+    return EXIT_SHARE if segments < _MANY else _UNITS_OF_MANY
 
 
 class ExitPlanner:
@@ -70,7 +78,10 @@ class ExitPlanner:
                 "dni_context; or a model that returns its loss"
             )
         self.ends = [self.loss] if self.loss else [node.name for node in returned_nodes(net.graph)]
-        self.target = _input_like_output(net.graph) if has_loss else ""
+        self.target = input_like_output(net.graph) if has_loss else ""
+        self._last_linear = last_linear(net) if has_loss else ""
+        if options.tokens < 1 and not self._last_linear:
+            raise DniFxError("exit: tokens is for a loss behind one last linear layer of the model; leave tokens out")
         returned = [record_of(node) for node in returned_nodes(net.graph)]
         self._features_last = all(record.axis in (-1, len(record.shape or ()) - 1) for record in returned)
         self._returns_maps = all(record.axis == 1 and len(record.shape or ()) > 3 for record in returned)
@@ -84,6 +95,7 @@ class ExitPlanner:
         self._computed = [end for end in dict.fromkeys([*self.ends, *written]) if end in self.flow]
         self._used = set(self._computed).union(*(nx.ancestors(self.flow, end) for end in self._computed))
         self._next_place = next_places(self.flow, self._computed)
+        self._projections = projection_sums(self.flow)
         self._with_heads: dict[Position, bool] = {}
         self._costs: dict[Position, ExitCost] = {}
         legal = [p for p in find_positions(flow) if len(p.crossing) == 1 and not p.obstacle]
@@ -106,16 +118,34 @@ class ExitPlanner:
         return sum(flow_node(self.flow, name).forward for name in run)
 
     def _find(self, position: Position, units: int | None) -> Route | None:
-        return find_route(self.flow, position, self._computed, units, next_place=self._next_place)
+        """The route that runs whole what changes the shape, or else, if that costs too much, the cheapest one."""
 
-    def is_avoided(self, position: Position) -> bool:
-        """Whether an automatic cut goes elsewhere: the exit runs all that is above, or the cut is in a branch."""
-        if is_in_branch(self.flow, places_above(self._next_place, position.crossing), position):
-            return True
+        def find(both: Set[str]) -> Route | None:
+            return find_route(self.flow, position, self._computed, units, self._next_place, both)
+
+        route = find(self._projections)
+        if route is None or units is None or not self._projections:
+            return route
+        in_tail = [name for name in route.nodes if name not in route.kept]
+        return route if self._forward(route, in_tail) <= self._most_forward else find(frozenset())
+
+    def rank(self, position: Position) -> int:
+        """How good a place for an automatic cut this is: 0 is good.
+
+        1: the exit runs projection shortcuts in the place of whole blocks, which cost too much. 2: the exit runs all
+        that is above, or there is none, or the cut is in a branch.
+        """
         route = self.route(position)
-        if route is None:
-            return True
-        return not route.bypassed and not self._needs_heads(position)
+        if route is None or is_in_branch(self.flow, places_above(self._next_place, position.crossing), position):
+            return 2
+        if self._needs_heads(position):
+            return 0
+        return 2 if not route.bypassed else int(any(self._is_shortcut(name, route) for name in self._projections))
+
+    def _is_shortcut(self, name: str, route: Route) -> bool:
+        """Whether a term replaces a sum on a route."""
+        instead = route.bypassed.get(name)
+        return instead is not None and instead in self.flow.predecessors(name)
 
     def plan(self, position: Position) -> ExitPlan:
         """The exit of a cut.
@@ -143,7 +173,7 @@ class ExitPlanner:
             )
         in_units, nodes = self._split(position, route)
         of_units = self._only_in_units(nodes, route)
-        inputs, borrowed = _values_used(nodes, {*position.crossing, *in_units, *route.bypassed})
+        inputs, borrowed = values_used(nodes, {*position.crossing, *in_units, *route.bypassed})
         return ExitPlan(
             units="all" if route.units is None else route.units,
             weights=self._weights({**in_units, **nodes}, route.bypassed),
@@ -154,12 +184,13 @@ class ExitPlanner:
             loss=self.loss,
             target=self.target,
             writes=any(record_of(node).mutates for node in nodes.values()),
-            flops=sum(record_of(node).flops for node in nodes.values()),
+            flops=round(sum(self._part(name) * record_of(node).flops for name, node in nodes.items())),
             unit=self._unit(position, in_units),
             constant=of_units if self.options.frozen_units else (),
             not_copied=of_units if self.options.weights == "auto" else (),
             frozen_units=self.options.frozen_units and bool(route.kept),
             features_last=self._features_last,
+            tokens=self.options.tokens,
         )
 
     def _split(self, position: Position, route: Route) -> tuple[dict[str, fx.Node], dict[str, fx.Node]]:
@@ -175,14 +206,14 @@ class ExitPlanner:
         if not in_units:
             return None
         *_, last = in_units.values()
-        inputs, borrowed = _values_used(in_units, set(position.crossing))
+        inputs, borrowed = values_used(in_units, set(position.crossing))
         return UnitPlan(tuple(in_units), crossing_tensor(last), inputs, borrowed)
 
     def _only_in_units(self, nodes: Mapping[str, fx.Node], route: Route) -> tuple[str, ...]:
         """The submodules and tensors that only units use, of the nodes that run for the exit alone."""
         units = {name: node for name, node in nodes.items() if name in route.kept}
-        _, others = _values_used({name: node for name, node in nodes.items() if name not in units}, set())
-        return tuple(path for path in _values_used(units, set())[1] if path not in others)
+        _, others = values_used({name: node for name, node in nodes.items() if name not in units}, set())
+        return tuple(path for path in values_used(units, set())[1] if path not in others)
 
     def cost(self, position: Position) -> ExitCost:
         """The costs of the exit of a cut; of no exit, none."""
@@ -207,13 +238,17 @@ class ExitPlanner:
         copied = [] if weights in ("shared", "readonly") else [name for name in nodes if name not in not_copied]
         return ExitCost(
             # Half of the time of a backward pass is for the weights.
-            time=sum(both[name].forward for name in nodes)
-            + sum(cost.backward * (1.0 if name in trained else 0.5) for name, cost in both.items()),
+            time=sum(self._part(name) * both[name].forward for name in nodes)
+            + sum(self._part(n) * cost.backward * (1.0 if n in trained else 0.5) for n, cost in both.items()),
             own=sum(both[name].gradient for name in copied),
             trained=sum(both[name].gradient for name in trained),
             saved=self._saved(nodes),
             saved_by_units=self._saved(in_units),
         )
+
+    def _part(self, name: str) -> float:
+        """The part of a node's operations that an exit needs: of the last linear layer, for some of the positions."""
+        return self.options.tokens if name == self._last_linear else 1.0
 
     def suits(self, cuts: Sequence[Position]) -> bool:
         """Whether `auto` may take these exits at these cuts, whatever they cost.
@@ -256,7 +291,7 @@ class ExitPlanner:
         So it is where the later layers, but for a cheap unit that was asked for, cost more than the share; and for maps
         without units, since a position needs its neighbours (1x1 heads are useless for segmentation).
         """
-        if self.loss or self.options.units == "all" or not self._last_holds_all(position):
+        if self.loss or self.options.units == "all" or self.options.tokens < 1 or not self._last_holds_all(position):
             return False
         if self.options.units == 0 and self._returns_maps:
             return self._head_flops(position) < math.inf
@@ -297,41 +332,4 @@ class ExitPlanner:
         joined = [self._order[name] for name in (*bypassed, *nodes) if flow_node(self.flow, name).is_sum]
         last = max([end for _, end in jumps] + joined)
         before_tail = [node for name, node in nodes.items() if self._order[name] < last]
-        return "shared" if all(sums) and not any(map(_is_batch_norm, before_tail)) else "copy"
-
-
-def _values_used(nodes: Mapping[str, fx.Node], known: Set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The values without gradient, and the submodules and tensors of the model, that nodes use.
-
-    Args:
-        known: Other values that the nodes use, with gradient.
-    """
-    inputs: dict[str, None] = {}
-    borrowed: dict[str, None] = {}
-    for node in nodes.values():
-        if node.op == "call_module":
-            borrowed[str(node.target)] = None
-        for source in node.all_input_nodes:
-            if source.op == "get_attr":
-                borrowed[str(source.target)] = None
-            elif source.name not in known and source.name not in nodes:
-                inputs[source.name] = None
-    return tuple(inputs), tuple(borrowed)
-
-
-def _is_batch_norm(node: fx.Node) -> bool:
-    """Whether a node uses the statistics of a batch."""
-    if node.op != "call_module":
-        return "batch_norm" in operation_name(node)
-    owner: Any = node.graph.owning_module
-    return any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in owner.get_submodule(node.target).modules())
-
-
-def _input_like_output(graph: fx.Graph) -> str:
-    """The input that is the target of an autoencoder: the first one, if it has the form of the one output."""
-    outputs = returned_nodes(graph)
-    first = next((node for node in graph.nodes if node.op == "placeholder" and record_of(node).shape), None)
-    if len(outputs) != 1 or first is None or len(record_of(first).shape or ()) < 2:
-        return ""
-    records = record_of(first), record_of(outputs[0])
-    return first.name if records[0].shape == records[1].shape and records[0].dtype == records[1].dtype else ""
+        return "shared" if all(sums) and not any(map(is_batch_norm, before_tail)) else "copy"

@@ -33,6 +33,8 @@ class HookedExitPlanner(ExitPlanner):
             )
         if options.frozen_units:
             raise DniFxError("exit: frozen_units needs a graph, by the front end fx or export")
+        if options.tokens < 1:
+            raise DniFxError("exit: tokens needs a graph, by the front end fx or export")
         self.net = net
         captured: Any = net.dni_captured
         self.outputs: Mapping[str, Output] = captured.outputs

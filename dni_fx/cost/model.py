@@ -13,7 +13,9 @@ from dni_fx.cost.pieces import PieceFinder, Pieces
 from dni_fx.cost.synthesizers import FLOPS_PER_BYTE, Price
 from dni_fx.partition import LoadsFrom, Objective, Position, flow_node, largest_parameter
 
-__all__ = ["OPTIMIZER_STATES", "CostModel", "SegmentCost", "StepCost"]
+__all__ = ["OPTIMIZER_STATES", "WORST_RANK", "CostModel", "SegmentCost", "StepCost"]
+
+WORST_RANK = 2  # of a place for an automatic cut
 
 OPTIMIZER_STATES = 2  # tensors that the optimizer keeps for each parameter: Adam's
 
@@ -122,11 +124,11 @@ class CostModel:
             )
         return next((self.refused[name] for name in position.crossing if name in self.refused), "")
 
-    def is_avoided(self, position: Position) -> bool:
-        """Whether an automatic cut goes elsewhere, if it can."""
+    def rank(self, position: Position) -> int:
+        """How good a place for an automatic cut this is: 0 is good; WORST_RANK is taken if nothing else is left."""
         if self.exits is not None:
-            return self.exits.is_avoided(position)
-        return bool(self.refusal(position)) or any(name in self.avoided for name in position.crossing)
+            return self.exits.rank(position)
+        return WORST_RANK * any(name in self.avoided for name in position.crossing)
 
     def cut(self, position: Position) -> CutCost:
         """The costs of the synthesizers of one cut."""

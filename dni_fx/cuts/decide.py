@@ -4,7 +4,7 @@ from collections.abc import Sequence, Set
 
 from torch import fx
 
-from dni_fx.cost import CostModel
+from dni_fx.cost import WORST_RANK, CostModel
 from dni_fx.cuts.asked import (
     after_every,
     after_layers,
@@ -18,7 +18,7 @@ from dni_fx.cuts.inside import Recomputing, pieces_of_plan
 from dni_fx.cuts.plan import Decision, outlook_of
 from dni_fx.cuts.search import Choice, Limits, best_cuts, usual_share
 from dni_fx.errors import DniFxError
-from dni_fx.partition import MOST_CANDIDATES, find_candidates, find_positions
+from dni_fx.partition import MOST_CANDIDATES, Candidate, Position, find_candidates, find_positions
 from dni_fx.plans import Plan, Verdict, Weighed
 from dni_fx.units import bytes_text
 
@@ -105,9 +105,7 @@ def _asked(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits) -
 def _automatic(
     cost_model: CostModel, segments: int | None, limits: Limits, preferred: Set[str], inside: Recomputing | None
 ) -> Decision:
-    most = max(MOST_CANDIDATES, 4 * (segments or 0))
-    candidates = find_candidates(cost_model.flow, preferred, most, lambda p: not cost_model.is_avoided(p))
-    candidates = candidates or find_candidates(cost_model.flow, preferred, most, lambda p: not cost_model.refusal(p))
+    candidates = _candidates(cost_model, segments, limits, preferred)
     if not candidates:
         legal = [p for p in find_positions(cost_model.flow) if not p.obstacle]
         raise DniFxError(cost_model.refusal(legal[0]))
@@ -130,9 +128,30 @@ def _automatic(
         gap = f"{100 * (found.value / found.bound - 1):.2g} %" if found.bound > 0 else "an unknown share"
         proof = f"within {gap} of the best there can be"
     why = f"{asked}: {proof} for {limits.objective} and charges, among {len(candidates)} places"
-    if limits.share is None and found.share > usual_share(cost_model):
+    if limits.share is None and found.share > usual_share(cost_model, len(found.cuts) + 1):
         why += f"; the synthesizers take {100 * found.share:.2g} % of backprop's step"
     return Decision(found.cuts, why, verdict, pieces=found.pieces)
+
+
+def _candidates(cost_model: CostModel, segments: int | None, limits: Limits, preferred: Set[str]) -> list[Candidate]:
+    """The places up to the best rank that has enough of them, and with exits, enough that keep the share of a step."""
+    most = max(MOST_CANDIDATES, 4 * (segments or 0))
+    cuts = (segments or 2) - 1
+    share = usual_share(cost_model, cuts + 1) if limits.share is None else limits.share
+
+    def up_to(rank: int) -> list[Candidate]:
+        def fits(position: Position) -> bool:
+            return not cost_model.refusal(position) and cost_model.rank(position) <= rank
+
+        return find_candidates(cost_model.flow, preferred, most, fits)
+
+    for rank in range(WORST_RANK):
+        found = up_to(rank)
+        cheapest = sorted(cost_model.share([candidate.position]) for candidate in found)[:cuts]
+        keep_share = cost_model.exits is None or limits.budget is not None or sum(cheapest) <= share
+        if len(cheapest) == cuts and keep_share:
+            return found
+    return up_to(WORST_RANK)
 
 
 def _weighed(cost_model: CostModel, choice: Choice) -> Weighed:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dni_fx.cost import EXIT_SHARE, CostModel, Pieces
+from dni_fx.cost import CostModel, Pieces, exit_share
 from dni_fx.cuts.inside import Recomputing
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import Candidate, Numbers, Objective, Position, chain
@@ -92,7 +92,7 @@ def best_cuts(
     most = min(len(candidates), MOST_CUTS if segments is None else segments - 1)
     counts = range(1, most + 1) if segments is None or limits.budget is not None else [segments - 1]
     least = float(np.sort(places.times)[: counts[0]].sum())
-    share = _usual_limit(cost_model, least) if limits.share is None else limits.share
+    share = _usual_limit(cost_model, counts[0] + 1, least) if limits.share is None else limits.share
     if least > share * (1 + _TINY):
         raise DniFxError(
             f"the synthesizers of {counts[0]} cut{'s' * (counts[0] > 1)} take {100 * least:.3g} % of a step at least, "
@@ -121,14 +121,14 @@ def best_cuts(
     return found, _runners_up(places, found, weighed, counts, share), share
 
 
-def usual_share(cost_model: CostModel) -> float:
+def usual_share(cost_model: CostModel, segments: int) -> float:
     """The share of a step that the synthesizers may take, unless the user gives another."""
-    return SHARE if cost_model.exits is None else EXIT_SHARE
+    return SHARE if cost_model.exits is None else exit_share(segments)
 
 
-def _usual_limit(cost_model: CostModel, least: float) -> float:
+def _usual_limit(cost_model: CostModel, segments: int, least: float) -> float:
     """The share, with room above the least share that is possible; exits need room only if none keeps the share."""
-    usual = usual_share(cost_model)
+    usual = usual_share(cost_model, segments)
     return usual if cost_model.exits is not None and least <= usual else max(usual, _ROOM * least)
 
 

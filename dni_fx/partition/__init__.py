@@ -16,6 +16,7 @@ from dni_fx.partition.positions import (
     find_positions,
     position_after,
 )
+from dni_fx.partition.projections import projection_sums
 from dni_fx.partition.split import Partition, loads, partition
 from dni_fx.partition.units import units_above
 from dni_fx.partition.workload import Numbers, Objective
@@ -45,6 +46,7 @@ __all__ = [
     "partition",
     "places_above",
     "position_after",
+    "projection_sums",
     "set_largest_parameter",
     "units_above",
     "with_writes",

@@ -1,9 +1,10 @@
 """The route of an exit: the cheapest way from a cut to the outputs, on a networkx DAG of plain numbers, without torch.
 
 A route runs some of the nodes above the cut. It leaves residual branches out: where a node adds two tensors that
-depend on the same crossing tensors, the route may take one of the two. Where no residual branch is left, it goes on
-from a tensor at a later tensor of the same shape, which the same operation computes. The next units above the cut run
-whole. Every crossing tensor that the ends depend on is used, since it would get no gradient else.
+depend on the same crossing tensors, the route may take one of the two, unless both are asked for. Where no residual
+branch is left, it goes on from a tensor at a later tensor of the same shape, which the same operation computes. The
+next units above the cut run whole. Every crossing tensor that the ends depend on is used, since it would get no
+gradient else.
 """
 
 import itertools
@@ -77,6 +78,7 @@ def find_route(
     ends: Sequence[str],
     units: int | None,
     next_place: Mapping[str, str] | None = None,
+    both: Collection[str] = (),
 ) -> Route | None:
     """Find the route of an exit from a cut.
 
@@ -86,6 +88,7 @@ def find_route(
         ends: The nodes that the exit computes: what the loss takes.
         units: The number of next units that run whole; None: all, so that the exit is the rest of the model.
         next_place: The result of `next_places`, for several routes of one flow; None: it is found here.
+        both: Sums that no single term replaces, such as `projection_sums`.
 
     Returns:
         The route; None: no end depends on the crossing tensors.
@@ -100,7 +103,8 @@ def find_route(
         return None
     places = places_above(next_places(flow, ends) if next_place is None else next_place, position.crossing)
     whole, count = (set(above), None) if units is None else _next_units(flow, places, dependent, order, units)
-    ways = _all_ways(flow, position, above, whole, _jumps(flow, places, whole, _joins(flow, origins)), origins)
+    jumps = _jumps(flow, places, whole, _joins(flow, origins))
+    ways = _all_ways(flow, position, above, whole, jumps, origins, both)
     nodes, bypassed = _follow(flow, ways, ends, wanted, above)
     if not frozenset().union(*(origins[end] for end in wanted)) <= _used(flow, nodes, bypassed, wanted, origins):
         return find_route(flow, position, ends, None, next_place)  # a tensor would get no gradient
@@ -220,6 +224,7 @@ def _all_ways(
     whole: Collection[str],
     jumps: dict[str, list[str]],
     origins: Mapping[str, frozenset[str]],
+    both: Collection[str],
 ) -> dict[str, _Ways]:
     """The cheapest ways to compute every value that the exit may use."""
     ways: dict[str, _Ways] = {}
@@ -228,7 +233,8 @@ def _all_ways(
     for name in flow:
         ways[name] = crossing if name in position.crossing else at_hand
     for name in above:
-        terms = [] if name in whole or not flow_node(flow, name).is_sum else _replacing_terms(flow, name, origins)
+        has_choice = flow_node(flow, name).is_sum and name not in whole and name not in both
+        terms = _replacing_terms(flow, name, origins) if has_choice else []
         ways[name] = _cheapest(flow, name, ways, [] if name in whole else jumps.get(name, []), terms)
         if name not in origins:  # such as a mask, made from a crossing tensor
             ways[name] = _Ways(_Way(), ways[name].free)

@@ -6,6 +6,7 @@ In: a plan and a captured graph. Out: modules that train.
 from dni_fx.runtime.attributes import share_state
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni, build_dni
+from dni_fx.runtime.exit_loss import is_cross_entropy, is_linear
 from dni_fx.runtime.exits import Exit
 from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
 from dni_fx.runtime.generated import free_reserved_name, is_reserved, unusable_argument
@@ -46,6 +47,8 @@ __all__ = [
     "build_dni",
     "check_stepping",
     "free_reserved_name",
+    "is_cross_entropy",
+    "is_linear",
     "is_reserved",
     "log_metrics",
     "make_module",

@@ -13,7 +13,7 @@ from dni_fx.errors import ContextError, DniFxError, described, first_line
 from dni_fx.model import at_path
 from dni_fx.settings import Loss, loss_name
 
-__all__ = ["chunked_loss", "exit_loss", "is_linear", "leave_out_linear"]
+__all__ = ["chunked_loss", "exit_loss", "is_cross_entropy", "is_linear", "leave_out_linear", "sampled"]
 
 MOST_LOGITS = 2**22  # that are there at once; more are computed in chunks
 
@@ -113,8 +113,53 @@ def _in_chunks(
     total = torch.stack(losses).sum()
     if reduction == "sum":
         return total
-    counted = labels[labels != ignore_index]
-    return total / (counted.numel() if weight is None else weight[counted].sum())
+    return total / _divisor(labels, weight, ignore_index)
+
+
+def _divisor(labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What the mean of a cross entropy divides by: the number of labels, or the sum of their weights."""
+    counts = labels != ignore_index
+    return counts.sum() if weight is None else (weight[labels.where(counts, 0)] * counts).sum()
+
+
+def sampled(
+    loss: Loss, features: Tensor, target: Any, share: float, begin: Tensor
+) -> tuple[Loss, Tensor, Tensor, Tensor | float]:
+    """The cross entropy of some positions, as an estimate of the cross entropy of all of them.
+
+    Args:
+        features: Of each position, on the last axis.
+        target: A label for each position.
+        share: Of the positions.
+        begin: The first position, an integer on the device of the features.
+
+    Returns:
+        The loss of the sampled positions, their features, their labels, and the factor for the loss.
+
+    Raises:
+        ContextError: If the target is no label for each position.
+    """
+    options = _cross_entropy_options(loss)
+    assert options is not None
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != features.shape[:-1]:
+        raise ContextError(
+            f"exit: tokens={share:g} needs a label for each position, of the shape {tuple(features.shape[:-1])}; the "
+            f"dni_context of the call is {described(target)}"
+        )
+    labels = target.flatten()
+    count = max(1, round(share * len(labels)))
+    chosen = (torch.arange(count, device=begin.device) * len(labels) // count + begin) % len(labels)
+    is_mean = options.get("reduction", "mean") == "mean"
+    divisor = _divisor(labels, options.get("weight"), options["ignore_index"]) if is_mean else 1.0
+    if isinstance(divisor, Tensor):
+        divisor = divisor.to(torch.promote_types(features.dtype, torch.float32))
+    of_some = functools.partial(F.cross_entropy, **options | {"reduction": "sum"})
+    return of_some, features.flatten(0, -2)[chosen], labels[chosen], len(labels) / count / divisor
+
+
+def is_cross_entropy(loss: Loss) -> bool:
+    """Whether a loss is the cross entropy of torch, with options or without."""
+    return _cross_entropy_options(loss) is not None
 
 
 def _cross_entropy_options(loss: Loss) -> dict[str, Any] | None:

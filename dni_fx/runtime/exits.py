@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dni_fx import ops
 from dni_fx.model import at_path
 from dni_fx.plans import CrossingTensor, ExitPlan
-from dni_fx.runtime.exit_loss import chunked_loss, exit_loss, is_linear, leave_out_linear
+from dni_fx.runtime.exit_loss import chunked_loss, exit_loss, is_linear, leave_out_linear, sampled
 from dni_fx.runtime.programs import call_unchanged, exit_program, heads_program
 from dni_fx.settings import Loss
 from dni_fx.synthesizers import LossScale, make_head, of_target_size
@@ -39,6 +39,7 @@ class Exit(nn.Module):
         copies: With copied weights: the exit's own modules, parameters and buffers, in the order of `plan.borrowed`.
         leaves_out_linear: The program returns the arguments of its last linear layer, and the layer itself if it is a
             module.
+        begin: With `plan.tokens`: the first position that the loss of the next call is of.
         is_off: The gradients are None, as in eval mode.
     """
 
@@ -54,6 +55,9 @@ class Exit(nn.Module):
         self.structure: Structure | None = None  # of the outputs, if the graph returns a flat list
         self.loss_scale: LossScale | None = None
         self.leaves_out_linear = False
+        if plan.tokens < 1:
+            self.begin: Tensor
+            self.register_buffer("begin", torch.zeros((), dtype=torch.long))
 
     @property
     def loss(self) -> Loss | None:
@@ -164,16 +168,25 @@ class Exit(nn.Module):
     def _loss(self, outputs: Any, context: Any) -> Tensor:
         assert self.loss is not None
         if self.leaves_out_linear:
-            features, last, *rest = outputs
-            if isinstance(last, nn.Linear) and is_linear(last):  # the user may have replaced it since the rewrite
-                rest, last = [last.bias], last.weight
-            value = chunked_loss(self.loss, features, last, rest[0], context) if rest else None
-            if value is not None:
-                return value
-            outputs = F.linear(features, last, rest[0]) if rest else call_unchanged(last, features)
+            return self._loss_of_features(context, *outputs)
         if self.plan.heads and isinstance(outputs, Tensor):
             outputs = of_target_size(outputs, context)
         return exit_loss(self.loss, outputs, context, features_last=self.plan.features_last)
+
+    def _loss_of_features(self, context: Any, features: Tensor, last: Any, *rest: Any) -> Tensor:
+        """The loss of the arguments of the last linear layer: the features, and the layer or its parameters."""
+        loss, factor = self.loss, None
+        assert loss is not None
+        if self.plan.tokens < 1:
+            loss, features, context, factor = sampled(loss, features, context, self.plan.tokens, self.begin)
+            self.begin += 1
+        if isinstance(last, nn.Linear) and is_linear(last):  # the user may have replaced it since the rewrite
+            last, rest = last.weight, (last.bias,)
+        value = chunked_loss(loss, features, last, rest[0], context) if rest else None
+        if value is None:
+            outputs = F.linear(features, last, rest[0]) if rest else call_unchanged(last, features)
+            value = exit_loss(loss, outputs, context, features_last=self.plan.features_last)
+        return value if factor is None else value * factor
 
     def _own(self, borrowed: Sequence[Any]) -> list[Any]:
         """The values to use, the exit's own copies among them; with weights="ema", these follow the model's weights."""

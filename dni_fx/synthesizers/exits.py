@@ -30,11 +30,14 @@ class ExitOptions:
             "fresh": copies with new weights. "ema": copies that follow the model's weights by a running mean. "auto":
             shared, or copies where the exit jumps over layers that no sum joins, or has batch norm before the tail.
         frozen_units: The exit does not train the weights of the units; their segments do.
+        tokens: The share of the positions that the exit's loss is of; others at each step. It makes a large vocabulary
+            cheap, and is for the cross entropy of one label for each position, behind a last linear layer.
     """
 
     units: int | str = 1
     weights: str = "auto"
     frozen_units: bool = False
+    tokens: float = 1.0
 
     def __post_init__(self) -> None:
         if self.units != "all":
@@ -45,6 +48,8 @@ class ExitOptions:
             raise DniFxError(f"exit: frozen_units={described(self.frozen_units)}; True or False")
         if self.frozen_units and self.units == "all":
             raise DniFxError("exit: frozen_units is for a number of units; weights='readonly' trains no later layer")
+        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int | float) or not 0 < self.tokens <= 1:
+            raise DniFxError(f"exit: tokens={described(self.tokens)}; a share of the positions, above 0 and at most 1")
 
 
 @register("exit")
@@ -65,9 +70,10 @@ class ExitGradient(Synthesizer):
         units: int | str = 1,
         weights: str = "auto",
         frozen_units: bool = False,
+        tokens: float = 1.0,
     ) -> None:
         super().__init__(activation)
-        ExitOptions(units, weights, frozen_units)  # checks them
+        ExitOptions(units, weights, frozen_units, tokens)  # checks them
 
     def forward(self, activation: Tensor, gradient: Tensor | None = None) -> Tensor:
         """The gradient of each sample's own loss.
@@ -102,4 +108,5 @@ def exit_names(plan: Plan) -> dict[str, str]:
 
 def _name(planned: ExitPlan) -> str:
     frozen = ", frozen_units=True" if planned.frozen_units else ""
-    return f"exit(units={planned.units!r}, weights={planned.weights!r}{frozen})"
+    tokens = "" if planned.tokens == 1 else f", tokens={planned.tokens!r}"
+    return f"exit(units={planned.units!r}, weights={planned.weights!r}{frozen}{tokens})"

@@ -127,3 +127,68 @@ def test_no_target() -> None:
     net = NETS["mlp"].net("exit")
     with pytest.raises(ContextError, match="the exits need the target of the loss"):
         net(*NETS["mlp"].inputs)
+
+
+def sampled_loss(loss: Any, share: float, begin: int, net: Words, words: Tensor, target: Tensor) -> Tensor:
+    """The estimate of a loss from a share of the positions."""
+    h = net.embed(words)
+    some, features, labels, factor = exit_loss.sampled(loss, h, target, share, torch.tensor(begin))
+    value: Tensor = some(net.head(features), labels) * factor
+    return value.detach()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.3, 0.5, 0.01])
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "name"])
+def test_the_mean_of_all_samples_is_the_whole_loss(loss: str, share: float) -> None:
+    """Also where the share is no part of the number of positions, and where labels are ignored."""
+    words, net = torch.arange(20).reshape(2, 10) % 11, Words(False).double()
+    target = words.roll(-1, 1)
+    given = LOSSES[loss]
+    values = [sampled_loss(given, share, begin, net, words, target) for begin in range(20)]
+    whole = given(net.head(net.embed(words)).flatten(0, 1), target.flatten()).detach()
+    assert abs(float(torch.stack(values).mean() - whole)) < 1e-10
+    assert float(torch.stack(values).std()) > 1e-3
+
+
+def test_a_sample_without_labels_that_count() -> None:
+    """A mean over no label would be NaN."""
+    words, net = torch.arange(20).reshape(2, 10) % 11, Words(False).double()
+    target = torch.full((2, 10), -100)
+    target[0, 0] = 3
+    assert float(sampled_loss(F.cross_entropy, 0.1, 1, net, words, target)) == 0.0
+
+
+def test_an_exit_takes_other_positions_at_each_step() -> None:
+    words = torch.arange(20).reshape(2, 10) % 11
+    options: dict[str, Any] = {"loss": "cross_entropy", "cuts": ["add"]}
+    net = dni_fx.transform(Words(False).double(), words, **options, synthesizer="exit(units=0, tokens=0.1)").train()
+    touched = []
+    for _ in range(3):
+        net.zero_grad()
+        net(words, dni_context=words.roll(-1, 1)).sum().backward()
+        assert net.embed.weight.grad is not None
+        touched.append(frozenset(net.embed.weight.grad.abs().sum(1).nonzero().flatten().tolist()))
+    assert touched == [{0, 10}, {1, 0}, {2, 1}]
+    again = dni_fx.transform(Words(False).double(), words, **options, synthesizer="exit(units=0, tokens=0.1)")
+    again.load_state_dict(net.state_dict())
+    assert int(again.dni.exits[0].begin) == 3
+
+
+def test_all_positions_are_the_whole_loss() -> None:
+    words = torch.arange(20).reshape(2, 10) % 11
+    gradients = []
+    for tokens in ("", ", tokens=1.0", ", tokens=0.999"):  # 0.999 of 20 positions are 20
+        synthesizer = f"exit(units=0{tokens})"
+        net = dni_fx.transform(
+            Words(False).double(), words, loss="cross_entropy", cuts=["add"], synthesizer=synthesizer
+        )
+        net.train()(words, dni_context=words.roll(-1, 1)).sum().backward()
+        gradients.append({n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+    assert error(gradients[1], gradients[0]) == 0 and error(gradients[2], gradients[0]) < 1e-12
+
+
+def test_tokens_of_a_target_without_positions() -> None:
+    words = torch.arange(20).reshape(2, 10) % 11
+    net = dni_fx.transform(Words(False), words, loss="cross_entropy", cuts=["add"], synthesizer="exit(tokens=0.5)")
+    with pytest.raises(ContextError, match=r"exit: tokens=0.5 needs a label for each position, of the shape \(2, 10\)"):
+        net.train()(words, dni_context=torch.rand(2, 10, 11))

@@ -65,5 +65,8 @@ def test_names_in_a_plan() -> None:
 
 def test_all_units_cannot_be_frozen() -> None:
     """The exit would train them, without a word."""
+    for tokens in (0, 1.5, True, "some"):
+        with pytest.raises(DniFxError, match="exit: tokens="):
+            ExitOptions(tokens=tokens)  # type: ignore[arg-type]
     with pytest.raises(DniFxError, match="frozen_units is for a number of units"):
         ExitOptions(units="all", frozen_units=True)
