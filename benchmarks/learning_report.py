@@ -23,6 +23,7 @@ class Method:
         tasks: The only tasks; None: all.
         inside: As in `dni_fx.transform`.
         larger: A step takes as many batches as have the activations of backprop's one.
+        tokens: The share of the positions that the loss of an exit is of.
     """
 
     title: str
@@ -32,10 +33,12 @@ class Method:
     tasks: tuple[str, ...] | None = None
     inside: str = "keep"
     larger: bool = False
+    tokens: float = 1.0
 
 
 DEEP = ("gpt", "resnet110", "gpt2_small")
-MEASURED = ("backprop", "checkpointing", "exit 0", "exit 1", "exit 1 checkpoint")  # where nothing is trained
+# Where nothing is trained.
+MEASURED = ("backprop", "checkpointing", "exit 0", "exit 1", "exit 1 checkpoint", "exit 0 tokens")
 METHODS = {
     "backprop": Method("backprop"),
     "checkpointing": Method("checkpointing"),
@@ -47,6 +50,7 @@ METHODS = {
     "guided_head": Method("guided_head", needs_labels=True),
     "DNI": Method("DNI (predicted gradients)"),
     "exit 1 checkpoint": Method("exit, 1 unit, inside checkpoint", 1, tasks=DEEP, inside="checkpoint"),
+    "exit 0 tokens": Method("exit, 0 units, 1/8 of the positions", 0, tasks=("gpt", "gpt2_small"), tokens=0.125),
     "exit 1 larger batch": Method("exit, 1 unit, larger batch", 1, tasks=("gpt",), larger=True),
 }
 EXACT = ("backprop", "checkpointing")  # without cuts
