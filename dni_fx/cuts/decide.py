@@ -16,7 +16,7 @@ from dni_fx.cuts.asked import (
 )
 from dni_fx.cuts.inside import Recomputing, pieces_of_plan
 from dni_fx.cuts.plan import Decision, outlook_of
-from dni_fx.cuts.search import Choice, Limits, best_cuts, usual_share
+from dni_fx.cuts.search import ROOM, Choice, Limits, best_cuts, usual_share
 from dni_fx.errors import DniFxError
 from dni_fx.partition import MOST_CANDIDATES, Candidate, Position, find_candidates, find_positions
 from dni_fx.plans import Plan, Verdict, Weighed
@@ -134,7 +134,10 @@ def _automatic(
 
 
 def _candidates(cost_model: CostModel, segments: int | None, limits: Limits, preferred: Set[str]) -> list[Candidate]:
-    """The places up to the best rank that has enough of them, and with exits, enough that keep the share of a step."""
+    """The places up to the best rank that has enough of them: with exits, if one has, enough that keep about the share.
+
+    Exits that take some more time than they should are better than exits that do not train well.
+    """
     most = max(MOST_CANDIDATES, 4 * (segments or 0))
     cuts = (segments or 2) - 1
     share = usual_share(cost_model, cuts + 1) if limits.share is None else limits.share
@@ -145,13 +148,16 @@ def _candidates(cost_model: CostModel, segments: int | None, limits: Limits, pre
 
         return find_candidates(cost_model.flow, preferred, most, fits)
 
+    enough: list[Candidate] = []
     for rank in range(WORST_RANK):
         found = up_to(rank)
-        cheapest = sorted(cost_model.share([candidate.position]) for candidate in found)[:cuts]
-        keep_share = cost_model.exits is None or limits.budget is not None or sum(cheapest) <= share
-        if len(cheapest) == cuts and keep_share:
-            return found
-    return up_to(WORST_RANK)
+        if len(found) < cuts:
+            continue
+        enough = found
+        least = sum(sorted(cost_model.share([candidate.position]) for candidate in found)[:cuts])
+        if cost_model.exits is None or limits.budget is not None or least <= ROOM * share:
+            break
+    return enough or up_to(WORST_RANK)
 
 
 def _weighed(cost_model: CostModel, choice: Choice) -> Weighed:

@@ -13,7 +13,7 @@ from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import Candidate, Numbers, Objective, Position, chain
 from dni_fx.units import bytes_text
 
-__all__ = ["CHARGE", "CHARGE_BELOW", "SHARE", "Choice", "Limits", "best_cuts"]
+__all__ = ["CHARGE", "CHARGE_BELOW", "ROOM", "SHARE", "Choice", "Limits", "best_cuts"]
 
 # A synthesizer at the top must make the heaviest segment lighter by CHARGE, a share of the whole net's load; one at the
 # bottom, by CHARGE_BELOW more. Few and late cuts train better (Jaderberg et al. 2017, Table 1: the error grows with
@@ -22,7 +22,7 @@ CHARGE, CHARGE_BELOW = 0.05, 0.1
 
 MOST_CUTS = 15  # that are tried: the charges of more cuts come near the load of the whole net
 
-_ROOM = 1.5  # if no cut keeps SHARE, the synthesizers may take this many times the least share
+ROOM = 1.5  # if no cut keeps SHARE, the synthesizers may take this many times the least share
 
 _MULTIPLIERS = 12  # Lagrange multipliers that are tried
 
@@ -36,7 +36,7 @@ class Limits:
     """The user's limits for a plan."""
 
     objective: Objective = "memory"
-    share: float | None = None  # of a step, for the synthesizers; None: `usual_share`, or _ROOM times the least
+    share: float | None = None  # of a step, for the synthesizers; None: `usual_share`, or ROOM times the least
     budget: int | None = None  # bytes at the peak of a training step
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ def usual_share(cost_model: CostModel, segments: int) -> float:
 def _usual_limit(cost_model: CostModel, segments: int, least: float) -> float:
     """The share, with room above the least share that is possible; exits need room only if none keeps the share."""
     usual = usual_share(cost_model, segments)
-    return usual if cost_model.exits is not None and least <= usual else max(usual, _ROOM * least)
+    return usual if cost_model.exits is not None and least <= usual else max(usual, ROOM * least)
 
 
 @dataclass(frozen=True)
