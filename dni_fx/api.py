@@ -1,6 +1,7 @@
 """`transform` and `plan`: check the arguments, and call the compiler."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from dni_fx.runtime import (
     OptimizerFactory,
     SegmentOptimizer,
     attach_synthesizers,
+    check_source,
     check_stepping,
 )
 from dni_fx.settings import DEFAULTS, Loss, Mix, Settings, Training, check_horizon, check_scaler
@@ -43,6 +45,7 @@ def transform(
     classes: int | None = None,
     context_size: int | None = None,
     loss: str | Loss | None = None,
+    context_from: str | None = None,
     training: Training = DEFAULTS.training,
     optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
     step: str = "loop",
@@ -90,6 +93,8 @@ def transform(
         loss: The training loss, a function `(outputs, target)` of the model's outputs, or the name of one in
             `torch.nn.functional`: for exits, and for other synthesizers that differentiate it. In training, call
             `net(x, dni_context=target)`. None: none is known; a model that returns its own loss needs none.
+        context_from: The argument of the model, or the key of an argument that is a dict, that holds the labels or the
+            target, as in `context_from="labels"`: for calls without `dni_context`. None: each call gives it.
         training: How the synthesizers are trained; see `dni_fx.Training`.
         optimizer: The optimizer of the model, to which the synthesizers' parameters are added. With step="segment": a
             function that makes an optimizer from parameters, such as `torch.optim.Adam`. None: the training loop trains
@@ -132,7 +137,7 @@ def transform(
         NoLegalCutError: If there is no place to cut.
     """
     check_arguments({"step": step, "accumulate": accumulate, "compile": compile})
-    settings = Settings(unlock, mix, classes, context_size, loss, training)
+    settings = Settings(unlock, mix, classes, context_size, loss, training, context_from)
     _check_step(step, optimizer, training)
     if scaler is not None:
         check_scaler(scaler, training, step)
@@ -142,7 +147,12 @@ def transform(
             raise DniFxError(NOT_COMPILED)
     limits = limits_of(objective, memory_budget, synthesizer_share)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state, inside)
-    module, found = capture_and_plan(model, example_inputs_of(model, example_inputs, example_kwargs), request)
+    example = example_inputs_of(model, example_inputs, example_kwargs)
+    if context_from is not None:
+        settings = replace(
+            settings, context_from=check_source(context_from, model.forward, example.args, example.kwargs)
+        )
+    module, found = capture_and_plan(model, example, request)
     if mix and not found.cuts:
         raise DniFxError("mix is for cuts in depth: give cuts=")
     net = rewrite(module, found, synthesizer, settings)

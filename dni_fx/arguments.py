@@ -127,6 +127,9 @@ KINDS: dict[str, Kind] = {
     "mix": MIX,
     "classes": whole("the number of classes must be 2 or more, a whole number", 2).or_none(),
     "context_size": whole("the number of entries of the context must be 1 or more, a whole number", 1).or_none(),
+    "context_from": Kind(
+        "the name of an argument of the model, or a key of one that is a dict", lambda value: isinstance(value, str)
+    ).or_none(),
     "loss": Kind(
         "a function of (output, labels), or its name in torch.nn.functional, such as 'cross_entropy'",
         lambda value: isinstance(value, str) or callable(value),

@@ -85,6 +85,7 @@ class Rewrite:
         training: How the synthesizers are trained, without their optimizer.
         named: The synthesizers were chosen by name, which sets defaults of their training.
         paths: "module:name" of each synthesizer that dni-fx does not have.
+        context_from: Where the context of a call without `dni_context` is, "argument" or "argument.key"; None: nowhere.
     """
 
     unlock: str
@@ -96,6 +97,7 @@ class Rewrite:
     training: Training = field(default_factory=Training)
     named: bool = True
     paths: dict[str, str] = field(default_factory=dict)
+    context_from: str | None = None
 
     @classmethod
     def of(
@@ -104,8 +106,8 @@ class Rewrite:
         """Make the plain data of settings, and of the names of synthesizers."""
         training = replace(settings.training, optimizer=None)
         context = settings.classes, settings.context_size
-        loss = loss_name(settings.loss)
-        return cls(settings.unlock, settings.mix, *context, synthesizers, loss, training, named, paths or {})
+        loss, source = loss_name(settings.loss), settings.context_from
+        return cls(settings.unlock, settings.mix, *context, synthesizers, loss, training, named, paths or {}, source)
 
     @property
     def size(self) -> int:
@@ -121,7 +123,8 @@ class Rewrite:
         """
         if self.loss == "":
             raise DniFxError("the loss of the synthesizers is a function of your own, which a plan cannot name")
-        return Settings(self.unlock, self.mix, self.classes, self.context_size, self.loss, self.training)
+        context = self.classes, self.context_size
+        return Settings(self.unlock, self.mix, *context, self.loss, self.training, self.context_from)
 
 
 @dataclass(frozen=True, repr=False)

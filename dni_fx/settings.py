@@ -132,6 +132,7 @@ class Settings:
     context_size: int | None = None
     loss: str | Loss | None = None
     training: Training = field(default_factory=Training)
+    context_from: str | None = None
 
     @property
     def size(self) -> int:
@@ -148,6 +149,11 @@ class Settings:
             raise DniFxError("classes and context_size exclude each other: labels are the context")
         if self.loss is not None:
             loss_function(self.loss)
+        if self.context_from is not None and not (self.size or self.loss is not None):
+            raise DniFxError(
+                f"context_from={self.context_from!r} is for synthesizers that take labels or a target: give classes=, "
+                "context_size= or loss="
+            )
 
 
 def with_defaults(settings: Settings, *, named: bool, in_time: bool = False) -> Settings:

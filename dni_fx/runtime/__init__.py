@@ -4,6 +4,7 @@ In: a plan and a captured graph. Out: modules that train.
 """
 
 from dni_fx.runtime.attributes import share_state
+from dni_fx.runtime.context_source import check_source
 from dni_fx.runtime.crossing import Crossing
 from dni_fx.runtime.dni import Dni, build_dni
 from dni_fx.runtime.exit_loss import is_cross_entropy, is_linear
@@ -45,6 +46,7 @@ __all__ = [
     "add_time_cuts",
     "attach_synthesizers",
     "build_dni",
+    "check_source",
     "check_stepping",
     "free_reserved_name",
     "is_cross_entropy",

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from dni_fx.errors import DniFxError
 from dni_fx.model import REGISTERED, Captured, Read, at_path, has_path
 from dni_fx.runtime.arguments import check_tensors, form_error
+from dni_fx.runtime.context_source import ContextSource
 
 __all__ = ["LinkedModule", "linked", "return_state", "share_state"]
 
@@ -24,9 +25,12 @@ class LinkedModule(fx.GraphModule):
     dni_captured: Captured = Captured()
     dni_runs_graph = True  # False: forward runs the original model, and the graph is a record of its calls
     dni_runs_graph_in_eval = True  # False: in eval mode, forward runs the original model
+    dni_context_source: ContextSource | None = None  # for calls without `dni_context`
     dni_linked: Mapping[str, object] | None = None  # the model's own tensors and children, as last seen
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.dni_context_source is not None and self.training and "dni_context" not in kwargs:
+            kwargs["dni_context"] = self.dni_context_source.of(args, kwargs)
         if torch.compiler.is_compiling():
             self.dni_guard()
             return super().__call__(*args, **kwargs)

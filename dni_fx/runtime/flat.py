@@ -229,7 +229,7 @@ class FlatModule(DecoupledModule):
         code = super().recompile()
         cls: Any = type(self)
         cls.dni_run_graph = cls.forward
-        cls.forward = _forward
+        self.dni_set_forward(_forward)
         return code
 
     def dni_settings(self) -> dict[str, Any]:

@@ -71,8 +71,7 @@ class HookedModule(DecoupledModule):
 
     def recompile(self) -> PythonCode:
         code = super().recompile()
-        cls: Any = type(self)
-        cls.forward = _forward
+        self.dni_set_forward(_forward)
         return code
 
     def dni_settings(self) -> dict[str, Any]:

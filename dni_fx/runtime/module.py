@@ -19,6 +19,7 @@ from dni_fx.runtime.generated import OF_GRAPH_MODULE, AnyNames, free_reserved_na
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.pieces import connect_pieces
 from dni_fx.runtime.retrace import rename, retrace
+from dni_fx.runtime.signature import set_signature
 
 __all__ = [
     "DecoupledModule",
@@ -59,7 +60,13 @@ class DecoupledModule(LinkedModule):
     def recompile(self) -> PythonCode:
         self.graph.set_codegen(AnyNames())
         connect_pieces(self)
-        return super().recompile()
+        code = super().recompile()
+        self.dni_set_forward(type(self).forward)
+        return code
+
+    def dni_set_forward(self, forward: Callable[..., Any]) -> None:
+        """Let this net run a function as its forward, with the signature of the model's."""
+        set_signature(type(self), forward, self.dni_captured.original, context=self.dni_takes_context())
 
     def get_submodule(self, target: str) -> nn.Module:
         """The submodule at a dotted path, whatever its name."""

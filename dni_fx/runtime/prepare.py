@@ -1,6 +1,7 @@
 """The last step of a rewrite, and of loading a saved net."""
 
 from dni_fx.runtime.averaging import average_segments
+from dni_fx.runtime.context_source import find_source
 from dni_fx.runtime.exits import connect_exits
 from dni_fx.runtime.loss_factor import measure_loss_factor
 from dni_fx.runtime.module import DecoupledModule
@@ -20,6 +21,8 @@ def prepare_training(net: DecoupledModule, loss: str | Loss | None) -> None:
         loss: The training loss; None: not known.
     """
     connect_exits(net)
+    source = net.dni.rewrite.context_from
+    net.dni_context_source = None if source is None else find_source(source, net.forward)
     close_after_errors(net)
     hold_parameters(net, net.dni)
     if net.dni.rewrite.unlock == "backward":
