@@ -6,7 +6,7 @@ from torch import nn
 from dni_fx.errors import DniFxError
 from dni_fx.ops import parameters_of
 from dni_fx.runtime.dni import Dni
-from dni_fx.runtime.parameter_groups import OptimizerFactory, add_synthesizers, made_by, rated_groups
+from dni_fx.runtime.parameter_groups import OptimizerFactory, add_synthesizers, made_by, own_factory, rated_groups
 from dni_fx.runtime.parameters import SegmentParameters
 from dni_fx.settings import Training
 
@@ -25,8 +25,10 @@ def optimizers_of(
     """The optimizers of one segment: the synthesizers are further groups of the first, or have their own."""
     made = [_made(factory, parameters.own, "a segment")] if parameters.own else []
     synthesizers = parameters.synthesizers
-    if synthesizers and training.optimizer is not None:
-        made.append(_made(training.optimizer, synthesizers, "the synthesizers"))
+    kind = type(made[0]) if made else factory if isinstance(factory, type) else torch.optim.Optimizer
+    own = own_factory(kind, synthesizers, training)
+    if synthesizers and own is not None:
+        made.append(_made(own, synthesizers, "the synthesizers"))
     elif synthesizers and made:
         add_synthesizers(made[0], dni, synthesizers, training)
     else:

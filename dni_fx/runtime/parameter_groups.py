@@ -12,7 +12,15 @@ from dni_fx.errors import DniFxError, first_line
 from dni_fx.runtime.dni import Dni
 from dni_fx.settings import Training
 
-__all__ = ["OptimizerFactory", "RatedGroup", "add_synthesizers", "attach_synthesizers", "made_by", "rated_groups"]
+__all__ = [
+    "OptimizerFactory",
+    "RatedGroup",
+    "add_synthesizers",
+    "attach_synthesizers",
+    "made_by",
+    "own_factory",
+    "rated_groups",
+]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -30,10 +38,11 @@ def attach_synthesizers(optimizer: torch.optim.Optimizer, dni: Dni, training: Tr
     added = list(dni.parameters())
     if not added:
         return
-    if training.optimizer is None:
+    factory = own_factory(type(optimizer), added, training)
+    if factory is None:
         add_synthesizers(optimizer, dni, added, training)
         return
-    own = dni.optimizer = made_by(training.optimizer, added, "the synthesizers")
+    own = dni.optimizer = made_by(factory, added, "the synthesizers")
     zero_grad = optimizer.zero_grad
 
     def post_step(*_: object) -> None:
@@ -49,12 +58,7 @@ def attach_synthesizers(optimizer: torch.optim.Optimizer, dni: Dni, training: Tr
 
 
 def add_synthesizers(optimizer: torch.optim.Optimizer, dni: Dni, added: list[nn.Parameter], training: Training) -> None:
-    """Add these parameters of synthesizers to an optimizer, at a multiple of its learning rate.
-
-    Raises:
-        DniFxError: If the optimizer does not take them.
-    """
-    check_takes(type(optimizer), added)
+    """Add these parameters of synthesizers to an optimizer that takes them, at a multiple of its learning rate."""
     for group in rated_groups(dni, added, training):
         params: list[Any] = list(group.parameters)
         if "param_names" in optimizer.param_groups[0]:  # then all groups need names
@@ -63,15 +67,17 @@ def add_synthesizers(optimizer: torch.optim.Optimizer, dni: Dni, added: list[nn.
         optimizer.add_param_group({"params": params, "lr": optimizer.param_groups[0]["lr"] * group.rate})
 
 
-def check_takes(kind: type[torch.optim.Optimizer], parameters: list[nn.Parameter]) -> None:
-    """Raise a DniFxError if optimizers of a class do not step these parameters of synthesizers."""
-    reason = ""
-    if any("muon" in base.__name__.lower() for base in kind.__mro__) and any(p.dim() != 2 for p in parameters):
-        reason = "takes matrices alone, and synthesizers have vectors, too"
-    elif issubclass(kind, torch.optim.SparseAdam):
-        reason = "takes sparse gradients alone, and those of synthesizers are dense"
-    if reason:
-        raise DniFxError(f"{kind.__name__} {reason}: {_OWN}")
+def own_factory(kind: type, parameters: list[nn.Parameter], training: Training) -> OptimizerFactory | None:
+    """The function that makes the optimizer of these synthesizers; None: the model's optimizer takes them, too.
+
+    AdamW, where optimizers of the model's class take matrices alone, and synthesizers have vectors; or sparse gradients
+    alone.
+    """
+    if training.optimizer is not None:
+        return training.optimizer
+    of_matrices = any("muon" in base.__name__.lower() for base in kind.__mro__)
+    refused = issubclass(kind, torch.optim.SparseAdam) or (of_matrices and any(p.dim() != 2 for p in parameters))
+    return torch.optim.AdamW if refused else None
 
 
 def made_by(factory: OptimizerFactory, parameters: list[nn.Parameter], whose: str) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@
 
 import copy
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,15 +138,21 @@ class SegmentOptimizer(torch.optim.Optimizer):
         for segment in self._segments:
             segment.listeners = [listener for listener in segment.listeners if listener is not self]
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Do nothing: the segments have stepped.
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do nothing: the segments have stepped. Or run a closure once, in which the net runs and the segments step.
 
         A GradScaler calls this after it has looked at the gradients, or divided them by its factor.
+
+        Returns:
+            The result of the closure.
         """
+        result = None
         if closure is not None:
-            raise DniFxError('step="segment" takes no closure: the segments step while the net runs')
+            with torch.enable_grad():
+                result = closure()
         if self.scaler is not None and self.accumulates:
             self._after_look_of_scaler()
+        return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Free gradients that a failed backward pass has left; all others are freed when they have been used.

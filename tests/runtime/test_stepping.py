@@ -382,12 +382,35 @@ def test_refused_options(options: dict[str, Any], message: str) -> None:
         dni_fx.transform(perceptron(), X, cuts=2, **options)
 
 
+def test_a_closure_runs_once() -> None:
+    """Trainers let the optimizer run the net."""
+    model = nets.perceptron(lambda: nn.LayerNorm(8))
+    ways = [copy.deepcopy(model), model]
+    cut = [dni_fx.transform(one, X, cuts=3, optimizer=adam, step="segment").train() for one in ways]
+    cut[1].dni.load_state_dict(cut[0].dni.state_dict())
+    runs = []
+
+    def closure(net: Any) -> Tensor:
+        runs.append(net)
+        net.dni.optimizer.zero_grad()
+        loss = net(X).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        with torch.no_grad():
+            losses = cut[0].dni.optimizer.step(lambda: closure(cut[0]))
+        other = closure(cut[1])
+        assert cut[1].dni.optimizer.step() is None
+        assert torch.equal(losses, other)
+    assert len(runs) == 6
+    assert all(map(torch.equal, cut[0].parameters(), cut[1].parameters()))
+
+
 def test_what_an_optimizer_of_segments_refuses() -> None:
     net = dni_fx.transform(perceptron(), X, cuts=3, optimizer=adam, step="segment")
     other = dni_fx.transform(perceptron(), X, cuts=2, optimizer=adam, step="segment")
     assert net.dni.optimizer is not None and other.dni.optimizer is not None
-    with pytest.raises(DniFxError, match="no closure"):
-        net.dni.optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type]
     with pytest.raises(DniFxError, match="an optimizer of their own"):
         net.dni.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(DniFxError, match="the same segments"):
