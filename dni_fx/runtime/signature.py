@@ -39,4 +39,4 @@ def _signature(model: nn.Module, *, context: bool) -> inspect.Signature:
         added = inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, default=None)
         parameters = [*parameters[: len(parameters) - len(last)], added, *last]
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    return inspect.Signature([own, *parameters])
+    return inspect.Signature([own, *parameters], __validate_parameters__=False)  # one may be called `self`, too

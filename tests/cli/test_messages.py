@@ -17,7 +17,7 @@ from dni_fx.cli.messages import in_options
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = {*inspect.signature(dni_fx.transform).parameters, "kwargs", "force"}
 # No command has these, so no command raises an error about them. `load(folder, model=model)` is code.
-NOT_REACHED = {"step", "optimizer", "model", "accumulate"}
+NOT_REACHED = {"step", "optimizer", "model", "accumulate", "context_from"}
 
 
 def options() -> set[str]:
