@@ -151,8 +151,8 @@ class Settings:
             loss_function(self.loss)
         if self.context_from is not None and not (self.size or self.loss is not None):
             raise DniFxError(
-                f"context_from={self.context_from!r} is for synthesizers that take labels or a target: give classes= or "
-                "loss="
+                f"context_from={self.context_from!r} is for synthesizers that take labels or a target: give classes= "
+                "or loss="
             )
 
 
