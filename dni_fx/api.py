@@ -120,7 +120,7 @@ def transform(
             time; a number as `cuts` is then the most segments. None: no limit.
         synthesizer_share: The largest share of the time of a step of backpropagation that all synthesizers together
             may take. None: no limit with a memory budget; else 0.05, or 1.5 times the smallest possible share if
-            no cuts are so cheap; exits: 0.15, from four segments on 0.2, for their units, without their tails.
+            no cuts are so cheap; exits: 0.15, from four segments on 0.3, and 0.15 and 0.2 for units.
         profile: True: measure the times of the nodes on real tensors. False: count FLOPs.
         frontend: How the model is captured. "fx": symbolic tracing that keeps layers whole. "export": torch.export; in
             eval mode the original model runs. "modules": no graph; cuts are at the outputs of submodules. "auto": the

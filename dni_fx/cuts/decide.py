@@ -140,7 +140,7 @@ def _candidates(cost_model: CostModel, segments: int | None, limits: Limits, pre
     """
     most = max(MOST_CANDIDATES, 4 * (segments or 0))
     cuts = (segments or 2) - 1
-    share = usual_share(cost_model, cuts + 1) if limits.share is None else limits.share
+    share = ROOM * usual_share(cost_model, cuts + 1) if limits.share is None else limits.share
 
     def up_to(rank: int) -> list[Candidate]:
         def fits(position: Position) -> bool:
@@ -155,7 +155,7 @@ def _candidates(cost_model: CostModel, segments: int | None, limits: Limits, pre
             continue
         enough = found
         least = sum(sorted(cost_model.share([candidate.position]) for candidate in found)[:cuts])
-        if cost_model.exits is None or limits.budget is not None or least <= ROOM * share:
+        if cost_model.exits is None or limits.budget is not None or least <= share:
             break
     return enough or up_to(WORST_RANK)
 
