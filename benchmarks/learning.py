@@ -180,6 +180,10 @@ class Count(TorchDispatchMode):
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
             self.total += count(*args, **(kwargs or {}), out_val=out)
+        elif func.name() == "torch_nn::_linear_cross_entropy_batch_chunked":  # with the gradients that it is asked for
+            features, weight, *_ = args
+            products = 1 + sum(args[-3:-1])  # the logits, the gradients of the features and of the weight
+            self.total += 2 * products * features.numel() * len(weight)
         elif func._overloadpacket in ATTENTION:  # on a CPU, which the registry lacks
             times, place = ATTENTION[func._overloadpacket]
             rows, heads, length, width = args[place].shape

@@ -171,7 +171,7 @@ def run_twice(cut: Cut) -> Cut:
         inputs=tuple(dict.fromkeys([*unit.inputs, *(name for name in planned.inputs if name not in unit.nodes)])),
         borrowed=tuple(dict.fromkeys([*unit.borrowed, *planned.borrowed])),
         unit=None,
-        constant=of_units if planned.frozen_units else (),
+        constant=tuple(dict.fromkeys([*planned.constant, *(of_units if planned.frozen_units else ())])),
         not_copied=of_units,
     )
     return replace(cut, exit=twice)

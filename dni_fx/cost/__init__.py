@@ -4,10 +4,11 @@ In: an annotated graph. Out: predictions for any cuts.
 """
 
 from dni_fx.cost.exit_choices import check_exits, exit_choices, with_exits
-from dni_fx.cost.exits import ExitPlanner, exit_share, most_for_units
+from dni_fx.cost.exit_shares import exit_share, most_for_units
+from dni_fx.cost.exits import WORST_RANK, ExitPlanner
 from dni_fx.cost.hooked_exits import HookedExitPlanner
 from dni_fx.cost.memory import resident
-from dni_fx.cost.model import OPTIMIZER_STATES, WORST_RANK, CostModel, SegmentCost, StepCost
+from dni_fx.cost.model import OPTIMIZER_STATES, CostModel, SegmentCost, StepCost
 from dni_fx.cost.pieces import Pieces
 from dni_fx.cost.synthesizers import map_choices, synthesizer_prices, without_rows
 from dni_fx.cost.times import node_times

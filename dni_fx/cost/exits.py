@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
-from dni_fx.cost.exit_nodes import input_like_output, is_batch_norm, last_linear, values_used
+from dni_fx.cost.exit_nodes import (
+    has_residual_sums,
+    input_like_output,
+    is_batch_norm,
+    large_layer,
+    last_linear,
+    values_used,
+)
+from dni_fx.cost.exit_shares import EXIT_SHARE
 from dni_fx.errors import DniFxError
 from dni_fx.graph import crossing_tensor, record_of, returned_nodes
 from dni_fx.partition import (
@@ -28,12 +36,9 @@ from dni_fx.plans import CrossingTensor, ExitPlan, UnitPlan
 from dni_fx.runtime import DecoupledModule
 from dni_fx.synthesizers import ExitOptions, head_flops
 
-__all__ = ["EXIT_SHARE", "ExitCost", "ExitPlanner", "exit_share", "most_for_units"]
+__all__ = ["WORST_RANK", "ExitCost", "ExitPlanner"]
 
-EXIT_SHARE = 0.15  # of a step, for all exits; of a forward pass, for the layers of one, which else has small heads
-_EXIT_SHARE_OF_MANY = 0.30  # of a step, from four segments on; checkpointing takes a third
-_MANY = 4  # segments
-_UNITS_OF_MANY = 0.20  # of a step, from four segments on, for units
+WORST_RANK = 2  # of a place for an automatic cut
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,6 @@ class ExitCost:
     saved: int  # bytes that autograd keeps while it runs
     saved_by_units: int = 0  # bytes that autograd keeps for units that run once, while the segment below runs backward
     has_heads: bool = False  # in the place of later layers
-
-
-def exit_share(segments: int) -> float:
-    """What all exits may take, as a share of backprop's step, where the cuts are free."""
-    return EXIT_SHARE if segments < _MANY else _EXIT_SHARE_OF_MANY
-
-
-def most_for_units(segments: int) -> float:
-    """What exits with units may take, beside the tails, which every exit needs, as a share of backprop's step."""
-    return EXIT_SHARE if segments < _MANY else _UNITS_OF_MANY
 
 
 class ExitPlanner:
@@ -80,13 +75,14 @@ class ExitPlanner:
         self.ends = [self.loss] if self.loss else [node.name for node in returned_nodes(net.graph)]
         self.target = input_like_output(net.graph) if has_loss else ""
         self._last_linear = last_linear(net) if has_loss else ""
+        self._large_layer = large_layer(net, self._last_linear) if options.weights == "auto" else ()
         if options.tokens < 1 and not self._last_linear:
             raise DniFxError("exit: tokens is for a loss behind one last linear layer of the model; leave tokens out")
         returned = [record_of(node) for node in returned_nodes(net.graph)]
         self._features_last = all(record.axis in (-1, len(record.shape or ()) - 1) for record in returned)
         self._returns_maps = all(record.axis == 1 and len(record.shape or ()) > 3 for record in returned)
         self._order = {name: place for place, name in enumerate(flow)}
-        self._sums = list(itertools.accumulate((flow_node(flow, name).is_sum for name in flow), initial=0))
+        self._sums = list(itertools.accumulate(map(self._is_sum, flow), initial=0))
         self._most_forward = EXIT_SHARE * sum(flow_node(flow, name).forward for name in flow)
         self._routes: dict[Position, Route | None] = {}
         # With the nodes that write to the results.
@@ -132,15 +128,17 @@ class ExitPlanner:
     def rank(self, position: Position) -> int:
         """How good a place for an automatic cut this is: 0 is good.
 
-        1: the exit runs projection shortcuts in the place of whole blocks, which cost too much. 2: the exit runs all
-        that is above, or there is none, or the cut is in a branch.
+        1: the exit runs projection shortcuts in the place of whole blocks, which cost too much. WORST_RANK: the exit
+        runs all that is above, or there is none, or the cut is in a branch.
         """
         route = self.route(position)
         if route is None or is_in_branch(self.flow, places_above(self._next_place, position.crossing), position):
-            return 2
+            return WORST_RANK
         if self._needs_heads(position):
             return 0
-        return 2 if not route.bypassed else int(any(self._is_shortcut(name, route) for name in self._projections))
+        return (
+            WORST_RANK if not route.bypassed else int(any(self._is_shortcut(name, route) for name in self._projections))
+        )
 
     def _is_shortcut(self, name: str, route: Route) -> bool:
         """Whether a term replaces a sum on a route."""
@@ -172,11 +170,12 @@ class ExitPlanner:
                 features_last=self._features_last,
             )
         in_units, nodes = self._split(position, route)
+        weights = self._weights({**in_units, **nodes}, route.bypassed)
         of_units = self._only_in_units(nodes, route)
         inputs, borrowed = values_used(nodes, {*position.crossing, *in_units, *route.bypassed})
         return ExitPlan(
             units="all" if route.units is None else route.units,
-            weights=self._weights({**in_units, **nodes}, route.bypassed),
+            weights=weights,
             nodes=tuple(nodes),
             bypassed=route.bypassed,
             inputs=inputs,
@@ -186,7 +185,10 @@ class ExitPlanner:
             writes=any(record_of(node).mutates for node in nodes.values()),
             flops=round(sum(self._part(name) * record_of(node).flops for name, node in nodes.items())),
             unit=self._unit(position, in_units),
-            constant=of_units if self.options.frozen_units else (),
+            constant=(
+                *(of_units if self.options.frozen_units else ()),
+                *(self._large_layer if weights == "shared" else ()),
+            ),
             not_copied=of_units if self.options.weights == "auto" else (),
             frozen_units=self.options.frozen_units and bool(route.kept),
             features_last=self._features_last,
@@ -231,6 +233,8 @@ class ExitPlanner:
         in_units, nodes = self._split(position, route)
         weights = self._weights({**in_units, **nodes}, route.bypassed)
         constant = {*route.kept} if self.options.frozen_units else set()
+        if self._large_layer and weights == "shared":
+            constant.add(self._last_linear)
         trains = weights not in ("readonly", "ema")
         both = {name: flow_node(self.flow, name) for name in (*in_units, *nodes)}
         trained = {name for name in both if trains and name not in constant}
@@ -317,6 +321,10 @@ class ExitPlanner:
         crossing = [crossing_tensor(self.by_name[name]) for name in position.crossing]
         return head_flops(crossing, self._heads())
 
+    def _is_sum(self, name: str) -> bool:
+        """Whether a node computes a residual sum, by itself or inside."""
+        return flow_node(self.flow, name).is_sum or has_residual_sums(self.by_name[name])
+
     def _weights(self, nodes: Mapping[str, fx.Node], bypassed: Mapping[str, str]) -> str:
         """Whose weights an exit uses.
 
@@ -329,7 +337,7 @@ class ExitPlanner:
             return "shared"
         jumps = [(self._order[instead], self._order[name]) for name, instead in bypassed.items()]
         sums = [self._sums[end + 1] > self._sums[begin] for begin, end in jumps]
-        joined = [self._order[name] for name in (*bypassed, *nodes) if flow_node(self.flow, name).is_sum]
+        joined = [self._order[name] for name in (*bypassed, *nodes) if self._is_sum(name)]
         last = max([end for _, end in jumps] + joined)
         before_tail = [node for name, node in nodes.items() if self._order[name] < last]
         return "shared" if all(sums) and not any(map(is_batch_norm, before_tail)) else "copy"

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 
-from dni_fx.cost.exits import ExitCost, ExitPlanner
+from dni_fx.cost.exits import WORST_RANK, ExitCost, ExitPlanner
 from dni_fx.cost.memory import Memory, Peak
 from dni_fx.cost.pieces import PieceFinder, Pieces
 from dni_fx.cost.synthesizers import FLOPS_PER_BYTE, Price
 from dni_fx.partition import LoadsFrom, Objective, Position, flow_node, largest_parameter
 
-__all__ = ["OPTIMIZER_STATES", "WORST_RANK", "CostModel", "SegmentCost", "StepCost"]
+__all__ = ["OPTIMIZER_STATES", "CostModel", "SegmentCost", "StepCost"]
 
-WORST_RANK = 2  # of a place for an automatic cut
 
 OPTIMIZER_STATES = 2  # tensors that the optimizer keeps for each parameter: Adam's
 

@@ -29,6 +29,8 @@ def exit_text(planned: ExitPlan) -> str:
     if planned.unit is not None:
         units = f"{units}, which the segment above runs anyway: {_listed(planned.unit.nodes)};"
     cost, weights = quantity(planned.flops, "FLOPs"), _WEIGHTS[planned.weights]
+    if planned.constant:
+        weights = f"{weights} (but not {_listed(planned.constant)})"
     if planned.tokens < 1:
         cost = f"{cost} (the loss is of {100 * planned.tokens:.3g} % of the positions)"
     if planned.copied and planned.not_copied:

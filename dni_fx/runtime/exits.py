@@ -143,7 +143,7 @@ class Exit(nn.Module):
         # What the exit draws must not move the random generators of the model.
         with torch.enable_grad(), torch.random.fork_rng(devices):
             leaves = [t.detach().requires_grad_() for t in tensors]
-            loss = run(leaves) if self.plan.loss else self._loss(run(leaves), context)
+            loss = run(leaves) if self.plan.loss else self._loss(run(leaves), context, parameters)
         with torch.autocast(leaves[0].device.type, enabled=False):
             found = ops.gradients(loss, [*leaves, *parameters])
         gradients = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)]
@@ -165,15 +165,17 @@ class Exit(nn.Module):
     def _factor(self) -> float | Tensor | None:
         return None if self.loss_scale is None else self.loss_scale.factor()
 
-    def _loss(self, outputs: Any, context: Any) -> Tensor:
+    def _loss(self, outputs: Any, context: Any, trained: Sequence[nn.Parameter]) -> Tensor:
         assert self.loss is not None
         if self.leaves_out_linear:
-            return self._loss_of_features(context, *outputs)
+            return self._loss_of_features(context, trained, *outputs)
         if self.plan.heads and isinstance(outputs, Tensor):
             outputs = of_target_size(outputs, context)
         return exit_loss(self.loss, outputs, context, features_last=self.plan.features_last)
 
-    def _loss_of_features(self, context: Any, features: Tensor, last: Any, *rest: Any) -> Tensor:
+    def _loss_of_features(
+        self, context: Any, trained: Sequence[nn.Parameter], features: Tensor, last: Any, *rest: Any
+    ) -> Tensor:
         """The loss of the arguments of the last linear layer: the features, and the layer or its parameters."""
         loss, factor = self.loss, None
         assert loss is not None
@@ -182,6 +184,8 @@ class Exit(nn.Module):
             self.begin += 1
         if isinstance(last, nn.Linear) and is_linear(last):  # the user may have replaced it since the rewrite
             last, rest = last.weight, (last.bias,)
+        if rest and not any(last is parameter for parameter in trained):
+            last, rest = last.detach(), (None if rest[0] is None else rest[0].detach(),)  # chunks hold its gradient
         value = chunked_loss(loss, features, last, rest[0], context) if rest else None
         if value is None:
             outputs = F.linear(features, last, rest[0]) if rest else call_unchanged(last, features)

@@ -10,8 +10,9 @@ from exit_nets import NETS, ConvBlock, Transformer
 from torch import Tensor, nn
 
 import dni_fx
-from dni_fx.cost import WORST_RANK
-from dni_fx.cost.exits import EXIT_SHARE, ExitPlanner
+from dni_fx.cost import WORST_RANK, exit_nodes
+from dni_fx.cost.exit_shares import EXIT_SHARE
+from dni_fx.cost.exits import ExitPlanner
 from dni_fx.cost.model import CostModel
 from dni_fx.errors import DniFxError
 from dni_fx.graph.flow import dataflow
@@ -117,6 +118,14 @@ def test_an_exit_of_a_plain_net() -> None:
     assert found.bypassed == {"_6": "_2"}
 
 
+def test_a_chain_of_layers_with_residual_sums_inside() -> None:
+    """The layers of `nn.TransformerEncoder` are single nodes; features before and after them are alike."""
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(3)]
+    model = nn.Sequential(*layers, nn.Linear(8, 3))
+    net = dni_fx.transform(model, torch.rand(2, 5, 8), loss="mse_loss", cuts=3, synthesizer="exit(units=0)")
+    assert [cut.exit.weights for cut in net.dni.plan.cuts] == ["shared"] * 2
+
+
 def test_an_exit_of_all_units() -> None:
     found = planned("mlp", 0, "all", "readonly")
     assert found.units == "all" and found.nodes == ("_2", "_3", "_4", "_5", "_6", "_7", "_8")
@@ -193,6 +202,22 @@ def test_the_costs_of_frozen_units() -> None:
     unit = flow_node(trained.flow, "_2")
     assert costs[0].time - costs[1].time == unit.backward / 2
     assert costs[0].trained - costs[1].trained == unit.gradient
+
+
+@pytest.mark.parametrize(("weights", "is_trained"), [("auto", False), ("shared", True), ("copy", True)])
+def test_a_large_last_layer(weights: str, is_trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient would be there until the segment above has run; the model's own loss trains it anyway."""
+    monkeypatch.setattr(exit_nodes, "_MANY_WEIGHTS", 10)
+    made, positions = planner("transformer", weights=weights)
+    position = positions["add_1"]
+    assert made.plan(position).constant == (() if is_trained else ("head",))
+    of_all = sum(flow_node(made.flow, name).gradient for name in made.route(position).nodes)
+    assert made.cost(position).trained == of_all - (0 if is_trained else flow_node(made.flow, "head").gradient)
+
+
+def test_a_large_last_layer_with_weights_of_the_exits_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exit_nodes, "_MANY_WEIGHTS", 10)
+    assert planned("resnet", 0).weights == "copy" and not planned("resnet", 0).constant
 
 
 def test_the_share_of_a_step() -> None:

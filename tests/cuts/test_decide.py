@@ -9,6 +9,7 @@ from torch import nn
 
 import dni_fx
 from dni_fx import DniFxError
+from dni_fx.cost import CostModel
 
 X = torch.rand(5, 6)
 
@@ -42,6 +43,20 @@ def test_why(cuts: Any, after: list[str] | None, why: str) -> None:
 def test_refused_cuts(cuts: Any, message: str) -> None:
     with pytest.raises(DniFxError, match=message):
         dni_fx.plan(mlp(), X, cuts=cuts)
+
+
+@pytest.mark.parametrize(("share", "is_best"), [(None, True), (0.15, False), (0.3, True)])
+def test_the_share_that_a_user_gives_is_kept(
+    share: float | None, is_best: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exits at the best places take 20 % of a step: room that is there by default, but not above a given share."""
+    model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(6, 6), nn.Tanh())))
+    best = {"_1", "_3"}
+    monkeypatch.setattr(CostModel, "rank", lambda _, place: int(place.after not in best))
+    monkeypatch.setattr(CostModel, "share", lambda _, cuts: sum(0.2 if place.after in best else 0.01 for place in cuts))
+    options: dict[str, Any] = {"loss": "mse_loss", "synthesizer": "exit(units=0)", "verify": False}
+    (cut,) = dni_fx.plan(model, X, cuts=2, synthesizer_share=share, **options).cuts
+    assert (cut.after in best) == is_best
 
 
 def test_limits_are_for_cuts_that_are_searched() -> None:

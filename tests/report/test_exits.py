@@ -32,6 +32,11 @@ def test_text(exit: ExitPlan, text: str) -> None:
     assert exit_text(exit).startswith(text)
 
 
+def test_what_is_not_trained() -> None:
+    text = exit_text(replace(planned(1, "shared"), borrowed=("norm", "head"), constant=("head",)))
+    assert "with the model's own weights, which it trains (but not head): n0" in text
+
+
 def test_long_lists_are_shortened() -> None:
     assert exit_text(planned(1, "shared", 8)).endswith("n0, n1, n2, n3, n4, n5, n6, n7")
     assert exit_text(planned(1, "shared", 9)).endswith("n0, n1, n2, n3, n4, ... (2 more), n7, n8")

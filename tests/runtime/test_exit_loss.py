@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dni_fx
+from dni_fx.cost import exit_nodes
 from dni_fx.errors import ContextError
-from dni_fx.runtime import exit_loss
+from dni_fx.runtime import exit_loss, exits
 from dni_fx.runtime.exit_loss import chunked_loss
 
 LOSSES = {
@@ -61,6 +62,38 @@ def test_chunks_give_the_same_gradients(loss: str, tied: bool, by_torch: bool, m
     whole = step(LOSSES[loss], tied, 10**6, monkeypatch)
     monkeypatch.setattr(exit_loss, "exit_loss", lambda *_, **__: pytest.fail("not in chunks"))
     assert error(step(LOSSES[loss], tied, 33, monkeypatch), whole) < 1e-10
+
+
+@pytest.mark.parametrize("most", [10**6, 33])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_large_last_layer_gets_no_gradient_from_exits(tied: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exit_nodes, "_MANY_WEIGHTS", 10)
+    found = step("cross_entropy", tied, most, monkeypatch)
+    model, words = Words(tied).double(), torch.arange(20).reshape(2, 10) % 11
+    h = model.embed(words)
+    h = h + torch.tanh(model.a(h))
+    last = model.embed.weight if tied else model.head.weight
+    bias = None if tied else model.head.bias.detach()
+    F.cross_entropy(F.linear(h, last.detach(), bias).flatten(0, 1), words.roll(-1, 1).flatten()).backward()
+    h = h.detach() + torch.tanh(model.b(h.detach()))
+    logits = F.linear(h, last, None if tied else model.head.bias)
+    F.cross_entropy(logits.flatten(0, 1), words.roll(-1, 1).flatten()).backward()
+    assert error(found, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}) < 1e-10
+
+
+def test_chunks_keep_no_gradient_of_a_layer_that_exits_do_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`linear_cross_entropy` computes the gradient of the weights in the forward pass, if they need one."""
+    asked: list[bool] = []
+
+    def chunked(loss: Any, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        asked.append(weight.requires_grad or bias.requires_grad)
+        return F.cross_entropy(F.linear(features, weight, bias).flatten(0, -2), target.flatten())
+
+    monkeypatch.setattr(exits, "chunked_loss", chunked)
+    step("cross_entropy", False, 33, monkeypatch)
+    monkeypatch.setattr(exit_nodes, "_MANY_WEIGHTS", 10)
+    step("cross_entropy", False, 33, monkeypatch)
+    assert asked == [True, False]
 
 
 def test_what_has_no_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
