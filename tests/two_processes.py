@@ -23,20 +23,35 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "labels": {"classes": 3},
     "modules": {"frontend": "modules"},
 }
+HELD = ("backward", "none", "stepping", "warm-up")  # also where DistributedDataParallel wraps a holder of the net
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, 1e-2)
 
 
-def trained(name: str, rows: slice, wrap: bool, accumulate: bool = False) -> nn.Module:
+class Holder(nn.Module):
+    """Holds a rewritten net, and has a layer of its own above it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.scale = net, nn.Linear(3, 3)
+        with torch.no_grad():
+            self.scale.weight.copy_(torch.eye(3))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.scale(self.net(x))
+
+
+def trained(name: str, rows: slice, wrap: bool, accumulate: bool = False, held: bool = False) -> nn.Module:
     options = OPTIONS[name]
     torch.manual_seed(0 if rows.start is None else rows.start)  # each process begins with other parameters
     model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(8, 8), nn.Tanh())], nn.Linear(8, 3))
     made: Any = adam if "step" in options else None
     net = dni_fx.transform(model, X, cuts=3, optimizer=made, accumulate=2 if accumulate else None, **options).train()
     optimizer = net.dni.optimizer or adam(net.parameters())
-    runner = DistributedDataParallel(net) if wrap else net
+    runner: Any = Holder(net) if held else net
+    runner = DistributedDataParallel(runner) if wrap else runner
     context = {"dni_context": Y[rows]} if "classes" in options else {}
     for step in range(4):
         if not accumulate or step % 2 == 0:
@@ -101,6 +116,7 @@ def process(rank: int, port: int, folder: str) -> None:
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     rows = slice(8 * rank or None, 8 * (rank + 1))
     found: dict[str, Any] = {name: trained(name, rows, True).state_dict() for name in OPTIONS}
+    found |= {f"{name}, held": trained(name, rows, True, held=True).state_dict() for name in HELD}
     found["accumulated"] = trained("backward", rows, True, accumulate=True).state_dict()
     found |= {name: in_windows(name, rows, True) for name in CUT_IN_TIME}
     torch.save(found, Path(folder) / f"{rank}.pt")

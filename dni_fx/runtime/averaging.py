@@ -49,10 +49,8 @@ class Averaging:
         wrapper = _wrapper()
         if wrapper is None or self.begun:
             return
-        if not set(net._ddp_params_and_buffers_to_ignore) <= wrapper.parameters_to_ignore:
-            raise DniFxError(
-                'with unlock="backward" DistributedDataParallel must wrap the net itself, and nothing around it'
-            )
+        self.take(net)
+        _leave_out(wrapper, {id(parameter) for group in self.groups for parameter in group})
         first = distributed.get_global_rank(wrapper.process_group, 0)
         for group in self.groups:
             for parameter in group:
@@ -114,6 +112,34 @@ def _wrapper() -> DistributedDataParallel | None:
         return None
     wrapper: DistributedDataParallel | None = DistributedDataParallel._get_active_ddp_module()
     return wrapper
+
+
+def _leave_out(wrapper: DistributedDataParallel, apart: set[int]) -> None:
+    """Let DistributedDataParallel average no parameters of these ids.
+
+    It reads their names when it wraps the net. A module that holds the net has no such names: then the wrapper builds
+    its `Reducer` again, as a copy of the wrapper does.
+
+    Raises:
+        DniFxError: If the wrapper has no Reducer.
+    """
+    names = {name for name, parameter in wrapper.module.named_parameters() if id(parameter) in apart}
+    if names <= wrapper.parameters_to_ignore:
+        return
+    if wrapper._use_python_reducer:
+        raise DniFxError(
+            'with unlock="backward" and the optimize_ddp mode "python_reducer", DistributedDataParallel must wrap the '
+            "net itself, and nothing around it"
+        )
+    wrapper.parameters_to_ignore = wrapper.parameters_to_ignore | names
+    parameters, sparse = wrapper._build_params_for_reducer()
+    debug_names = wrapper._build_debug_param_to_name_mapping(parameters)
+    wrapper._ddp_init_helper(parameters, sparse, debug_names, wrapper.static_graph)
+    if wrapper.static_graph:
+        wrapper.reducer._set_static_graph()
+    for hook, state in wrapper._comm_hooks:
+        distributed._register_comm_hook(wrapper.reducer, state, hook)  # type: ignore[attr-defined]
+    wrapper.reducer.prepare_for_forward()  # the wrapper has called this already, of the old one
 
 
 def is_averaged() -> bool:

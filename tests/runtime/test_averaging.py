@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
-from two_processes import CUT_IN_TIME, OPTIONS, X, in_windows, process, trained
+from two_processes import CUT_IN_TIME, HELD, OPTIONS, Holder, X, in_windows, process, trained
 
 import dni_fx
 
@@ -30,6 +30,14 @@ def test_two_processes_train_what_one_does(name: str, found: list[dict[str, Any]
         torch.testing.assert_close(found[0][name][key], value, msg=key, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", HELD)
+def test_two_processes_train_a_net_inside_of_a_module(name: str, found: list[dict[str, Any]]) -> None:
+    for key, value in trained(name, slice(None), False, held=True).named_parameters():
+        own = [here[f"{name}, held"][key] for here in found]
+        assert torch.equal(*own), key
+        torch.testing.assert_close(own[0], value, msg=key, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", CUT_IN_TIME)
 def test_two_processes_go_from_window_to_window_as_one_does(name: str, found: list[dict[str, Any]]) -> None:
     for k, alone in enumerate(in_windows(name, slice(None), False)):
@@ -42,12 +50,16 @@ def test_two_processes_go_from_window_to_window_as_one_does(name: str, found: li
         assert any(gradient.any() for key, gradient in one.items() if key.startswith("dni.time")) == (k > 0)
 
 
-def test_what_wraps_more_than_the_net_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrapper_without_a_reducer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     net = dni_fx.transform(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), X, cuts=["1"]).train()
-    monkeypatch.setattr("dni_fx.runtime.averaging._wrapper", lambda: DistributedDataParallel.__new__(Ignoring))
+    wrapper = DistributedDataParallel.__new__(Ignoring)
+    nn.Module.__init__(wrapper)
+    wrapper.module = Holder(net)
+    monkeypatch.setattr("dni_fx.runtime.averaging._wrapper", lambda: wrapper)
     with pytest.raises(dni_fx.DniFxError, match="must wrap the net itself"):
         net(X)
 
 
 class Ignoring(DistributedDataParallel):
     parameters_to_ignore: set[str] = set()
+    _use_python_reducer = True
