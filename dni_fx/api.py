@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dni_fx.arguments import check_arguments
-from dni_fx.capture import StateOption
+from dni_fx.capture import Recapture, StateOption
 from dni_fx.compiler import rewrite
 from dni_fx.cuts import Cuts, Limits
 from dni_fx.errors import DniFxError, described
@@ -155,7 +155,9 @@ def transform(
     module, found = capture_and_plan(model, example, request)
     if mix and not found.cuts:
         raise DniFxError("mix is for cuts in depth: give cuts=")
+    again = Recapture.of(module, example, found.frontend)
     net = rewrite(module, found, synthesizer, settings)
+    net.dni_captured = replace(net.dni_captured, again=again)
     if step == "segment":
         assert callable(optimizer)  # `_check_step` raises an error otherwise
         SegmentOptimizer(net, optimizer, training=training, accumulate=accumulate, scaler=scaler)

@@ -3,6 +3,7 @@
 In: a module and example inputs. Out: a `DecoupledModule` whose nodes have records, or a `CaptureError`.
 """
 
+from dni_fx.capture.again import Recapture
 from dni_fx.capture.annotate import annotate
 from dni_fx.capture.axes import (
     Run,
@@ -19,6 +20,7 @@ from dni_fx.capture.order import find_order, warn_of_rows
 from dni_fx.capture.time_states import StateOption, find_state, plan_time_cuts
 
 __all__ = [
+    "Recapture",
     "Run",
     "StateOption",
     "annotate",

@@ -72,7 +72,10 @@ class LinkedModule(fx.GraphModule):
             subject = self if captured.original is None else captured.original
             changed = captured.reads.changed(subject, complete=captured.original is not None)
             if changed is not None:
-                raise DniFxError(_other_value(subject, *changed))
+                other = None if captured.again is None else captured.again(captured)
+                if other is None:
+                    raise DniFxError(_other_value(subject, *changed))
+                self.dni_captured = other
 
     def dni_compare(self) -> None:
         """Compare the values of the model once, in a copy or a loaded net, so that `dni_guard` knows them."""

@@ -19,7 +19,7 @@ from dni_fx.runtime.generated import OF_GRAPH_MODULE, AnyNames, free_reserved_na
 from dni_fx.runtime.outputs import Result, result_of_graph
 from dni_fx.runtime.pieces import connect_pieces
 from dni_fx.runtime.retrace import rename, retrace
-from dni_fx.runtime.signature import set_signature
+from dni_fx.runtime.signature import set_signature, takes_any_keyword
 
 __all__ = [
     "DecoupledModule",
@@ -80,6 +80,17 @@ class DecoupledModule(LinkedModule):
         """The model that was captured, for code that runs it or reads its signature; never None."""
         assert self.dni_captured.original is not None
         return self.dni_captured.original
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the Trainer of transformers may pass more arguments, for the loss, than the model was captured with.
+
+        It reads this, or else looks for **kwargs in the signature of `forward`, which is the model's.
+        """
+        original = self.dni_captured.original
+        if self.dni_runs_graph or original is None:
+            return False
+        return bool(getattr(original, "accepts_loss_kwargs", takes_any_keyword(original.forward)))
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["set_signature"]
+__all__ = ["set_signature", "takes_any_keyword"]
 
 _CONTEXT = "dni_context"
 
@@ -30,6 +30,11 @@ def set_signature(cls: type[nn.Module], forward: Callable[..., Any], model: nn.M
     if model is not None:
         made.__signature__ = _signature(model, context=context)
     cls.forward = made
+
+
+def takes_any_keyword(forward: Callable[..., Any]) -> bool:
+    """Whether a function has **kwargs."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(forward).parameters.values())
 
 
 def _signature(model: nn.Module, *, context: bool) -> inspect.Signature:
