@@ -37,6 +37,7 @@ ORDER = [
     "proof",
     "bench",
     "pytorch_dni",
+    "integrations",
     "cli",
 ]
 PACKAGES = [name for name in ORDER if (ROOT / "dni_fx" / name).is_dir() or name == "passes"]

@@ -1,8 +1,10 @@
 """One segment while the net runs: its parameters, its local backward pass, the share of the true gradient."""
 
 import contextlib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -224,6 +226,19 @@ def check_not_erased(accumulated: Sequence[Accumulated]) -> None:
     if erased:
         raise BackwardOrderError(
             "zero_grad() was called between the forward and the backward pass, and erased gradients that "
-            'unlock="backward" had already accumulated during forward. Move zero_grad() before the forward '
-            "pass: opt.zero_grad(); loss = criterion(net(x), y); loss.backward(); opt.step()"
+            f'unlock="backward" had already accumulated during forward. {_remedy()}'
         )
+
+
+def _remedy() -> str:
+    """How to zero gradients in time, in the loop that runs."""
+    for frame in sys._current_frames().values():  # the backward pass on a GPU has a thread of its own
+        outer: FrameType | None = frame
+        while outer is not None:
+            if outer.f_globals.get("__name__", "").startswith(("lightning.pytorch.loops", "pytorch_lightning.loops")):
+                return "Give the Trainer callbacks=[dni_fx.integrations.lightning.DecoupledCallback()]"
+            outer = outer.f_back
+    return (
+        "Move zero_grad() before the forward pass: opt.zero_grad(); loss = criterion(net(x), y); loss.backward(); "
+        "opt.step()"
+    )

@@ -13,7 +13,7 @@ from dni_fx.runtime.flat import Calling, FlatCapture, FlatModule, Leaf
 from dni_fx.runtime.generated import free_reserved_name, is_reserved, unusable_argument
 from dni_fx.runtime.hooked import HookedCapture, HookedModule, Output
 from dni_fx.runtime.metrics import log_metrics
-from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten
+from dni_fx.runtime.module import DecoupledModule, Stamp, make_module, not_rewritten, plain, rewritten, rewritten_in
 from dni_fx.runtime.optimizers import check_stepping
 from dni_fx.runtime.outputs import ReturnedIndex, ReturnedValue
 from dni_fx.runtime.parameter_groups import OptimizerFactory, attach_synthesizers
@@ -62,6 +62,7 @@ __all__ = [
     "retrace",
     "return_state",
     "rewritten",
+    "rewritten_in",
     "share_state",
     "state_indices",
     "time_cuts",

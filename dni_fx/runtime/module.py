@@ -203,6 +203,11 @@ def rewritten(net: object) -> DecoupledModule:
     return net
 
 
+def rewritten_in(module: nn.Module) -> list[DecoupledModule]:
+    """The rewritten nets in a module, which may be one."""
+    return [found for found in module.modules() if isinstance(found, DecoupledModule) and hasattr(found, "dni")]
+
+
 def not_rewritten(net: object) -> DniFxError:
     """The error for an argument that is no rewritten module."""
     return DniFxError(f"expected what dni_fx.transform returned, not a {type(net).__name__}")

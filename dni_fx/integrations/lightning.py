@@ -1,0 +1,126 @@
+"""A callback for the Trainer of Lightning, whose automatic optimization zeroes gradients after the forward pass."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dni_fx.errors import DniFxError
+from dni_fx.runtime import DecoupledModule, rewritten_in
+
+if TYPE_CHECKING or "pytorch_lightning" not in sys.modules or "lightning.pytorch" in sys.modules:
+    import lightning.pytorch as pl
+else:
+    import pytorch_lightning as pl  # the same library by its older name
+
+__all__ = ["DecoupledCallback"]
+
+
+class DecoupledCallback(pl.Callback):
+    """Makes automatic optimization right for a LightningModule that holds rewritten nets.
+
+    - Gradients are zeroed before the training step. Lightning zeroes them after it, when `unlock="backward"` has
+      accumulated the gradients of the lower segments already.
+    - Predictions follow `accumulate_grad_batches`, and the GradScaler of 16-bit precision.
+    - `gradient_clip_val` clips the gradients of the model and those of the synthesizers apart: the norm of the latter
+      is not the model's.
+
+    With manual optimization it does nothing.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Before `fit`: replace methods of the module, until `teardown`.
+
+        Raises:
+            DniFxError: If the module holds no rewritten net, or the Trainer clips gradients that are gone by then.
+        """
+        if stage != "fit" or not pl_module.automatic_optimization:
+            return
+        nets = rewritten_in(pl_module)
+        if not nets:
+            raise DniFxError(f"{type(pl_module).__name__} holds no net that dni_fx.transform has returned")
+        for net in nets:
+            _check_segment_steps(net, trainer)
+        self._begins = True
+        module: Any = pl_module  # its methods are replaced in this one object
+        module.training_step = self._after_zero_grad(trainer, pl_module.training_step, pl_module.optimizer_zero_grad)
+        module.clip_gradients = functools.partial(_clip_apart, nets, pl_module.clip_gradients)
+        module.optimizer_zero_grad = _zero_nothing
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """After `fit`: the module has its own methods again."""
+        for name in ("training_step", "clip_gradients", "optimizer_zero_grad"):
+            vars(pl_module).pop(name, None)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let predictions follow the factor of the loss, which may change with each epoch."""
+        if pl_module.automatic_optimization:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            for net in rewritten_in(pl_module):
+                if net.dni.optimizer is None:
+                    net.dni.scale_with(scaler, accumulate=trainer.accumulate_grad_batches)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note whether gradients begin to accumulate with this batch."""
+        self._begins, self._batch = batch_idx % trainer.accumulate_grad_batches == 0, batch_idx
+
+    def _after_zero_grad(
+        self, trainer: pl.Trainer, step: Callable[..., Any], zero_grad: Callable[..., None]
+    ) -> Callable[..., Any]:
+        """The training step, with `zero_grad` before it; an optimizer may run it several times, as LBFGS does."""
+
+        @functools.wraps(step)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            if self._begins:
+                for optimizer in trainer.optimizers:
+                    zero_grad(trainer.current_epoch, self._batch, optimizer)
+            return step(*args, **kwargs)
+
+        return training_step
+
+
+def _zero_nothing(epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+    """Takes the place of `optimizer_zero_grad`, which Lightning calls after the training step."""
+
+
+class _Part:
+    """An optimizer as the plugins of Lightning see it, with some of its parameters."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+        self._optimizer = optimizer
+        self.param_groups = [{"params": parameters}]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+
+def _clip_apart(
+    nets: list[DecoupledModule], clip: Callable[..., None], optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any
+) -> None:
+    """Clip the gradients of the synthesizers apart from all others, as `LightningModule.clip_gradients` does."""
+    own = {parameter for net in nets for parameter in net.dni.parameters()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for part in ([p for p in parameters if p not in own], [p for p in parameters if p in own]):
+        clip(_Part(optimizer, part), *args, **kwargs)
+
+
+def _check_segment_steps(net: DecoupledModule, trainer: pl.Trainer) -> None:
+    """Raise a DniFxError if the segments of a net step by themselves, and the Trainer wants something else."""
+    optimizer: Any = net.dni.optimizer
+    if optimizer is None:
+        return
+    if trainer.gradient_clip_val:
+        raise DniFxError(
+            'gradient_clip_val: with step="segment" the segments have stepped, and freed their gradients, before '
+            "Lightning clips them. Clip in the function that optimizer= is, by a hook on the optimizer that it makes"
+        )
+    if trainer.accumulate_grad_batches != optimizer.accumulate:
+        raise DniFxError(
+            f"the Trainer has accumulate_grad_batches={trainer.accumulate_grad_batches}, and the net was made with "
+            f"accumulate={optimizer.accumulate}: give both the same number"
+        )
