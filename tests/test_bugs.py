@@ -42,6 +42,8 @@ from dni_fx.graph.flow import dataflow
 from dni_fx.model.inputs import Inputs
 from dni_fx.partition.positions import find_positions
 
+pytestmark = pytest.mark.slow
+
 X = torch.rand(4, 6)
 IDS = torch.randint(0, 20, (4, 10))
 

@@ -30,6 +30,7 @@ def _close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
         torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-10, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuts", ["auto", "chosen"])
 @pytest.mark.parametrize("name", CUTS)
 def test_oracle(name: str, cuts: str) -> None:

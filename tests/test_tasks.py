@@ -24,6 +24,8 @@ from training import CHECKPOINT, METHODS, Run
 
 import dni_fx
 
+pytestmark = pytest.mark.slow
+
 TASKS = ("copy_task", "repeat_copy", "dnc_copy", "adding", "argmax")
 needs_dnc = pytest.mark.skipif(importlib.util.find_spec("dnc") is None, reason="pytorch-dnc is not installed")
 MODELS = [pytest.param(name, marks=needs_dnc if name == "dnc" else ()) for name in models.NAMES]

@@ -14,6 +14,8 @@ import dni_fx
 import dni_fx.ops
 from dni_fx.model.loading import load_target
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 torch.manual_seed(0)
 

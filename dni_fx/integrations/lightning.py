@@ -19,7 +19,7 @@ else:
 __all__ = ["DecoupledCallback"]
 
 
-class DecoupledCallback(pl.Callback):
+class DecoupledCallback(pl.Callback):  # type: ignore[misc]  # mypy does not read Lightning
     """Makes automatic optimization right for a LightningModule that holds rewritten nets.
 
     - Gradients are zeroed before the training step. Lightning zeroes them after it, when `unlock="backward"` has

@@ -38,7 +38,7 @@ def settings_at(crossing: CrossingTensor, settings: Settings) -> Settings:
     """The settings for one crossing: without a batch axis there are no rows to pair with a context."""
     if crossing.batch is not None:
         return settings
-    return replace(settings, classes=None, context_size=None, loss=None)
+    return replace(settings, classes=None, context_size=None, loss=None, context_from=None)
 
 
 def factories(

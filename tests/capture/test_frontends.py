@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 import dni_fx
 from dni_fx.errors import CaptureError, DniFxError
 
+pytestmark = pytest.mark.slow
+
 X = torch.rand(4, 6)
 
 

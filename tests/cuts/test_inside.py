@@ -16,6 +16,8 @@ from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.plans import Plan
 from dni_fx.report.plan import plan_table
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     """Five residual blocks."""

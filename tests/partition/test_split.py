@@ -22,6 +22,8 @@ from dni_fx.partition.orders import split_along_order
 from dni_fx.partition.solve import solve
 from dni_fx.partition.split import loads, partition
 
+pytestmark = pytest.mark.slow
+
 MODULE = importlib.import_module("dni_fx.partition.split")
 
 PUBLISHED = {

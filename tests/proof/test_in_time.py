@@ -14,6 +14,8 @@ from dni_fx.ops.decouple import _Boundary
 from dni_fx.proof.report import Check
 from dni_fx.runtime.time_cut import TimeCut
 
+pytestmark = pytest.mark.slow
+
 IN_TIME = "in time: two windows train as one"
 
 

@@ -14,6 +14,8 @@ from dni_fx.store import folder as artifact
 from dni_fx.store.folder import _read_tensors
 from dni_fx.synthesizers.base import Activation, Synthesizer
 
+pytestmark = pytest.mark.slow
+
 X = torch.rand(5, 6)
 
 

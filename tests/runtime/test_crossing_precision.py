@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import dni_fx
 from dni_fx import DniFxError, Training
 
+pytestmark = pytest.mark.slow
+
 X = torch.rand(16, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16) % 3
 

@@ -13,7 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import dni_fx
 from dni_fx import Training
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at tensors
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The .grad attribute"),  # dynamo looks at tensors
+]
 X = torch.rand(16, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16) % 3
 

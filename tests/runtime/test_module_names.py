@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import dni_fx
 from dni_fx.errors import CaptureError
 
+pytestmark = pytest.mark.slow
+
 X = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) - 0.5
 OF_GRAPH_MODULE = ("code", "graph", "meta", "shape_env", "print_readable", "recompile", "add_submodule", "_code")
 ODD = ("class", "from", "a-b", "1", "é", "a b", 'q"t', "a@1", "[red]")

@@ -17,6 +17,8 @@ from dni_fx import ops
 from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.runtime.module import DecoupledModule
 
+pytestmark = pytest.mark.slow
+
 
 class Remembers(nn.Module):
     """Subtracts a running mean, which it reads and then moves; the front end fx keeps it whole."""

@@ -12,6 +12,8 @@ from windows import DOUBLE, FRONTENDS, Cell, H, N, X
 import dni_fx
 from dni_fx import DniFxError
 
+pytestmark = pytest.mark.slow
+
 
 class Separate(nn.Module):
     """Two states of different sizes, in no order; the first tensor is the state itself."""

@@ -11,6 +11,8 @@ from windows import FRONTENDS, WINDOWS, Cell, Lstm, N, Stack, T, X, cut, window
 import dni_fx
 from dni_fx import Training
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("unlock", ["backward", "none"])
 def test_a_net_with_cuts_of_both_kinds_is_checked_saved_and_loaded(unlock: str, tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""A Trainer of transformers for rewritten nets."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from dni_fx.errors import DniFxError
+from dni_fx.runtime import DecoupledModule, rewritten
+
+__all__ = ["DecoupledTrainer"]
+
+_STATE = "dni.pt"  # in the folder of a checkpoint: the state of the synthesizers
+
+
+class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
+    """A `transformers.Trainer`, with the same arguments, for a model that `dni_fx.transform` has returned.
+
+    - Checkpoints and `save_model` hold the model as `save_pretrained` writes it, and beside it the synthesizers.
+    - The labels of a batch are the `dni_context` of a net that takes one.
+    - Predictions follow `gradient_accumulation_steps`, and the GradScaler of `fp16`.
+    - `max_grad_norm` clips the gradients of the model and those of the synthesizers apart: the norm of the latter is
+      not the model's.
+    - With `step="segment"` the optimizer is the net's own.
+
+    Raises:
+        DniFxError: If the model is no rewritten net, or its segments step by themselves and cannot do what `args` say.
+    """
+
+    def __init__(self, model: DecoupledModule, args: Any = None, **kwargs: Any) -> None:
+        self._net = rewritten(model)
+        config: Any = getattr(model, "config", None)
+        use_cache = getattr(config, "use_cache", None)
+        own: Any = self._net.dni.optimizer
+        if own is not None and kwargs.get("optimizers", (None, None))[0] is None:
+            kwargs["optimizers"] = (own, kwargs.get("optimizers", (None, None))[1])
+        super().__init__(model, args, **kwargs)
+        if use_cache is not None:
+            config.use_cache = use_cache  # the Trainer has changed it, and the graph holds for the value before
+        if own is not None:
+            _check_segment_steps(own.accumulate, self.args)
+        self.accelerator.clip_grad_norm_ = self._clipping(self.accelerator.clip_grad_norm_)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """A training step, as of the Trainer; predictions follow the factor of its loss."""
+        # A model that gets `num_items_in_batch` divides its own loss, in which the exits end, too.
+        divides_itself = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        divisor = 1 if divides_itself and self._net.dni.exits else self.current_gradient_accumulation_steps
+        if self._net.dni.optimizer is None and self._net.dni.accumulate != divisor:
+            self._net.dni.scale_with(self.accelerator.scaler, accumulate=divisor)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss of a batch, as of the Trainer; the labels are the `dni_context`, too."""
+        takes = self._net.dni_takes_context() and self._net.dni_context_source is None
+        if takes and self._net.training and "dni_context" not in inputs and "labels" in inputs:
+            inputs = {**inputs, "dni_context": inputs["labels"]}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with self._original_model():
+            super()._save(output_dir)
+        if self.args.should_save:
+            state = {name: value.detach().cpu() for name, value in self._net.dni.state_dict().items()}
+            torch.save(state, os.path.join(output_dir or self.args.output_dir, _STATE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with self._original_model():
+            super()._load_from_checkpoint(resume_from_checkpoint)
+        self._load_synthesizers(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        with self._original_model():
+            super()._load_best_model()
+        self._load_synthesizers(self.state.best_model_checkpoint)
+
+    @contextmanager
+    def _original_model(self) -> Iterator[None]:
+        """Let the Trainer save and load the model that was rewritten, whose parameters are the net's."""
+        self.model = self._net.dni_share_with_original()
+        try:
+            yield
+        finally:
+            self.model = self._net
+
+    def _load_synthesizers(self, folder: str) -> None:
+        path = os.path.join(folder, _STATE)
+        if not os.path.isfile(path):
+            raise DniFxError(f"{folder} has no {_STATE}: it is no checkpoint of a DecoupledTrainer")
+        self._net.dni.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _clipping(self, clip: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of the accelerator that clips gradients, for the model and the synthesizers apart."""
+
+        def clip_apart(parameters: Iterable[nn.Parameter], max_norm: float, norm_type: float = 2) -> Any:
+            every, own = list(parameters), set(self._net.dni.parameters())
+            norm = clip([p for p in every if p not in own], max_norm, norm_type)
+            nn.utils.clip_grad_norm_([p for p in every if p in own], max_norm, norm_type)
+            return norm
+
+        return clip_apart
+
+
+def _check_segment_steps(accumulate: int, args: Any) -> None:
+    """Raise a DniFxError if the arguments ask for what segments that step by themselves cannot do."""
+    if args.max_grad_norm:
+        raise DniFxError(
+            'max_grad_norm: with step="segment" the segments have stepped, and freed their gradients, before the '
+            "Trainer clips them: give max_grad_norm=0, and clip in the function that optimizer= is"
+        )
+    if args.gradient_accumulation_steps != accumulate:
+        raise DniFxError(
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps}, and the net was made with accumulate="
+            f"{accumulate}: give both the same number"
+        )
