@@ -85,6 +85,7 @@ class Crossing(nn.Module):
         """The synthetic gradient, shaped like `activation`; None in eval mode and where grad mode is off."""
         if not (self.training and torch.is_grad_enabled()):
             return None
+        ops.check_not_traced(activation, allows_export=not self.apart)
         return self._predict_uncompiled(activation, context) if self.apart else self._predict(activation, context)
 
     @torch.compiler.disable(reason=ops.ONE_BY_ONE)  # type: ignore[untyped-decorator]

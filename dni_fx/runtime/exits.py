@@ -101,6 +101,7 @@ class Exit(nn.Module):
         """
         if self.is_off or not (self.training and torch.is_grad_enabled()):
             return (None,) * len(tensors)
+        ops.check_not_traced(tensors[0])
         program = self.program
         assert program is not None
         used = borrowed if self.copies is None else self._own(borrowed)
@@ -127,6 +128,7 @@ class Exit(nn.Module):
         """
         if self.is_off or not (self.training and torch.is_grad_enabled()):
             return (None,) * len(tensors)
+        ops.check_not_traced(tensors[0])
         parameters = _parameters(trained) if self.plan.trains else []
         found: tuple[Tensor, ...] = self._gradients(run, tensors, parameters, context)
         return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
+from dni_fx import ops
 from dni_fx.errors import DniFxError
 from dni_fx.graph import lint, own_loss
 from dni_fx.model import REGISTERED, Captured, Inputs, Path, Read, Reads, at_path, by_path, has_path
@@ -80,6 +81,16 @@ class DecoupledModule(LinkedModule):
         """The model that was captured, for code that runs it or reads its signature; never None."""
         assert self.dni_captured.original is not None
         return self.dni_captured.original
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in place of the net: the plain model.
+
+        Raises:
+            DniFxError: In train mode.
+        """
+        if self.training:
+            raise DniFxError(ops.TRACED)
+        return plain(self) if self.dni_captured.original is None else self.dni_share_with_original()
 
     @property
     def accepts_loss_kwargs(self) -> bool:

@@ -94,6 +94,7 @@ class TimeCut(Crossing):
         self.memory.auxiliary = None
         if not (self.training and torch.is_grad_enabled()):
             return states
+        ops.check_not_traced(states[0])
         given, before = self.rows_of(states), self.memory.handed_on
         origin = self.memory.origin_of(given)
         self._warn_of_unknown_origin(origin)

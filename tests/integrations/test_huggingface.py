@@ -1,5 +1,6 @@
 """The Trainer of transformers trains a rewritten net to the same weights as a loop by hand."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_weights_as_by_hand(name: str, model: Any, tmp_path: Path) -> None:
     options, arguments, of_loop = CASES[name]
-    net, other = made(model, **options), made(model, **options)
+    net = made(model, **options)
+    other = copy.deepcopy(net)
     trainer(net, model, tmp_path, **arguments).train()
     if "accumulate" in of_loop:
         other.dni.scale_with(accumulate=of_loop["accumulate"])
@@ -114,7 +116,8 @@ def test_the_same_weights_as_by_hand(name: str, model: Any, tmp_path: Path) -> N
 
 
 def test_exits_in_a_loss_that_divides_by_all_accumulated_labels(tmp_path: Path) -> None:
-    nets = made(gpt), made(gpt)
+    net = made(gpt)
+    nets = net, copy.deepcopy(net)
     trainer(nets[0], gpt, tmp_path, gradient_accumulation_steps=2).train()
     nets[1].dni.scale_with(accumulate=1)
     assert difference(nets[0], by_hand(nets[1], gpt, accumulate=2)) == 0
@@ -130,7 +133,8 @@ def test_labels_are_the_context(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [bert, gpt])
 def test_a_run_goes_on_bit_for_bit(model: Any, tmp_path: Path) -> None:
-    whole, resumed = made(model, synthesizer="linear"), made(model, synthesizer="linear")
+    whole = made(model, synthesizer="linear")
+    resumed = copy.deepcopy(whole)
     saving = {"save_strategy": "steps", "save_steps": 2}
     trainer(whole, model, tmp_path, **saving).train()
     trainer(resumed, model, tmp_path, **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
