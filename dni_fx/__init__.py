@@ -18,6 +18,7 @@ Look at the result:
 
 Train and keep:
     SegmentOptimizer  an optimizer for each segment
+    segments          the segments as modules, such as stages of a pipeline
     save, load        a folder for a rewritten net
     save_checkpoint, load_checkpoint
                       a file for a training run
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from dni_fx.proof import check
     from dni_fx.pytorch_dni import DNI
     from dni_fx.report import diff
-    from dni_fx.runtime import SegmentOptimizer, log_metrics
+    from dni_fx.runtime import SegmentOptimizer, log_metrics, segments
     from dni_fx.settings import Training
     from dni_fx.store import load, load_checkpoint, save, save_checkpoint
     from dni_fx.synthesizers import Synthesizer
@@ -65,6 +66,7 @@ __all__ = [
     "restore",
     "save",
     "save_checkpoint",
+    "segments",
     "transform",
 ]
 
@@ -86,6 +88,7 @@ _MODULES = {
     "restore": "compiler",
     "save": "store",
     "save_checkpoint": "store",
+    "segments": "runtime",
     "transform": "api",
 }
 

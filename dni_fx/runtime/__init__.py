@@ -20,6 +20,7 @@ from dni_fx.runtime.parameter_groups import OptimizerFactory, attach_synthesizer
 from dni_fx.runtime.pieces import NOT_COMPILED
 from dni_fx.runtime.prepare import prepare_training
 from dni_fx.runtime.retrace import rename, retrace
+from dni_fx.runtime.stages import segments
 from dni_fx.runtime.stepping import SegmentOptimizer
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_cuts
 from dni_fx.runtime.time_windows import next_window, state_indices
@@ -63,6 +64,7 @@ __all__ = [
     "return_state",
     "rewritten",
     "rewritten_in",
+    "segments",
     "share_state",
     "state_indices",
     "time_cuts",

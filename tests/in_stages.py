@@ -1,0 +1,70 @@
+"""What two processes with a segment each train, and one with the whole net. A process imports it by its name."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+import dni_fx
+
+X = torch.rand(8, 5, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(40).reshape(8, 5) % 3
+OPTIONS: dict[str, dict[str, Any]] = {
+    "linear": {"synthesizer": "linear"},
+    "labels": {"synthesizer": "mlp", "classes": 3},
+    "tail": {"synthesizer": "exit(units=0)", "loss": "cross_entropy"},
+    "unit": {"synthesizer": "exit(units=1)", "loss": "cross_entropy"},
+    "unlock none": {"synthesizer": "mlp", "unlock": "none"},
+}
+SCHEDULES: dict[str, Any] = {"GPipe": ScheduleGPipe, "1F1B": Schedule1F1B}
+MICROBATCHES = 4
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.inner(self.norm(x)))
+
+
+def made(name: str, cuts: int = 2, frontend: str = "fx") -> Any:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Block() for _ in range(4)), nn.Linear(8, 3))
+    return dni_fx.transform(model, X[:2], cuts=cuts, frontend=frontend, verify=False, **OPTIONS[name]).train()
+
+
+def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), labels.flatten())
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def in_pipeline(rank: int, name: str, schedule: str) -> dict[str, Tensor]:
+    """The gradients of one segment after the second step."""
+    net = made(name)
+    segment = dni_fx.segments(net)[rank]
+    stage = PipelineStage(segment, rank, 2, torch.device("cpu"))
+    steps = SCHEDULES[schedule](stage, n_microbatches=MICROBATCHES, loss_fn=loss_of)
+    for _ in range(2):
+        net.zero_grad()
+        if rank == 0:
+            steps.step(*((X, Y) if net.dni_takes_context() else (X,)))
+        else:
+            steps.step(target=Y)
+    return gradients(segment)
+
+
+def process(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    found = {f"{name}, {schedule}": in_pipeline(rank, name, schedule) for name in OPTIONS for schedule in SCHEDULES}
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
