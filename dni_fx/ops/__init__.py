@@ -13,6 +13,7 @@ from dni_fx.ops.inject import inject
 from dni_fx.ops.layout import Layout
 from dni_fx.ops.optimizers import parameters_of
 from dni_fx.ops.pieces import begin_piece, end_piece
+from dni_fx.ops.precision import without_autocast
 from dni_fx.ops.segment import Segment, SegmentListener
 from dni_fx.ops.specialised import specialised
 from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, leaves
@@ -46,6 +47,7 @@ __all__ = [
     "leaves",
     "parameters_of",
     "specialised",
+    "without_autocast",
     "writable",
 ]
 

@@ -1,6 +1,5 @@
 """One segment while the net runs: its parameters, its local backward pass, the share of the true gradient."""
 
-import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dni_fx.ops.accumulation import Accumulation
 from dni_fx.ops.forward_pass import ForwardPass, LocalPass, unfinished
 from dni_fx.ops.gradients import without_nonfinite
 from dni_fx.ops.layout import Layout
+from dni_fx.ops.precision import without_autocast
 from dni_fx.settings import Mix, Training
 
 __all__ = ["TWICE", "Accumulated", "Segment", "SegmentListener", "check_not_erased"]
@@ -53,7 +53,7 @@ class Segment(nn.Module):
         mix: Share of the true gradient that is handed upstream; or its start, its end, and the steps between them.
         warmup: Steps at the beginning in which that share is 1.
         clip: Largest norm of one sample's target; 0: no limit.
-        steps: Training steps so far, always on the CPU, where the share varies.
+        steps: Training steps so far, where the share varies.
         skipped: How often a prediction or a target was dropped because it was not finite.
         index: The number of the segment, from below.
         held: Parameters that the local backward pass gives gradients to, the smallest first.
@@ -79,7 +79,7 @@ class Segment(nn.Module):
         self.mix = mix
         self.warmup = training.warmup
         self.clip = training.clip or 0.0
-        self.steps = torch.zeros((), dtype=torch.int64)
+        self.steps = 0
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
         self.index = index
         self.held: tuple[nn.Parameter, ...] = ()
@@ -95,6 +95,7 @@ class Segment(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy, also one that an older version pickled."""
         super().__setstate__({"accumulation": Accumulation()} | state)  # type: ignore[no-untyped-call]
+        self.steps = int(self.steps)  # a tensor in older versions
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         """Set the parameters that the local backward pass gives gradients to."""
@@ -111,9 +112,7 @@ class Segment(nn.Module):
             BackwardOrderError: If gradients are there of a forward pass that had no backward pass.
         """
         self.unfinished = unfinished(self.unfinished)
-        device = self.skipped.device.type
-        cast = torch.is_autocast_enabled(device)  # a backward pass takes the dtypes that forward took
-        with torch.autocast(device, enabled=False) if cast else contextlib.nullcontext():
+        with without_autocast(self.skipped.device.type):  # a backward pass takes the dtypes that forward took
             for listener in self.listeners:
                 listener.pre_backward(self.index)
             self.accumulation.pre_local_backward()
@@ -161,7 +160,7 @@ class Segment(nn.Module):
         if torch.compiler.is_compiling():
             raise DniFxError("a warm-up or a mix that changes cannot be compiled: compile after its last step")
         self.steps += 1
-        done = int(self.steps) - 1 - self.warmup
+        done = self.steps - 1 - self.warmup
         if done < 0:
             return 1.0
         if not isinstance(self.mix, tuple):
@@ -179,12 +178,12 @@ class Segment(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.varies:
-            destination[f"{prefix}steps"] = self.steps.clone()
+            destination[f"{prefix}steps"] = torch.tensor(self.steps)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         steps = state_dict.pop(f"{prefix}steps", None)
         if steps is not None:
-            self.steps = steps.detach().cpu().clone()
+            self.steps = int(steps)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 

@@ -10,6 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, check_not_recomputed
 from dni_fx.ops.exit import gradients
+from dni_fx.ops.precision import without_autocast
 from dni_fx.ops.segment import Segment
 
 __all__ = ["begin_unit", "decouple_unit"]
@@ -122,7 +123,7 @@ def _decoupled(
     if synthetic is None:
         segment.post_drop(0, value)
         synthetic = torch.zeros_like(value)
-    with torch.autocast(value.device.type, enabled=False):
+    with without_autocast(value.device.type):
         found = gradients(value, [*leaves, *trained], synthetic.to(value.dtype), retain_graph=True)
     pairs = [(h, g) for h, g in zip(outputs, found, strict=False) if h.requires_grad and g is not None]
     segment.run_backward([h for h, _ in pairs], [g for _, g in pairs])

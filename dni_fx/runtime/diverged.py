@@ -33,7 +33,7 @@ class Diverged:
             if segment.diverged is not None and not self.warned:
                 self._warn(crossing_name(index, dni.plan.cuts[index].predicted[segment.diverged].node))
         self.passes += 1
-        if self.passes % MEASURE_EVERY != 1:
+        if self.passes % MEASURE_EVERY:
             return
         for name, segment in dni.segment_by_crossing().items():
             crossing = dni.crossings[name]

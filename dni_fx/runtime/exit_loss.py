@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dni_fx.errors import ContextError, DniFxError, described, first_line
 from dni_fx.model import at_path
+from dni_fx.ops import without_autocast
 from dni_fx.settings import Loss, loss_name
 
 __all__ = ["chunked_loss", "exit_loss", "is_cross_entropy", "is_linear", "leave_out_linear", "sampled"]
@@ -82,7 +83,7 @@ def chunked_loss(loss: Loss, features: Tensor, weight: Tensor, bias: Tensor | No
         return None
     rows = max(1, MOST_LOGITS // len(weight))
     flat, labels = features.flatten(0, -2).to(weight.dtype), target.flatten()
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device.type):
         if options.get("label_smoothing") or not hasattr(F, "linear_cross_entropy"):  # new in torch 2.13
             return _in_chunks(flat, weight, bias, labels, rows, **options)
         chunks = nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None, acc_policy="compact")

@@ -146,7 +146,7 @@ class Exit(nn.Module):
         with torch.enable_grad(), torch.random.fork_rng(devices):
             leaves = [t.detach().requires_grad_() for t in tensors]
             loss = run(leaves) if self.plan.loss else self._loss(run(leaves), context, parameters)
-        with torch.autocast(leaves[0].device.type, enabled=False):
+        with ops.without_autocast(leaves[0].device.type):
             found = ops.gradients(loss, [*leaves, *parameters])
         gradients = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)]
         return ops.exit_gradients(gradients, parameters, found[len(leaves) :], self._factor)

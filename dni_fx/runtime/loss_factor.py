@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dni_fx.model import tensors_in
+from dni_fx.ops import without_autocast
 from dni_fx.runtime.dni import LikelyLoss
 from dni_fx.runtime.module import DecoupledModule
 from dni_fx.settings import Loss, loss_function
@@ -57,7 +58,7 @@ def _measure(net: DecoupledModule, loss: Loss, output: Tensor, labels: Tensor, g
 
 def _factor(loss: Loss, output: Tensor, labels: Tensor, gradient: Tensor) -> float | None:
     """The number c with gradient = c * d loss(output, labels) / d output; None if there is none."""
-    with torch.enable_grad(), torch.autocast(output.device.type, enabled=False):
+    with torch.enable_grad(), without_autocast(output.device.type):
         h = output.float().requires_grad_()
         try:
             (unit,) = torch.autograd.grad(loss(h, labels), h)

@@ -101,7 +101,7 @@ class TimeCut(Crossing):
         if self.horizon > 1:  # targets are computed after later windows: see `dni_fx.runtime.time_horizon`
             return self.tensors_of(self._learning_due_targets(given), states)
         prediction: Any
-        if before is not None and origin.known.any():
+        if before is not None and before.shape == given.shape and origin.may_be_known:
             prediction = self(before)
         elif is_averaged():  # DistributedDataParallel waits for gradients of the synthesizer: here they are zero
             before = given.detach()
@@ -184,7 +184,7 @@ class TimeCut(Crossing):
 
     def _warn_of_unknown_origin(self, origin: Origin) -> None:
         """Warn once, if in call after call no row has a known origin."""
-        if self.memory.count_unknown(origin) == UNKNOWN_CALLS:
+        if self.memory.are_unknown(origin, UNKNOWN_CALLS):
             warnings.warn(
                 f"in {UNKNOWN_CALLS} calls the synthesizer of a state has learned nothing: no row of the state was "
                 "zero, as where a sequence begins, or equal to the row that the call before handed on",

@@ -88,8 +88,9 @@ class Replay:
             at_end = [self._gradient_at_end(*one) for one in zip(cuts, starts[k + 1], gradients, strict=True)]
             gradients = list(self._gradients_at_start(net, windows[k], at_end))
             for cut, start, gradient in zip(cuts, starts[k], gradients, strict=True):
-                rows, (goes_on, known) = start
-                if rows is not None and len(rows) == len(known) and known.any():
+                rows, origin = start
+                goes_on, known = origin
+                if rows is not None and len(rows) == len(known) and origin.may_be_known:
                     assert gradient is not None
                     cut.memory.due.append(Target(rows, torch.where(goes_on, gradient, 0.0), known))
 

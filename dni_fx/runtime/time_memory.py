@@ -18,6 +18,11 @@ class Origin(NamedTuple):
     goes_on: Tensor  # from the last window: the row equals the row that was handed on
     known: Tensor  # from there, or the sequence in this row has ended and a new one begins
 
+    @property
+    def may_be_known(self) -> bool:
+        """Whether a row has a known origin; True on a GPU, for whose values the step would wait."""
+        return self.known.device.type != "cpu" or bool(self.known.any())
+
 
 class Target(NamedTuple):
     """The gradient at a state that an earlier window handed on."""
@@ -38,7 +43,8 @@ class Memory:
     ended: Tensor | None = None  # rows whose sequence `reset` has ended, (N,); None: no row
     auxiliary: Tensor | None = None  # the auxiliary prediction of the current window, with its graph
     due: list[Target] = field(default_factory=list)  # with a horizon: targets for the next backward pass
-    unknown_calls: int = 0  # calls in a row in which no row had a known origin
+    unknown_calls: int = 0  # calls in a row in which no row had a known origin; on a GPU: all calls
+    ever_known: Tensor | None = None  # on a GPU: whether a row had a known origin
 
     def remember(self, rows: Tensor) -> None:
         """Keep the rows that a window hands on."""
@@ -47,7 +53,7 @@ class Memory:
     def forget(self) -> None:
         """Begin as if there had been no window before."""
         self.handed_on = self.ended = self.auxiliary = None
-        self.due, self.unknown_calls = [], 0
+        self.due, self.unknown_calls, self.ever_known = [], 0, None
 
     def end(self, rows: Tensor | None) -> None:
         """End the sequences in `rows`, a bool tensor (N,); None: all.
@@ -85,10 +91,19 @@ class Memory:
         goes_on = same & ~ended
         return Origin(goes_on, goes_on | ended)
 
-    def count_unknown(self, origin: Origin) -> int:
-        """Count the calls in a row in which no row had a known origin; the first window does not count."""
-        self.unknown_calls = 0 if origin.known.any() else self.unknown_calls + (self.handed_on is not None)
-        return self.unknown_calls
+    def are_unknown(self, origin: Origin, calls: int) -> bool:
+        """Whether no row had a known origin in so many calls in a row; the first window does not count.
+
+        On a GPU only the first calls count, so that one look is enough.
+        """
+        self.unknown_calls += self.handed_on is not None
+        if origin.known.device.type == "cpu":
+            self.unknown_calls *= not origin.known.any()
+            return self.unknown_calls == calls
+        if self.unknown_calls <= calls:
+            known = origin.known.any()
+            self.ever_known = known if self.ever_known is None else self.ever_known | known
+        return self.unknown_calls == calls and not self.ever_known
 
     def take_due(self) -> list[Target]:
         """Return the targets for the next backward pass, and keep none."""

@@ -1,9 +1,12 @@
 """A synthesizer without an optimizer: linear, fitted to the targets in closed form."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dni_fx.errors import DniFxError
+from dni_fx.ops import without_autocast
 from dni_fx.synthesizers.base import Activation, Synthesizer, centered, check_size
 from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.registry import register
@@ -33,7 +36,6 @@ class LeastSquares(Synthesizer):
     weight: Tensor
     squares: Tensor
     products: Tensor
-    steps: Tensor
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class LeastSquares(Synthesizer):
         self.register_buffer("weight", torch.zeros(size, self.features, device=activation.device))
         self.register_buffer("squares", torch.zeros(size, size, device=activation.device))
         self.register_buffer("products", torch.zeros(size, self.features, device=activation.device))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=activation.device))
+        self.steps = 0  # not on the device, which a look would wait for
 
     def configure(self, *, loss_scale: LossScale | None, centered: bool) -> None:
         self.loss_scale, self.centered = loss_scale, centered
@@ -67,13 +69,28 @@ class LeastSquares(Synthesizer):
         joined = self.with_context(activation, context).movedim(self.axis, -1)
         rows = joined.reshape(-1, joined.shape[-1])
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1).to(self.weight.dtype)
-        with torch.autocast(rows.device.type, enabled=False):  # equations need full precision
+        with without_autocast(rows.device.type):  # equations need full precision
             predicted = rows @ self.weight
             if self.centered:
                 predicted = centered(predicted)
         if torch.is_grad_enabled():
             predicted = self._fitting_in_backward(rows, predicted, self.samples(activation))
         return predicted.reshape(*joined.shape[:-1], self.features).movedim(-1, self.axis)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}steps"] = torch.tensor(self.steps)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        self.steps = int(state_dict.pop(f"{prefix}steps", self.steps))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, also one that an older version pickled, with the number of steps in a buffer."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        older = self._buffers.pop("steps", None)
+        if older is not None:
+            self.steps = int(older)
 
     @torch.compiler.disable(reason="least squares are fitted when the targets come")  # type: ignore[untyped-decorator]
     def _fitting_in_backward(self, rows: Tensor, predicted: Tensor, batch: int) -> Tensor:

@@ -104,9 +104,10 @@ def test_what_is_taken_is_not_kept() -> None:
 
 def test_calls_of_unknown_origin_are_counted_until_one_is_known() -> None:
     unknown, known = (Origin(mask, mask) for mask in (torch.zeros(3, 1), torch.ones(3, 1)))
-    assert Memory().count_unknown(unknown) == 0  # the first window has no origin
+    assert not Memory().are_unknown(unknown, 1)  # the first window has no origin
     memory = remembering()
-    assert [memory.count_unknown(origin) for origin in (unknown, unknown, known, unknown)] == [1, 2, 0, 1]
+    calls = (unknown, known, unknown, unknown, unknown)
+    assert [memory.are_unknown(origin, 2) for origin in calls] == [False, False, False, True, False]
 
 
 def test_progress_is_as_files_have_it() -> None:
