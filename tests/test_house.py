@@ -167,6 +167,17 @@ def test_plain_words() -> None:
     assert not {path: words for path, words in found.items() if words}
 
 
+SHOWN_BY = re.findall(
+    r"`(tests/[a-z_/]+\.py)(?:::([a-z_0-9]+))?`", (ROOT / "docs" / "other-libraries.md").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize(("path", "name"), SHOWN_BY)
+def test_what_works_with_what_is_shown(path: str, name: str) -> None:
+    """Each row of docs/other-libraries.md names a test that is there."""
+    assert f"def {name or 'test_'}" in (ROOT / path).read_text(encoding="utf-8")
+
+
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 IN_PACKAGES = [path for path in TESTS if path.parent.name != "tests"]
 
