@@ -16,6 +16,7 @@ from dni_fx.ops.pieces import begin_piece, end_piece
 from dni_fx.ops.precision import without_autocast
 from dni_fx.ops.segment import Segment, SegmentListener
 from dni_fx.ops.specialised import specialised
+from dni_fx.ops.steps import CountsSteps
 from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, leaves
 from dni_fx.ops.tracing import TRACED, check_not_traced
 from dni_fx.ops.unit import begin_unit, decouple_unit
@@ -24,6 +25,7 @@ __all__ = [
     "FROM_WINDOW_TO_WINDOW",
     "ONE_BY_ONE",
     "TRACED",
+    "CountsSteps",
     "ForwardPass",
     "Layout",
     "Segment",

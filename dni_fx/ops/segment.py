@@ -15,6 +15,7 @@ from dni_fx.ops.forward_pass import ForwardPass, LocalPass, unfinished
 from dni_fx.ops.gradients import without_nonfinite
 from dni_fx.ops.layout import Layout
 from dni_fx.ops.precision import without_autocast
+from dni_fx.ops.steps import CountsSteps
 from dni_fx.settings import Mix, Training
 
 __all__ = ["TWICE", "Accumulated", "Segment", "SegmentListener", "check_not_erased"]
@@ -44,7 +45,7 @@ class Accumulated:
     nonzero: Tensor | None = None
 
 
-class Segment(nn.Module):
+class Segment(CountsSteps):
     """The state of one segment, and of the cut above it, while the net runs.
 
     Holds the segment's parameters without owning them: state_dict does not list them twice.
@@ -94,8 +95,7 @@ class Segment(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy, also one that an older version pickled."""
-        super().__setstate__({"accumulation": Accumulation()} | state)  # type: ignore[no-untyped-call]
-        self.steps = int(self.steps)  # a tensor in older versions
+        super().__setstate__({"accumulation": Accumulation()} | state)
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         """Set the parameters that the local backward pass gives gradients to."""
@@ -149,6 +149,11 @@ class Segment(nn.Module):
             self.diverged = place
 
     @property
+    def in_state_dict(self) -> bool:  # type: ignore[override]
+        """Whether a state_dict has the number of steps."""
+        return self.varies
+
+    @property
     def varies(self) -> bool:
         """Whether the share of the true gradient changes from step to step."""
         return isinstance(self.mix, tuple) or self.warmup > 0
@@ -174,17 +179,6 @@ class Segment(nn.Module):
         if ok is not True:
             self.skipped += 1 if ok is False else ~ok
         return kept
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.varies:
-            destination[f"{prefix}steps"] = torch.tensor(self.steps)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        steps = state_dict.pop(f"{prefix}steps", None)
-        if steps is not None:
-            self.steps = int(steps)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def _go_backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dni_fx.arguments import check_arguments
 from dni_fx.errors import DniFxError, SourceError, first_line
 from dni_fx.model import errors_of, has_path
+from dni_fx.ops import CountsSteps
 from dni_fx.paths import as_path
 from dni_fx.plans import Plan, Rewrite
 from dni_fx.report import diff
@@ -113,6 +114,8 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
     found |= dict(net.named_buffers())
     for path, module in net.named_modules():
         attributes = {k: v for k, v in vars(module).items() if isinstance(v, Tensor)}
+        if isinstance(module, CountsSteps):
+            attributes["steps"] = torch.tensor(module.steps)
         found |= {f"{path}.{k}".lstrip("."): v for k, v in attributes.items()}
     return found
 
@@ -245,6 +248,9 @@ def _set_weights(net: nn.Module, stored: dict[str, Tensor], path: Path, *, keep_
         value = stored[name].to(tensor if keep_dtype else tensor.device)
         # The memory of safetensors has a fixed size, and forward may resize a buffer.
         tensor.data = value if isinstance(tensor, nn.Parameter) else value.clone()
+    for path_in_net, module in net.named_modules():
+        if isinstance(module, CountsSteps):
+            module.steps = int(stored[f"{path_in_net}.steps"])
 
 
 def _is_convertible(found: torch.dtype, needed: torch.dtype, *, keep_dtype: bool) -> bool:

@@ -1,12 +1,10 @@
 """A synthesizer without an optimizer: linear, fitted to the targets in closed form."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from dni_fx.errors import DniFxError
-from dni_fx.ops import without_autocast
+from dni_fx.ops import CountsSteps, without_autocast
 from dni_fx.synthesizers.base import Activation, Synthesizer, centered, check_size
 from dni_fx.synthesizers.loss_scale import LossScale
 from dni_fx.synthesizers.registry import register
@@ -15,7 +13,7 @@ __all__ = ["LeastSquares"]
 
 
 @register("least_squares")
-class LeastSquares(Synthesizer):
+class LeastSquares(CountsSteps, Synthesizer):
     """One linear layer over the feature axis: the ridge regression of targets, with smaller weights for older ones.
 
     There is no learning rate, and the scale of the targets makes no difference. Where targets are made of its own
@@ -76,21 +74,6 @@ class LeastSquares(Synthesizer):
         if torch.is_grad_enabled():
             predicted = self._fitting_in_backward(rows, predicted, self.samples(activation))
         return predicted.reshape(*joined.shape[:-1], self.features).movedim(-1, self.axis)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}steps"] = torch.tensor(self.steps)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        self.steps = int(state_dict.pop(f"{prefix}steps", self.steps))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy, also one that an older version pickled, with the number of steps in a buffer."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        older = self._buffers.pop("steps", None)
-        if older is not None:
-            self.steps = int(older)
 
     @torch.compiler.disable(reason="least squares are fitted when the targets come")  # type: ignore[untyped-decorator]
     def _fitting_in_backward(self, rows: Tensor, predicted: Tensor, batch: int) -> Tensor:
