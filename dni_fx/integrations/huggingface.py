@@ -1,5 +1,6 @@
 """A Trainer of transformers for rewritten nets."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from dni_fx.errors import DniFxError
-from dni_fx.runtime import DecoupledModule, rewritten
+from dni_fx.runtime import rewritten
 
 __all__ = ["DecoupledTrainer"]
 
@@ -18,7 +19,7 @@ _STATE = "dni.pt"  # in the folder of a checkpoint: the state of the synthesizer
 
 
 class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
-    """A `transformers.Trainer`, with the same arguments, for a model that `dni_fx.transform` has returned.
+    """A `transformers.Trainer`, with the same arguments but `model_init`, for what `dni_fx.transform` has returned.
 
     - Checkpoints and `save_model` hold the model as `save_pretrained` writes it, and beside it the synthesizers.
     - The labels of a batch are the `dni_context` of a net that takes one.
@@ -31,14 +32,17 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
         DniFxError: If the model is no rewritten net, or its segments step by themselves and cannot do what `args` say.
     """
 
-    def __init__(self, model: DecoupledModule, args: Any = None, **kwargs: Any) -> None:
-        self._net = rewritten(model)
-        config: Any = getattr(model, "config", None)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(Trainer.__init__).bind(self, *args, **kwargs).arguments
+        if given.get("model_init") is not None:
+            raise DniFxError("a DecoupledTrainer takes a model that dni_fx.transform has returned, and no model_init")
+        self._net = rewritten(given.get("model"))
+        config: Any = getattr(self._net, "config", None)
         use_cache = getattr(config, "use_cache", None)
         own: Any = self._net.dni.optimizer
-        if own is not None and kwargs.get("optimizers", (None, None))[0] is None:
-            kwargs["optimizers"] = (own, kwargs.get("optimizers", (None, None))[1])
-        super().__init__(model, args, **kwargs)
+        optimizer, scheduler = given.get("optimizers", (None, None))
+        given["optimizers"] = (own if optimizer is None else optimizer, scheduler)
+        super().__init__(**{name: value for name, value in given.items() if name != "self"})
         if use_cache is not None:
             config.use_cache = use_cache  # the Trainer has changed it, and the graph holds for the value before
         if own is not None:
@@ -47,9 +51,11 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """A training step, as of the Trainer; predictions follow the factor of its loss."""
-        # A model that gets `num_items_in_batch` divides its own loss, in which the exits end, too.
+        # A model that gets `num_items_in_batch` divides its own loss, in which exits may end, too.
         divides_itself = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        divisor = 1 if divides_itself and self._net.dni.exits else self.current_gradient_accumulation_steps
+        exits = self._net.dni.exits.values()
+        in_own_loss = bool(exits) and all(exit.plan.loss for exit in exits)
+        divisor = 1 if divides_itself and in_own_loss else self.current_gradient_accumulation_steps
         if self._net.dni.optimizer is None and self._net.dni.accumulate != divisor:
             self._net.dni.scale_with(self.accelerator.scaler, accumulate=divisor)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)

@@ -18,6 +18,8 @@ else:
 
 __all__ = ["DecoupledCallback"]
 
+_REPLACED = ("training_step", "clip_gradients", "optimizer_zero_grad")
+
 
 class DecoupledCallback(pl.Callback):  # type: ignore[misc]  # mypy does not read Lightning
     """Makes automatic optimization right for a LightningModule that holds rewritten nets.
@@ -25,6 +27,7 @@ class DecoupledCallback(pl.Callback):  # type: ignore[misc]  # mypy does not rea
     - Gradients are zeroed before the training step. Lightning zeroes them after it, when `unlock="backward"` has
       accumulated the gradients of the lower segments already.
     - Predictions follow `accumulate_grad_batches`, and the GradScaler of 16-bit precision.
+    - A training step that returns None trains nothing; gradients that have accumulated before it are dropped, too.
     - `gradient_clip_val` clips the gradients of the model and those of the synthesizers apart: the norm of the latter
       is not the model's.
 
@@ -32,56 +35,72 @@ class DecoupledCallback(pl.Callback):  # type: ignore[misc]  # mypy does not rea
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Before `fit`: replace methods of the module, until `teardown`.
+        """Before `fit`: replace methods of the module, until `teardown`; the module may make its nets only later.
 
         Raises:
-            DniFxError: If the module holds no rewritten net, or the Trainer clips gradients that are gone by then.
+            DniFxError: If the Trainer is to clip or to accumulate what segments that step by themselves do not have.
         """
-        if stage != "fit" or not pl_module.automatic_optimization:
-            return
-        nets = rewritten_in(pl_module)
-        if not nets:
+        _restore(pl_module)  # an earlier fit may have ended in an error
+        if stage == "fit" and rewritten_in(pl_module):
+            _prepare(trainer, pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After `setup` and `configure_model` of the module: replace its methods, if that is not done.
+
+        Raises:
+            DniFxError: If the module holds no rewritten net.
+        """
+        if pl_module.automatic_optimization and not rewritten_in(pl_module):
             raise DniFxError(f"{type(pl_module).__name__} holds no net that dni_fx.transform has returned")
-        for net in nets:
-            _check_segment_steps(net, trainer)
-        self._begins = True
-        module: Any = pl_module  # its methods are replaced in this one object
-        module.training_step = self._after_zero_grad(trainer, pl_module.training_step, pl_module.optimizer_zero_grad)
-        module.clip_gradients = functools.partial(_clip_apart, nets, pl_module.clip_gradients)
-        module.optimizer_zero_grad = _zero_nothing
+        _prepare(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """After `fit`: the module has its own methods again."""
-        for name in ("training_step", "clip_gradients", "optimizer_zero_grad"):
-            vars(pl_module).pop(name, None)
+        _restore(pl_module)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let predictions follow the factor of the loss, which may change with each epoch."""
-        if pl_module.automatic_optimization:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            for net in rewritten_in(pl_module):
-                if net.dni.optimizer is None:
-                    net.dni.scale_with(scaler, accumulate=trainer.accumulate_grad_batches)
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """After an error: the module has its own methods again."""
+        _restore(pl_module)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Note whether gradients begin to accumulate with this batch."""
-        self._begins, self._batch = batch_idx % trainer.accumulate_grad_batches == 0, batch_idx
 
-    def _after_zero_grad(
-        self, trainer: pl.Trainer, step: Callable[..., Any], zero_grad: Callable[..., None]
-    ) -> Callable[..., Any]:
-        """The training step, with `zero_grad` before it; an optimizer may run it several times, as LBFGS does."""
+def _restore(module: Any) -> None:
+    for name in _REPLACED:
+        vars(module).pop(name, None)
 
-        @functools.wraps(step)
-        def training_step(*args: Any, **kwargs: Any) -> Any:
-            if self._begins:
-                for optimizer in trainer.optimizers:
-                    zero_grad(trainer.current_epoch, self._batch, optimizer)
-            return step(*args, **kwargs)
 
-        return training_step
+def _prepare(trainer: pl.Trainer, module: Any) -> None:
+    """Replace methods of a module, in this one object, once."""
+    if not module.automatic_optimization or "optimizer_zero_grad" in vars(module):
+        return
+    nets = rewritten_in(module)
+    for net in nets:
+        _check_segment_steps(net, trainer)
+    module.training_step = _after_zero_grad(trainer, nets, module.training_step, module.optimizer_zero_grad)
+    module.clip_gradients = functools.partial(_clip_apart, nets, module.clip_gradients)
+    module.optimizer_zero_grad = _zero_nothing
+
+
+def _after_zero_grad(
+    trainer: pl.Trainer, nets: list[DecoupledModule], step: Callable[..., Any], zero_grad: Callable[..., None]
+) -> Callable[..., Any]:
+    """The training step, with `zero_grad` before it; an optimizer may run it several times, as LBFGS does."""
+
+    @functools.wraps(step)
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        divisor, batch = trainer.accumulate_grad_batches, trainer.fit_loop.batch_idx
+        for net in nets:
+            if net.dni.optimizer is None and net.dni.accumulate != divisor:  # a scheduler may change it
+                net.dni.scale_with(getattr(trainer.precision_plugin, "scaler", None), accumulate=divisor)
+        if batch % divisor == 0:
+            for optimizer in trainer.optimizers:
+                zero_grad(trainer.current_epoch, batch, optimizer)
+        loss = step(*args, **kwargs)
+        if loss is None:  # the batch is skipped, but the lower segments may have its gradients
+            for optimizer in trainer.optimizers:
+                zero_grad(trainer.current_epoch, batch, optimizer)
+        return loss
+
+    return training_step
 
 
 def _zero_nothing(epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:

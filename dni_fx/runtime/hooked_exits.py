@@ -6,6 +6,7 @@ gradient. A block that is left out returns what the block before it has returned
 
 import contextlib
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,12 @@ class Passed:
         exit = self.net.dni.exits[cut]
         try:
             return exit.through(self._from(cut, at_cut), tensors, [self.net.dni_original], context)
-        except NoLossError:  # the call gives the model no labels: nothing is cut
+        except NoLossError:
+            warnings.warn(
+                "the model returns no loss in this call, in train mode, so its exits have no gradients and nothing is cut: "
+                "give it labels, or give dni_fx.transform loss= and an example without labels",
+                stacklevel=2,
+            )
             return None
 
     def _from(self, cut: int, at_cut: _Crossing) -> _Crossing:

@@ -28,9 +28,10 @@ def segments(net: nn.Module) -> list[fx.GraphModule]:
         net: Returned by `dni_fx.transform`. Its own checks of the training loop do not run in its segments.
 
     Returns:
-        A module for each segment. The first takes the tensors of a call of the net, in the order of its arguments, and
-        then `dni_context`, if the net takes it. Each other takes what the one below returns: a tensor, or several. The
-        last returns what the net returns.
+        A module for each segment. The first takes the arguments of a call of the net by position (with the front end
+        export, their tensors), and then `dni_context`, if the net takes it; arguments that the model was captured
+        without are None. Each other takes what the one below returns: a tensor, or several. The last returns what the
+        net returns. Segments of the front end export run in train mode alone.
 
     Raises:
         DniFxError: If the net has no cuts in depth or no graph, or more than forward and backward belongs to its step.

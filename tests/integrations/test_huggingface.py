@@ -186,3 +186,33 @@ def test_the_plain_trainer_trains_a_net(tmp_path: Path) -> None:
 def test_a_model_that_is_not_rewritten(tmp_path: Path) -> None:
     with pytest.raises(DniFxError, match=r"expected what dni_fx\.transform returned"):
         trainer(bert(), bert, tmp_path)
+
+
+def mean_of_all(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    loss = torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return loss / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+
+def test_exits_in_a_given_loss_beside_a_loss_of_the_trainers(tmp_path: Path) -> None:
+    """One batch of 16, or 4 of 4: the gradients are the same."""
+    net = dni_fx.transform(gpt(), example_kwargs={"input_ids": WORDS[:4]}, cuts=2, loss=mean_of_all, verify=False)
+    rows = [{"input_ids": words, "labels": words} for words in WORDS]
+    found = []
+    for size, steps in ((16, 1), (4, 4)):
+        one = copy.deepcopy(net)
+        runs = trainer(
+            one, gpt, tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=1
+        )
+        kwargs = {"train_dataset": rows, "compute_loss_func": mean_of_all}
+        InOrder(one, runs.args, optimizers=(torch.optim.SGD(one.parameters(), 1.0), None), **kwargs).train()
+        found.append({name: p.detach() for name, p in one.named_parameters()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, msg=name, rtol=1e-4, atol=1e-5)
+
+
+def test_arguments_by_position(tmp_path: Path) -> None:
+    net = made(gpt)
+    arguments = trainer(net, gpt, tmp_path).args
+    assert InOrder(net, arguments, None, [{}]).train_dataset == [{}]
+    with pytest.raises(DniFxError, match="no model_init"):
+        InOrder(args=arguments, model_init=gpt)

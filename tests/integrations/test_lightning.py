@@ -10,7 +10,8 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
@@ -150,6 +151,79 @@ def test_a_run_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> N
     assert difference(whole, resumed) == 0 < difference(whole, begun)
 
 
+class Late(Module):
+    """Makes its net where Lightning says that large models are made."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def configure_model(self) -> None:
+        self.net = self.net or made(0.0)
+
+
+def test_a_net_that_is_made_late() -> None:
+    module = Late()
+    trainer().fit(module, data())
+    assert difference(module.net, by_hand(made(0.0))) == 0
+
+
+def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    """`on_train_epoch_start` is not called then, and predictions follow the accumulation nevertheless."""
+    begun, resumed = made(0.0), made(0.0)
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    trainer(saving, accumulate_grad_batches=2).fit(Module(begun), data())
+    trainer(accumulate_grad_batches=2).fit(Module(resumed), data(), ckpt_path=tmp_path / "step=1.ckpt")
+    assert resumed.dni.accumulate == 2
+
+
+class Failing(Callback):
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        if arguments[-1] == 0:  # in the middle of an accumulation
+            raise RuntimeError("stopped")
+
+
+def test_after_an_error_the_module_has_its_own_methods() -> None:
+    module = Module(made(0.0))
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(Failing(), accumulate_grad_batches=2).fit(module, data())
+    assert not {"training_step", "optimizer_zero_grad", "clip_gradients"} & vars(module).keys()
+
+
+def test_a_scheduler_of_accumulation_in_any_order() -> None:
+    nets = made(0.0), made(0.0)
+    schedule = GradientAccumulationScheduler({0: 2, 1: 1})
+    trainer(schedule).fit(Module(nets[0]), data())
+    before = trainer()
+    before.callbacks.insert(0, GradientAccumulationScheduler({0: 2, 1: 1}))
+    before.fit(Module(nets[1]), data())
+    assert difference(*nets) == 0 and nets[0].dni.accumulate == 1
+
+
+class Skipping(Module):
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor | None:
+        loss = super().training_step(batch, batch_idx)
+        return loss if batch_idx < 2 else None
+
+
+def test_a_skipped_step_trains_nothing() -> None:
+    def sgd(parameters: Any, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, rate)
+
+    nets = made(0.0, **EXIT), made(0.0, **EXIT)
+    trainer(max_epochs=1).fit(Skipping(nets[0], sgd), data())
+    trainer(max_epochs=1, limit_train_batches=2).fit(Module(nets[1], sgd), data())
+    parameters = dict(nets[1].named_parameters())
+    assert all(torch.equal(value, parameters[name]) for name, value in nets[0].named_parameters())
+
+
+def test_the_finder_of_learning_rates() -> None:
+    """It runs the loop without callbacks."""
+    module = Module(made(0.0))
+    module.lr = 1e-3
+    found = Tuner(trainer()).lr_find(module, data(), num_training=8)
+    assert found is not None and len(found.results["loss"]) > 4
+
+
 def test_manual_optimization_stays_as_it_is() -> None:
     class Manual(Module):
         automatic_optimization = False
@@ -191,9 +265,14 @@ def test_what_segments_that_step_cannot_do(options: Any, of_trainer: Any, messag
         trainer(**of_trainer).fit(Module(made(**options)), data())
 
 
+class Plain(Module):
+    def configure_optimizers(self) -> Any:
+        return None
+
+
 def test_a_module_without_a_net() -> None:
-    with pytest.raises(DniFxError, match=r"Module holds no net that dni_fx\.transform has returned"):
-        trainer().fit(Module(nn.Linear(8, 3)), data())
+    with pytest.raises(DniFxError, match=r"Plain holds no net that dni_fx\.transform has returned"):
+        trainer().fit(Plain(None), data())
 
 
 class Halves(Sampler[int]):
