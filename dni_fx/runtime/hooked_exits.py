@@ -66,8 +66,8 @@ class Passed:
             return exit.through(self._from(cut, at_cut), tensors, [self.net.dni_original], context)
         except NoLossError:
             warnings.warn(
-                "the model returns no loss in this call, in train mode, so its exits have no gradients and nothing is cut: "
-                "give it labels, or give dni_fx.transform loss= and an example without labels",
+                "the model returns no loss in this call, in train mode, so its exits have no gradients and nothing is "
+                "cut: give it labels, or give dni_fx.transform loss= and an example without labels",
                 stacklevel=2,
             )
             return None
