@@ -96,6 +96,7 @@ def test_another_argument(frontend: str, case: str, tmp_path: Path) -> None:
         same(*example)
 
 
+@pytest.mark.filterwarnings("ignore:the model returns no loss in this call")
 @pytest.mark.parametrize("case", [case for case in FIXED if case not in ("dict", "list")])  # no calls of the model
 def test_the_ways_out(case: str) -> None:
     """The front end modules takes both calls; so does a graph for an example like the call."""
@@ -113,6 +114,15 @@ def test_the_ways_out(case: str) -> None:
             result = net(*args)
             torch.testing.assert_close(result, model(*args))
             result.sum().backward()
+
+
+def test_exits_without_labels_give_a_warning() -> None:
+    """The model's own loss is what they end in; without it, nothing is cut."""
+    cls, example, call, _ = FIXED["no labels"]
+    net = dni_fx.transform(cls(), example, cuts=2, frontend="modules").train()
+    assert net.dni.exits
+    with pytest.warns(UserWarning, match="returns no loss in this call, in train mode, so its exits have no gradients"):
+        net(*call)
 
 
 def test_calls_that_the_graph_takes() -> None:
