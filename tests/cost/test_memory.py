@@ -19,6 +19,8 @@ from dni_fx.graph.flow import dataflow
 from dni_fx.model.inputs import to_inputs
 from dni_fx.partition import set_largest_parameter
 
+pytestmark = pytest.mark.slow
+
 
 class Attention(nn.Module):
     def __init__(self) -> None:

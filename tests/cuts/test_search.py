@@ -18,6 +18,8 @@ from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition import Objective
 from dni_fx.partition.positions import Candidate, find_candidates
 
+pytestmark = pytest.mark.slow
+
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 

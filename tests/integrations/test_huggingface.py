@@ -13,7 +13,10 @@ import dni_fx
 from dni_fx import DniFxError
 from dni_fx.integrations.huggingface import DecoupledTrainer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' advice about configurations
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # transformers' advice about configurations
+]
 
 WORDS = torch.randint(0, 20, (32, 6), generator=torch.Generator().manual_seed(0))
 CLASSES = torch.arange(32) % 2

@@ -14,6 +14,8 @@ from dni_fx.errors import ContextError
 from dni_fx.plans import Plan
 from dni_fx.synthesizers import Activation, Synthesizer
 
+pytestmark = pytest.mark.slow
+
 UNLOCKS = ["none", "backward"]
 LABELS = torch.arange(6) % 3
 
