@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dni_fx.capture.frontends import capture
 from dni_fx.model import Captured, Inputs, Reads, at_path, has_path
+from dni_fx.ops import without_autocast
 from dni_fx.runtime import DecoupledModule
 
 __all__ = ["Recapture"]
@@ -39,7 +40,7 @@ class Recapture:
         return cls(str(module.graph), _constants(module), kept, frontend)
 
     def __call__(self, captured: Captured) -> Captured | None:
-        """The facts with the values that the model has now; None: the graph is another, or there is none."""
+        """The facts with the values that the model has now; None: its graph is another one now, or cannot be made."""
         model = captured.original
         if model is None or not self.left:
             return None
@@ -53,7 +54,7 @@ class Recapture:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         inputs = self.inputs.map(lambda tensor: tensor.to(device))
         devices = [device] if device.type == "cuda" else []
-        with torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices), warnings.catch_warnings():
+        with without_autocast(device.type), torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = capture(model, inputs, self.frontend, compare=False).module
         constants = _constants(found)
