@@ -45,7 +45,9 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         if use_cache is not None:
             config.use_cache = use_cache  # the Trainer has changed it, and the graph holds for the value before
-        if own is not None:
+        if own is None:
+            self._net.dni.scale_with(self.accelerator.scaler, accumulate=self.args.gradient_accumulation_steps)
+        else:
             _check_segment_steps(own.accumulate, self.args)
         self.accelerator.clip_grad_norm_ = self._clipping(self.accelerator.clip_grad_norm_)
 

@@ -75,6 +75,7 @@ def _prepare(trainer: pl.Trainer, module: Any) -> None:
     nets = rewritten_in(module)
     for net in nets:
         _check_segment_steps(net, trainer)
+        _follow(net, trainer)  # an earlier fit may have had another GradScaler
     module.training_step = _after_zero_grad(trainer, nets, module.training_step, module.optimizer_zero_grad)
     module.clip_gradients = functools.partial(_clip_apart, nets, module.clip_gradients)
     module.optimizer_zero_grad = _zero_nothing
@@ -89,8 +90,8 @@ def _after_zero_grad(
     def training_step(*args: Any, **kwargs: Any) -> Any:
         divisor, batch = trainer.accumulate_grad_batches, trainer.fit_loop.batch_idx
         for net in nets:
-            if net.dni.optimizer is None and net.dni.accumulate != divisor:  # a scheduler may change it
-                net.dni.scale_with(getattr(trainer.precision_plugin, "scaler", None), accumulate=divisor)
+            if net.dni.accumulate != divisor:  # a scheduler may change it
+                _follow(net, trainer)
         if batch % divisor == 0:
             for optimizer in trainer.optimizers:
                 zero_grad(trainer.current_epoch, batch, optimizer)
@@ -101,6 +102,13 @@ def _after_zero_grad(
         return loss
 
     return training_step
+
+
+def _follow(net: DecoupledModule, trainer: pl.Trainer) -> None:
+    """Let predictions follow the factor of the Trainer's loss."""
+    if net.dni.optimizer is None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        net.dni.scale_with(scaler, accumulate=trainer.accumulate_grad_batches)
 
 
 def _zero_nothing(epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
