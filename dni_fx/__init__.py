@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from dni_fx.proof import check
     from dni_fx.pytorch_dni import DNI
     from dni_fx.report import diff
-    from dni_fx.runtime import SegmentOptimizer, log_metrics, segments
+    from dni_fx.runtime import SegmentOptimizer, log_metrics, segments, shard_segments
     from dni_fx.settings import Training
     from dni_fx.store import load, load_checkpoint, save, save_checkpoint
     from dni_fx.synthesizers import Synthesizer
@@ -67,6 +67,7 @@ __all__ = [
     "save",
     "save_checkpoint",
     "segments",
+    "shard_segments",
     "transform",
 ]
 
@@ -89,6 +90,7 @@ _MODULES = {
     "save": "store",
     "save_checkpoint": "store",
     "segments": "runtime",
+    "shard_segments": "runtime",
     "transform": "api",
 }
 

@@ -9,7 +9,7 @@ import bisect
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -60,13 +60,16 @@ def capture_by_modules(model: nn.Module, inputs: Inputs) -> HookedModule:
     with preserved(model), torch.enable_grad():
         in_train_mode(model)
         fresh = inputs.map(lambda t: t.detach().clone())
-        calls, output = _recorded_calls(model, fresh)
+        recorder, output = _recorded(model, fresh)
+        calls = recorder.calls
         roots = [edge for edge in map(_edge, tensors_in(output)) if edge is not None]
         if not roots or not calls:
             raise CaptureError("the model calls no submodule, or returns nothing that carries gradient")
         used = _follow(roots, calls)
         written = any(t._version != n for c in calls for t, n in zip(_tensors(c.leaves), c.versions, strict=True))
-    return _module(model, calls, used, written=written, returns_loss=_returns_loss(tensors_in(output)))
+    facts = HookedCapture(model, written=written, returns_loss=_returns_loss(tensors_in(output)))
+    named = [sorted({recorder.parameters[i] for i in ids if i in recorder.parameters}) for ids in used]
+    return _module(model, calls, named, facts)
 
 
 def _returns_loss(outputs: Sequence[Tensor]) -> bool:
@@ -97,6 +100,7 @@ class _Recorder:
         self.counts: Counter[str] = Counter()
         self.running: list[tuple[str, str]] = []  # name and class of the calls that run now, outermost first
         self.names = {module: name for name, module in model.named_modules() if name}
+        self.parameters = {id(p): name for name, p in model.named_parameters()}  # each with its name
         self.counter = flop_counter()
         self.saving = Saving([*model.parameters(), *model.buffers(), *inputs.tensors()])
 
@@ -105,6 +109,8 @@ class _Recorder:
         call = f"{name}@{self.counts[name]}" if self.counts[name] else name
         self.counts[name] += 1
         self.running.append((call, type(module).__name__))
+        # `fully_shard` gives a module other parameters while it runs.
+        self.parameters |= {id(p): key for key, p in module.named_parameters(prefix=name, recurse=False)}
 
     def post_forward(self, module: nn.Module, _args: Any, output: Any) -> Any:
         scope = tuple(self.running)
@@ -143,8 +149,8 @@ class _Recorder:
                 call.differentiated = call.differentiated or current_line()[0]
 
 
-def _recorded_calls(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]:
-    """Run the model; return its calls and its result."""
+def _recorded(model: nn.Module, inputs: Inputs) -> tuple[_Recorder, Any]:
+    """Run the model; return the record of its calls, and its result."""
     recorder = _Recorder(model, inputs)
     handles = [m.register_forward_pre_hook(recorder.pre_forward) for m in recorder.names]
     handles += [m.register_forward_hook(recorder.post_forward) for m in recorder.names]
@@ -156,7 +162,7 @@ def _recorded_calls(model: nn.Module, inputs: Inputs) -> tuple[list[_Call], Any]
     finally:
         for handle in handles:
             handle.remove()
-    return recorder.calls, output
+    return recorder, output
 
 
 def _edge(leaf: Any) -> Edge | None:
@@ -209,23 +215,19 @@ def _mark_carrying(calls: list[_Call], last_use: dict[Edge, int]) -> None:
         call.bypassed = bool(crossing - {call.edges[i] for i in call.carrying})
 
 
-def _module(
-    model: nn.Module, calls: list[_Call], used: list[set[int]], *, written: bool, returns_loss: bool
-) -> HookedModule:
+def _module(model: nn.Module, calls: list[_Call], used: Sequence[Sequence[str]], facts: HookedCapture) -> HookedModule:
     """The record as a graph: a chain of calls, in which each call takes the outputs of the previous call."""
     graph = fx.Graph()
-    names = {id(p): name for name, p in model.named_parameters()}
     start = graph.placeholder("inputs")
     set_record(start, NodeRecord())
     last: tuple[fx.Node, ...] = (start,)
     outputs: dict[str, Output] = {}
     flops = 0
     owned: set[int] = set()
-    for call, ids in zip(calls, used, strict=False):
+    for call, parameters in zip(calls, used, strict=False):
         node = graph.call_module(call.name, last)
         free_reserved_name(node)
-        parameters = tuple(names[i] for i in ids if i in names)
-        set_record(node, _node_record(call, parameters, call.flops - flops, owned))
+        set_record(node, _node_record(call, tuple(parameters), call.flops - flops, owned))
         flops = call.flops
         if len(call.leaves) == 1 and call.carrying:
             last = (node,)
@@ -235,10 +237,8 @@ def _module(
             last = tuple(_element(graph, node, call, i) for i in call.carrying) or (node,)
             outputs |= {n.name: Output(call.name, call.number, i) for n, i in zip(last, call.carrying, strict=False)}
         record_of(last[-1]).obstacle = _obstacle(call)
-    set_record(graph.output(last), NodeRecord(parameters=tuple(names[i] for i in used[-1] if i in names)))
-    return make_module(
-        model, graph, HookedCapture(model, outputs=outputs, written=written, returns_loss=returns_loss), HookedModule
-    )
+    set_record(graph.output(last), NodeRecord(parameters=tuple(used[-1])))
+    return make_module(model, graph, replace(facts, outputs=outputs), HookedModule)
 
 
 def _obstacle(call: _Call) -> str:

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import CellType, FunctionType
@@ -13,6 +13,7 @@ from torch import nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.model.captured import Captured
+from dni_fx.model.sharded import resharded
 from dni_fx.model.snapshot import LIBRARIES, Snapshot
 
 __all__ = ["in_train_mode", "preserved", "seed"]
@@ -61,6 +62,12 @@ def preserved(model: nn.Module, *others: nn.Module) -> Iterator[Snapshot]:
     for captured in map(_captured, [model, *others]):
         if captured is not None and captured.original is not None:
             modules.append(captured.original)  # its children are children of the captured module too
+    with resharded(modules), _restored(model, modules) as before:
+        yield before
+
+
+@contextmanager
+def _restored(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[Snapshot]:
     before = Snapshot(*modules)
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     python, numpy = random.getstate(), _numpy_random()

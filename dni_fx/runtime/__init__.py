@@ -20,6 +20,7 @@ from dni_fx.runtime.parameter_groups import OptimizerFactory, attach_synthesizer
 from dni_fx.runtime.pieces import NOT_COMPILED
 from dni_fx.runtime.prepare import prepare_training
 from dni_fx.runtime.retrace import rename, retrace
+from dni_fx.runtime.shards import shard_segments
 from dni_fx.runtime.stages import segments
 from dni_fx.runtime.stepping import SegmentOptimizer
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_cuts
@@ -65,6 +66,7 @@ __all__ = [
     "rewritten",
     "rewritten_in",
     "segments",
+    "shard_segments",
     "share_state",
     "state_indices",
     "time_cuts",

@@ -147,6 +147,11 @@ def _gone(net: fx.GraphModule) -> str | None:
 
 
 def _other_value(subject: nn.Module, read: Read, now: str) -> str:
+    if read.steps[-1][0] == "hooks" and "_fully_shard" in now:
+        return (
+            f"fully_shard was called on {read.module!r}, whose own forward does not run in a rewritten net: use "
+            'dni_fx.shard_segments(net) in place of it, or transform with frontend="modules"'
+        )
     was = f"was {read.text}" if read.text else "was not set"
     buffer = ""
     if not read.is_global and len(read.steps) == 1 and "." in read.text and read.text[0] in "0123456789-":

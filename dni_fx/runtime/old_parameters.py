@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dni_fx.model import is_sharded
 from dni_fx.runtime.live import held_by, live_optimizers, post_each_step
-from dni_fx.runtime.replaced import is_sharded
 
 __all__ = ["OldParameters"]
 

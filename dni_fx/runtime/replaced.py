@@ -5,10 +5,12 @@ from operator import is_
 from torch import nn
 
 from dni_fx.errors import DniFxError
+from dni_fx.model import is_sharded
 from dni_fx.runtime.dni import StepsSegments
 from dni_fx.runtime.live import held_by, live_optimizers
 from dni_fx.runtime.module import DecoupledModule
 from dni_fx.runtime.parameters import hold_parameters
+from dni_fx.runtime.shards import check_whole
 
 __all__ = ["Places", "take_parameters", "take_replaced"]
 
@@ -33,12 +35,18 @@ def take_replaced(net: DecoupledModule, before: Places) -> Places:
     """Let segments and the averaging take the parameters that replaced others.
 
     Raises:
-        DniFxError: If the net has a parameter that the optimizer which `transform` got or made does not train.
+        DniFxError: If the net has a parameter that the optimizer which `transform` got or made does not train, or
+            `fully_shard` has split layers that exits run.
     """
+    if is_sharded(net):
+        check_whole(net)
     now = {name: p for name, p in net.named_parameters() if p.requires_grad}
     strange = [name for name, parameter in now.items() if parameter not in before.parameters]
     if strange and isinstance(net.dni.optimizer, StepsSegments):
-        raise DniFxError(_sharded() if is_sharded(net) else _not_by_segment(strange[0]))
+        if not is_sharded(net):
+            raise DniFxError(_not_by_segment(strange[0]))
+        if not _are_shards(held_by([net.dni.optimizer])):
+            raise DniFxError(_sharded())
     optimizer = None if net.dni.given is None else net.dni.given()
     if strange and optimizer is not None:
         lost = held_by([optimizer]) & before.parameters - {*net.parameters()}
@@ -59,15 +67,14 @@ def take_parameters(net: DecoupledModule) -> Places:
     return Places(net)
 
 
-def is_sharded(net: nn.Module) -> bool:
-    """Whether `torch.distributed.fsdp.fully_shard` has taken a module of the net."""
-    return any(base.__name__ == "FSDPModule" for module in net.modules() for base in type(module).__mro__)
-
-
 def _is_trained(net: nn.Module, parameter: nn.Parameter) -> bool:
     """Whether an optimizer trains a parameter, or the shard that it was made from."""
     trained = held_by(live_optimizers())
-    return any(type(p).__name__ == "DTensor" for p in trained) if is_sharded(net) else parameter in trained
+    return _are_shards(trained) if is_sharded(net) else parameter in trained
+
+
+def _are_shards(parameters: set[nn.Parameter]) -> bool:
+    return any(type(p).__name__ == "DTensor" for p in parameters)
 
 
 def _not_by_segment(name: str) -> str:
@@ -80,8 +87,8 @@ def _not_by_segment(name: str) -> str:
 
 def _sharded() -> str:
     return (
-        'step="segment" cannot step parameters that fully_shard has split: use step="loop", and make the optimizer '
-        "from net.parameters() after fully_shard(net)"
+        'fully_shard has split the parameters that the optimizer of step="segment" trains: make it again after '
+        "fully_shard(net): dni_fx.SegmentOptimizer(net, torch.optim.Adam)"
     )
 
 

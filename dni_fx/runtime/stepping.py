@@ -323,7 +323,9 @@ class SegmentOptimizer(torch.optim.Optimizer):
 
     def _gradients_of(self, index: int) -> list["_Version"]:
         """The versions of a segment's gradients: they change when a backward pass adds to a gradient."""
-        return [_Version(id(p.grad), p.grad._version) for p in self._with_gradients(index) if p.grad is not None]
+        gradients = [p.grad for p in self._with_gradients(index)]
+        # `fully_shard` adds to the local tensor of a shard, whose own version stays.
+        return [_Version(id(g), getattr(g, "_local_tensor", g)._version) for g in gradients if g is not None]
 
     def _every(self) -> Iterator[torch.optim.Optimizer]:
         for own in self.optimizers:

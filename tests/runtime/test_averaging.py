@@ -1,11 +1,11 @@
 """DistributedDataParallel: two processes, each with half of the batch, train what one trains with all of it."""
 
-import socket
 from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing, nn
+from processes import in_two_processes
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import CUT_IN_TIME, HELD, OPTIONS, Holder, X, in_windows, process, trained
 
@@ -14,12 +14,7 @@ import dni_fx
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(process, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return in_two_processes(process, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("name", [*OPTIONS, "accumulated"])

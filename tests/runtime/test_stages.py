@@ -1,13 +1,13 @@
 """The segments of a net as modules: run one after another, and in two processes, they train what the net trains."""
 
 import copy
-import socket
 from typing import Any
 
 import pytest
 import torch
 from in_stages import MICROBATCHES, OPTIONS, SCHEDULES, Block, X, Y, gradients, loss_of, made, process
-from torch import Tensor, multiprocessing, nn
+from processes import in_two_processes
+from torch import Tensor, nn
 
 import dni_fx
 from dni_fx import DniFxError
@@ -106,12 +106,7 @@ def test_a_plain_model() -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("stages")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(process, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return in_two_processes(process, tmp_path_factory.mktemp("stages"))
 
 
 @pytest.mark.slow

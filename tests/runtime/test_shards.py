@@ -1,0 +1,107 @@
+"""`dni_fx.shard_segments`, and what `fully_shard` must leave whole. In two processes: `test_sharding.py`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from in_shards import Model, X, Y, by_block, sgd
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import dni_fx
+from dni_fx import DniFxError
+
+EXIT: dict[str, Any] = {"synthesizer": "exit", "loss": "cross_entropy"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh() -> Iterator[DeviceMesh]:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def made(model: nn.Module | None = None, **options: Any) -> Any:
+    torch.manual_seed(0)
+    options = {"cuts": ["blocks.0", "blocks.2"], "synthesizer": "linear"} | options
+    return dni_fx.transform(Model() if model is None else model, X, **options).train()
+
+
+def split(net: Any) -> list[list[str]]:
+    """The parameters of each group, by name."""
+    names = {id(p): name for name, p in net.named_parameters()}
+    states = {id(s): s for m in net.modules() if hasattr(m, "_get_fsdp_state") for s in [m._get_fsdp_state()]}
+    return [sorted(names[id(p.sharded_param)] for p in s._fsdp_param_group.fsdp_params) for s in states.values()]
+
+
+def test_each_segment_is_a_group() -> None:
+    net = made()
+    dni_fx.shard_segments(net)
+    groups = {frozenset(name.split(".")[-2] if "blocks" not in name else name[:8] for name in g) for g in split(net)}
+    of_net = next(group for group in split(net) if "dni.cut0_add.synthesizer.net.0.bias" in group)
+    assert all(name.startswith("dni.") for name in of_net)
+    assert groups >= {
+        frozenset(names) for names in (("stem", "blocks.0"), ("blocks.1", "blocks.2"), ("blocks.3", "head"))
+    }
+
+
+def test_what_exits_run_stays_whole() -> None:
+    net = made(**EXIT)
+    dni_fx.shard_segments(net)
+    borrowed = {path for cut in net.dni.plan.cuts for path in cut.exit.borrowed}
+    of_net = next(group for group in split(net) if "head.weight" in group)
+    assert borrowed and borrowed <= {name.rpartition(".")[0] for name in of_net}
+    assert "blocks.0.inner.weight" not in of_net
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(DniFxError, match="shard_segments needs a graph"):
+        dni_fx.shard_segments(made(frontend="modules"))
+    net = made()
+    dni_fx.shard_segments(net)
+    with pytest.raises(DniFxError, match="split parameters of the net already"):
+        dni_fx.shard_segments(net)
+
+
+def test_blocks_whose_forward_does_not_run() -> None:
+    net = made()
+    by_block(net)
+    with pytest.raises(DniFxError, match=r"fully_shard was called on 'blocks.0'.*dni_fx\.shard_segments"):
+        net(X)
+
+
+def test_exits_find_no_layer_split() -> None:
+    net = made(**EXIT)
+    fully_shard(net.head)
+    fully_shard(net)
+    with pytest.raises(DniFxError, match="exits run 'head' at a cut"):
+        net(X, dni_context=Y)
+    fully_shard(model := Model())
+    with pytest.raises(DniFxError, match="transform the model before fully_shard splits it"):
+        made(model, **EXIT)
+
+
+def test_a_model_that_was_split_is_left_as_it_was() -> None:
+    torch.manual_seed(1)
+    by_block(model := Model())
+    with torch.no_grad():
+        expected = model(X)
+    net = made(model)
+    with torch.no_grad():
+        assert torch.equal(model(X), expected)
+        assert torch.equal(net.eval()(X), expected)
+
+
+def test_a_forward_pass_that_fails() -> None:
+    net = made()
+    dni_fx.shard_segments(net)
+    optimizer = sgd(net.parameters())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        net(X[:, :5])
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(X), Y).backward()
+        optimizer.step()
+    assert all(p.grad is not None for p in net.parameters())
