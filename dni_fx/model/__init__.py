@@ -13,7 +13,7 @@ from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
 from dni_fx.model.reads import MODE, Read, Reads, text_of, value_of
 from dni_fx.model.seen import Step, value_at
-from dni_fx.model.sharded import is_sharded, parameter_groups, running_states, sharded_modules
+from dni_fx.model.sharded import is_sharded, parameter_groups, resharded, running_states, states_in
 from dni_fx.model.snapshot import Snapshot
 from dni_fx.model.specs import inputs_like, parse_specs
 
@@ -46,11 +46,12 @@ __all__ = [
     "parse_specs",
     "preserved",
     "probe",
+    "resharded",
     "running_states",
     "same_value",
     "seed",
-    "sharded_modules",
     "shown",
+    "states_in",
     "tensors_in",
     "text_of",
     "to_inputs",

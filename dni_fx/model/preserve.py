@@ -13,7 +13,7 @@ from torch import nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.model.captured import Captured
-from dni_fx.model.sharded import resharded
+from dni_fx.model.sharded import resharded, states_in
 from dni_fx.model.snapshot import LIBRARIES, Snapshot
 
 __all__ = ["in_train_mode", "preserved", "seed"]
@@ -62,7 +62,7 @@ def preserved(model: nn.Module, *others: nn.Module) -> Iterator[Snapshot]:
     for captured in map(_captured, [model, *others]):
         if captured is not None and captured.original is not None:
             modules.append(captured.original)  # its children are children of the captured module too
-    with resharded(modules), _restored(model, modules) as before:
+    with resharded(states_in(*modules)), _restored(model, modules) as before:
         yield before
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["is_sharded", "parameter_groups", "resharded", "running_states", "sharded_modules"]
+__all__ = ["is_sharded", "parameter_groups", "resharded", "running_states", "states_in"]
 
 
-def sharded_modules(module: nn.Module) -> Iterator[Any]:
-    """The module and its submodules on which `fully_shard` was called."""
-    # by name: the import takes long, and PyTorch may be built without torch.distributed
-    return (m for m in module.modules() if any(base.__name__ == "FSDPModule" for base in type(m).__mro__))
+def states_in(*modules: nn.Module) -> list[Any]:
+    """The states that `fully_shard` has made of modules and their submodules."""
+    # By name: the import takes long, and PyTorch may be built without torch.distributed.
+    every = dict.fromkeys(m for module in modules for m in module.modules())
+    sharded: list[Any] = [m for m in every if any(base.__name__ == "FSDPModule" for base in type(m).__mro__)]
+    return list({id(state): state for m in sharded for state in [m._get_fsdp_state()]}.values())
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -23,43 +25,42 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 @contextmanager
-def resharded(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Begin and end with the shards of sharded modules in place of whole parameters, also after a run that fails.
+def resharded(states: Sequence[Any]) -> Iterator[None]:
+    """Begin and end with shards in place of whole parameters, also after a run that fails.
 
-    Modules that run forward now have their whole parameters again at the end.
+    Modules that run forward now have their whole parameters again at the end, gathered from the shards.
+
+    Args:
+        states: Of the modules, each as `fully_shard` has made it.
     """
-    sharded = [s for module in modules for s in sharded_modules(module)]
-    running = [(s, s._get_fsdp_state()._training_state) for s in sharded if _runs(s._get_fsdp_state())]
-    root = running[0][0]._get_fsdp_state()._state_ctx.iter_forward_root if running else None
-    _reshard(sharded)
+    before = [(state, state._training_state, state._state_ctx.iter_forward_root) for state in states]
+    _reshard(states)
     try:
         yield
     finally:
-        _reshard(sharded)
-        for module, training_state in running:
-            module.unshard()
-            state = module._get_fsdp_state()
-            state._training_state, state._state_ctx.iter_forward_root = training_state, root
+        _reshard(states)
+        for state, training_state, root in before:
+            if training_state.name == "FORWARD":
+                for module in state._modules:
+                    module.unshard()
+                for holder in (state, *parameter_groups(state)):
+                    holder._training_state = training_state
+            state._state_ctx.iter_forward_root = root
 
 
-def _reshard(sharded: Sequence[Any]) -> None:
-    for module in sharded:
-        state = module._get_fsdp_state()
-        idle = type(state._training_state).IDLE
+def _reshard(states: Sequence[Any]) -> None:
+    for state in states:
         for holder in (state, *parameter_groups(state)):  # a run that failed has left it at FORWARD
-            holder._training_state = idle
+            holder._training_state = type(holder._training_state).IDLE
         state._state_ctx.iter_forward_root = None
-        module.reshard()
+        for module in state._modules:
+            module.reshard()
 
 
 def parameter_groups(state: Any) -> list[Any]:
     """The groups of parameters of a state; older versions of PyTorch know one at most."""
     groups = getattr(state, "_fsdp_param_groups", None)
     return [g for g in [state._fsdp_param_group] if g is not None] if groups is None else groups
-
-
-def _runs(state: Any) -> bool:
-    return bool(state._training_state.name == "FORWARD")
 
 
 def running_states(module: nn.Module) -> list[Any]:
@@ -70,7 +71,7 @@ def running_states(module: nn.Module) -> list[Any]:
     composable = sys.modules.get("torch.distributed._composable_state")
     references = () if composable is None else composable._module_state_mapping.values()
     states: list[Any] = [r() if isinstance(r, weakref.ref) else r for r in list(references)]
-    found = {id(s): s for s in states if hasattr(s, "_state_ctx") and _runs(s)}
+    found = {id(s): s for s in states if hasattr(s, "_state_ctx") and s._training_state.name == "FORWARD"}
     if not found:
         return []
     own = set(module.modules())

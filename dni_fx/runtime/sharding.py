@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dni_fx.model import parameter_groups, running_states, tensors_in
+from dni_fx.model import parameter_groups, resharded, running_states, tensors_in
 from dni_fx.runtime.module import DecoupledModule
 
 __all__ = ["Sharding", "keep_whole_parameters"]
@@ -25,8 +25,9 @@ class Sharding:
 
     def __init__(self) -> None:
         self.net: weakref.ref[DecoupledModule] | None = None
-        self.running: list[tuple[Any, Any]] = []  # each state, and its training state
+        self.running: list[tuple[Any, Any]] = []  # each state and group of parameters, and its training state
         self.reshards: list[tuple[Any, bool]] = []  # each group of parameters, and its reshard_after_backward
+        self.kept: list[Any] = []  # states of modules that have kept their whole parameters in this pass
         self.unfinished = False  # segments have run backward, and the backward pass of the loss has not begun
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -37,18 +38,18 @@ class Sharding:
         self.net = weakref.ref(net)
         self._restore()
         if self.unfinished:
-            for state in running_states(net):
-                for module in state._modules:
-                    module.reshard()
-                    module.unshard()
+            with resharded(self.kept):
+                pass  # at the end, modules that run forward gather the shards again
         self.unfinished = False
 
     def pre_backward(self, index: int) -> None:
         """Let the callback keep the parameters of the modules that run forward."""
         net = None if self.net is None else self.net()
         states = [] if net is None else running_states(net)
-        self.running = [(state, state._training_state) for state in states]
-        self.reshards = [(group, group.reshard_after_backward) for state in states for group in parameter_groups(state)]
+        self.kept = [*dict.fromkeys((*self.kept, *states))] if self.unfinished else states
+        groups = [group for state in states for group in parameter_groups(state)]
+        self.running = [(running, running._training_state) for running in (*states, *groups)]
+        self.reshards = [(group, group.reshard_after_backward) for group in groups]
         for group, _ in self.reshards:
             group.reshard_after_backward = False
 
@@ -75,8 +76,8 @@ class Sharding:
         self.unfinished = False
 
     def _restore(self) -> None:
-        for state, training_state in self.running:
-            state._training_state = training_state
+        for running, training_state in self.running:
+            running._training_state = training_state
         for group, reshards in self.reshards:
             group.reshard_after_backward = reshards
         self.running, self.reshards = [], []

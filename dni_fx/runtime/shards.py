@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import at_path, parameter_groups, sharded_modules
+from dni_fx.model import at_path, parameter_groups, states_in
 from dni_fx.runtime.module import DecoupledModule, rewritten
 
 __all__ = ["check_whole", "shard_segments", "shard_synthesizers"]
@@ -32,7 +32,7 @@ def shard_segments(net: nn.Module, **options: Any) -> None:
         raise DniFxError(
             'shard_segments needs a graph: with the front end "modules", call fully_shard as with any model'
         )
-    if any(True for _ in sharded_modules(net)):
+    if states_in(net):
         raise DniFxError("fully_shard has split parameters of the net already")
     for names in _modules_by_segment(net):
         modules: list[nn.Module] = [net.get_submodule(name) for name in names]
@@ -97,7 +97,7 @@ def shard_synthesizers(net: DecoupledModule) -> None:
         DniFxError: If the net has exits: they run layers while the model has shards of them.
     """
     original = net.dni_captured.original
-    states = [] if original is None else [module._get_fsdp_state() for module in sharded_modules(original)]
+    states = [] if original is None else states_in(original)
     meshes = [group.mesh_info.mesh for state in states for group in parameter_groups(state)]
     if meshes and net.dni.exits:
         raise DniFxError("exits run layers of the model: transform the model before fully_shard splits it")
