@@ -100,7 +100,9 @@ class _Recorder:
         self.counts: Counter[str] = Counter()
         self.running: list[tuple[str, str]] = []  # name and class of the calls that run now, outermost first
         self.names = {module: name for name, module in model.named_modules() if name}
-        self.parameters = {id(p): name for name, p in model.named_parameters()}  # each with its name
+        self.parameters: dict[int, str] = {}  # each with its first name
+        every = [*model.named_parameters(remove_duplicate=False)]
+        self.first_names = {name: self.parameters.setdefault(id(p), name) for name, p in every}
         self.counter = flop_counter()
         self.saving = Saving([*model.parameters(), *model.buffers(), *inputs.tensors()])
 
@@ -110,7 +112,8 @@ class _Recorder:
         self.counts[name] += 1
         self.running.append((call, type(module).__name__))
         # `fully_shard` gives a module other parameters while it runs.
-        self.parameters |= {id(p): key for key, p in module.named_parameters(prefix=name, recurse=False)}
+        own = module.named_parameters(prefix=name, recurse=False)
+        self.parameters |= {id(p): self.first_names.get(key, key) for key, p in own}
 
     def post_forward(self, module: nn.Module, _args: Any, output: Any) -> Any:
         scope = tuple(self.running)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dni_fx.arguments import FRONTENDS
+from dni_fx.capture.adapters import keep_adapters_whole
 from dni_fx.capture.annotate import annotate
 from dni_fx.capture.axes import find_axes
 from dni_fx.capture.by_export import capture_by_export
@@ -135,9 +136,10 @@ def _capture_by(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None
         raise
     except Exception as error:  # torch.fx and torch.export raise errors of any type on code that they cannot capture
         raise CaptureError(f"{type(error).__name__}: {first_line(error)}") from error
-    if name != "modules":
+    if name != "modules":  # which has annotated its record
         _annotate_and_verify(net, inputs, eager)
-    elif in_depth and _why_uncuttable(net):  # "modules" runs the model itself, and has annotated its record
+    keep_adapters_whole(net)
+    if name == "modules" and in_depth and _why_uncuttable(net):
         raise NoLegalCutError(_why_no_cut(net))
     return net
 

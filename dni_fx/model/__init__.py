@@ -3,6 +3,7 @@
 In: a target as text, or a module. Out: the module, its example inputs, the arguments of its calls.
 """
 
+from dni_fx.model.adapters import is_adapter
 from dni_fx.model.attributes import REGISTERED, at_path, expression, has_path, is_hidden
 from dni_fx.model.call import Path, by_name, by_path, canonical, with_arguments, with_leaves
 from dni_fx.model.captured import Captured
@@ -38,6 +39,7 @@ __all__ = [
     "has_path",
     "in_train_mode",
     "inputs_like",
+    "is_adapter",
     "is_hidden",
     "is_sharded",
     "load_target",

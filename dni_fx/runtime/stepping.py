@@ -3,7 +3,6 @@
 import copy
 import enum
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
 from dni_fx.ops import parameters_of
 from dni_fx.runtime.module import DecoupledModule, rewritten
+from dni_fx.runtime.optimizer_states import joined_state, load_joined_state
 from dni_fx.runtime.optimizers import check_stepping, optimizers_of
 from dni_fx.runtime.parameter_groups import OptimizerFactory
 from dni_fx.runtime.parameters import owned_parameters
@@ -120,7 +120,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
         self._pass = Pass.IDLE
         self._reached: set[int] = set()  # segments that had their pass since IDLE
         self._passes = [0] * len(owned)  # of each segment, so far
-        self._gradients_before: list[list[_Version]] = [[] for _ in owned]  # after the last pass of each segment
+        self._gradients_before: list[list[tuple[int, int]]] = [[] for _ in owned]  # after the last pass of each segment
         self._loss_task = -1  # autograd's number of the last backward pass of the loss
         self._names = {parameter: name for name, parameter in net.named_parameters()}
         self._handle = net.register_forward_hook(_post_forward)
@@ -147,6 +147,9 @@ class SegmentOptimizer(torch.optim.Optimizer):
             The result of the closure.
         """
         result = None
+        if not any(self._passes):  # torch.distributed.checkpoint makes the states by a step with gradients of zero
+            for optimizer in self._every():
+                optimizer.step()
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
@@ -163,24 +166,31 @@ class SegmentOptimizer(torch.optim.Optimizer):
             self._pass = Pass.ZEROED
         self._free()
 
+    def train(self) -> None:
+        """Let the optimizers that have a mode, as schedule-free ones do, enter that of training."""
+        self._enter("train")
+
+    def eval(self) -> None:
+        """Let the optimizers that have a mode enter that of evaluation."""
+        self._enter("eval")
+
+    def _enter(self, mode: str) -> None:
+        for optimizer in self._every():
+            getattr(optimizer, mode, lambda: None)()
+
     @property
     def accumulates(self) -> bool:
         """Whether the next pass adds to gradients of a pass before."""
         return any(passes % self.accumulate for passes in self._passes)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all optimizers, by segment."""
-        return {"segments": [[o.state_dict() for o in own] for own in self.optimizers], "passes": list(self._passes)}
+        """The states of all optimizers, in the form of one; and the passes of each segment."""
+        return joined_state(self.optimizers) | {"passes": list(self._passes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Set the states of all optimizers from a `state_dict()` of the same net with the same cuts."""
-        stored = state_dict.get("segments")
-        if stored is None or [len(own) for own in stored] != [len(own) for own in self.optimizers]:
-            raise DniFxError("the state is not that of an optimizer of the same segments")
-        for own, states in zip(self.optimizers, stored, strict=True):
-            for optimizer, state in zip(own, states, strict=True):
-                optimizer.load_state_dict(state)
-        self._passes = list(state_dict["passes"])
+        load_joined_state(self.optimizers, state_dict)
+        self._passes = list(state_dict.get("passes", [0] * len(self.optimizers)))
         for index, passes in enumerate(self._passes):  # no state holds the gradients of passes before a step
             if not self._with_gradients(index):
                 self._passes[index] -= passes % self.accumulate
@@ -321,23 +331,15 @@ class SegmentOptimizer(torch.optim.Optimizer):
         """The parameters of a segment that have gradients."""
         return [p for p in parameters_of(self.optimizers[index]) if p.grad is not None]
 
-    def _gradients_of(self, index: int) -> list["_Version"]:
-        """The versions of a segment's gradients: they change when a backward pass adds to a gradient."""
+    def _gradients_of(self, index: int) -> list[tuple[int, int]]:
+        """The identities and versions of a segment's gradients: they change when a backward pass adds to a gradient."""
         gradients = [p.grad for p in self._with_gradients(index)]
         # `fully_shard` adds to the local tensor of a shard, whose own version stays.
-        return [_Version(id(g), getattr(g, "_local_tensor", g)._version) for g in gradients if g is not None]
+        return [(id(g), getattr(g, "_local_tensor", g)._version) for g in gradients if g is not None]
 
     def _every(self) -> Iterator[torch.optim.Optimizer]:
         for own in self.optimizers:
             yield from own
-
-
-@dataclass(frozen=True)
-class _Version:
-    """The version of a gradient: which tensor, and how often something was written to it."""
-
-    identity: int
-    writes: int
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

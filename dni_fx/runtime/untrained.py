@@ -6,6 +6,7 @@ import weakref
 import torch
 from torch import nn
 
+from dni_fx.model import is_adapter
 from dni_fx.runtime.dni import Dni, StepsSegments
 from dni_fx.runtime.live import held_by, live_optimizers, post_each_step
 
@@ -24,6 +25,8 @@ class Untrained:
         """Warn if no optimizer trains a synthesizer: one may step later than that of the model."""
         if self.known:
             return
+        if self.nets is None and any(map(is_adapter, net.modules())):
+            _warn_of_frozen(dni)
         if isinstance(dni.optimizer, StepsSegments) or dni.rewrite.mix == 1.0:  # with mix 1 they train nothing
             self.known = True
         elif self.nets is None:
@@ -53,9 +56,28 @@ class Untrained:
         return self.known
 
 
+def _warn_of_frozen(dni: Dni) -> None:
+    """Warn of synthesizers that `peft.get_peft_model` has frozen, as it does all but the adapters."""
+    names = []
+    for name, synthesizer in dni.synthesizers.items():
+        trains = [p.requires_grad for p in synthesizer.parameters()]
+        if trains and not any(trains):
+            names.append(name)
+    if names:
+        warnings.warn(
+            f"adapters have frozen the synthesizer {names[0]}{_more(names)}, which learns nothing: call "
+            "net.dni.requires_grad_(True) after peft.get_peft_model, or transform the model that it returns",
+            stacklevel=2,
+        )
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
 def _message(names: list[str]) -> str:
-    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     return (
-        f"no optimizer trains the synthesizer {names[0]}{more}, so the layers below its cut learn nothing useful: give "
-        "the optimizer of the model to dni_fx.transform, optimizer=..., or make the optimizer from net.parameters()"
+        f"no optimizer trains the synthesizer {names[0]}{_more(names)}, so the layers below its cut learn nothing "
+        "useful: give the optimizer of the model to dni_fx.transform, optimizer=..., or make the optimizer from "
+        "net.parameters()"
     )
