@@ -18,7 +18,7 @@ from dni_fx.ops.segment import Segment, SegmentListener
 from dni_fx.ops.specialised import specialised
 from dni_fx.ops.steps import CountsSteps
 from dni_fx.ops.time import FROM_WINDOW_TO_WINDOW, carry, enter, learn, leave, leaves
-from dni_fx.ops.tracing import TRACED, check_not_traced
+from dni_fx.ops.tracing import TRACED, check_not_symbolic, check_not_traced
 from dni_fx.ops.unit import begin_unit, decouple_unit
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "begin_unit",
     "boundary",
     "carry",
+    "check_not_symbolic",
     "check_not_traced",
     "clipped",
     "decouple",

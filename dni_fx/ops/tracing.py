@@ -6,7 +6,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from dni_fx.errors import DniFxError
 
-__all__ = ["TRACED", "check_not_traced"]
+__all__ = ["TRACED", "check_not_symbolic", "check_not_traced"]
 
 TRACED = (
     "a training step of a rewritten net runs backward passes and counts steps, which no torch.jit.trace, "
@@ -28,3 +28,16 @@ def check_not_traced(value: object, *, allows_export: bool = False) -> None:
         raise DniFxError(TRACED)
     if get_proxy_mode() is not None and not (allows_export and torch.compiler.is_exporting()):
         raise DniFxError(TRACED)
+
+
+def check_not_symbolic(args: object) -> None:
+    """Raise a DniFxError if torch.fx traces a forward that takes any arguments.
+
+    Args:
+        args: The arguments by position: torch.fx gives a Proxy in place of the tuple.
+    """
+    if isinstance(args, fx.Proxy):
+        raise DniFxError(
+            'symbolic_trace finds no graph in a net of the front end "export" or "modules": trace '
+            "dni_fx.restore(net), the plain model"
+        )

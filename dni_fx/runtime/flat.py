@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 from torch.utils import _pytree as pytree
 
+from dni_fx import ops
 from dni_fx.errors import DniFxError, SourceError
 from dni_fx.model import (
     MODE,
@@ -267,6 +268,7 @@ class FlatModule(DecoupledModule):
 
 def _forward(self: FlatModule, *args: Any, **kwargs: Any) -> Any:
     """`FlatModule.forward`. It is assigned in `recompile`, since fx writes a new forward for every graph."""
+    ops.check_not_symbolic(args)
     context = {"dni_context": kwargs.pop("dni_context")} if "dni_context" in kwargs else {}
     if not self.training:
         return call_original(self, *args, **kwargs)

@@ -145,8 +145,10 @@ class HookedModule(DecoupledModule):
         return frozenset(max(ends.values(), key=len).values()) if ends else frozenset()
 
 
-def _forward(self: HookedModule, *args: Any, dni_context: Tensor | None = None, **kwargs: Any) -> Any:
+def _forward(self: HookedModule, *args: Any, **kwargs: Any) -> Any:
     """`HookedModule.forward`. It is assigned in `recompile`, since fx writes a new forward for every graph."""
+    ops.check_not_symbolic(args)
+    dni_context = kwargs.pop("dni_context", None)
     if not (self.training and torch.is_grad_enabled() and hasattr(self, "dni")):
         return call_original(self, *args, **kwargs)
     in_time = bool(self.dni.plan.states)

@@ -62,6 +62,16 @@ def test_other_front_ends(tracer: str, frontend: str) -> None:
     assert str(found.value).startswith(TRACED)  # torch.export adds a line
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("frontend", ["export", "modules"])
+def test_symbolic_trace_of_other_front_ends(frontend: str, train: bool) -> None:
+    net = made(frontend).train(train)
+    with pytest.raises(DniFxError, match=r"symbolic_trace finds no graph .* dni_fx\.restore\(net\)"):
+        torch.fx.symbolic_trace(net)
+    plain = dni_fx.restore(net)
+    assert torch.equal(torch.fx.symbolic_trace(plain)(X), plain(X))
+
+
 @pytest.mark.parametrize("tracer", TRACERS)
 def test_in_eval_mode(tracer: str) -> None:
     net = made().eval()

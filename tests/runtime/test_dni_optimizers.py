@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import pytest
 import torch
 from nets import three_layers
 from one_cut import X, synthesizer_of
@@ -50,3 +51,28 @@ def test_zero_grad_reaches_an_optimizer_of_their_own() -> None:
     assert all(p.grad is None for p in net.dni.parameters())
     assert copy.deepcopy(net).dni.optimizer is None
     assert isinstance(net.dni.optimizer, torch.optim.Adam)
+
+
+@pytest.mark.parametrize("options", [{"unlock": "none", "mix": 1.0}, {"training": Training(warmup=9)}])
+def test_clipping_apart_is_that_of_backpropagation_where_predictions_are_true(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    x = torch.rand(16, 8)
+    net: Any = dni_fx.transform(copy.deepcopy(model), x, cuts=["1", "3"], synthesizer="mlp", **options).train()
+    norms = []
+    for module, own in (
+        (model, [*model.parameters()]),
+        (net, [p for n, p in net.named_parameters() if "dni." not in n]),
+    ):
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (module(x).square().sum()).backward()
+            norms.append(nn.utils.clip_grad_norm_(own, 0.5))
+            if module is net:
+                nn.utils.clip_grad_norm_(net.dni.parameters(), 0.5)
+            optimizer.step()
+    assert min(norms) > 0.5
+    torch.testing.assert_close(norms[:3], norms[3:])
+    for (name, p), its in zip(model.named_parameters(), net.parameters(), strict=False):
+        torch.testing.assert_close(p, its, msg=name)
