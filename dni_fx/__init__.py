@@ -19,6 +19,7 @@ Look at the result:
 Train and keep:
     SegmentOptimizer  an optimizer for each segment
     segments          the segments as modules, such as stages of a pipeline
+    shard_segments    split the parameters over processes, by segment
     save, load        a folder for a rewritten net
     save_checkpoint, load_checkpoint
                       a file for a training run

@@ -154,6 +154,7 @@ KINDS: dict[str, Kind] = {
     # the step
     "step": one_of("loop", "segment"),
     "accumulate": whole("the number of batches whose gradients are accumulated, 1 or more", 1).or_none(),
+    "factor": Kind("the number by which the loop multiplies the loss, above 0", _is_positive),
     "scaler": Kind("a torch.amp.GradScaler", lambda value: isinstance(value, torch.amp.GradScaler)).or_none(),
     "compile": Kind(
         "True, False, or a dict of arguments for torch.compile",

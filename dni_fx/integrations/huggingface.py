@@ -45,8 +45,9 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
         super().__init__(**{name: value for name, value in given.items() if name != "self"})
         if use_cache is not None:
             config.use_cache = use_cache  # the Trainer has changed it, and the graph holds for the value before
+        self._followed = self.args.gradient_accumulation_steps, 1  # the divisor and the factor of the loss
         if own is None:
-            self._net.dni.scale_with(self.accelerator.scaler, accumulate=self.args.gradient_accumulation_steps)
+            self._net.dni.scale_with(self.accelerator.scaler, accumulate=self._followed[0])
         else:
             _check_segment_steps(own.accumulate, self.args)
         self.accelerator.clip_grad_norm_ = self._clipping(self.accelerator.clip_grad_norm_)
@@ -57,9 +58,14 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
         divides_itself = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         exits = self._net.dni.exits.values()
         in_own_loss = bool(exits) and all(exit.plan.loss for exit in exits)
-        divisor = 1 if divides_itself and in_own_loss else self.current_gradient_accumulation_steps
-        if self._net.dni.optimizer is None and self._net.dni.accumulate != divisor:
-            self._net.dni.scale_with(self.accelerator.scaler, accumulate=divisor)
+        divisor, factor = self.current_gradient_accumulation_steps, 1
+        if divides_itself and in_own_loss:
+            # The loss is a part of a sum over processes, of whose gradients DistributedDataParallel takes the mean.
+            divisor, factor = 1, self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        if self._followed != (divisor, factor):
+            scaler = getattr(self._net.dni.optimizer, "scaler", self.accelerator.scaler)
+            self._net.dni.scale_with(scaler, accumulate=divisor, factor=factor)
+            self._followed = divisor, factor
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
@@ -78,14 +84,14 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
             torch.save(state, os.path.join(output_dir or self.args.output_dir, _STATE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._load_synthesizers(resume_from_checkpoint)  # first: the model keeps its weights if this fails
         with self._original_model():
             super()._load_from_checkpoint(resume_from_checkpoint)
-        self._load_synthesizers(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        self._load_synthesizers(self.state.best_model_checkpoint)
         with self._original_model():
             super()._load_best_model()
-        self._load_synthesizers(self.state.best_model_checkpoint)
 
     @contextmanager
     def _original_model(self) -> Iterator[None]:
@@ -100,7 +106,10 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
         path = os.path.join(folder, _STATE)
         if not os.path.isfile(path):
             raise DniFxError(f"{folder} has no {_STATE}: it is no checkpoint of a DecoupledTrainer")
-        self._net.dni.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        state, own = torch.load(path, map_location="cpu", weights_only=True), self._net.dni.state_dict()
+        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
+            raise DniFxError(f"{path} holds the synthesizers of a net with other cuts or other synthesizers")
+        self._net.dni.load_state_dict(state)
 
     def _clipping(self, clip: Callable[..., Any]) -> Callable[..., Any]:
         """The function of the accelerator that clips gradients, for the model and the synthesizers apart."""

@@ -100,24 +100,27 @@ class Dni(nn.Module):
         """Synthesizers by the name of their crossing, as in `net.code`."""
         return {name: crossing.synthesizer for name, crossing in self.crossings.items()}
 
-    def scale_with(self, scaler: torch.amp.GradScaler | None = None, *, accumulate: int | None = None) -> None:
+    def scale_with(
+        self, scaler: torch.amp.GradScaler | None = None, *, accumulate: int | None = None, factor: float = 1.0
+    ) -> None:
         """Let predictions follow the factor by which the training loop multiplies the mean loss of a batch.
 
         Args:
             scaler: The GradScaler that multiplies the loss; None: no GradScaler.
             accumulate: The number of batches whose gradients the loop accumulates, and by which it divides the loss;
                 1: it adds whole losses. None: not known; an optimizer raises an error if it steps on added gradients.
+            factor: The number by which the loop multiplies the loss, besides; such as that of the processes where
+                DistributedDataParallel takes the mean of their gradients, and their losses are parts of a sum.
 
         Raises:
-            DniFxError: If `accumulate` is no number of batches; with a scaler: if targets are clipped, or there is a
-                horizon.
+            DniFxError: If an argument is no such number; with a scaler: if targets are clipped, or there is a horizon.
         """
-        check_arguments({"accumulate": accumulate})
+        check_arguments({"accumulate": accumulate, "factor": factor})
         if scaler is not None:
             check_scaler(scaler, self.rewrite.training)
             scaler = scaler if scaler.is_enabled() else None
-        self.accumulate, divisor = accumulate, accumulate or 1
-        scale = LossScale(scaler, divisor) if scaler is not None or divisor > 1 else None
+        self.accumulate, divisor = accumulate, (accumulate or 1) / factor
+        scale = LossScale(scaler, divisor) if scaler is not None or divisor != 1 else None
         for crossing in self.crossings.values():
             crossing.scale_with(scale)
         for exit in self.exits.values():

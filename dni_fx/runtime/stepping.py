@@ -107,7 +107,7 @@ class SegmentOptimizer(torch.optim.Optimizer):
             # The first loss that is scaled makes a scaler ready, but segments step before that.
             self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
         training = training or net.dni.rewrite.training
-        self._made_with = factory, training
+        self._made_with = factory, training, accumulate
         owned = owned_parameters(net, net.dni)
         self.optimizers = [optimizers_of(parameters, factory, net.dni, training) for parameters in owned]
         if not any(self.optimizers):
@@ -207,11 +207,9 @@ class SegmentOptimizer(torch.optim.Optimizer):
 
     def copy_for(self, net: DecoupledModule) -> torch.optim.Optimizer | None:
         """Give a copy of the net an optimizer like this, with a copy of the states; None if the factory fails."""
-        factory, training = self._made_with
+        factory, training, accumulate = self._made_with
         try:
-            made = SegmentOptimizer(
-                net, factory, training=training, accumulate=self._net.dni.accumulate, scaler=self.scaler
-            )
+            made = SegmentOptimizer(net, factory, training=training, accumulate=accumulate, scaler=self.scaler)
             made.load_state_dict(copy.deepcopy(self.state_dict()))
         except Exception:  # a factory may run once only; a copy that is trained nevertheless gives a warning
             net.dni.unstepped = True

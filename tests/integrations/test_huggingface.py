@@ -1,12 +1,15 @@
 """The Trainer of transformers trains a rewritten net to the same weights as a loop by hand."""
 
 import copy
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from processes import in_two_processes
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 import dni_fx
@@ -126,6 +129,46 @@ def test_exits_in_a_loss_that_divides_by_all_accumulated_labels(tmp_path: Path) 
     assert difference(nets[0], by_hand(nets[1], gpt, accumulate=2)) == 0
 
 
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.1)
+
+
+# With two processes, a model that divides by all labels has in each a part of the loss.
+IN_TWO: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "mean": (bert, {}, {}),
+    "mean, clipped": (bert, {"synthesizer": "linear"}, {"max_grad_norm": 0.1}),
+    "part of a sum": (gpt, {}, {}),
+    "part of a sum, unlock none": (gpt, {"unlock": "none"}, {}),
+    "part of a sum, accumulated": (gpt, {}, {"gradient_accumulation_steps": 2}),
+    "part of a sum, stepping": (
+        gpt,
+        {"step": "segment", "optimizer": sgd, "accumulate": 2},
+        {"gradient_accumulation_steps": 2},
+    ),
+}
+
+
+def trained(name: str, folder: Path, rows: int) -> dict[str, torch.Tensor]:
+    model, options, arguments = IN_TWO[name]
+    net = made(model, **options)
+    trainer(net, model, folder, per_device_train_batch_size=rows, optim="sgd", **arguments).train()
+    return {key: value.clone() for key, value in net.state_dict().items()}
+
+
+def process(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="0")
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: trained(name, Path(folder), 4) for name in IN_TWO}
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    found = in_two_processes(process, tmp_path)
+    for name in IN_TWO:
+        for key, value in trained(name, tmp_path, 8).items():
+            assert torch.equal(found[0][name][key], found[1][name][key]), (name, key)
+            torch.testing.assert_close(found[0][name][key], value, rtol=1e-5, atol=1e-6, msg=f"{name}: {key}")
+
+
 def test_labels_are_the_context(tmp_path: Path) -> None:
     options: dict[str, Any] = {"classes": 2, "synthesizer": "linear"}
     nets = made(bert, **options), made(bert, context_from="labels", **options)
@@ -142,9 +185,13 @@ def test_a_run_goes_on_bit_for_bit(model: Any, tmp_path: Path) -> None:
     trainer(whole, model, tmp_path, **saving).train()
     trainer(resumed, model, tmp_path, **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert difference(whole, resumed) == 0
-    (tmp_path / "checkpoint-2" / "dni.pt").unlink()
-    with pytest.raises(DniFxError, match=r"checkpoint-2 has no dni\.pt"):
-        trainer(resumed, model, tmp_path, **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    others = made(model, synthesizer="mlp")
+    before = copy.deepcopy(others)
+    for message in ("a net with other cuts or other synthesizers", r"checkpoint-2 has no dni\.pt"):
+        with pytest.raises(DniFxError, match=message):
+            trainer(others, model, tmp_path, **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert difference(others, before) == 0
+        (tmp_path / "checkpoint-2" / "dni.pt").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("model", [bert, gpt])
