@@ -30,9 +30,10 @@ class Model(nn.Module):
         super().__init__()
         self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
         self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.position = nn.Parameter(torch.rand(8))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        x = self.stem(x + self.position)
         for block in self.blocks:
             x = block(x)
         return self.head(x)

@@ -45,18 +45,20 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def in_pipeline(rank: int, name: str, schedule: str) -> dict[str, Tensor]:
-    """The gradients of one segment after the second step."""
+    """The gradients of one segment in the first step, and in the second."""
     net = made(name)
     segment = dni_fx.segments(net)[rank]
     stage = PipelineStage(segment, rank, 2, torch.device("cpu"))
     steps = SCHEDULES[schedule](stage, n_microbatches=MICROBATCHES, loss_fn=loss_of)
-    for _ in range(2):
-        net.zero_grad()
+    found = {}
+    for k in range(2):
         if rank == 0:
             steps.step(*((X, Y) if net.dni_takes_context() else (X,)))
         else:
             steps.step(target=Y)
-    return gradients(segment)
+        found |= {f"{k}: {name}": gradient for name, gradient in gradients(segment).items()}
+        net.zero_grad()
+    return found
 
 
 def process(rank: int) -> dict[str, dict[str, Tensor]]:

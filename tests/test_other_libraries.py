@@ -121,20 +121,28 @@ def test_schedule_free_optimizers(unlock: str) -> None:
     assert not torch.equal(found[0]["0.weight"], found[1]["0.weight"])
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before a step", "after a step"])
-def test_torch_distributed_checkpoint(before: bool) -> None:
+@pytest.mark.parametrize("order", ["set", "get, set", "set, get", "get, write, set", "train, set"])
+def test_torch_distributed_checkpoint(order: str) -> None:
     """States by name, of `step="segment"` as of one optimizer: loaded, the training goes on bit for bit."""
     net, optimizer = made(STEPPING)
     train(net, optimizer, torch.Tensor.backward, context=False)
     model_state, states = copy.deepcopy(get_state_dict(net, optimizer))
-    other, other_optimizer = made(STEPPING)
-    if before:  # as torch.distributed.checkpoint.load does, which fills tensors that are there
-        assert get_state_dict(other, other_optimizer)[1]["state"].keys() == states["state"].keys()
-    else:
-        train(other, other_optimizer, torch.Tensor.backward, context=False)
-    set_state_dict(other, other_optimizer, model_state_dict=model_state, optim_state_dict=states)
-    for one, its in ((net, optimizer), (other, other_optimizer)):
-        train(one, its, torch.Tensor.backward, context=False)
+    other, its = made(STEPPING)
+    for step in order.split(", "):
+        if step == "train":
+            train(other, its, torch.Tensor.backward, context=False)
+        elif step == "get":
+            own = get_state_dict(other, its)[1]
+            assert own["state"].keys() == states["state"].keys()
+        elif step == "write":  # into the tensors that are there, as torch.distributed.checkpoint.load does
+            for name, values in states["state"].items():
+                for key, value in values.items():
+                    own["state"][name][key].copy_(value)
+            states = own | {"param_groups": states["param_groups"]}
+        else:
+            set_state_dict(other, its, model_state_dict=model_state, optim_state_dict=states)
+    for one, its_optimizer in ((net, optimizer), (other, its)):
+        train(one, its_optimizer, torch.Tensor.backward, context=False)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in net.state_dict().items())
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,6 +55,7 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """A training step, as of the Trainer; predictions follow the factor of its loss."""
+        self._warn_of_short_step()
         # A model that gets `num_items_in_batch` divides its own loss, in which exits may end, too.
         divides_itself = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         exits = self._net.dni.exits.values()
@@ -68,6 +70,17 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
             self._followed = divisor, factor
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def _warn_of_short_step(self) -> None:
+        """Warn if the Trainer steps after fewer batches than segments that step by themselves."""
+        own: Any = self._net.dni.optimizer
+        batches = self.current_gradient_accumulation_steps
+        if own is not None and batches != own.accumulate:
+            warnings.warn(
+                f'the last step of an epoch has {batches} batches: with step="segment" the segments step after each '
+                f"{own.accumulate}, also over the end of an epoch: give a multiple",
+                stacklevel=2,
+            )
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss of a batch, as of the Trainer; the labels are the `dni_context`, too."""

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,18 @@ class DecoupledCallback(pl.Callback):  # type: ignore[misc]  # mypy does not rea
         if pl_module.automatic_optimization and not rewritten_in(pl_module):
             raise DniFxError(f"{type(pl_module).__name__} holds no net that dni_fx.transform has returned")
         _prepare(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the first batch: warn if the segments that step by themselves will step at other batches."""
+        every, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+        steps = any(net.dni.optimizer is not None for net in rewritten_in(pl_module))
+        if steps and pl_module.automatic_optimization and batches != float("inf") and batches % every:
+            warnings.warn(
+                f"{batches} batches are no multiple of accumulate_grad_batches={every}: with "
+                f'step="segment" the segments step after each {every}, also over the end of an epoch, where Lightning '
+                "steps: give a multiple",
+                stacklevel=2,
+            )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """After `fit`: the module has its own methods again."""

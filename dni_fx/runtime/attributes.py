@@ -35,7 +35,9 @@ class LinkedModule(fx.GraphModule):
             self.dni_guard()
             return super().__call__(*args, **kwargs)
         self.dni_follow_original()
-        if "dni_context" in kwargs and not self.dni_takes_context():
+        if kwargs.get("dni_context") is None:
+            kwargs.pop("dni_context", None)
+        elif not self.dni_takes_context():
             raise TypeError("the net takes no labels: give dni_fx.transform classes= (or context_size=)")
         forms = self.dni_captured.forms
         dni: Any = self._modules.get("dni")

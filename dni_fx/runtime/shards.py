@@ -101,7 +101,8 @@ def shard_synthesizers(net: DecoupledModule) -> None:
     meshes = [group.mesh_info.mesh for state in states for group in parameter_groups(state)]
     if meshes and net.dni.exits:
         raise DniFxError("exits run layers of the model: transform the model before fully_shard splits it")
-    if meshes:
+    if original is not None and meshes:
+        net.__dict__["_parameters"] = original._parameters  # `fully_shard` assigns whole parameters and shards there
         from torch.distributed.fsdp import fully_shard
 
         for synthesizer in net.dni.synthesizers.values():

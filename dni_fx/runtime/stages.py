@@ -2,19 +2,24 @@
 
 import inspect
 import operator
+import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from dni_fx import ops
 from dni_fx.errors import DniFxError
+from dni_fx.model import preserved
 from dni_fx.runtime.generated import AnyNames
 from dni_fx.runtime.module import DecoupledModule, rewritten
 
 __all__ = ["segments"]
 
 _CUTS = (ops.decouple, ops.decouple_unit, ops.inject)
+_CALLERS = 12  # frames from the call of a stage's module to the method of the stage, at most
 
 
 def segments(net: nn.Module) -> list[fx.GraphModule]:
@@ -110,10 +115,35 @@ def _module(
         result: Any = fx.map_arg(net.graph.output_node().args[0], copied)
         calling = getattr(net, "dni_calling", None)
         graph.output(result if calling is None else graph.call_function(calling.unflatten, (result,)))
-    made = fx.GraphModule(net, graph, "Segment")
+    made = _Stage(net, graph, "Segment")
     if not net.dni_runs_graph_in_eval:
         made.register_forward_pre_hook(_in_train_mode)
     return made
+
+
+class _Stage(fx.GraphModule):
+    """A segment by itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not _finds_shapes():
+            return super().__call__(*args, **kwargs)
+        with preserved(self):  # else a local backward pass leaves gradients of values that are no data
+            return super().__call__(*args, **kwargs)
+
+
+def _finds_shapes() -> bool:
+    """Whether a PipelineStage calls, which runs its module once, before the first step, to see shapes."""
+    if torch.compiler.is_compiling() or "torch.distributed.pipelining" not in sys.modules:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_CALLERS):
+        if frame is None:
+            return False
+        in_pipelining = frame.f_globals.get("__name__", "").startswith("torch.distributed.pipelining")
+        if in_pipelining and frame.f_code.co_name in ("_forward_metadata_inference", "_shape_inference"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _in_train_mode(module: nn.Module, _args: Any) -> None:

@@ -76,9 +76,9 @@ class SegmentOptimizer(torch.optim.Optimizer):
         factory: Makes an optimizer from parameters, or from groups of parameters; called once for each segment.
         training: How the synthesizers are trained: the learning rate, or an optimizer.
         accumulate: Passes of a segment for each step; their gradients add up. The loop divides the loss by this number,
-            and calls `zero_grad()` before every pass.
+            and calls `zero_grad()` before every pass. None: that of the net.
         scaler: The GradScaler of the loss. The segments step through it; `scaler.step(optimizer)` in the loop has
-            nothing left to do; call `scaler.update()` there, after every `accumulate` passes.
+            nothing left to do; call `scaler.update()` there, after every `accumulate` passes. None: that of the net.
 
     Raises:
         DniFxError: If an argument is wrong.
@@ -98,11 +98,15 @@ class SegmentOptimizer(torch.optim.Optimizer):
         check_stepping(factory)
         check_arguments({"training": training, "accumulate": accumulate, "scaler": scaler}, "SegmentOptimizer")
         net = rewritten(net)
-        if isinstance(net.dni.optimizer, SegmentOptimizer):
-            net.dni.optimizer.remove()
+        before = net.dni.optimizer
+        if accumulate is None:
+            accumulate = before.accumulate if isinstance(before, SegmentOptimizer) else net.dni.accumulate
+        if isinstance(before, SegmentOptimizer):
+            scaler = before.scaler if scaler is None else scaler
+            before.remove()
         net.dni.scale_with(scaler, accumulate=accumulate)
-        self.accumulate = accumulate or 1
-        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.accumulate: int = accumulate or 1
+        self.scaler: torch.amp.GradScaler | None = scaler if scaler is not None and scaler.is_enabled() else None
         if self.scaler is not None:
             # The first loss that is scaled makes a scaler ready, but segments step before that.
             self.scaler.scale(torch.zeros((), device=next(net.parameters()).device))
@@ -147,7 +151,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
             The result of the closure.
         """
         result = None
-        if not any(self._passes):  # torch.distributed.checkpoint makes the states by a step with gradients of zero
+        if not any(o.state for o in self._every()) and not any(group.get("lr", 0) for group in self.param_groups):
+            # torch.distributed.checkpoint makes the states by a step with gradients and rates of zero.
             for optimizer in self._every():
                 optimizer.step()
         if closure is not None:
@@ -166,17 +171,14 @@ class SegmentOptimizer(torch.optim.Optimizer):
             self._pass = Pass.ZEROED
         self._free()
 
-    def train(self) -> None:
+    def train(self, mode: str = "train") -> None:
         """Let the optimizers that have a mode, as schedule-free ones do, enter that of training."""
-        self._enter("train")
+        for optimizer in self._every():
+            getattr(optimizer, mode, lambda: None)()
 
     def eval(self) -> None:
         """Let the optimizers that have a mode enter that of evaluation."""
-        self._enter("eval")
-
-    def _enter(self, mode: str) -> None:
-        for optimizer in self._every():
-            getattr(optimizer, mode, lambda: None)()
+        self.train("eval")
 
     @property
     def accumulates(self) -> bool:

@@ -266,3 +266,9 @@ def test_arguments_by_position(tmp_path: Path) -> None:
     assert InOrder(net, arguments, None, [{}]).train_dataset == [{}]
     with pytest.raises(DniFxError, match="no model_init"):
         InOrder(args=arguments, model_init=gpt)
+
+
+def test_an_epoch_that_ends_between_two_steps_of_the_segments(tmp_path: Path) -> None:
+    net = made(bert, step="segment", optimizer=adamw, accumulate=3)
+    with pytest.warns(UserWarning, match="the last step of an epoch has 2 batches"):
+        trainer(net, bert, tmp_path, gradient_accumulation_steps=3).train()

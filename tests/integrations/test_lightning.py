@@ -265,6 +265,12 @@ def test_what_segments_that_step_cannot_do(options: Any, of_trainer: Any, messag
         trainer(**of_trainer).fit(Module(made(**options)), data())
 
 
+def test_an_epoch_that_ends_between_two_steps_of_the_segments() -> None:
+    net = made(**STEPPING, accumulate=3)
+    with pytest.warns(UserWarning, match="4 batches are no multiple of accumulate_grad_batches=3"):
+        trainer(accumulate_grad_batches=3).fit(Module(net), data())
+
+
 class Plain(Module):
     def configure_optimizers(self) -> Any:
         return None

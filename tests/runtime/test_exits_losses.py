@@ -84,6 +84,7 @@ def test_a_model_that_returns_its_loss_takes_no_target() -> None:
     assert not net.dni.plan.takes_context
     with pytest.raises(TypeError, match="the net takes no labels"):
         net(*NETS["own loss"].inputs, dni_context=torch.zeros(4))
+    net(*NETS["own loss"].inputs, dni_context=None)  # as code for nets of both kinds gives it
 
 
 def test_a_loss_by_name_takes_labels_at_positions() -> None:

@@ -39,12 +39,9 @@ def split(net: Any) -> list[list[str]]:
 def test_each_segment_is_a_group() -> None:
     net = made()
     dni_fx.shard_segments(net)
-    groups = {frozenset(name.split(".")[-2] if "blocks" not in name else name[:8] for name in g) for g in split(net)}
-    of_net = next(group for group in split(net) if "dni.cut0_add.synthesizer.net.0.bias" in group)
-    assert all(name.startswith("dni.") for name in of_net)
-    assert groups >= {
-        frozenset(names) for names in (("stem", "blocks.0"), ("blocks.1", "blocks.2"), ("blocks.3", "head"))
-    }
+    groups = [{name[:8] if "blocks" in name else name.partition(".")[0] for name in group} for group in split(net)]
+    wanted: list[set[str]] = [{"stem", "blocks.0"}, {"blocks.1", "blocks.2"}, {"blocks.3", "head"}, {"position", "dni"}]
+    assert sorted(map(sorted, groups)) == sorted(map(sorted, wanted))
 
 
 def test_what_exits_run_stays_whole() -> None:
@@ -98,10 +95,10 @@ def test_a_forward_pass_that_fails() -> None:
     net = made()
     dni_fx.shard_segments(net)
     optimizer = sgd(net.parameters())
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match="must match the size"):
         net(X[:, :5])
     for _ in range(2):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(X), Y).backward()
         optimizer.step()
-    assert all(p.grad is not None for p in net.parameters())
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []

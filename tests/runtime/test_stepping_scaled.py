@@ -49,3 +49,25 @@ def test_gradients_that_accumulate_are_not_unscaled() -> None:
     with pytest.raises(DniFxError, match="still accumulate"):
         train(2, "backward", "unscale_", "step")
     train(1, "backward", "unscale_", "step")
+
+
+def test_another_optimizer_keeps_what_the_net_was_made_with() -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    options: dict[str, Any] = {"cuts": ["1"], "step": "segment", "optimizer": torch.optim.Adam}
+    net: Any = dni_fx.transform(model, X[:, :4], accumulate=2, scaler=scaler, verify=False, **options)
+    made = dni_fx.SegmentOptimizer(net, torch.optim.Adam)
+    assert (made.accumulate, made.scaler, net.dni.accumulate) == (2, scaler, 2)
+    assert dni_fx.SegmentOptimizer(net, torch.optim.Adam, accumulate=3).accumulate == 3
+    looped: Any = dni_fx.transform(nn.Sequential(*net.dni_original), X[:, :4], cuts=["1"], accumulate=4)
+    assert dni_fx.SegmentOptimizer(looped, torch.optim.Adam).accumulate == 4
+
+
+def test_a_step_before_the_first_pass_trains_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    net: Any = dni_fx.transform(model, X[:, :4], cuts=["1"], step="segment", optimizer=torch.optim.Adam).eval()
+    before = [p.detach().clone() for p in net.parameters()]
+    net(X[:, :4]).square().mean().backward()
+    net.dni.optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
