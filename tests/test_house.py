@@ -150,7 +150,7 @@ def test_files_are_short(name: str) -> None:
 
 TRICKS = re.compile(r"""isinstance\(.*HookedModule|__dict__\["dni_|SimpleNamespace\(""")
 PEOPLE = re.compile(r"\b(told|heard|lessons?|strangers?|nobody|whoever)\b", re.IGNORECASE)
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -165,6 +165,13 @@ def test_plain_words() -> None:
     paths = [path for name in ORDER for path in files_of(name)] + TEXTS
     found = {str(path.relative_to(ROOT)): PEOPLE.findall(path.read_text(encoding="utf-8")) for path in paths}
     assert not {path: words for path, words in found.items() if words}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)
+def test_links(path: Path) -> None:
+    """Each link to a file of the project leads to one."""
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert not [target for target in targets if not (path.parent / target).exists()]
 
 
 SHOWN_BY = re.findall(
