@@ -174,8 +174,10 @@ def test_a_model_with_adapters(frontend: str) -> None:
         dni_fx.transform(model, X[:8], cuts=[inside], frontend=frontend, synthesizer="linear")
 
 
-def test_adapters_after_the_rewrite() -> None:
-    net = dni_fx.transform(layers(), X[:8], cuts=["after_first"], synthesizer="linear").train()
+@pytest.mark.parametrize("frontend", ["fx", "modules"])
+def test_adapters_after_the_rewrite(frontend: str) -> None:
+    options: dict[str, Any] = {"frontend": frontend, "synthesizer": "linear"}
+    net = dni_fx.transform(layers(), X[:8], cuts=["after_first"], **options).train()
     model = adapted(net)
     with pytest.warns(
         UserWarning, match=r"frozen the synthesizer cut0_after_first, .* net\.dni\.requires_grad_\(True\)"

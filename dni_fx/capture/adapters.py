@@ -8,13 +8,12 @@ __all__ = ["keep_adapters_whole"]
 
 
 def keep_adapters_whole(net: DecoupledModule) -> None:
-    """Give each node within an adapter, but the last of a call, an obstacle: no cut may be after it."""
+    """Forbid cuts inside an adapter; after its last node one is allowed."""
     adapters = {name for name, module in net.named_modules() if is_adapter(module)}
     if not adapters:
         return
-    nodes = list(net.graph.nodes)
     open_after: set[str] = set()  # calls of adapters of which a later node is a part
-    for node in reversed(nodes):
+    for node in reversed(net.graph.nodes):
         record = record_of(node)
         within = [call for call in record.scope if call in open_after]
         if within and not record.obstacle:

@@ -101,8 +101,9 @@ class _Recorder:
         self.running: list[tuple[str, str]] = []  # name and class of the calls that run now, outermost first
         self.names = {module: name for name, module in model.named_modules() if name}
         self.parameters: dict[int, str] = {}  # each with its first name
-        every = [*model.named_parameters(remove_duplicate=False)]
-        self.first_names = {name: self.parameters.setdefault(id(p), name) for name, p in every}
+        self.first_names: dict[str, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.first_names[name] = self.parameters.setdefault(id(parameter), name)
         self.counter = flop_counter()
         self.saving = Saving([*model.parameters(), *model.buffers(), *inputs.tensors()])
 
@@ -111,7 +112,10 @@ class _Recorder:
         call = f"{name}@{self.counts[name]}" if self.counts[name] else name
         self.counts[name] += 1
         self.running.append((call, type(module).__name__))
-        # `fully_shard` gives a module other parameters while it runs.
+        self.take_parameters(module, name)
+
+    def take_parameters(self, module: nn.Module, name: str) -> None:
+        """Take the parameters of a module that runs: `fully_shard` gives it others while it does."""
         own = module.named_parameters(prefix=name, recurse=False)
         self.parameters |= {id(p): self.first_names.get(key, key) for key, p in own}
 
@@ -157,6 +161,7 @@ def _recorded(model: nn.Module, inputs: Inputs) -> tuple[_Recorder, Any]:
     recorder = _Recorder(model, inputs)
     handles = [m.register_forward_pre_hook(recorder.pre_forward) for m in recorder.names]
     handles += [m.register_forward_hook(recorder.post_forward) for m in recorder.names]
+    handles += [model.register_forward_pre_hook(lambda m, _args: recorder.take_parameters(m, ""))]
     try:
         with recorder.counter, recorder.saving, on_differentiation(recorder.differentiates):
             output = model(*inputs.args, **inputs.kwargs)

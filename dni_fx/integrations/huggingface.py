@@ -62,7 +62,7 @@ class DecoupledTrainer(Trainer):  # type: ignore[misc]  # transformers has no ty
         in_own_loss = bool(exits) and all(exit.plan.loss for exit in exits)
         divisor, factor = self.current_gradient_accumulation_steps, 1
         if divides_itself and in_own_loss:
-            # The loss is a part of a sum over processes, of whose gradients DistributedDataParallel takes the mean.
+            # `compute_loss` multiplies this loss, which is divided by the labels of all processes, by their number.
             divisor, factor = 1, self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         if self._followed != (divisor, factor):
             scaler = getattr(self._net.dni.optimizer, "scaler", self.accelerator.scaler)

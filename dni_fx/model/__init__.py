@@ -14,7 +14,7 @@ from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
 from dni_fx.model.reads import MODE, Read, Reads, text_of, value_of
 from dni_fx.model.seen import Step, value_at
-from dni_fx.model.sharded import is_sharded, parameter_groups, resharded, running_states, states_in
+from dni_fx.model.sharded import gather_again, is_shard, is_sharded, parameter_groups, running_states, states_in
 from dni_fx.model.snapshot import Snapshot
 from dni_fx.model.specs import inputs_like, parse_specs
 
@@ -36,11 +36,13 @@ __all__ = [
     "describe",
     "errors_of",
     "expression",
+    "gather_again",
     "has_path",
     "in_train_mode",
     "inputs_like",
     "is_adapter",
     "is_hidden",
+    "is_shard",
     "is_sharded",
     "load_target",
     "other_argument",
@@ -48,7 +50,6 @@ __all__ = [
     "parse_specs",
     "preserved",
     "probe",
-    "resharded",
     "running_states",
     "same_value",
     "seed",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["is_sharded", "parameter_groups", "resharded", "running_states", "states_in"]
+__all__ = ["gather_again", "is_shard", "is_sharded", "parameter_groups", "resharded", "running_states", "states_in"]
 
 
 def states_in(*modules: nn.Module) -> list[Any]:
@@ -63,8 +63,19 @@ def parameter_groups(state: Any) -> list[Any]:
     return [g for g in [state._fsdp_param_group] if g is not None] if groups is None else groups
 
 
+def is_shard(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is the part of one that this process has."""
+    return type(parameter).__name__ == "DTensor"  # by name, as above
+
+
+def gather_again(states: Sequence[Any]) -> None:
+    """Gather the whole parameters of modules that run forward from their shards; free those of all others."""
+    with resharded(states):
+        pass
+
+
 def running_states(module: nn.Module) -> list[Any]:
-    """The states that `fully_shard` has made of modules that run forward now, outermost first.
+    """The states that `fully_shard` has made of modules that run forward now, the root first.
 
     Of modules in `module`, and of those around it or around submodules of it.
     """

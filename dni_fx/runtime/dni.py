@@ -68,6 +68,7 @@ class Dni(nn.Module):
     accumulate: int | None = None  # the number of batches whose gradients the loop accumulates; None: not known
     given: "weakref.ref[torch.optim.Optimizer] | None" = None  # with step="loop": that `transform` got
     likely_loss: LikelyLoss | None = None  # with labels, until the factor of the loss has been measured
+    scaler: torch.amp.GradScaler | None = None  # that multiplies the loss
     unstepped = False  # True: a copy of a net with step="segment", without an optimizer so far
 
     def __init__(self, plan: Plan) -> None:
@@ -82,7 +83,13 @@ class Dni(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave optimizers out: a copy of a net has other parameters. A user's loss may not be picklable."""
         unstepped = self.unstepped or isinstance(self.optimizer, StepsSegments)
-        return self.__dict__ | {"optimizer": None, "given": None, "unstepped": unstepped, "likely_loss": None}
+        return self.__dict__ | {
+            "optimizer": None,
+            "given": None,
+            "unstepped": unstepped,
+            "likely_loss": None,
+            "scaler": None,
+        }
 
     @property
     def crossings(self) -> dict[str, Crossing]:
@@ -109,8 +116,7 @@ class Dni(nn.Module):
             scaler: The GradScaler that multiplies the loss; None: no GradScaler.
             accumulate: The number of batches whose gradients the loop accumulates, and by which it divides the loss;
                 1: it adds whole losses. None: not known; an optimizer raises an error if it steps on added gradients.
-            factor: The number by which the loop multiplies the loss, besides; such as that of the processes where
-                DistributedDataParallel takes the mean of their gradients, and their losses are parts of a sum.
+            factor: A further factor of the loss, such as the number of processes.
 
         Raises:
             DniFxError: If an argument is no such number; with a scaler: if targets are clipped, or there is a horizon.
@@ -119,7 +125,7 @@ class Dni(nn.Module):
         if scaler is not None:
             check_scaler(scaler, self.rewrite.training)
             scaler = scaler if scaler.is_enabled() else None
-        self.accumulate, divisor = accumulate, (accumulate or 1) / factor
+        self.accumulate, self.scaler, divisor = accumulate, scaler, (accumulate or 1) / factor
         scale = LossScale(scaler, divisor) if scaler is not None or divisor != 1 else None
         for crossing in self.crossings.values():
             crossing.scale_with(scale)

@@ -1,13 +1,13 @@
 """The states of several optimizers as that of one, in the form of `torch.optim.Optimizer.state_dict`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from dni_fx.errors import DniFxError
 
-__all__ = ["joined_state", "load_joined_state"]
+__all__ = ["call_each", "joined_state", "load_joined_state"]
 
 _FORM = ("state", "param_groups")
 
@@ -19,7 +19,7 @@ def joined_state(optimizers: Sequence[Sequence[torch.optim.Optimizer]]) -> dict[
         optimizers: Those of each segment.
 
     Returns:
-        "state" and "param_groups"; "segments": what the state of each optimizer has besides these two.
+        "state" and "param_groups"; "segments": the rest of each optimizer's state, that of no parameter with it.
     """
     state: dict[Any, Any] = {}
     groups: list[dict[str, Any]] = []
@@ -29,10 +29,12 @@ def joined_state(optimizers: Sequence[Sequence[torch.optim.Optimizer]]) -> dict[
         besides.append([])
         for optimizer in own:
             part = optimizer.state_dict()
-            state |= {key + first if isinstance(key, int) else key: value for key, value in part["state"].items()}
+            state |= {key + first: value for key, value in part["state"].items() if isinstance(key, int)}
+            of_none = {key: value for key, value in part["state"].items() if not isinstance(key, int)}
             groups += [group | {"params": [i + first for i in group["params"]]} for group in part["param_groups"]]
             first += sum(len(group["params"]) for group in part["param_groups"])
-            besides[-1].append({key: value for key, value in part.items() if key not in _FORM})
+            others = {key: value for key, value in part.items() if key not in _FORM}
+            besides[-1].append(others | ({"state": of_none} if of_none else {}))
     return {"state": state, "param_groups": groups, "segments": besides}
 
 
@@ -54,7 +56,7 @@ def load_joined_state(optimizers: Sequence[Sequence[torch.optim.Optimizer]], sta
         raise DniFxError("the state is not that of an optimizer of the same segments")
     for own, others, its in zip(optimizers, besides, parts, strict=True):
         for optimizer, other, part in zip(own, others, its, strict=True):
-            optimizer.load_state_dict(other | part)
+            optimizer.load_state_dict(other | part | {"state": other.get("state", {}) | part["state"]})
 
 
 def _take(
@@ -66,3 +68,9 @@ def _take(
         return None
     keys = {key for group in taken for key in group["params"]}
     return {"state": {key: value for key, value in state.items() if key in keys}, "param_groups": taken}
+
+
+def call_each(optimizers: Iterable[torch.optim.Optimizer], method: str) -> None:
+    """Call a method without arguments of each optimizer that has it."""
+    for optimizer in optimizers:
+        getattr(optimizer, method, lambda: None)()

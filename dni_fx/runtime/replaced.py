@@ -5,7 +5,7 @@ from operator import is_
 from torch import nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import is_sharded
+from dni_fx.model import is_shard, is_sharded
 from dni_fx.runtime.dni import StepsSegments
 from dni_fx.runtime.live import held_by, live_optimizers
 from dni_fx.runtime.module import DecoupledModule
@@ -45,7 +45,7 @@ def take_replaced(net: DecoupledModule, before: Places) -> Places:
     if strange and isinstance(net.dni.optimizer, StepsSegments):
         if not is_sharded(net):
             raise DniFxError(_not_by_segment(strange[0]))
-        if not _are_shards(held_by([net.dni.optimizer])):
+        if not any(map(is_shard, held_by([net.dni.optimizer]))):
             raise DniFxError(_sharded())
     optimizer = None if net.dni.given is None else net.dni.given()
     if strange and optimizer is not None:
@@ -68,13 +68,9 @@ def take_parameters(net: DecoupledModule) -> Places:
 
 
 def _is_trained(net: nn.Module, parameter: nn.Parameter) -> bool:
-    """Whether an optimizer trains a parameter, or the shard that it was made from."""
+    """Whether an optimizer trains a parameter; of a net that is split, whether one trains shards."""
     trained = held_by(live_optimizers())
-    return _are_shards(trained) if is_sharded(net) else parameter in trained
-
-
-def _are_shards(parameters: set[nn.Parameter]) -> bool:
-    return any(type(p).__name__ == "DTensor" for p in parameters)
+    return any(map(is_shard, trained)) if is_sharded(net) else parameter in trained
 
 
 def _not_by_segment(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dni_fx.model import parameter_groups, resharded, running_states, tensors_in
+from dni_fx.model import gather_again, parameter_groups, running_states, tensors_in
 from dni_fx.runtime.module import DecoupledModule
 
 __all__ = ["Sharding", "keep_whole_parameters"]
@@ -34,12 +34,11 @@ class Sharding:
         return Sharding, ()
 
     def pre_forward(self, net: DecoupledModule) -> None:
-        """After a batch that was skipped: the whole parameters may be older than the shards, which segments stepped."""
+        """Gather the parameters again after a batch that was skipped: segments have stepped the shards."""
         self.net = weakref.ref(net)
         self._restore()
         if self.unfinished:
-            with resharded(self.kept):
-                pass  # at the end, modules that run forward gather the shards again
+            gather_again(self.kept)
         self.unfinished = False
 
     def pre_backward(self, index: int) -> None:
@@ -67,7 +66,7 @@ class Sharding:
         """Nothing to do: the segment's backward pass is that of the loss."""
 
     def post_forward_of_net(self, output: Any) -> None:
-        """After the net has run forward."""
+        """Note when the backward pass of the loss begins."""
         reached = [t for t in tensors_in(output) if t.requires_grad]
         if self.unfinished and reached:
             torch.autograd.graph.register_multi_grad_hook(reached, self._pre_loss_backward, mode="any")

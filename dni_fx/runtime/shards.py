@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import at_path, parameter_groups, states_in
+from dni_fx.model import at_path, is_shard, is_sharded, parameter_groups, states_in
 from dni_fx.runtime.module import DecoupledModule, rewritten
 
 __all__ = ["check_whole", "shard_segments", "shard_synthesizers"]
@@ -15,8 +15,9 @@ __all__ = ["check_whole", "shard_segments", "shard_synthesizers"]
 def shard_segments(net: nn.Module, **options: Any) -> None:
     """Split the parameters of a rewritten net over processes by `fully_shard`, one group for each segment.
 
-    A process has the parameters of one segment whole at a time, and those that several segments or exits use. Make the
-    optimizer after this: of `net.parameters()`, or a `dni_fx.SegmentOptimizer`.
+    A process has the parameters of one segment whole at a time. Whole in all of a step are those of the synthesizers,
+    those that several segments or exits use, and those that belong to no layer. Make the optimizer after this: of
+    `net.parameters()`, or a `dni_fx.SegmentOptimizer`.
 
     Args:
         net: Returned by `dni_fx.transform`.
@@ -32,7 +33,7 @@ def shard_segments(net: nn.Module, **options: Any) -> None:
         raise DniFxError(
             'shard_segments needs a graph: with the front end "modules", call fully_shard as with any model'
         )
-    if states_in(net):
+    if is_sharded(net):
         raise DniFxError("fully_shard has split parameters of the net already")
     for names in _modules_by_segment(net):
         modules: list[nn.Module] = [net.get_submodule(name) for name in names]
@@ -83,7 +84,7 @@ def check_whole(net: DecoupledModule) -> None:
         DniFxError: If `fully_shard` has split one of these layers apart from the net.
     """
     for path in _run_by_exits(net):
-        if any(type(p).__name__ == "DTensor" for p in _parameters(at_path(net, path))):
+        if any(map(is_shard, _parameters(at_path(net, path)))):
             raise DniFxError(
                 f"exits run {path!r} at a cut, where fully_shard has split its parameters: leave it to "
                 "fully_shard(net), as dni_fx.shard_segments(net) does"

@@ -122,7 +122,7 @@ def _module(
 
 
 class _Stage(fx.GraphModule):
-    """A segment by itself."""
+    """A segment, which trains nothing while a PipelineStage looks for shapes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not _finds_shapes():

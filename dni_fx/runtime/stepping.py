@@ -14,7 +14,7 @@ from dni_fx.errors import DniFxError
 from dni_fx.model import tensors_in
 from dni_fx.ops import parameters_of
 from dni_fx.runtime.module import DecoupledModule, rewritten
-from dni_fx.runtime.optimizer_states import joined_state, load_joined_state
+from dni_fx.runtime.optimizer_states import call_each, joined_state, load_joined_state
 from dni_fx.runtime.optimizers import check_stepping, optimizers_of
 from dni_fx.runtime.parameter_groups import OptimizerFactory
 from dni_fx.runtime.parameters import owned_parameters
@@ -98,12 +98,10 @@ class SegmentOptimizer(torch.optim.Optimizer):
         check_stepping(factory)
         check_arguments({"training": training, "accumulate": accumulate, "scaler": scaler}, "SegmentOptimizer")
         net = rewritten(net)
-        before = net.dni.optimizer
-        if accumulate is None:
-            accumulate = before.accumulate if isinstance(before, SegmentOptimizer) else net.dni.accumulate
-        if isinstance(before, SegmentOptimizer):
-            scaler = before.scaler if scaler is None else scaler
-            before.remove()
+        if isinstance(net.dni.optimizer, SegmentOptimizer):
+            net.dni.optimizer.remove()
+        accumulate = net.dni.accumulate if accumulate is None else accumulate
+        scaler = net.dni.scaler if scaler is None else scaler
         net.dni.scale_with(scaler, accumulate=accumulate)
         self.accumulate: int = accumulate or 1
         self.scaler: torch.amp.GradScaler | None = scaler if scaler is not None and scaler.is_enabled() else None
@@ -151,7 +149,8 @@ class SegmentOptimizer(torch.optim.Optimizer):
             The result of the closure.
         """
         result = None
-        if not any(o.state for o in self._every()) and not any(group.get("lr", 0) for group in self.param_groups):
+        made = any(self._passes) or any(optimizer.state for optimizer in self._every())
+        if not made and not any(group.get("lr", 0) for group in self.param_groups):
             # torch.distributed.checkpoint makes the states by a step with gradients and rates of zero.
             for optimizer in self._every():
                 optimizer.step()
@@ -171,14 +170,13 @@ class SegmentOptimizer(torch.optim.Optimizer):
             self._pass = Pass.ZEROED
         self._free()
 
-    def train(self, mode: str = "train") -> None:
+    def train(self) -> None:
         """Let the optimizers that have a mode, as schedule-free ones do, enter that of training."""
-        for optimizer in self._every():
-            getattr(optimizer, mode, lambda: None)()
+        call_each(self._every(), "train")
 
     def eval(self) -> None:
         """Let the optimizers that have a mode enter that of evaluation."""
-        self.train("eval")
+        call_each(self._every(), "eval")
 
     @property
     def accumulates(self) -> bool:

@@ -76,3 +76,19 @@ def test_state_that_is_no_tensor_of_a_parameter() -> None:
     optimizer: Any = net.dni.optimizer
     optimizer.load_state_dict(optimizer.state_dict())
     assert [inner.count for own in optimizer.optimizers for inner in own] == [3, 3]
+
+
+def test_state_of_no_parameter() -> None:
+    class Whole(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            self.state["whole"] = self.state.get("whole", 0) + len(self.param_groups[0]["params"])  # type: ignore[index]
+            return super().step(closure)
+
+    optimizers: Any = [[Whole([nn.Parameter(torch.rand(2)) for _ in range(size)], 0.1)] for size in (2, 3)]
+    for own in optimizers:
+        own[0].step()
+    saved = copy.deepcopy(joined_state(optimizers))
+    for own in optimizers:
+        own[0].step()
+    load_joined_state(optimizers, saved)
+    assert [own[0].state["whole"] for own in optimizers] == [2, 3]

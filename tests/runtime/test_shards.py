@@ -8,10 +8,11 @@ import torch
 from in_shards import Model, X, Y, by_block, sgd
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import dni_fx
 from dni_fx import DniFxError
+from dni_fx.graph import record_of
 
 EXIT: dict[str, Any] = {"synthesizer": "exit", "loss": "cross_entropy"}
 
@@ -60,6 +61,9 @@ def test_what_is_refused() -> None:
     dni_fx.shard_segments(net)
     with pytest.raises(DniFxError, match="split parameters of the net already"):
         dni_fx.shard_segments(net)
+    fully_shard(nn.Sequential(held := made()))
+    with pytest.raises(DniFxError, match="split parameters of the net already"):
+        dni_fx.shard_segments(held)
 
 
 def test_blocks_whose_forward_does_not_run() -> None:
@@ -92,13 +96,31 @@ def test_a_model_that_was_split_is_left_as_it_was() -> None:
 
 
 def test_a_forward_pass_that_fails() -> None:
-    net = made()
-    dni_fx.shard_segments(net)
-    optimizer = sgd(net.parameters())
-    with pytest.raises(RuntimeError, match="must match the size"):
-        net(X[:, :5])
-    for _ in range(2):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(X), Y).backward()
-        optimizer.step()
-    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    weights = []
+    for fails in (True, False):
+        net = made()
+        dni_fx.shard_segments(net, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+        optimizer = sgd(net.parameters())
+        for k in range(3):
+            optimizer.zero_grad()
+            if fails and k == 1:
+                with pytest.raises(RuntimeError, match="must match the size"):
+                    net(X[:, :5])
+            nn.functional.cross_entropy(net(X).float(), Y).backward()
+            optimizer.step()
+        weights.append([p.full_tensor() for p in net.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_the_record_of_a_model_that_was_split() -> None:
+    """A layer has the same parameters in it as of a model that is whole, and so has the model itself."""
+    records = []
+    for splits in (False, True):
+        torch.manual_seed(0)
+        model = Model()
+        if splits:
+            by_block(model)
+        net = made(model, frontend="modules")
+        records.append([sorted(record_of(node).parameters) for node in net.graph.nodes])
+    assert records[0] == records[1]
+    assert any("position" in names for names in records[0])

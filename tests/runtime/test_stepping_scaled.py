@@ -59,8 +59,9 @@ def test_another_optimizer_keeps_what_the_net_was_made_with() -> None:
     made = dni_fx.SegmentOptimizer(net, torch.optim.Adam)
     assert (made.accumulate, made.scaler, net.dni.accumulate) == (2, scaler, 2)
     assert dni_fx.SegmentOptimizer(net, torch.optim.Adam, accumulate=3).accumulate == 3
-    looped: Any = dni_fx.transform(nn.Sequential(*net.dni_original), X[:, :4], cuts=["1"], accumulate=4)
-    assert dni_fx.SegmentOptimizer(looped, torch.optim.Adam).accumulate == 4
+    looped: Any = dni_fx.transform(nn.Sequential(*net.dni_original), X[:, :4], cuts=["1"], accumulate=4, scaler=scaler)
+    again = dni_fx.SegmentOptimizer(looped, torch.optim.Adam)
+    assert (again.accumulate, again.scaler) == (4, scaler)
 
 
 def test_a_step_before_the_first_pass_trains_nothing() -> None:
@@ -71,3 +72,17 @@ def test_a_step_before_the_first_pass_trains_nothing() -> None:
     net(X[:, :4]).square().mean().backward()
     net.dni.optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+def test_a_rate_that_begins_at_zero() -> None:
+    """It is no step of torch.distributed.checkpoint: what accumulates is not used before its time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2))
+    options: dict[str, Any] = {"step": "segment", "optimizer": lambda p: torch.optim.Adam(p, 0.0), "accumulate": 2}
+    net: Any = dni_fx.transform(model, X, cuts=["1"], **options).train()
+    for k in range(2):
+        net.dni.optimizer.zero_grad()
+        (net(X).square().mean() / 2).backward()
+        net.dni.optimizer.step()
+        steps = [int(state["step"]) for own in net.dni.optimizer.optimizers for o in own for state in o.state.values()]
+        assert set(steps) == (set() if k == 0 else {1})
