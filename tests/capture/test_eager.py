@@ -15,7 +15,7 @@ import dni_fx
 from dni_fx.errors import DniFxError
 
 X = torch.rand(4, 6)
-README = Path(__file__).parents[2] / "README.md"
+MODELS = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 class Counted(Stack):
@@ -55,8 +55,8 @@ COUNTS: list[tuple[str, type[Counted], str]] = [
 
 
 @pytest.mark.parametrize(("row", "make", "frontend"), COUNTS, ids=[c[0] for c in COUNTS])
-def test_the_readme_says_how_often_forward_runs(row: str, make: type[Counted], frontend: str) -> None:
-    line = next(line for line in README.read_text().splitlines() if re.match(rf"\| {row} \| \d", line))
+def test_the_docs_say_how_often_forward_runs(row: str, make: type[Counted], frontend: str) -> None:
+    line = next(line for line in MODELS.read_text().splitlines() if re.match(rf"\| {row} \| \d", line))
     stated = [int(number) for number in re.findall(r"\| (\d+) ", line)]
     counted = [runs(make(), frontend)]
     if len(stated) == 2:
