@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from nets import NormedResidual
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -14,22 +15,13 @@ X = torch.rand(16, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16) % 3
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.inner = nn.LayerNorm(8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.tanh(self.inner(self.norm(x)))
-
-
 class Model(nn.Module):
     """Layers in front of the blocks and behind them, as language models have."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
-        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.blocks = nn.ModuleList(NormedResidual() for _ in range(4))
         self.position = nn.Parameter(torch.rand(8))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from nets import NormedResidual
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
@@ -21,18 +22,9 @@ SCHEDULES: dict[str, Any] = {"GPipe": ScheduleGPipe, "1F1B": Schedule1F1B}
 MICROBATCHES = 4
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.inner = nn.LayerNorm(8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.tanh(self.inner(self.norm(x)))
-
-
 def made(name: str, cuts: int = 2, frontend: str = "fx") -> Any:
     torch.manual_seed(0)
-    model = nn.Sequential(*(Block() for _ in range(4)), nn.Linear(8, 3))
+    model = nn.Sequential(*(NormedResidual() for _ in range(4)), nn.Linear(8, 3))
     return dni_fx.transform(model, X[:2], cuts=cuts, frontend=frontend, verify=False, **OPTIONS[name]).train()
 
 

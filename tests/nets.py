@@ -269,6 +269,17 @@ class NormBlock(nn.Module):
         return torch.relu(self.norm(self.linear(x)))
 
 
+class NormedResidual(nn.Module):
+    """A residual branch on 8 features, as in a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.inner(self.norm(x)))
+
+
 def deep(width: int = 64) -> nn.Module:
     """Nine blocks in a Sequential, between two layers; seeded."""
     torch.manual_seed(0)

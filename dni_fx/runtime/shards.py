@@ -15,9 +15,9 @@ __all__ = ["check_whole", "shard_segments", "shard_synthesizers"]
 def shard_segments(net: nn.Module, **options: Any) -> None:
     """Split the parameters of a rewritten net over processes by `fully_shard`, one group for each segment.
 
-    A process has the parameters of one segment whole at a time. Whole in all of a step are those of the synthesizers,
-    those that several segments or exits use, and those that belong to no layer. Make the optimizer after this: of
-    `net.parameters()`, or a `dni_fx.SegmentOptimizer`.
+    A process has the parameters of one segment whole at a time. The parameters of synthesizers, those that several
+    segments or exits use, and those that belong to no layer are whole throughout a step. Make the optimizer after this:
+    of `net.parameters()`, or a `dni_fx.SegmentOptimizer`.
 
     Args:
         net: Returned by `dni_fx.transform`.
@@ -26,7 +26,7 @@ def shard_segments(net: nn.Module, **options: Any) -> None:
     Raises:
         DniFxError: If the net has no graph, or has parameters that are split already.
     """
-    from torch.distributed.fsdp import fully_shard  # a second to import, which others need not wait
+    from torch.distributed.fsdp import fully_shard  # imported where it is used: PyTorch may be built without it
 
     net = rewritten(net)
     if not net.dni_runs_graph:

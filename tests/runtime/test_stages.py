@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from in_stages import MICROBATCHES, OPTIONS, SCHEDULES, Block, X, Y, gradients, loss_of, made, process
+from in_stages import MICROBATCHES, OPTIONS, SCHEDULES, X, Y, gradients, loss_of, made, process
+from nets import NormedResidual
 from processes import in_two_processes
 from torch import Tensor, nn
 
@@ -94,7 +95,7 @@ def test_eval_mode() -> None:
     ],
 )
 def test_what_cannot_run_apart(options: dict[str, Any], message: str) -> None:
-    model = nn.Sequential(*(Block() for _ in range(4)))
+    model = nn.Sequential(*(NormedResidual() for _ in range(4)))
     with pytest.raises(DniFxError, match=message):
         dni_fx.segments(dni_fx.transform(model, X, verify=False, **options))
 
