@@ -19,6 +19,7 @@ from dni_fx import Training
 NAME = "npy"
 X, Y = torch.rand(4, 8), torch.arange(4) % 3
 STEPS = 4
+FIRST = ("rewrite", "move")
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -65,9 +66,17 @@ IN_TIME: dict[str, dict[str, Any]] = {
 }
 
 
-def feed_forward(**options: Any) -> Any:
-    layers = [nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)]
-    return dni_fx.transform(nn.Sequential(*layers), X, cuts=["1", "3"], **{"verify": False} | options).train()
+def layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def rewritten(model: nn.Module, **options: Any) -> Any:
+    """The net of a model, on the device of the model."""
+    device = next(model.parameters()).device
+    x = torch.zeros(X.shape, device=device)
+    where: dict[str, Any] = {"state": True} if isinstance(model, Cell) else {"cuts": ["1", "3"]}
+    inputs = (x, x) if isinstance(model, Cell) else x
+    return dni_fx.transform(model, inputs, **where | options).train()
 
 
 def moved(net: nn.Module, to: FakeTensorMode) -> Any:
@@ -83,34 +92,40 @@ def empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=f"{NAME}:0")
 
 
-def train(net: Any, *, in_time: bool = False) -> None:
+def train(net: Any) -> None:
+    x, y = empty(X.shape, X.dtype), empty(Y.shape, Y.dtype)
+    h = empty(X.shape, X.dtype)
+    context = {"dni_context": y} if net.dni_takes_context() else {}
+    optimizer = net.dni.optimizer or sgd(net.parameters())
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        if net.dni.plan.states:
+            outputs, h = net(x, h)
+        else:
+            outputs = net(x, **context)
+        nn.functional.cross_entropy(outputs, y).backward()
+        optimizer.step()
+
+
+def outcome(model: nn.Module, options: dict[str, Any], *, first: str, looks: bool = False) -> str:
+    """The error of a rewrite and its training; empty: none.
+
+    Args:
+        first: What comes first: "rewrite", or "move", to the device.
+        looks: A hook looks at a value.
+    """
     mode = FakeTensorMode()
-    net = moved(net, mode)
-    with mode:
-        x, y = empty(X.shape, X.dtype), empty(Y.shape, Y.dtype)
-        h = empty(X.shape, X.dtype)
-        context = {"dni_context": y} if net.dni_takes_context() else {}
-        optimizer = net.dni.optimizer or sgd(net.parameters())
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            if in_time:
-                outputs, h = net(x, h)
-            else:
-                outputs = net(x, **context)
-            nn.functional.cross_entropy(outputs, y).backward()
-            optimizer.step()
-
-
-def looking() -> Any:
-    """A net in which a hook looks at a value."""
-    net = feed_forward()
-    net.get_submodule("0").register_forward_hook(lambda *arguments: bool(arguments[2].any()))
-    return net
-
-
-def outcome(make: Any, **options: Any) -> str:
     try:
-        train(make(), **options)
+        if first == "rewrite":
+            net = moved(rewritten(model, **options), mode)
+        else:
+            model = moved(model, mode)
+            with mode:
+                net = rewritten(model, **options)
+        if looks:
+            net.get_submodule("0").register_forward_hook(lambda *arguments: bool(arguments[2].any()))
+        with mode:
+            train(net)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -122,11 +137,12 @@ def main() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)
-    found = {name: outcome(lambda o=options: feed_forward(**o)) for name, options in OPTIONS.items()}
-    for name, options in IN_TIME.items():
-        state = {"state": True} | options
-        found[name] = outcome(lambda o=state: dni_fx.transform(Cell(), (X, X), **o).train(), in_time=True)
-    found["a look"] = outcome(looking)
+    found = {}
+    for first in FIRST:
+        for cases, model in ((OPTIONS, layers()), (IN_TIME, Cell())):
+            for name, options in cases.items():
+                found[f"{name}, {first} first"] = outcome(copy.deepcopy(model), options, first=first)
+    found["a look"] = outcome(layers(), {}, first="move", looks=True)
     json.dump(found, sys.stdout)
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.graph import NodeRecord, Saving, feature_axis, flop_counter, record_of, set_record, storage_key
-from dni_fx.model import Inputs, at_path, in_train_mode, preserved, tensors_in
+from dni_fx.model import Inputs, at_path, fake_mode, in_train_mode, preserved, tensors_in
 from dni_fx.runtime import DecoupledModule
 
 __all__ = ["annotate"]
@@ -152,7 +152,7 @@ def annotate(module: DecoupledModule, inputs: Inputs) -> None:
     Raises:
         CaptureError: If the graph does not run on these inputs.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = fake_mode(inputs.tensors())
     fake = inputs.map(lambda t: mode.from_tensor(t.detach()))
     try:
         _run(module, fake, mode)

@@ -10,11 +10,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dni_fx.errors import first_line
 from dni_fx.graph import NodeRecord, fixed_axes, record_of
-from dni_fx.model import Axis, Inputs, in_train_mode, preserved
+from dni_fx.model import Axis, Inputs, fake_mode, in_train_mode, preserved
 from dni_fx.runtime import DecoupledModule
 
 __all__ = [
@@ -190,7 +189,7 @@ def _runs_of(net: DecoupledModule, inputs: Inputs) -> tuple[Run[Shapes] | None, 
 
     A small model runs faster on real tensors.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = fake_mode(inputs.tensors())
     real: tuple[Inputs, AbstractContextManager[Any]] = (inputs.map(torch.detach), contextlib.nullcontext())
     is_small = sum(t.numel() for t in (*net.parameters(), *inputs.tensors())) <= _SMALL
     for example, context in [real] if is_small else [(inputs.map(lambda t: mode.from_tensor(t.detach())), mode), real]:

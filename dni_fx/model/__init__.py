@@ -7,6 +7,7 @@ from dni_fx.model.adapters import is_adapter
 from dni_fx.model.attributes import REGISTERED, at_path, expression, has_path, is_hidden
 from dni_fx.model.call import Path, by_name, by_path, canonical, with_arguments, with_leaves
 from dni_fx.model.captured import Captured
+from dni_fx.model.fake import are_fake, copied, fake_mode, placed
 from dni_fx.model.fixed import other_argument, same_value, shown
 from dni_fx.model.inputs import Axis, Inputs, describe, tensors_in, to_inputs
 from dni_fx.model.loading import errors_of, load_target
@@ -29,13 +30,16 @@ __all__ = [
     "Reads",
     "Snapshot",
     "Step",
+    "are_fake",
     "at_path",
     "by_name",
     "by_path",
     "canonical",
+    "copied",
     "describe",
     "errors_of",
     "expression",
+    "fake_mode",
     "gather_again",
     "has_path",
     "in_train_mode",
@@ -48,6 +52,7 @@ __all__ = [
     "other_argument",
     "parameter_groups",
     "parse_specs",
+    "placed",
     "preserved",
     "probe",
     "running_states",

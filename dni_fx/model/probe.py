@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from dni_fx.errors import DniFxError
+from dni_fx.model.fake import fake_mode
 from dni_fx.model.inputs import Inputs
 from dni_fx.model.preserve import preserved
 from dni_fx.model.specs import example_tensor
@@ -89,7 +90,7 @@ def _choices(shapes: list[Candidate], count: int) -> Iterator[tuple[Candidate, .
 
 
 def _runs(model: nn.Module, choice: Sequence[Candidate]) -> bool:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = fake_mode([*model.parameters()])
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with preserved(model), mode, torch.enable_grad():  # forward may differentiate itself
         tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, _ in choice]

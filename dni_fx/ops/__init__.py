@@ -5,10 +5,11 @@ In: activations, predictions, a segment. Out: the same activations, decoupled.
 
 from typing import Any
 
+from dni_fx.ops.accumulation import LossMeasure
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, decouple, writable
 from dni_fx.ops.exit import exit_gradients, gradients
 from dni_fx.ops.forward_pass import ForwardPass
-from dni_fx.ops.gradients import batch_size, clipped
+from dni_fx.ops.gradients import batch_size, clipped, is_readable
 from dni_fx.ops.inject import inject
 from dni_fx.ops.layout import Layout
 from dni_fx.ops.optimizers import parameters_of
@@ -28,6 +29,7 @@ __all__ = [
     "CountsSteps",
     "ForwardPass",
     "Layout",
+    "LossMeasure",
     "Segment",
     "SegmentListener",
     "batch_size",
@@ -45,6 +47,7 @@ __all__ = [
     "exit_gradients",
     "gradients",
     "inject",
+    "is_readable",
     "learn",
     "leave",
     "leaves",

@@ -2,18 +2,19 @@
 
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dni_fx.errors import DniFxError
 from dni_fx.ops.optimizers import parameters_of
 
-__all__ = ["Accumulation"]
+__all__ = ["Accumulation", "LossMeasure"]
 
 _CLOSE = 0.05  # a measured factor this close to 1 is 1
+_TOLERANCE = 1e-2  # of the gradient's norm, wide enough for bfloat16
 _READ = 4  # gradients whose values are read: zero_grad(set_to_none=False) leaves zeros
 
 _KEPT = "the gradients of an earlier batch were still there, and the next ones were added"
@@ -24,22 +25,39 @@ _UNKNOWN = (
 )
 
 
+class LossMeasure(NamedTuple):
+    """The number by which a loss is the mean loss, if it is.
+
+    Attributes:
+        factor: The number.
+        rest: The share of the gradient's norm that the mean loss does not explain.
+    """
+
+    factor: Tensor
+    rest: Tensor
+
+
 class Accumulation:
     """Finds out, at the last cut, whether the gradients of an earlier batch are kept for the next.
 
     Attributes:
         divisor: The number by which the loop divides the loss; None: not known.
-        factor: The measured factor of the loss, over the factor that predictions follow; None: not measured.
+        measures: Of the factor of the loss, on the device of the loss, until the factor is read.
         parameters: Of the segment, the smallest first; no other segment uses them.
     """
 
     def __init__(self) -> None:
         self.divisor: int | None = None
-        self.factor: float | None = None
+        self.measures: list[LossMeasure] = []
+        self._factor: float | None = None
         self.parameters: tuple[nn.Parameter, ...] = ()
         self._task = -1  # autograd's number of the last backward pass of the loss that brought a target
         self._arrived = False  # a target has come since the last local backward pass
         self._kept = False  # the last local backward pass added to gradients of a pass whose target had come
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, also one that an older version pickled."""
+        self.__dict__ = Accumulation().__dict__ | state
 
     def watch(self, parameters: Iterable[nn.Parameter]) -> None:
         """Set the parameters whose gradients show the accumulation."""
@@ -79,20 +97,33 @@ class Accumulation:
             raise self._error()
         (_added.add if added else _added.discard)(self)
 
-    def measured(self, factor: float) -> None:
-        """Keep the measured factor; raise an error if the loop does not divide the loss, but should."""
-        self.factor = factor
-        if self.divisor is not None and self.divisor > 1 and abs(factor / self.divisor - 1) < _CLOSE:
+    @property
+    def factor(self) -> float | None:
+        """The factor of the loss, over the factor that predictions follow; None: not measured. Waits for the device."""
+        while self.measures:
+            factor, rest = (float(value) for value in self.measures.pop(0))
+            if rest < _TOLERANCE and factor > 0:
+                self._factor = factor
+                self.measures.clear()
+        return self._factor
+
+    def check_divided(self) -> None:
+        """Raise an error if the loop does not divide the loss, but should; on a GPU, this may wait for the device."""
+        if self.divisor is None or self.divisor <= 1:
+            return
+        factor = self.factor
+        if factor is not None and abs(factor / self.divisor - 1) < _CLOSE:
             raise DniFxError(
                 f"accumulate={self.divisor} is for a loop that divides each loss by {self.divisor}, but this loss is "
                 f"the undivided mean over the batch: call (loss / {self.divisor}).backward()"
             )
 
     def _are_gradients_kept(self) -> bool:
-        if not self._may_divide():
-            return False
         kept = [p.grad for p in self.parameters if p.grad is not None][:_READ]
-        return any(bool(gradient.any()) for gradient in kept)
+        if not kept:
+            return False
+        self.check_divided()
+        return self._may_divide() and any(bool(gradient.any()) for gradient in kept)
 
     def _may_divide(self) -> bool:
         """Whether the loop may divide the loss by another number than `divisor`, by all that is known."""

@@ -35,6 +35,8 @@ class Diverged:
         self.passes += 1
         if self.passes % MEASURE_EVERY:
             return
+        for segment in dni.segments:
+            segment.accumulation.check_divided()
         for name, segment in dni.segment_by_crossing().items():
             crossing = dni.crossings[name]
             if self._waits(segment, crossing):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dni_fx import ops
 from dni_fx.arguments import check_arguments
+from dni_fx.model import placed
 from dni_fx.plans import Plan, crossing_name, exit_name
 from dni_fx.runtime.crossing import MEASURES, Crossing
 from dni_fx.runtime.exits import Exit
@@ -212,7 +213,8 @@ def build_dni(
         if cut.exit is not None:
             loss = None if settings.loss is None else loss_function(settings.loss)
             dni.add_module(exit_name(index), Exit(cut.exit, cut.predicted, loss))
-        segment = ops.Segment(settings.mix, settings.training, index).to(device)
+        segment = ops.Segment(settings.mix, settings.training, index)
+        placed(segment, None, device)
         segment.layouts = tuple(map(ops.Layout.of, cut.predicted))
         dni.add_module(f"segment{index}", segment)
     if any(segment.recomputed for segment in plan.segments):

@@ -4,7 +4,6 @@ Its loss goes backward at once, in the forward pass, so that nothing of the exit
 get their gradients later, when the target of the cut arrives, as the parameters of all synthesizers do.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from dni_fx import ops
-from dni_fx.model import at_path
+from dni_fx.model import at_path, copied, placed
 from dni_fx.plans import CrossingTensor, ExitPlan
 from dni_fx.runtime.exit_loss import chunked_loss, exit_loss, is_linear, leave_out_linear, sampled
 from dni_fx.runtime.programs import call_unchanged, exit_program, heads_program
@@ -250,7 +249,7 @@ def _copies(net: nn.Module, plan: ExitPlan) -> nn.Module:
     for index, path in enumerate(plan.borrowed):
         if path not in plan.copied:
             continue
-        value = copy.deepcopy(at_path(net, path), memo)
+        value = copied(at_path(net, path), memo)
         if isinstance(value, nn.Parameter):
             copies.register_parameter(f"c{index}", value)
         elif isinstance(value, Tensor):
@@ -273,5 +272,5 @@ def _heads(plan: ExitPlan, tensors: Sequence[CrossingTensor]) -> nn.Module:
     for index, output in enumerate(plan.heads):
         head = make_head(tensors, output)
         assert head is not None
-        heads.add_module(f"c{index}", head.to(dtype=getattr(torch, tensors[-1].dtype)))
+        heads.add_module(f"c{index}", placed(head, getattr(torch, tensors[-1].dtype)))
     return heads

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from dni_fx.model import tensors_in
-from dni_fx.ops import without_autocast
+from dni_fx.ops import LossMeasure, is_readable, without_autocast
 from dni_fx.runtime.dni import LikelyLoss
 from dni_fx.runtime.module import DecoupledModule
 from dni_fx.settings import Loss, loss_function
 
 __all__ = ["measure_loss_factor"]
-
-_TOLERANCE = 1e-2  # of the gradient's norm, wide enough for bfloat16
 
 
 def measure_loss_factor(net: DecoupledModule, loss: str | Loss | None) -> None:
@@ -44,20 +42,23 @@ def _post_forward(net: DecoupledModule, _args: Any, kwargs: Mapping[str, Any], o
 
 
 def _measure(net: DecoupledModule, loss: Loss, output: Tensor, labels: Tensor, gradient: Tensor) -> None:
-    """Compare the gradient at the output with the gradient of the mean loss; keep the factor if there is one."""
+    """Compare the gradient at the output with the gradient of the mean loss; a device is not waited for."""
     loss_scale = next(crossing.loss_scale for crossing in net.dni.crossings.values())
     followed: Any = 1.0 if loss_scale is None else loss_scale.factor()
     for rows in (output, output.flatten(0, -2)) if output.dim() > 2 else (output,):
-        factor = _factor(loss, rows, labels if rows is output else labels.flatten(), gradient / followed)
-        if factor is not None:
-            net.dni.likely_loss = None
+        measure = _compared(loss, rows, labels if rows is output else labels.flatten(), gradient / followed)
+        if measure is not None:
             for segment in net.dni.segments:
-                segment.accumulation.measured(factor)
-            return
+                segment.accumulation.measures.append(measure)
+    if is_readable(gradient):
+        if any(segment.accumulation.factor is not None for segment in net.dni.segments):
+            net.dni.likely_loss = None
+        for segment in net.dni.segments:
+            segment.accumulation.check_divided()
 
 
-def _factor(loss: Loss, output: Tensor, labels: Tensor, gradient: Tensor) -> float | None:
-    """The number c with gradient = c * d loss(output, labels) / d output; None if there is none."""
+def _compared(loss: Loss, output: Tensor, labels: Tensor, gradient: Tensor) -> LossMeasure | None:
+    """The number c with gradient = c * d loss(output, labels) / d output; None if there is no such loss."""
     with torch.enable_grad(), without_autocast(output.device.type):
         h = output.float().requires_grad_()
         try:
@@ -65,6 +66,5 @@ def _factor(loss: Loss, output: Tensor, labels: Tensor, gradient: Tensor) -> flo
         except Exception:  # the labels may be for another loss, and a user's own loss may raise any error
             return None
     unit, gradient = unit.flatten(), gradient.flatten().float()
-    factor = float(gradient.dot(unit) / unit.dot(unit))
-    rest = float((gradient - factor * unit).norm() / gradient.norm())
-    return factor if rest < _TOLERANCE and factor > 0 else None
+    factor = gradient.dot(unit) / unit.dot(unit)
+    return LossMeasure(factor, (gradient - factor * unit).norm() / gradient.norm())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dni_fx.errors import DniFxError
+from dni_fx.ops import is_readable
 
 __all__ = ["Memory", "Origin", "Target"]
 
@@ -21,7 +22,7 @@ class Origin(NamedTuple):
     @property
     def may_be_known(self) -> bool:
         """Whether a row has a known origin; True on a GPU, for whose values the step would wait."""
-        return self.known.device.type != "cpu" or bool(self.known.any())
+        return not is_readable(self.known) or bool(self.known.any())
 
 
 class Target(NamedTuple):
@@ -97,7 +98,7 @@ class Memory:
         On a GPU only the first calls count, so that one look is enough.
         """
         self.unknown_calls += self.handed_on is not None
-        if origin.known.device.type == "cpu":
+        if is_readable(origin.known):
             self.unknown_calls *= not origin.known.any()
             return self.unknown_calls == calls
         if self.unknown_calls <= calls:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.errors import ContextError
+from dni_fx.ops import is_readable
 from dni_fx.synthesizers.base import adaptive_average
 
 __all__ = ["IGNORED", "as_rows", "check_labels", "expand_context"]
@@ -96,7 +97,7 @@ def _at_resolution(context: Tensor, positions: list[int]) -> Tensor:
 
 def _check_range(labels: Tensor, classes: int) -> None:
     """Check labels on the CPU only: on a GPU reading them would wait for the device, and a compiler has no values."""
-    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+    if is_readable(labels) and labels.numel():
         known = labels[labels != IGNORED]
         if known.numel() and (int(known.min()) < 0 or int(known.max()) >= classes):
             wrong = int(known.min()) if int(known.min()) < 0 else int(known.max())

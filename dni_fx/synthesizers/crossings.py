@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dni_fx.errors import DniFxError
+from dni_fx.model import placed
 from dni_fx.plans import CrossingTensor, Plan, TimeCutPlan, crossings
 from dni_fx.settings import Loss, Settings, loss_function
 from dni_fx.synthesizers.base import Activation, Factory
@@ -88,7 +89,7 @@ def make_synthesizer(factory: Factory, activation: Activation, context_size: int
             f"the synthesizer for an activation of shape {list(activation.shape)} is a {type(made).__name__}, "
             "not an nn.Module"
         )
-    return made.to(device=activation.device, dtype=activation.dtype)
+    return placed(made, activation.dtype, activation.device)
 
 
 def _auto_in_time(activation: Activation) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dni_fx
 from dni_fx.errors import DniFxError
-from dni_fx.ops.accumulation import Accumulation
+from dni_fx.ops.accumulation import Accumulation, LossMeasure
 from dni_fx.settings import Training
 
 K = 4
@@ -184,9 +184,15 @@ def test_a_factor_near_the_divisor_is_an_undivided_loss() -> None:
     watch = Accumulation()
     watch.divisor = 4
     for factor in (0.25, 0.5, 1.0, 2.0):
-        watch.measured(factor)
+        watch.measures = [measure(factor)]
+        watch.check_divided()
+    watch.measures = [measure(4.01, rest=0.5), measure(4.01)]
     with pytest.raises(DniFxError, match="undivided"):
-        watch.measured(4.01)
+        watch.check_divided()
+
+
+def measure(factor: float, rest: float = 0.0) -> LossMeasure:
+    return LossMeasure(torch.tensor(factor), torch.tensor(rest))
 
 
 def test_copies_keep_the_divisor() -> None:
