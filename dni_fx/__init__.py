@@ -13,6 +13,7 @@ Rewrite a model:
 
 Look at the result:
     check             check that a rewritten net is the same network, decoupled
+    compare           what decoupling costs in loss, and gains in memory and time, on your data
     diff              the changes of a rewrite
     log_metrics       report how well the synthesizers predict
 
@@ -36,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dni_fx.api import plan, transform
+    from dni_fx.comparison import compare
     from dni_fx.compiler import restore
     from dni_fx.errors import DniFxError
     from dni_fx.graph import cut_after
@@ -58,6 +60,7 @@ __all__ = [
     "Synthesizer",
     "Training",
     "check",
+    "compare",
     "cut_after",
     "diff",
     "load",
@@ -81,6 +84,7 @@ _MODULES = {
     "Synthesizer": "synthesizers",
     "Training": "settings",
     "check": "proof",
+    "compare": "comparison",
     "cut_after": "graph",
     "diff": "report",
     "load": "store",

@@ -176,6 +176,11 @@ KINDS: dict[str, Kind] = {
     "model": MODEL.or_none(),
     "model_or_graph": Kind("a model, or its fx.Graph", lambda value: isinstance(value, nn.Module | torch.fx.Graph)),
     "steps": whole("two or more, for a spread", 2),
+    "compare.steps": whole("10 or more", 10),
+    "compare.optimizer": Kind(
+        "a function from parameters to an optimizer, such as torch.optim.Adam", lambda value: _is_factory(value)
+    ),
+    "compare.model": MODEL,
     "others": SWITCH,
 }
 

@@ -36,6 +36,7 @@ ORDER = [
     "api",
     "proof",
     "bench",
+    "comparison",
     "pytorch_dni",
     "integrations",
     "cli",

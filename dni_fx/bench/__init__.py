@@ -3,19 +3,24 @@
 In: a model and its inputs. Out: a row of numbers for each way.
 """
 
+from dni_fx.bench.live_bytes import training_peak
 from dni_fx.bench.measure import Row, measure
-from dni_fx.bench.table import bench_table, check_plot, plot, to_dict
-from dni_fx.bench.ways import Options, parse_segments, segments, ways
+from dni_fx.bench.table import bench_table, check_plot, plot, save_picture, to_dict
+from dni_fx.bench.ways import Options, checkpoint_blocks, mean_square, parse_segments, segments, ways
 
 __all__ = [
     "Options",
     "Row",
     "bench_table",
     "check_plot",
+    "checkpoint_blocks",
+    "mean_square",
     "measure",
     "parse_segments",
     "plot",
+    "save_picture",
     "segments",
     "to_dict",
+    "training_peak",
     "ways",
 ]

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,7 +13,10 @@ from dni_fx.bench.measure import Row
 from dni_fx.errors import DniFxError
 from dni_fx.report import Fitted, add_row, plain_table
 
-__all__ = ["bench_table", "check_plot", "plot", "to_dict"]
+__all__ = ["bench_table", "check_plot", "plot", "save_picture", "to_dict"]
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SPARKS = " ▁▂▃▄▅▆▇█"
 
@@ -81,6 +84,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.set(xlabel="operations, as a share of the step's", ylabel="MiB alive that the step made")
     axes.legend(fontsize=7)
     figure.tight_layout()
+    save_picture(figure, path)
+
+
+def save_picture(figure: "Figure", path: Path) -> None:
+    """Write a picture; a DniFxError if that fails."""
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

@@ -18,7 +18,17 @@ from dni_fx.errors import DniFxError, described
 from dni_fx.model import Inputs, tensors_in
 from dni_fx.synthesizers import Factory
 
-__all__ = ["Options", "Trainee", "backprop", "parse_segments", "prepared", "segments", "ways"]
+__all__ = [
+    "Options",
+    "Trainee",
+    "backprop",
+    "checkpoint_blocks",
+    "mean_square",
+    "parse_segments",
+    "prepared",
+    "segments",
+    "ways",
+]
 
 WARM_UP = 2  # steps before the first measured one: optimizer state, caches, compilers
 
@@ -126,9 +136,18 @@ def backprop(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
 
 def _checkpointed(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
     """Recompute every block in the backward pass."""
+    checkpoint_blocks(model)
+    return backprop(model, inputs, options)
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Let the backward pass compute the activations of every block again.
+
+    Raises:
+        DniFxError: If the model has no repeated blocks.
+    """
     for name in blocks(model):
         _recompute(model.get_submodule(name))
-    return backprop(model, inputs, options)
 
 
 def _checkpointed_by_root(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from dni_fx.cli.compare import compare
 from dni_fx.cli.options import (
     ClassesOption,
     InputOption,
@@ -21,8 +22,9 @@ from dni_fx.cli.options import (
     with_options,
 )
 from dni_fx.cli.parsing import default_folder
-from dni_fx.cli.progress import ShowStage, err, out, progress, progress_bar
-from dni_fx.errors import DniFxError, SourceError
+from dni_fx.cli.progress import err, out, progress, progress_bar
+from dni_fx.cli.targets import capture, load_saved, load_target
+from dni_fx.errors import DniFxError
 from dni_fx.paths import as_path, is_file, kind_of
 
 if TYPE_CHECKING:
@@ -30,9 +32,7 @@ if TYPE_CHECKING:
 
     from dni_fx.bench import Options, Row
     from dni_fx.model import Inputs
-    from dni_fx.planning import Request
     from dni_fx.plans import Plan
-    from dni_fx.runtime import DecoupledModule
 
 __all__ = ["app"]
 
@@ -94,7 +94,7 @@ def rewrite(
 
         store.check_destination(folder, force=force)
         request = options.request()
-        module, plan, _ = _capture(target, options.input, request, show)
+        module, plan, _ = capture(target, options.input, request, show)
         show("rewriting")
         net = compiler.rewrite(module, plan, request.synthesizer, request.settings)
         show(f"writing {folder}")
@@ -121,7 +121,7 @@ def plan(target: Target, options: PlanOptions, json: JsonOption = False) -> None
     """Decide where to cut a model, predict memory and time, and write nothing."""
     with progress() as show:
         show("starting")
-        _, decided, _ = _capture(target, options.input, options.request(), show)
+        _, decided, _ = capture(target, options.input, options.request(), show)
     if json:
         typer.echo(decided.to_json(), nl=False)
     else:
@@ -149,10 +149,10 @@ def check(
         folder = as_path(target, "TARGET")
         if is_file(folder / "plan.json"):
             show(f"reading {target}")
-            net, example = _load_saved(folder, options.input)
+            net, example = load_saved(folder, options.input)
         else:
             request = options.request()
-            module, plan, example = _capture(target, options.input, request, show)
+            module, plan, example = capture(target, options.input, request, show)
             net = compiler.rewrite(module, plan, request.synthesizer, request.settings)
         show("checking")
         with contextlib.redirect_stdout(sys.stderr):
@@ -198,7 +198,7 @@ def bench(
         if plot is not None:
             plot = as_path(plot, "--plot")
             measuring.check_plot(plot)
-        model, example = _load_target(target, input, show)
+        model, example = load_target(target, input, show)
     rows, interrupted = _measure(model, example, options)
     if rows and json:
         typer.echo(dumps([measuring.to_dict(row) for row in rows], indent=2))
@@ -247,6 +247,9 @@ def _measure(model: "nn.Module", example: "Inputs", options: "Options") -> "tupl
     return rows, False
 
 
+app.command(epilog="Example:  [cyan]dni-fx compare net.py --data net.py:batches --cuts 2 --cuts 4[/]")(compare)
+
+
 @app.command()
 def diff(folder: Annotated[Path, typer.Argument(help="A folder that `dni-fx rewrite` wrote.")]) -> None:
     """Show again the changes of a rewrite."""
@@ -280,50 +283,6 @@ def synthesizers() -> None:
         options = [f"{option}={value!r}" for option, value in options_of(factory).items() if option != "loss"]
         add_row(table, name, "\n".join(options), (factory.__doc__ or "").strip().split("\n")[0])
     out.print(table)
-
-
-def _capture(
-    target: str, specs: list[str] | None, request: "Request", show: ShowStage
-) -> "tuple[DecoupledModule, Plan, Inputs]":
-    """Load and capture the target, and decide where to cut it."""
-    from dni_fx.planning import capture_and_plan
-
-    model, example = _load_target(target, specs, show)
-    with contextlib.redirect_stdout(sys.stderr):
-        show("capturing, and comparing the capture with the model" if request.verify else "capturing")
-        return *capture_and_plan(model, example, request), example
-
-
-def _load_target(target: str, specs: list[str] | None, show: ShowStage) -> "tuple[nn.Module, Inputs]":
-    """Load the model and its example inputs, or find inputs that fit."""
-    from dni_fx.api import example_inputs_of
-    from dni_fx.model import describe, load_target, parse_specs
-
-    given = parse_specs(specs) if specs else None
-    with contextlib.redirect_stdout(sys.stderr):  # the person's code may print
-        show(f"loading {target}")
-        model, beside = load_target(target)
-        show("looking for example inputs")
-        example = given or beside or example_inputs_of(model, None, None)
-        if not given and beside is None:
-            err.print(f"no example inputs given; these fit: {'; '.join(describe(example))}")
-        return model, example
-
-
-def _load_saved(folder: Path, specs: list[str] | None) -> "tuple[DecoupledModule, Inputs]":
-    """Load the net in a folder that `rewrite` wrote, and make inputs for it."""
-    from dni_fx import store
-    from dni_fx.model import inputs_like, parse_specs
-
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # model.py and plan.json may name modules in the current folder
-    try:
-        net = store.load(folder)
-    except SourceError:
-        raise DniFxError(
-            f"{folder} needs the model that it was made from: dni-fx check model.py --cuts {folder}"
-        ) from None
-    return net, parse_specs(specs) if specs else inputs_like(net.dni.plan.inputs)
 
 
 def _show_plan(decided: "Plan") -> None:

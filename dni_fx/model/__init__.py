@@ -10,7 +10,7 @@ from dni_fx.model.captured import Captured
 from dni_fx.model.fake import are_fake, copied, fake_mode, placed
 from dni_fx.model.fixed import other_argument, same_value, shown
 from dni_fx.model.inputs import Axis, Inputs, describe, tensors_in, to_inputs
-from dni_fx.model.loading import errors_of, load_target
+from dni_fx.model.loading import errors_of, load_attribute, load_target
 from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
 from dni_fx.model.reads import MODE, Read, Reads, text_of, value_of
@@ -48,6 +48,7 @@ __all__ = [
     "is_hidden",
     "is_shard",
     "is_sharded",
+    "load_attribute",
     "load_target",
     "other_argument",
     "parameter_groups",

@@ -18,7 +18,7 @@ from dni_fx.errors import OURS, DniFxError, TargetError, first_line
 from dni_fx.model.inputs import Inputs, to_inputs
 from dni_fx.paths import as_path, is_file, kind_of
 
-__all__ = ["errors_of", "load_target"]
+__all__ = ["errors_of", "load_attribute", "load_target"]
 
 _NAMES = ("model", "build_model")
 
@@ -41,6 +41,24 @@ def load_target(target: str) -> tuple[nn.Module, Inputs | None]:
             found = _lookup(module, attr, target) if attr else _discover(module, where)
         model = _build(found, target)
         return model, _example_inputs(module, target)
+
+
+def load_attribute(target: str) -> Any:
+    """What `path/to/file.py:NAME` or `package.module:NAME` names; a file that is loaded already is not loaded again.
+
+    Raises:
+        DniFxError: If there is no such file or attribute.
+        TargetError: If the user's code raises an error.
+    """
+    where, _, attr = target.rpartition(":")
+    if not where:
+        raise DniFxError(f"{target}: name what is in the file, as in {target}:batches")
+    with contextlib.redirect_stdout(sys.stderr):
+        loaded = sys.modules.get(f"dni_fx_target_{Path(where).stem}")
+        if loaded is None or loaded.__file__ != str(Path(where).resolve()):
+            loaded = _import_file(as_path(where)) if where.endswith(".py") else _import_module(where, attr)
+        with errors_of(target):
+            return _lookup(loaded, attr, target)
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -99,7 +117,7 @@ def errors_of(name: str) -> Iterator[None]:
     """Turn an error in the user's code into a `TargetError` of one line with the place; `name` if there is no line."""
     try:
         yield
-    except (DniFxError, KeyboardInterrupt):
+    except (DniFxError, KeyboardInterrupt, GeneratorExit):
         raise
     except SyntaxError as error:
         if error.lineno is None or "'utf-8' codec" in error.msg:

@@ -6,5 +6,15 @@ In: a rewritten net. Out: files, and the net again.
 from dni_fx.store.checkpoint import load_checkpoint, save_checkpoint
 from dni_fx.store.destination import check_destination
 from dni_fx.store.folder import load, save
+from dni_fx.store.replace import beside, errors_of_writing, real_path
 
-__all__ = ["check_destination", "load", "load_checkpoint", "save", "save_checkpoint"]
+__all__ = [
+    "beside",
+    "check_destination",
+    "errors_of_writing",
+    "load",
+    "load_checkpoint",
+    "real_path",
+    "save",
+    "save_checkpoint",
+]

@@ -1,0 +1,72 @@
+"""Load and capture what the arguments of a command name."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dni_fx.cli.progress import ShowStage, err
+from dni_fx.errors import DniFxError, SourceError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dni_fx.model import Inputs
+    from dni_fx.planning import Request
+    from dni_fx.plans import Plan
+    from dni_fx.runtime import DecoupledModule
+
+__all__ = ["capture", "load_model", "load_saved", "load_target"]
+
+
+def capture(
+    target: str, specs: list[str] | None, request: "Request", show: ShowStage
+) -> "tuple[DecoupledModule, Plan, Inputs]":
+    """Load and capture the target, and decide where to cut it."""
+    from dni_fx.planning import capture_and_plan
+
+    model, example = load_target(target, specs, show)
+    with contextlib.redirect_stdout(sys.stderr):
+        show("capturing, and comparing the capture with the model" if request.verify else "capturing")
+        return *capture_and_plan(model, example, request), example
+
+
+def load_target(target: str, specs: list[str] | None, show: ShowStage) -> "tuple[nn.Module, Inputs]":
+    """Load the model and its example inputs, or find inputs that fit."""
+    from dni_fx import model as loading
+    from dni_fx.api import example_inputs_of
+
+    given = loading.parse_specs(specs) if specs else None
+    with contextlib.redirect_stdout(sys.stderr):  # the person's code may print
+        show(f"loading {target}")
+        model, beside = loading.load_target(target)
+        show("looking for example inputs")
+        example = given or beside or example_inputs_of(model, None, None)
+        if not given and beside is None:
+            err.print(f"no example inputs given; these fit: {'; '.join(loading.describe(example))}")
+        return model, example
+
+
+def load_model(target: str, show: ShowStage) -> "nn.Module":
+    """Load the model alone."""
+    from dni_fx import model as loading
+
+    show(f"loading {target}")
+    with contextlib.redirect_stdout(sys.stderr):
+        return loading.load_target(target)[0]
+
+
+def load_saved(folder: Path, specs: list[str] | None) -> "tuple[DecoupledModule, Inputs]":
+    """Load the net in a folder that `rewrite` wrote, and make inputs for it."""
+    from dni_fx import store
+    from dni_fx.model import inputs_like, parse_specs
+
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # model.py and plan.json may name modules in the current folder
+    try:
+        net = store.load(folder)
+    except SourceError:
+        raise DniFxError(
+            f"{folder} needs the model that it was made from: dni-fx check model.py --cuts {folder}"
+        ) from None
+    return net, parse_specs(specs) if specs else inputs_like(net.dni.plan.inputs)

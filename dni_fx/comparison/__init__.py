@@ -1,0 +1,20 @@
+"""Train a model by backprop, with checkpointing and cut, beside each other: what decoupling costs, and what it gains.
+
+In: a model, batches. Out: losses, scores, memory and time of each way, and a verdict.
+"""
+
+from dni_fx.comparison.record import Comparison, Difference, Record
+from dni_fx.comparison.run import compare
+from dni_fx.comparison.table import comparison_table, comparison_view, plot_comparison
+from dni_fx.comparison.verdict import verdict
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Record",
+    "compare",
+    "comparison_table",
+    "comparison_view",
+    "plot_comparison",
+    "verdict",
+]

@@ -1,0 +1,128 @@
+"""A comparison as a table, as text and as a picture."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dni_fx.bench import save_picture
+from dni_fx.comparison.record import Comparison, Record
+from dni_fx.comparison.verdict import verdict
+from dni_fx.report import Fitted, add_row, plain_table
+
+__all__ = ["comparison_table", "comparison_view", "plot_comparison"]
+
+_OPTIONAL = ("samples/s", "cosine", "in equal time")  # columns that a narrow console does without, the first first
+_POINTS = 100  # of a curve of losses, each the mean of the steps around it
+
+
+def comparison_view(comparison: Comparison, words: Callable[[str], str] = str) -> RenderableType:
+    """The verdict, the table, and what its columns are.
+
+    Args:
+        words: Says a sentence of the verdict in other words: on the command line, arguments are options.
+    """
+    sentences = [Text(words(sentence)) for sentence in verdict(comparison)]
+    failed = [Text(f"not trained: {r.name}: {r.failed}", "dim") for r in comparison.records if r.failed]
+    return Group(*sentences, Text(), comparison_table(comparison), Text(_legend(comparison), "dim"), *failed)
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """A row for each way; if the console is narrow, less columns."""
+    return Fitted([_table(comparison, set(_OPTIONAL[i:])) for i in range(len(_OPTIONAL) + 1)])
+
+
+def _table(comparison: Comparison, optional: set[str]) -> Table:
+    """The table with these of the columns that a narrow console does without."""
+    columns = ["trained with"]
+    if comparison.has_data:
+        columns += ["loss", "beside backprop", "in equal time"]
+    columns += ["score"] if any(r.scores for r in comparison.records) else []
+    columns += ["activations", "time", "samples/s", "cosine"]
+    shown = [c for c in columns if c in optional or c not in _OPTIONAL]
+    table = plain_table("", shown, right=shown[1:])
+    for record in comparison.records:
+        if not record.failed:
+            cells = _cells(comparison, record)
+            add_row(table, *(cells[column] for column in shown))
+    return table
+
+
+def _cells(comparison: Comparison, record: Record) -> dict[str, str]:
+    first, seconds = comparison.backprop, record.step_seconds
+    difference = comparison.difference(record)
+    cosines = [cosine for cosine in record.cosines.values() if math.isfinite(cosine)]
+    beside = "" if record is first else f"{difference.value:+.2g} ±{difference.error:.1g}"
+    memory = f"{record.activations / 2**20:.1f} MiB {100 * record.activations / max(first.activations, 1):.0f} %"
+    return {
+        "trained with": record.name,
+        "loss": f"{record.loss_after(comparison.steps):.4g}",
+        "beside backprop": beside,
+        "in equal time": f"{comparison.loss_in_equal_time(record):.4g}",
+        "score": f"{record.scores[-1][1]:.4g}" if record.scores else "",
+        "activations": memory if record.activations else "",
+        "time": f"{seconds / first.step_seconds:.2f}x" if math.isfinite(seconds) else "",
+        "samples/s": f"{comparison.samples / seconds:.0f}" if math.isfinite(seconds) else "",
+        "cosine": " ".join(f"{cosine:.2f}" for cosine in cosines[:4]) + ("…" if len(cosines) > 4 else ""),
+    }
+
+
+def _legend(comparison: Comparison) -> str:
+    seconds = comparison.backprop.step_seconds
+    time = f" ({1e3 * seconds:.1f} ms)" if math.isfinite(seconds) else ""
+    loss = (
+        f"loss: {comparison.loss}, the mean of the last fifth of {comparison.steps} steps, before the net trains on a "
+        "batch; ±: two standard errors; in equal time: when the fastest way is done; "
+        if comparison.has_data
+        else ""
+    )
+    return (
+        f"{loss}activations: the most that a step holds at once, without gradients of parameters; time: of a step, "
+        f"beside backprop's{time}; cosine: of predicted and target gradients, for each cut"
+    )
+
+
+def as_text(comparison: Comparison, width: int = 100) -> str:
+    """The verdict and the table as plain text."""
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(comparison_view(comparison))
+    return capture.get()
+
+
+def plot_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw the losses over steps and over time, and the scores, a line for each way.
+
+    Raises:
+        DniFxError: If the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    scored = any(record.scores for record in comparison.records)
+    figure = Figure(figsize=(5 * (2 + scored), 4))
+    axes = figure.subplots(1, 2 + scored)
+    for record in comparison.records:
+        if not record.losses:
+            continue
+        steps, losses = _curve(record.losses[: comparison.steps])
+        axes[0].plot(steps, losses, label=record.name, linewidth=1)
+        axes[1].plot([step * record.step_seconds for step in steps], losses, label=record.name, linewidth=1)
+        if scored:
+            axes[2].plot(*zip(*record.scores, strict=True), label=record.name, marker=".", linewidth=1)
+    axes[0].set(xlabel="steps", ylabel=comparison.loss)
+    axes[1].set(xlabel="seconds", ylabel=comparison.loss)
+    if scored:
+        axes[2].set(xlabel="steps", ylabel="score")
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    save_picture(figure, path)
+
+
+def _curve(losses: list[float]) -> tuple[list[float], list[float]]:
+    """Steps and mean losses, at most so many points."""
+    each = max(1, len(losses) // _POINTS)
+    parts = [losses[i : i + each] for i in range(0, len(losses), each)]
+    return [i * each + len(part) / 2 for i, part in enumerate(parts)], [sum(part) / len(part) for part in parts]
