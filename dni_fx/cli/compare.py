@@ -117,6 +117,10 @@ def compare(
 
 def _ways(cuts: list[str], synthesizers: list[str], classes: int | None) -> list[dict[str, Any]]:
     """The arguments of `dni_fx.transform` for each pair."""
+    from dni_fx.synthesizers import resolve
+
+    for name in synthesizers:
+        resolve(name, (), -1, None)
     labels = {} if classes is None else {"classes": classes}
     return [
         {"cuts": parse_cuts(where)} | ({} if name == "auto" else {"synthesizer": name}) | labels

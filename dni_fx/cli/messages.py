@@ -37,11 +37,13 @@ _OPTIONS = (
     "mix",
     "segments",
     "steps",
+    "data",
+    "metric",
 )
 
 
 def in_options(message: str) -> str:
-    """The message with options of the command line in the place of arguments of `dni_fx.transform`."""
+    """The message with options of the command line in the place of arguments."""
     for part, here in _NOT_HERE.items():
         message = message.replace(part, here)
     for pattern, option in _WITH_VALUES.items():

@@ -58,7 +58,7 @@ class Difference:
     @property
     def is_clear(self) -> bool:
         """Whether chance alone hardly explains it."""
-        return not abs(self.value) <= self.error
+        return abs(self.value) > self.error
 
 
 @dataclass(frozen=True)

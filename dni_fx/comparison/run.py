@@ -75,7 +75,8 @@ def compare(
     with draw:
         stream = Stream(data if data is not None else made_up(example_inputs_of(model, example_inputs, example_kwargs)))
         first = stream.next().to(device)
-    objective = _objective(model, loss, first, has_data=data is not None)
+    with Random(seed):
+        objective = _objective(model, loss, first, has_data=data is not None)
     racing = list(trainees(model, first, ways, objective, optimizer, seed))
     settings = {"steps": steps, "seed": seed, "loss": objective.name}
     done = resume(Path(file), racing, settings) if file is not None and Path(file).exists() else 0
@@ -89,10 +90,10 @@ def compare(
             if step <= done:
                 continue
             run.step(step, first if step == 1 else batch.to(device), metric)
+            progress(run.result(step))
             if file is not None and (asked.is_set() or step == steps or time.monotonic() - kept > _KEEP_EVERY):
                 keep(Path(file), racing, step, settings)
                 kept = time.monotonic()
-            progress(run.result(step))
             if asked.is_set():
                 return run.result(step)
     return run.result(steps)

@@ -56,7 +56,8 @@ def _cells(comparison: Comparison, record: Record) -> dict[str, str]:
     difference = comparison.difference(record)
     cosines = [cosine for cosine in record.cosines.values() if math.isfinite(cosine)]
     beside = "" if record is first else f"{difference.value:+.2g} ±{difference.error:.1g}"
-    memory = f"{record.activations / 2**20:.1f} MiB {100 * record.activations / max(first.activations, 1):.0f} %"
+    unit, size = ("MiB", 2**20) if first.activations >= 2**20 else ("KiB", 2**10)
+    memory = f"{record.activations / size:.1f} {unit} {100 * record.activations / max(first.activations, 1):.0f} %"
     return {
         "trained with": record.name,
         "loss": f"{record.loss_after(comparison.steps):.4g}",
