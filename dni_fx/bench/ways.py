@@ -19,6 +19,7 @@ from dni_fx.model import Inputs, tensors_in
 from dni_fx.synthesizers import Factory
 
 __all__ = [
+    "OTHERS",
     "Options",
     "Trainee",
     "backprop",
@@ -30,6 +31,7 @@ __all__ = [
     "ways",
 ]
 
+OTHERS = ("checkpointed blocks", "checkpointed √n", "compiler, half", "step in backward")  # all with exact gradients
 WARM_UP = 2  # steps before the first measured one: optimizer state, caches, compilers
 
 
@@ -120,10 +122,7 @@ Way = Callable[[nn.Module, Inputs, Options], Trainee]
 def ways(options: Options) -> Iterator[tuple[str, Way]]:
     """All ways but backprop, by name."""
     if options.others:
-        yield "checkpointed blocks", _checkpointed
-        yield "checkpointed √n", _checkpointed_by_root
-        yield "compiler, half", _budgeted
-        yield "step in backward", _optimizer_in_backward
+        yield from zip(OTHERS, (_checkpointed, _checkpointed_by_root, _budgeted, _optimizer_in_backward), strict=True)
     for name, cuts in options.cuts.items():
         yield name, _cut(cuts, "loop")
         yield f"{name}, stepping", _cut(cuts, "segment")

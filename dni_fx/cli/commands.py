@@ -47,6 +47,7 @@ app = typer.Typer(
     "cannot be loaded or captured; 70 a bug in dni-fx.",
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only the plan, as JSON.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Show all rows of long tables.")]
 
 
 def _version(value: bool) -> None:
@@ -81,6 +82,7 @@ def rewrite(
     ] = False,
     json: JsonOption = False,
     no_diff: Annotated[bool, typer.Option("--no-diff", help="Do not show the graph diff.")] = False,
+    all_rows: AllOption = False,
 ) -> None:
     """Rewrite a model, show the plan and the changes, and write the result to a folder.
 
@@ -103,7 +105,7 @@ def rewrite(
         typer.echo(net.dni.plan.to_json(), nl=False)
         err.print(f"wrote {folder}")
         return
-    _show_plan(net.dni.plan)
+    _show_plan(net.dni.plan, whole=all_rows)
     if not no_diff:
         from dni_fx.report import paint
 
@@ -117,15 +119,20 @@ def rewrite(
 
 @app.command(epilog="Example:  [cyan]dni-fx plan net.py --cuts 3 --json > plan.json[/]")
 @with_options(PlanOptions)
-def plan(target: Target, options: PlanOptions, json: JsonOption = False) -> None:
+def plan(target: Target, options: PlanOptions, json: JsonOption = False, all_rows: AllOption = False) -> None:
     """Decide where to cut a model, predict memory and time, and write nothing."""
     with progress() as show:
         show("starting")
-        _, decided, _ = capture(target, options.input, options.request(), show)
+        from dni_fx import compiler
+
+        request = options.request()
+        module, decided, _ = capture(target, options.input, request, show)
+        if not json:  # a rewrite names the synthesizer at each cut
+            decided = compiler.rewrite(module, decided, request.synthesizer, request.settings).dni.plan
     if json:
         typer.echo(decided.to_json(), nl=False)
     else:
-        _show_plan(decided)
+        _show_plan(decided, whole=all_rows)
 
 
 @app.command(epilog="Example:  [cyan]dni-fx check net.py:Net --input 32x3x64x64 --cuts every:Block[/]")
@@ -171,7 +178,7 @@ def bench(
     input: InputOption = None,
     segments: Annotated[
         str, typer.Option(help="Numbers of segments to measure, with commas; with auto, dni-fx chooses the cuts.")
-    ] = "2,4,8,auto",
+    ] = "2,4,auto",
     steps: Annotated[
         int, typer.Option(help="Timed steps for each row; each alternates with a timed step of backprop.")
     ] = 10,
@@ -285,10 +292,10 @@ def synthesizers() -> None:
     out.print(table)
 
 
-def _show_plan(decided: "Plan") -> None:
+def _show_plan(decided: "Plan", *, whole: bool) -> None:
     from dni_fx.report import plan_table
 
-    out.print(plan_table(decided))
+    out.print(plan_table(decided, whole=whole))
 
 
 for _command in app.registered_commands:  # typer would keep the line breaks inside of a paragraph

@@ -99,7 +99,7 @@ def _next(comparison: Comparison, best: Record) -> str:
     if is_worse(comparison, best):
         if best.segments > 2:
             return "Next: fewer cuts, such as cuts=2, lose less."
-        return "Next: cut at another place (cuts=), or train with unlock='none' and a mix of the true gradient."
+        return "Next: cut at another place (cuts=)."
     return f"Next: train for longer (steps={10 * comparison.steps}), to see whether it stays so."
 
 

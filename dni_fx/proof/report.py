@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -130,9 +130,14 @@ _WITH_EXITS: dict[str, Callable[[Subject], tuple[bool, str]]] = {
 
 
 def check_table(plan: Plan, report: Report) -> RenderableType:
-    """A row for each check: its name, pass or FAIL, and its figure."""
+    """The verdict, and a row for each check: its name, pass or FAIL, and its figure."""
     cuts = f"cuts: {len(plan.cuts)} in depth, {len(plan.states)} in time"
     table = plain_table(f"{plan.model}: {cuts}; front end {plan.frontend}", ("check", "result", "figure"))
     for check in report.checks:
         add_row(table, check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
-    return table
+    failed = [check.name for check in report.checks if not check.passed]
+    if failed:
+        verdict = f"This is NOT the same network: of {len(report.checks)} checks, these failed: {', '.join(failed)}."
+    else:
+        verdict = f"The rewrite is the same network, decoupled: all {len(report.checks)} checks passed."
+    return Group(Text(verdict), Text(), table)

@@ -1,14 +1,26 @@
 """A plan as tables for people."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dni_fx.plans import Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed, crossing_name, time_name
+from dni_fx.plans import (
+    CrossingTensor,
+    Forecast,
+    Outlook,
+    Plan,
+    SegmentPlan,
+    Verdict,
+    Weighed,
+    crossing_name,
+    time_name,
+)
 from dni_fx.report.exits import exit_text
-from dni_fx.report.tables import Fitted, Proportion, add_row, plain_table
+from dni_fx.report.tables import Fitted, Proportion, abridged, add_row, plain_table
+from dni_fx.report.verdict import allocated, plan_verdict
 from dni_fx.units import bytes_text, quantity
 
 __all__ = ["plan_table"]
@@ -16,15 +28,18 @@ __all__ = ["plan_table"]
 _BAR = 16  # characters
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """The origin of a plan, its segments, its crossing tensors, its forecast, and the plans that lost."""
+def plan_table(plan: Plan, *, whole: bool = False) -> RenderableType:
+    """The verdict on a plan, its origin, segments, crossing tensors and forecast, and the plans that lost.
+
+    Args:
+        whole: Show all rows of long tables.
+    """
+    verdict = [Text(sentence) for sentence in plan_verdict(plan)]
     head = Text.assemble(
         (plan.model, "bold"),
         f"  front end {plan.frontend}, inputs {'; '.join(plan.inputs) or 'none'} ({plan.inputs_from})\n",
         f"cuts: {plan.why}",
     )
-    if plan.cuts and plan.forecast is not None and not (plan.forecast.saves_memory or plan.forecast.saves_time):
-        head.append("\nthe cuts save nothing here, neither memory nor time on several devices: train with backprop")
     for reason in plan.tried:
         head.append(f"\nnot by {reason}", "dim")
     for name, segments in plan.tied.items():
@@ -50,21 +65,21 @@ def plan_table(plan: Plan) -> RenderableType:
             head.append(": while training, net(..., dni_context=target)")
         if rewrite.context_size:
             head.append(f", synthesizers conditioned on a context of {rewrite.context_size}")
-    tables: list[RenderableType] = [_segments(plan), *([_cuts(plan)] if plan.cuts else [])]
+    tables: list[RenderableType] = [_segments(plan, whole), *([_cuts(plan, whole)] if plan.cuts else [])]
     if plan.forecast is not None:
         tables.append(_forecast(plan, plan.forecast))
         if plan.verdict is not None:
-            tables.append(_weighed(plan.verdict, plan.forecast))
-    return Group(head, Text(), *tables)
+            tables.append(_weighed(plan.verdict, plan.forecast, whole))
+    return Group(*verdict, *([Text()] if verdict else []), head, Text(), *tables)
 
 
-def _segments(plan: Plan) -> Fitted:
+def _segments(plan: Plan, whole: bool) -> Fitted:
     """A row for each segment, with its predicted peak as a bar; the footer has the sums."""
     unneeded = ["nodes", "params", "synth.", "backward", "forward"]  # the least needed first
-    return Fitted([_segments_without(plan, unneeded[:count]) for count in range(len(unneeded) + 1)])
+    return Fitted([_segments_without(plan, unneeded[:count], whole) for count in range(len(unneeded) + 1)])
 
 
-def _segments_without(plan: Plan, unneeded: Sequence[str]) -> Table:
+def _segments_without(plan: Plan, unneeded: Sequence[str], whole: bool) -> Table:
     """The table of segments without some columns."""
     unit = plan.forecast.unit if plan.forecast is not None else "FLOPs"
     recomputes = any(segment.recomputed for segment in plan.segments)
@@ -74,10 +89,13 @@ def _segments_without(plan: Plan, unneeded: Sequence[str]) -> Table:
     table = plain_table(title, ["segment", *sums, "peak"], right=["segment", *_SUMS, "peak"], footer=True)
     table.add_column(min_width=_BAR, max_width=_BAR)
     largest = max(segment.peak_bytes for segment in plan.segments)
-    for k, segment in enumerate(plan.segments):
+
+    def add(k: int, segment: SegmentPlan) -> None:
         bar = Proportion(segment.peak_bytes, largest) if largest else ""
         cells = [_sum([segment], name, unit) for name in sums]
         add_row(table, str(k), *cells, bytes_text(segment.peak_bytes), bar)
+
+    abridged(table, plan.segments, add, whole=whole)
     for column, name in zip(table.columns[1:], sums, strict=False):
         column.footer = Text(_sum(plan.segments, name, unit))
     return table
@@ -104,10 +122,6 @@ def _sum(segments: Sequence[SegmentPlan], name: str, unit: str) -> str:
 def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     """The predictions beside those for backprop, and the place of the peak."""
 
-    def made(outlook: Outlook) -> float:
-        static = forecast.synthesizer_bytes if outlook is forecast.cut else 0
-        return outlook.peak_bytes - forecast.resident_bytes - static
-
     def time(value: float) -> str:
         return quantity(value, forecast.unit)
 
@@ -116,7 +130,7 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     table = plain_table("predicted, for unlock=backward and Adam", ("", *names), right=names)
     rows: list[tuple[str, Callable[[Outlook], float], Callable[[float], str]]] = [
         ("peak training memory", lambda o: o.peak_bytes, bytes_text),
-        ("allocated by the step", made, bytes_text),
+        ("allocated by the step", partial(allocated, forecast), bytes_text),
         ("step on one device", lambda o: o.step, time),
         ("step with a device a segment", lambda o: o.slowest, time),
     ]
@@ -134,7 +148,7 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     return Group(table, Text(f"the peak is {where}{note}\n"))
 
 
-def _weighed(verdict: Verdict, forecast: Forecast) -> Table:
+def _weighed(verdict: Verdict, forecast: Forecast, whole: bool) -> Table:
     """A row for the chosen plan, and for each plan that lost: its value, and the reason why it lost."""
 
     def show(value: float) -> str:
@@ -143,9 +157,12 @@ def _weighed(verdict: Verdict, forecast: Forecast) -> Table:
     title = f"weighed: {verdict.objective}, and a charge for each synthesizer, more for lower ones"
     numbers = ("heaviest", "charges", "sum", "synth. share")
     table = plain_table(title, ("cuts after", *numbers, ""), right=numbers)
-    for plan in verdict.weighed:
+
+    def add(_number: int, plan: Weighed) -> None:
         cells = [show(plan.value - plan.charges), show(plan.charges), show(plan.value), f"{100 * plan.share:.2g} %"]
         add_row(table, ", ".join(plan.after), *cells, _lost(plan, verdict))
+
+    abridged(table, verdict.weighed, add, whole=whole)
     return table
 
 
@@ -160,7 +177,7 @@ def _lost(plan: Weighed, verdict: Verdict) -> str:
     return f"+{100 * (plan.value / winner.value - 1):.2g} %: {'heavier' if heavier else 'charged more'}"
 
 
-def _cuts(plan: Plan) -> Table:
+def _cuts(plan: Plan, whole: bool) -> Table:
     """A row for each tensor that gets a synthetic gradient: it crosses a cut, or ends the units of an exit."""
     names = plan.rewrite.synthesizers if plan.rewrite else {}
     columns = ("cut", "tensor", "shape", "dtype", "bytes", *(["synthesizer"] if names else []))
@@ -168,9 +185,11 @@ def _cuts(plan: Plan) -> Table:
     title = "tensors that cross each cut"
     title += ", or end units that run once" * ends_units
     table = plain_table(title, columns, right=("cut", "bytes"))
-    for k, cut in enumerate(plan.cuts):
-        for tensor in cut.predicted:
-            cells = [str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype]
-            cells.append(bytes_text(tensor.bytes))
-            add_row(table, *cells, *([names[crossing_name(k, tensor.node)]] if names else []))
+
+    def add(_number: int, crossing: tuple[int, CrossingTensor]) -> None:
+        k, tensor = crossing
+        cells = [str(k), tensor.node, "x".join(map(str, tensor.shape)), tensor.dtype, bytes_text(tensor.bytes)]
+        add_row(table, *cells, *([names[crossing_name(k, tensor.node)]] if names else []))
+
+    abridged(table, [(k, tensor) for k, cut in enumerate(plan.cuts) for tensor in cut.predicted], add, whole=whole)
     return table

@@ -1,7 +1,8 @@
 """Tables that show every cell whole: long texts are folded, and if the console is narrow, columns are left out."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rich import box
 from rich.bar import Bar
@@ -9,7 +10,12 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Fitted", "Proportion", "add_row", "plain_table"]
+__all__ = ["Fitted", "Proportion", "abridged", "add_row", "plain_table"]
+
+
+T = TypeVar("T")
+
+_MOST = 12  # rows of a table that is abridged
 
 
 def plain_table(title: str, columns: Sequence[str], *, right: Collection[str] = (), footer: bool = False) -> Table:
@@ -29,6 +35,16 @@ def plain_table(title: str, columns: Sequence[str], *, right: Collection[str] = 
     for name in columns:
         table.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
     return table
+
+
+def abridged(table: Table, rows: Sequence[T], add: Callable[[int, T], None], *, whole: bool = False) -> None:
+    """Add the rows by `add`, which gets each number and row; of many, the first and last, unless `whole`."""
+    gap = range(_MOST // 2, len(rows) - (_MOST - 1 - _MOST // 2)) if len(rows) > _MOST and not whole else range(0)
+    for number, row in enumerate(rows):
+        if number not in gap:
+            add(number, row)
+        elif number == gap.start:
+            table.add_row("…", Text(f"{len(gap)} more: --all", "dim"))
 
 
 def add_row(table: Table, *cells: RenderableType) -> None:

@@ -184,7 +184,7 @@ def test_check_a_model_and_a_folder(
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET)
     assert run(monkeypatch, "check", "net.py", "--cuts", "every:Block", "--unlock", unlock, "--classes", "10") == 0
-    assert capsys.readouterr().out.count("pass") == 9
+    assert capsys.readouterr().out.count(" pass ") == 9
     assert run(monkeypatch, "rewrite", "net.py", "--unlock", unlock, "-o", "out") == 0
     capsys.readouterr()
     assert run(monkeypatch, "check", "out", "--json") == 0
@@ -200,7 +200,7 @@ def test_a_failed_check_is_exit_code_1(
     monkeypatch.setitem(CHECKS, "state_dict keys", lambda _: (False, "one is lost"))
     assert run(monkeypatch, "check", "net.py") == 1
     shown = capsys.readouterr().out
-    assert "FAIL" in shown and "one is lost" in shown
+    assert "NOT the same network" in shown and "FAIL" in shown and "one is lost" in shown
 
 
 # ---------------------------------------------------------------------------------------- what is predicted

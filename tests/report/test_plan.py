@@ -48,4 +48,4 @@ def test_the_cut_of_an_exit() -> None:
 def test_cuts_that_save_nothing(depth: int, width: int, rows: int, options: dict[str, Any], saves: bool) -> None:
     layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())]
     plan = dni_fx.plan(nn.Sequential(*layers), torch.rand(rows, width), **options)
-    assert ("the cuts save nothing here" not in text_of(plan)) == saves
+    assert ("The cuts save nothing here" not in text_of(plan)) == saves

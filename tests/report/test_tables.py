@@ -85,3 +85,14 @@ def test_long_words_are_folded() -> None:
     add_row(table, "x" * 100, "y" * 100)
     text = "".join(printed(Fitted([table]), 40))
     assert text.count("x") == text.count("y") == 100
+
+
+@pytest.mark.parametrize("count", [3, 12, 13, 40])
+def test_long_tables_are_abridged(count: int) -> None:
+    plan = made_plan([1.0] * count)
+    rows = [line for line in printed(plan_table(plan), 120) if line.endswith("████████████████ ")]
+    assert len(rows) == (count if count <= 12 else 11)
+    text = "\n".join(printed(plan_table(plan), 120))
+    assert (f"{count - 11} more: --all" in text) == (count > 12)
+    whole = "\n".join(printed(plan_table(plan, whole=True), 120))
+    assert "--all" not in whole and f" {count - 1} " in whole
