@@ -23,6 +23,7 @@ from dni_fx.cli.options import (
 )
 from dni_fx.cli.parsing import default_folder
 from dni_fx.cli.progress import err, out, progress, progress_bar
+from dni_fx.cli.simulation import plan_on_fake_tensors
 from dni_fx.cli.targets import capture, load_saved, load_target
 from dni_fx.errors import DniFxError
 from dni_fx.paths import as_path, is_file, kind_of
@@ -119,20 +120,40 @@ def rewrite(
 
 @app.command(epilog="Example:  [cyan]dni-fx plan net.py --cuts 3 --json > plan.json[/]")
 @with_options(PlanOptions)
-def plan(target: Target, options: PlanOptions, json: JsonOption = False, all_rows: AllOption = False) -> None:
+def plan(
+    target: Target,
+    options: PlanOptions,
+    simulate: Annotated[
+        bool,
+        typer.Option(
+            "--simulate",
+            help="Run a training step on fake tensors, too, which takes no memory: its exact memory beside the "
+            "predicted one. A model that a class or function makes is made without memory.",
+        ),
+    ] = False,
+    json: JsonOption = False,
+    all_rows: AllOption = False,
+) -> None:
     """Decide where to cut a model, predict memory and time, and write nothing."""
     with progress() as show:
         show("starting")
         from dni_fx import compiler
 
-        request = options.request()
-        module, decided, _ = capture(target, options.input, request, show)
-        if not json:  # a rewrite names the synthesizer at each cut
-            decided = compiler.rewrite(module, decided, request.synthesizer, request.settings).dni.plan
+        request, simulation = options.request(), None
+        if simulate:
+            decided, simulation = plan_on_fake_tensors(target, options.input, request, show)
+        else:
+            module, decided, _ = capture(target, options.input, request, show)
+            if not json:  # a rewrite names the synthesizer at each cut
+                decided = compiler.rewrite(module, decided, request.synthesizer, request.settings).dni.plan
     if json:
         typer.echo(decided.to_json(), nl=False)
-    else:
-        _show_plan(decided, whole=all_rows)
+        return
+    _show_plan(decided, whole=all_rows)
+    if simulation is not None and decided.forecast is not None:
+        from dni_fx.bench import simulation_table
+
+        out.print(simulation_table(decided.forecast, simulation))
 
 
 @app.command(epilog="Example:  [cyan]dni-fx check net.py:Net --input 32x3x64x64 --cuts every:Block[/]")

@@ -10,6 +10,7 @@ from dni_fx.errors import DniFxError, SourceError
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from dni_fx.model import Inputs
     from dni_fx.planning import Request
@@ -31,15 +32,17 @@ def capture(
         return *capture_and_plan(model, example, request), example
 
 
-def load_target(target: str, specs: list[str] | None, show: ShowStage) -> "tuple[nn.Module, Inputs]":
-    """Load the model and its example inputs, or find inputs that fit."""
+def load_target(
+    target: str, specs: list[str] | None, show: ShowStage, making: "FakeTensorMode | None" = None
+) -> "tuple[nn.Module, Inputs]":
+    """Load the model and its example inputs, or find inputs that fit; `making` as for `dni_fx.model.load_target`."""
     from dni_fx import model as loading
     from dni_fx.api import example_inputs_of
 
     given = loading.parse_specs(specs) if specs else None
     with contextlib.redirect_stdout(sys.stderr):  # the person's code may print
         show(f"loading {target}")
-        model, beside = loading.load_target(target)
+        model, beside = loading.load_target(target, making)
         show("looking for example inputs")
         example = given or beside or example_inputs_of(model, None, None)
         if not given and beside is None:

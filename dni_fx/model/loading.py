@@ -25,10 +25,15 @@ _NAMES = ("model", "build_model")
 _LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
-def load_target(target: str) -> tuple[nn.Module, Inputs | None]:
+def load_target(
+    target: str, making: contextlib.AbstractContextManager[Any] | None = None
+) -> tuple[nn.Module, Inputs | None]:
     """The model that `target` names, and the example inputs beside it.
 
     Output that the user's code prints goes to stderr: stdout is for the result.
+
+    Args:
+        making: Where to make a model that a class or function makes, such as a FakeTensorMode.
 
     Raises:
         DniFxError: If there is no such file or attribute, or the file does not define exactly one model.
@@ -39,7 +44,8 @@ def load_target(target: str) -> tuple[nn.Module, Inputs | None]:
         module = _import_file(as_path(where, "TARGET")) if where.endswith(".py") else _import_module(where, attr)
         with errors_of(target):  # a module or class may compute its attributes
             found = _lookup(module, attr, target) if attr else _discover(module, where)
-        model = _build(found, target)
+        with contextlib.nullcontext() if making is None else making:
+            model = _build(found, target)
         return model, _example_inputs(module, target)
 
 

@@ -7,10 +7,12 @@ from dni_fx.report.calls import calls_of, outputs_of, record_lines
 from dni_fx.report.graph_diff import code_lines, diff, paint
 from dni_fx.report.plan import plan_table
 from dni_fx.report.tables import Fitted, add_row, plain_table
+from dni_fx.report.verdict import allocated, plan_verdict
 
 __all__ = [
     "Fitted",
     "add_row",
+    "allocated",
     "calls_of",
     "code_lines",
     "diff",
@@ -18,5 +20,6 @@ __all__ = [
     "paint",
     "plain_table",
     "plan_table",
+    "plan_verdict",
     "record_lines",
 ]

@@ -331,3 +331,17 @@ def test_a_cut_in_time(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for text, message in (("x=", "auto, or NAME=OUTPUT"), ("h=1", "no argument 'h'; there are x, state")):
         assert run(monkeypatch, "plan", "net.py", "--state", text) == 2
         assert message in capsys.readouterr().err
+
+
+def test_plan_simulates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build_model():\n    return nn.Sequential(*[nn.Linear(50_000, 50_000) for _ in range(4)])\n"  # 40 GB
+        "values = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))\n"
+        "def needs_values():\n    values(torch.ones(1, 8)).sum().item()\n    return values\n"
+    )
+    net = str(tmp_path / "net.py")
+    assert run(monkeypatch, "plan", net, "--input", "64x50000", "--cuts", "2", "--simulate") == 0
+    assert "simulated" in capsys.readouterr().out
+    assert run(monkeypatch, "plan", f"{net}:needs_values", "--input", "4x8", "--cuts", "2", "--simulate") == 0
+    assert "simulated" in capsys.readouterr().out
