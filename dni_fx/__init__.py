@@ -31,7 +31,6 @@ Train and keep:
 """
 
 import importlib
-from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
     from dni_fx.settings import Training
     from dni_fx.store import load, load_checkpoint, save, save_checkpoint
     from dni_fx.synthesizers import Synthesizer
-
-__version__ = version("dni-fx")
 
 __all__ = [
     "DNI",
@@ -101,6 +98,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # takes longer than the rest of this file
+
+        return version("dni-fx")
     if name not in _MODULES:
         raise AttributeError(f"module 'dni_fx' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"dni_fx.{_MODULES[name]}"), name)

@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import sys
-from importlib.metadata import version as installed_version
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,7 +52,9 @@ AllOption = Annotated[bool, typer.Option("--all", help="Show all rows of long ta
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"dni-fx {installed_version('dni-fx')}")
+        from importlib.metadata import version
+
+        typer.echo(f"dni-fx {version('dni-fx')}")
         raise typer.Exit
 
 
