@@ -147,9 +147,13 @@ def _export(
                 return exported, modes, reads
             except Exception as error:  # torch.export raises errors of any type on code that it cannot capture
                 first_error = first_error or error
+                if _OF_AN_OUTPUT in str(error):
+                    break
     assert first_error is not None
     raise CaptureError(f"torch.export does not take it: {_reason(first_error)}") from None
 
+
+_OF_AN_OUTPUT = "in output, which is not a known type"  # an error at any sizes of the inputs
 
 # The notes and the advice that torch adds to its errors, for people who call torch.export themselves.
 _ADVICE = re.compile(r"\s*\(unhinted: .*|(?<=[.!])\s+(If|To|Please|For more|See|Consider|You|Try|Use|Set|Run)\b.*")

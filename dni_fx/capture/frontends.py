@@ -64,7 +64,8 @@ def capture(
     if frontend == "auto":
         found = _first_right(model, inputs, eager, in_depth=in_depth)
     else:
-        found = Capture(_capture_by(frontend, model, inputs, eager, in_depth=in_depth), frontend, ())
+        found = Capture(_annotated(frontend, model, inputs, eager, in_depth=in_depth), frontend, ())
+        _verify(found.module, eager)
     warn_of_lost_checkpoints(found.module)
     find_axes(found.module, inputs)
     return found
@@ -73,26 +74,36 @@ def capture(
 def _first_right(model: nn.Module, inputs: Inputs, eager: Eager | None, *, in_depth: bool) -> Capture:
     """The capture by the first front end that gives the same network with enough places to cut.
 
-    If no capture has enough places, the first that is the same network.
+    If no capture has enough places, the first that is the same network. A graph without a legal cut is compared with
+    the model only then, since the comparison takes most of the time.
     """
     rejected: dict[str, str] = {}
-    fallback: Capture | None = None
+    fallbacks: list[Capture] = []
     for name in FRONTENDS:
-        if name == "modules" and fallback is not None and not _why_uncuttable(fallback.module):
+        if name == "modules" and any(not _why_uncuttable(found.module) for found in fallbacks):
             break  # a graph with few places to cut is better than no graph
         try:
-            net = _capture_by(name, model, inputs, eager, in_depth=in_depth)
+            net = _annotated(name, model, inputs, eager, in_depth=in_depth)
+            reason = _why_uncuttable(net) if in_depth else ""
+            if not reason:
+                _verify(net, eager)
+                reason = _why_too_coarse(net) if in_depth and name == "fx" else ""
         except (CaptureError, NoLegalCutError) as error:
             rejected[name] = str(error)
             continue
-        reason = _why_uncuttable(net) or (_why_too_coarse(net) if name == "fx" else "")
-        if not (in_depth and reason):
+        if not reason:
             return Capture(net, name, _lines(rejected))
         rejected[name] = reason
-        fallback = fallback or Capture(net, name, ())
-    if fallback is not None:
-        del rejected[fallback.frontend]
-        return fallback._replace(tried=_lines(rejected))
+        fallbacks.append(Capture(net, name, ()))
+    for found in fallbacks:
+        try:
+            if _why_uncuttable(found.module):
+                _verify(found.module, eager)
+        except CaptureError as error:
+            rejected[found.frontend] = str(error)
+            continue
+        del rejected[found.frontend]
+        return found._replace(tried=_lines(rejected))
     raise CaptureError("no front end takes it. " + " / ".join(_lines(rejected)))
 
 
@@ -129,7 +140,8 @@ def _check_names(model: nn.Module, inputs: Inputs) -> None:
         raise CaptureError("forward takes an argument 'dni_context', as the rewritten net takes labels: rename it")
 
 
-def _capture_by(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None, *, in_depth: bool) -> DecoupledModule:
+def _annotated(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None, *, in_depth: bool) -> DecoupledModule:
+    """The capture by a front end, annotated; of a graph, it is not known yet whether it is the same network."""
     try:
         net = _captured(name, model, inputs, eager)
     except DniFxError:
@@ -137,11 +149,20 @@ def _capture_by(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None
     except Exception as error:  # torch.fx and torch.export raise errors of any type on code that they cannot capture
         raise CaptureError(f"{type(error).__name__}: {first_line(error)}") from error
     if name != "modules":  # which has annotated its record
-        _annotate_and_verify(net, inputs, eager)
+        try:
+            _annotate_and_unpack(net, inputs)
+        except Exception:
+            _verify(net, eager)  # that the graph is wrong is the better reason
+            raise
     keep_adapters_whole(net)
     if name == "modules" and in_depth and _why_uncuttable(net):
         raise NoLegalCutError(_why_no_cut(net))
     return net
+
+
+def _verify(net: DecoupledModule, eager: Eager | None) -> None:
+    if eager is not None and net.dni_runs_graph:
+        verify(eager, net)
 
 
 def _captured(name: str, model: nn.Module, inputs: Inputs, eager: Eager | None) -> DecoupledModule:
@@ -168,15 +189,11 @@ def _why_no_cut(net: DecoupledModule) -> str:
     )
 
 
-def _annotate_and_verify(net: DecoupledModule, inputs: Inputs, eager: Eager | None) -> None:
-    if eager is not None:
-        verify(eager, net)
+def _annotate_and_unpack(net: DecoupledModule, inputs: Inputs) -> None:
     annotate(net, inputs)
     results = [unpack(net) for unpack in (UnpackTuples(), UnbindUnpacked())]
     if any(result is not None and result.modified for result in results):
         annotate(net, inputs)
-        if eager is not None:
-            verify(eager, net)
 
 
 def _why_uncuttable(net: DecoupledModule) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dni_fx.capture.eager import Eager
 from dni_fx.capture.runs import Outcome, Tensors, call, train_step
@@ -66,6 +66,8 @@ def _compare_tensors(compared: str, eager: Tensors, traced: Tensors) -> None:
         got = traced[name]
         if are_fake([got]):
             got, expected = got.to("meta"), expected.to("meta")
+        if _are_identical(got, expected):
+            continue
         try:
             torch.testing.assert_close(got, expected, equal_nan=True)
         except AssertionError:
@@ -74,3 +76,9 @@ def _compare_tensors(compared: str, eager: Tensors, traced: Tensors) -> None:
                 difference = got.detach().to(torch.float64) - expected.detach().to(torch.float64)
                 largest = f" by up to {float(difference.abs().max()):.2g}"
             raise CaptureError(f"{compared} differ from the eager model's: {name}{largest}. {advice}") from None
+
+
+def _are_identical(got: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, which takes a small part of the time of `assert_close`."""
+    alike = (got.dtype, got.device, got.layout) == (expected.dtype, expected.device, expected.layout)
+    return alike and got.layout is torch.strided and not (got.is_meta or got.is_nested) and torch.equal(got, expected)
