@@ -59,15 +59,16 @@ def capture(
         NoLegalCutError: If `frontend` is "modules", and no submodule ends at a place that can be cut.
     """
     check_frontend(frontend)
-    _check_model(model, inputs)
-    eager = Eager(model, inputs) if compare else None
-    if frontend == "auto":
-        found = _first_right(model, inputs, eager, in_depth=in_depth)
-    else:
-        found = Capture(_annotated(frontend, model, inputs, eager, in_depth=in_depth), frontend, ())
-        _verify(found.module, eager)
-    warn_of_lost_checkpoints(found.module)
-    find_axes(found.module, inputs)
+    with preserved(model):  # which keeps one copy of the state for all runs
+        _check_model(model, inputs)
+        eager = Eager(model, inputs) if compare else None
+        if frontend == "auto":
+            found = _first_right(model, inputs, eager, in_depth=in_depth)
+        else:
+            found = Capture(_annotated(frontend, model, inputs, eager, in_depth=in_depth), frontend, ())
+            _verify(found.module, eager)
+        warn_of_lost_checkpoints(found.module)
+        find_axes(found.module, inputs)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -11,8 +12,14 @@ from torch.nn.parameter import is_lazy
 __all__ = ["SavedTensor"]
 
 
+_earlier: "WeakValueDictionary[int, SavedTensor]" = WeakValueDictionary()  # the earliest of each tensor, by its id
+
+
 class SavedTensor:
-    """A tensor and its state at one time. `restore` gives the same tensor object the same storage and value."""
+    """A tensor and its state at one time. `restore` gives the same tensor object the same storage and value.
+
+    While one is kept, later ones of the same tensor with the same value share its copy of the value.
+    """
 
     def __init__(self, name: str, tensor: Tensor) -> None:
         self.name, self.tensor = name, tensor
@@ -26,6 +33,10 @@ class SavedTensor:
         self._storage = tensor.data
         self._layout = _layout(tensor)
         self._bytes = 0 if self._layout is None else tensor.untyped_storage().nbytes()
+        known = _earlier.setdefault(id(tensor), self)._value
+        if known is not None and _equal(self._storage, known):
+            self._value = known  # to compare takes less time and memory than a copy
+            return
         with torch.no_grad(), contextlib.suppress(NotImplementedError):
             self._value = self._storage.clone()
 

@@ -8,7 +8,9 @@ from nets import Base
 from torch import Tensor, nn
 
 import dni_fx
+from dni_fx.capture import capture
 from dni_fx.errors import CaptureError
+from dni_fx.model import to_inputs
 
 torch.manual_seed(0)  # unlucky weights let no gradient through, and a wrong one would not be seen
 X = torch.rand(4, 6)
@@ -144,3 +146,23 @@ def test_a_batch_size_that_the_trace_bakes_in_is_refused(model: nn.Module, text:
     with pytest.raises(CaptureError, match=text) as caught:
         dni_fx.transform(model, X, frontend="fx")
     assert "batch size" in str(caught.value)
+
+
+class OneLayer(nn.Module):
+    """A model without a legal cut, of which a trace by fx is another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        with torch.no_grad():
+            scale = 2 * h
+        return h * scale
+
+
+def test_a_graph_without_a_legal_cut_is_compared_before_it_is_taken() -> None:
+    found = capture(OneLayer(), to_inputs(X, None))
+    assert found.frontend == "export"
+    assert found.tried[0].startswith("fx: gradients in train mode differ")

@@ -224,3 +224,16 @@ def test_a_large_container_is_copied_but_not_walked() -> None:
     with preserved(model):
         values.append(torch.ones(1))
     assert len(values) == 20_000
+
+
+def test_snapshots_share_the_copy_of_an_unchanged_value() -> None:
+    tensor = torch.zeros(2)
+    outer = SavedTensor("a", tensor)
+    assert SavedTensor("a", tensor)._value is outer._value
+    tensor.add_(1)
+    inner = SavedTensor("a", tensor)
+    tensor.add_(1)
+    inner.restore()
+    assert tensor.tolist() == [1, 1]
+    outer.restore()
+    assert tensor.tolist() == [0, 0]
