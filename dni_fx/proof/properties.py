@@ -47,8 +47,7 @@ def _train_step(subject: Subject) -> tuple[bool, str]:
     """In train mode, outputs and buffers of the net, and gradients of the captured graph, equal those of the model."""
     captured = step(uncut(subject.net, subject.inputs), subject.inputs)
     model = step(subject.model, subject.inputs)
-    cut = step(subject.net, subject.inputs, context_of(subject.net, subject.inputs))
-    passed, figure = same_outputs(cut, model)
+    passed, figure = same_outputs(subject.step, model)
     return close(captured.gradients, model.gradients, narrow=model.narrow) if passed else (passed, figure)
 
 
@@ -79,7 +78,7 @@ def _used_above_and_below(subject: Subject) -> tuple[set[str], set[str]]:
     last = set(subject.exact.dni.plan.segments[-1].nodes)
     above: set[str] = set()
     below: set[str] = set()
-    for node in uncut(subject.exact, subject.precise).graph.nodes:
+    for node in subject.captured.graph.nodes:
         (above if node.name in last else below).update(record_of(node).parameters)
     return above, below
 
@@ -107,8 +106,7 @@ def _units(subject: Subject) -> list[UnitPlan]:
 
 def _used_by(subject: Subject, nodes: Set[str]) -> set[str]:
     """Names of the parameters that some nodes use."""
-    graph = uncut(subject.exact, subject.precise).graph
-    return {name for node in graph.nodes if node.name in nodes for name in record_of(node).parameters}
+    return {name for node in subject.captured.graph.nodes if node.name in nodes for name in record_of(node).parameters}
 
 
 def _keys(subject: Subject) -> tuple[bool, str]:
@@ -120,10 +118,9 @@ def _keys(subject: Subject) -> tuple[bool, str]:
 
 def _round_trip(subject: Subject) -> tuple[bool, str]:
     """The net that is saved and loaded again trains as the net does."""
-    net, context = subject.net, context_of(subject.net, subject.inputs)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            save(net, Path(folder, "net"))
+            save(subject.net, Path(folder, "net"))
         except SourceError as error:
             return True, f"refused: {error}"
         try:
@@ -131,11 +128,12 @@ def _round_trip(subject: Subject) -> tuple[bool, str]:
         except SourceError:  # the folder needs the model
             again = load(Path(folder, "net"), model=copy.deepcopy(subject.model))
     take_loss_of_step(again)
-    passed, figure = _same(*(step(one, subject.inputs, context) for one in (net, again)))
+    passed, figure = _same(subject.step, step(again, subject.inputs, context_of(subject.net, subject.inputs)))
     if passed:
         return passed, figure
     # A deep net may magnify the rounding of float32 a thousandfold. Then the two agree in float64.
-    exact = [in_float64(one, subject.inputs) for one in (net, again)]
+    exact = [in_float64(one, subject.inputs) for one in (subject.net, again)]
+    context = context_of(subject.net, subject.inputs)
     return _same(*(step(one, inputs, context) for one, inputs in exact))
 
 
@@ -157,14 +155,16 @@ def _moves(subject: Subject) -> tuple[bool, str]:
     dense, of_sparse = ([p for n, p in net.named_parameters() if (n in sparse) is takes] for takes in (False, True))
     optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(dense, RATE)]
     optimizers += [torch.optim.SparseAdam(of_sparse, RATE)] if sparse else []
-    for _ in range(2 * len(net.dni.plan.cuts) + 2):
+    for number in range(2 * len(net.dni.plan.cuts) + 2):
         gradients = step_in_place(net, subject.precise, context).gradients  # in place: synthesizers keep statistics
+        # Look at gradients, not at changes: a gradient may be too small to change its parameter, in backprop too.
+        reached |= {name for name in wanted - reached if name in gradients and _any(gradients[name])}
+        if number and reached == wanted:  # after two steps at least: the first one changes the state of the net
+            break
         for name, parameter in net.named_parameters():
             parameter.grad = gradients.get(name)
         for optimizer in optimizers:
             optimizer.step()
-        # Look at gradients, not at changes: a gradient may be too small to change its parameter, in backprop too.
-        reached |= {name for name, gradient in gradients.items() if _any(gradient)}
     stuck = sorted(wanted - reached)
     return not stuck, f"{stuck[0]} does not move" if stuck else f"{len(wanted)} of {len(wanted)} parameters"
 

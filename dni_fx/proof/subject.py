@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from dni_fx.model import Inputs
 from dni_fx.plans import Plan, crossing_name, time_name
 from dni_fx.proof.compare import close
 from dni_fx.proof.scripted import Scripted, scripted_synthesizers
-from dni_fx.proof.step import StepResult, step, without_dni
+from dni_fx.proof.step import StepResult, context_of, step, without_dni
 from dni_fx.runtime import Crossing, DecoupledModule, add_time_cuts, plain
 from dni_fx.settings import Settings
 from dni_fx.synthesizers import activation_of
@@ -87,6 +88,16 @@ class Subject:
             if not passed:
                 break
         return passed, figure
+
+    @cached_property
+    def step(self) -> StepResult:
+        """One step of the net, as it is."""
+        return step(self.net, self.inputs, context_of(self.net, self.inputs))
+
+    @cached_property
+    def captured(self) -> DecoupledModule:
+        """The captured graph of `exact`, to read."""
+        return uncut(self.exact, self.precise)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -180,7 +191,7 @@ def in_float64(net: DecoupledModule, inputs: Inputs) -> tuple[DecoupledModule, I
         node.args, node.kwargs = pytree.tree_map(_widened, (node.args, node.kwargs))
     exact.recompile()
     try:
-        outputs = step(uncut(exact, precise), precise).outputs
+        outputs = step(exact.dni_uncut(), precise).outputs
     except Exception as error:  # the person's code, with a dtype that it may not expect
         _log.info("the model does not run in float64, so it is checked as it is: %s", first_line(error))
         return net, inputs
