@@ -116,11 +116,12 @@ def _check_model(model: nn.Module, inputs: Inputs) -> None:
     _check_names(model, inputs)
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("a ScriptModule holds no Python code to cut: give the model that it was made from")
-    try:
-        with preserved(model):
-            model.train(model.training)
-    except NotImplementedError:
-        raise CaptureError("an exported program has no train mode: give the model that it was made from") from None
+    if any("train" in vars(m) or type(m).train is not nn.Module.train for m in model.modules()):
+        try:
+            with preserved(model):
+                model.train(model.training)
+        except NotImplementedError:
+            raise CaptureError("an exported program has no train mode: give the model that it was made from") from None
     try:
         inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:

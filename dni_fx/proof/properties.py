@@ -134,7 +134,7 @@ def _round_trip(subject: Subject) -> tuple[bool, str]:
     # A deep net may magnify the rounding of float32 a thousandfold. Then the two agree in float64.
     exact = [in_float64(one, subject.inputs) for one in (subject.net, again)]
     context = context_of(subject.net, subject.inputs)
-    return _same(*(step(one, inputs, context) for one, inputs in exact))
+    return _same(*(step(one, inputs, context) for one, inputs, _ in exact))
 
 
 def _same(before: StepResult, after: StepResult) -> tuple[bool, str]:

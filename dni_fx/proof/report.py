@@ -91,7 +91,8 @@ def check(
         except Exception as error:
             raise DniFxError(f"the model cannot be checked on these inputs: {first_line(error)}") from None
         checks = CHECKS | (_IN_TIME if net.dni.plan.states else {}) | (_WITH_EXITS if net.dni.exits else {})
-        return Report(tuple(Check(name, *_outcome(run, subject)) for name, run in checks.items()))
+        with preserved(subject.net), preserved(subject.exact):  # which keep one copy of the state for all steps
+            return Report(tuple(Check(name, *_outcome(run, subject)) for name, run in checks.items()))
 
 
 def _copied(net: DecoupledModule) -> DecoupledModule:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from dni_fx.compiler import restore, rewrite
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.graph import has_record, record_of, set_record
 from dni_fx.model import Inputs
-from dni_fx.plans import Plan, crossing_name, time_name
+from dni_fx.plans import Plan, StateTensor, crossing_name, time_name
 from dni_fx.proof.compare import close
 from dni_fx.proof.scripted import Scripted, scripted_synthesizers
 from dni_fx.proof.step import StepResult, context_of, step, without_dni
@@ -49,12 +49,12 @@ class Subject:
         self.keys = list((original if original is not None else plain(net)).state_dict())
         self.model = restore(net)
         self.unlock = net.dni.rewrite.unlock
-        self.exact, self.precise = in_float64(net, inputs)
         self.tensors = [tensor for state in net.dni.plan.states for tensor in state.tensors]
+        self.exact, self.precise, backprop = in_float64(net, inputs, self.tensors)
         self._uncut = self.exact.dni_uncut()
         self._through_cuts = self.scripted("none", mix=1.0)
         self._with_gradients = self.scripted(self.unlock)
-        self.backprop, self.through, self.truth = self.true_gradients(self.precise)
+        self.backprop, self.through, self.truth = self.true_gradients(self.precise, backprop)
         _check_finite(self.backprop.gradients, inputs)
         if not self.backprop.gradients:
             raise DniFxError("the model gives no tensor that carries gradient to a parameter")
@@ -63,12 +63,18 @@ class Subject:
         """The inputs in the precision of `exact`."""
         return inputs if self.exact is self.net else _wide(inputs)
 
-    def true_gradients(self, inputs: Inputs) -> tuple[StepResult, StepResult, dict[str, Tensor]]:
-        """One step of the model without cuts, one with boundaries that let the true gradient through, and the truth."""
+    def true_gradients(
+        self, inputs: Inputs, backprop: StepResult | None = None
+    ) -> tuple[StepResult, StepResult, dict[str, Tensor]]:
+        """One step of the model without cuts, one with boundaries that let the true gradient through, and the truth.
+
+        Args:
+            backprop: The first of them, where it is known.
+        """
         received = scripted_synthesizers(self._through_cuts)
         for synthesizer in received.values():
             synthesizer.target = None
-        backprop = step(self._uncut, inputs, state=self.tensors)
+        backprop = backprop or step(self._uncut, inputs, state=self.tensors)
         through = step(self._through_cuts, inputs)
         truth = {name: s.target * s.samples(s.target) for name, s in received.items() if s.target is not None}
         return backprop, through, truth
@@ -183,19 +189,29 @@ def uncut(net: DecoupledModule, inputs: Inputs) -> DecoupledModule:
     return graph
 
 
-def in_float64(net: DecoupledModule, inputs: Inputs) -> tuple[DecoupledModule, Inputs]:
-    """Copy net and inputs to float64; return them as they are if the model has its dtype built in."""
+def in_float64(
+    net: DecoupledModule, inputs: Inputs, state: Sequence[StateTensor] = ()
+) -> tuple[DecoupledModule, Inputs, StepResult | None]:
+    """Copy net and inputs to float64; return them as they are if the model has its dtype built in.
+
+    Args:
+        state: Outputs that get no gradient.
+
+    Returns:
+        Net, inputs, and one step of backpropagation through the copy without cuts; None if there is no copy.
+    """
     exact = copy.deepcopy(net).double()
     precise = _wide(inputs)
     for node in exact.graph.nodes:  # dtypes that a capture wrote down
         node.args, node.kwargs = pytree.tree_map(_widened, (node.args, node.kwargs))
     exact.recompile()
     try:
-        outputs = step(exact.dni_uncut(), precise).outputs
+        backprop = step(exact.dni_uncut(), precise, state=state)
     except Exception as error:  # the person's code, with a dtype that it may not expect
         _log.info("the model does not run in float64, so it is checked as it is: %s", first_line(error))
-        return net, inputs
-    return (exact, precise) if all(o.dtype in (torch.float64, torch.complex128) for o in outputs) else (net, inputs)
+        return net, inputs, None
+    is_exact = all(output.dtype in (torch.float64, torch.complex128) for output in backprop.outputs)
+    return (exact, precise, backprop) if is_exact else (net, inputs, None)
 
 
 def _wide(inputs: Inputs) -> Inputs:

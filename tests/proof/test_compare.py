@@ -35,3 +35,8 @@ def test_sparse_tensors_are_compared_by_their_values() -> None:
     )  # not coalesced
     assert close({"a": twice}, {"a": rows})[0] and close({"a": twice}, {"a": dense})[0]
     assert not close({"a": twice}, {"a": 2 * rows})[0]
+
+
+def test_an_infinity_in_both_hides_no_difference_elsewhere() -> None:
+    infinite, one = torch.tensor([float("inf")]), torch.tensor([1.0])
+    assert not close({"a": infinite, "b": 2 * one}, {"a": infinite.clone(), "b": one})[0]
