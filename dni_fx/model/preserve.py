@@ -3,13 +3,14 @@
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from dni_fx.errors import DniFxError
 from dni_fx.model.captured import Captured
@@ -75,6 +76,9 @@ def _restored(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[Snapsh
     try:
         with torch.random.fork_rng(devices=devices):
             yield before
+    except BaseException:
+        _close_forward_ad()
+        raise
     finally:
         # torch.export leaves a `torch.func` transform open if the transform fails.
         torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
@@ -88,6 +92,13 @@ def _restored(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[Snapsh
             sys.modules["numpy"].random.set_state(numpy)
         if failed:
             raise DniFxError(f"{type(model).__name__} could not be left as it was: {'; '.join(failed[:3])}")
+
+
+def _close_forward_ad() -> None:
+    """Close the level of forward-mode differentiation that a graph of torch.export leaves open if it fails."""
+    if forward_ad._current_level < 0:
+        with suppress(RuntimeError):  # none is open
+            torch._C._exit_dual_level(level=0)
 
 
 def _package(cls: type) -> str:
