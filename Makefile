@@ -3,9 +3,11 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all lint clean
 
-demo: .venv/installed  ## rewrite an example, then train the rewritten model on real digits
-	$(BIN)/dni-fx rewrite examples/mlp.py --cuts auto --classes 10 -o build/mlp --force
-	$(BIN)/python examples/mlp.py
+demo: .venv/demo  ## train a deep net by backprop, with checkpointing and cut, on real digits
+	mkdir -p build
+	$(BIN)/dni-fx compare examples/deep.py --data examples/deep.py:batches --metric examples/deep.py:error \
+	    --cuts 4 --steps 150 --plot build/demo.png
+	@echo "Next, on a model and data of your own: $(BIN)/dni-fx compare model.py --data model.py:batches"
 
 test: lint  ## lint, types, the quick tests
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow"
@@ -17,6 +19,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p dni_fx -p dni_fx.passes
+
+.venv/demo: pyproject.toml constraints.txt  ## without the tools of development
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[examples,plots]"
+	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

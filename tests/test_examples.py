@@ -76,3 +76,14 @@ def test_script_prints_both(name: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "backprop" in done.stdout and "decoupled" in done.stdout and "20 steps" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_compares(tmp_path: Path) -> None:
+    deep = EXAMPLES / "deep.py"
+    command = ["compare", str(deep), "--data", f"{deep}:batches", "--metric", f"{deep}:error", "--cuts", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dni_fx", *command, "--steps", "10"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Cut into 4 segments") and "checkpointing" in done.stdout
