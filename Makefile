@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: .venv/demo  ## train a deep net by backprop, with checkpointing and cut, on real digits
 	mkdir -p build
@@ -14,6 +14,9 @@ test: lint  ## lint, types, the quick tests
 
 test-all: lint  ## the same with the slow tests: what CI runs
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+docs: .venv/installed  ## the site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -48,6 +48,7 @@ def test_the_version_is_that_of_the_project() -> None:
 
     assert dni_fx.__version__ == PROJECT["project"]["version"]
     assert f"## {dni_fx.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {dni_fx.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_what_is_public_is_there() -> None:
