@@ -13,11 +13,14 @@ class Outlook:
         peak_bytes: The peak, with parameters, optimizer state and batch.
         step: The time on one device.
         slowest: The time if every segment has a device of its own, and no segment waits for another.
+        over_step: The bytes that the step allocates before the optimizer steps, in order: the most in each of at most
+            200 parts of the step. Empty: not predicted.
     """
 
     peak_bytes: int
     step: float
     slowest: float
+    over_step: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

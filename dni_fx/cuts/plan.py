@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import fx
@@ -25,8 +26,18 @@ class Decision(NamedTuple):
     pieces: tuple[Pieces, ...] = ()  # of each segment, that its backward pass computes again
 
 
+_PARTS = 200  # of a step, for the memory over it
+
+
 def outlook_of(step_cost: StepCost) -> Outlook:
     return Outlook(round(step_cost.peak), step_cost.step, step_cost.slowest)
+
+
+def _with_moments(outlook: Outlook, bytes_: Sequence[float]) -> Outlook:
+    """The outlook with the bytes at the moments of the step: the most in each part, so that the peak stays."""
+    count = min(len(bytes_), _PARTS)
+    ends = [len(bytes_) * i // count for i in range(count + 1)]
+    return replace(outlook, over_step=tuple(round(max(bytes_[i:j])) for i, j in zip(ends[:-1], ends[1:], strict=True)))
 
 
 def fingerprint(graph: fx.Graph) -> str:
@@ -61,7 +72,8 @@ def make_plan(
     ends = [-1, *(p.index for p in decision.cuts), len(nodes) - 1]
     first = _first_uses(graph)
     predicted = cost_model.predict(decision.cuts, decision.pieces)
-    backprop, cut = outlook_of(cost_model.predict([])), outlook_of(predicted)
+    backprop = _with_moments(outlook_of(cost_model.predict([])), cost_model.over_step([]))
+    cut = _with_moments(outlook_of(predicted), cost_model.over_step(decision.cuts, decision.pieces))
     peak, time = cost_model.checkpointed(decision.cuts)
     return Plan(
         model=model_name,

@@ -62,6 +62,7 @@ class NodeRecord:
     scope: tuple[str, ...] = ()  # module calls around the node, outermost first: name, or name@n for call n + 1
     classes: tuple[str, ...] = ()  # their class names
     obstacle: str = ""  # why no cut may separate the node from its users; empty: nothing forbids one
+    line: tuple[str, str] = ("", "")  # the place and text of the line of the person's code; empty: unknown
 
     role: Role = "model"
     segment: int | None = None
