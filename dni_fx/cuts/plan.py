@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from dni_fx.cost import CostModel, Pieces, SegmentCost, StepCost
+from dni_fx.forecasts import most_in_parts
 from dni_fx.graph import crossing_tensor, record_of
 from dni_fx.partition import Position
 from dni_fx.plans import Cut, Forecast, Outlook, Plan, SegmentPlan, Verdict
@@ -34,10 +35,7 @@ def outlook_of(step_cost: StepCost) -> Outlook:
 
 
 def _with_moments(outlook: Outlook, bytes_: Sequence[float]) -> Outlook:
-    """The outlook with the bytes at the moments of the step: the most in each part, so that the peak stays."""
-    count = min(len(bytes_), _PARTS)
-    ends = [len(bytes_) * i // count for i in range(count + 1)]
-    return replace(outlook, over_step=tuple(round(max(bytes_[i:j])) for i, j in zip(ends[:-1], ends[1:], strict=True)))
+    return replace(outlook, over_step=tuple(map(round, most_in_parts(bytes_, _PARTS))))
 
 
 def fingerprint(graph: fx.Graph) -> str:
