@@ -187,7 +187,7 @@ function unfoldAll(open) {
 }
 
 function mark(id) {
-  cy.elements().removeClass("chosen near runs");
+  cy.elements(".chosen, .near, .runs").removeClass("chosen near runs");
   if (!id) return;
   cy.$id(id).addClass("chosen");
   cy.$id(id).connectedEdges().addClass("near");
