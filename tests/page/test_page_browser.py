@@ -145,7 +145,7 @@ def test_texts_are_escaped_and_parts_are_there(small: Shown) -> None:
         "Graph", "Memory", "Segments", "Cuts", "Checks", "Curves", "Diff",
     ]  # fmt: skip
     assert "FAIL" in small.text("checks") and EVIL in small.text("diff") and EVIL in small.text("cuts")
-    assert small.js("return document.querySelectorAll('img').length") == 1  # the picture for print
+    assert small.js("return document.querySelectorAll('img').length") == 0
     assert len(small.browser.find_elements(By.CSS_SELECTOR, "#memory canvas, #curves canvas")) == 2
     assert small.messages() == []
 

@@ -204,10 +204,20 @@ function buildControls() {
   addSearch();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
   addEventListener("beforeprint", () => {
-    printing = true;
+    document.documentElement.classList.add("printing");
     recolour();
-    $("printed").src = cy.png({ full: true, scale: 2, maxWidth: 4000, maxHeight: 6000, bg: "#ffffff" });
+    const box = cy.elements().boundingBox();
+    const scale = Math.min(2, 4000 / box.w, 8000 / box.h);
+    const width = box.w * Math.min(0.8, scale / 2, 700 / box.w);
+    const picture = cy.png({ full: true, scale, bg: "#ffffff" }); // as a background it may go over several sheets
+    Object.assign($("printed").style, {
+      backgroundImage: `url(${picture})`, width: `${width}px`, height: `${(width * box.h) / box.w}px`,
+    });
     $("printed").hidden = false;
   });
-  addEventListener("afterprint", () => { printing = false; $("printed").hidden = true; recolour(); });
+  addEventListener("afterprint", () => {
+    document.documentElement.classList.remove("printing");
+    $("printed").hidden = true;
+    recolour();
+  });
 }

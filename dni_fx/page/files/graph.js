@@ -6,11 +6,11 @@ if (GRAPH.nodes.length <= LARGE) groups().forEach((group) => OPEN.add(group.id))
 
 const $ = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches && !printing;
+const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches && !isPrinting();
+const isPrinting = () => document.documentElement.classList.contains("printing"); // on white paper
 const LIGHT = { layer: "#cfe1fa", norm: "#e6d9f5", activation: "#d3efd8", attention: "#fbdfc2", shape: "#e6e9ed", input: "#fdf3c0", other: "#f3f5f7" };
 const DARK = { layer: "#234772", norm: "#493767", activation: "#215038", attention: "#6b4419", shape: "#363e4a", input: "#5a5021", other: "#2a313c" };
 const SIZE = 12; // of the font
-let printing = false;
 let selected = null;
 let layouts = 0;
 

@@ -47,7 +47,7 @@ function addChart(parent, series, xLabel, yText) {
   let drawn = chart(place, series, xLabel, yText);
   const again = () => { drawn.destroy(); drawn = chart(place, series, xLabel, yText); };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
-  addEventListener("resize", again);
+  for (const event of ["resize", "beforeprint", "afterprint"]) addEventListener(event, again);
 }
 
 function showMemory() {
