@@ -3,7 +3,8 @@
 
 function factsOf(box) {
   const unit = GRAPH.unit === "s" ? "s" : "FLOPs";
-  const costs = (one) => [["forward", quantity(one.flops, "FLOPs")], ["backward", quantity(one.backward_flops, "FLOPs")], ["kept for backward", bytesText(one.keeps)]];
+  const some = (value, text) => (value ? text : ""); // the net of a saved folder has no costs
+  const costs = (one) => [["forward", some(one.flops, quantity(one.flops, "FLOPs"))], ["backward", some(one.backward_flops, quantity(one.backward_flops, "FLOPs"))], ["kept for backward", some(one.keeps, bytesText(one.keeps))]];
   if (box.type === "node") {
     const value = box.shape === null ? "" : `${shapeText(box.shape)} ${box.dtype}`;
     return [["operation", box.operation], ["module", box.target || (box.scope.length ? box.scope[box.scope.length - 1].join(" ") : "")], ["value", value], ...costs(box), ["parameters", box.parameters.concat(box.reads.filter((name) => !box.parameters.includes(name))).join(", ")], ["segment", String(box.segment)]];
