@@ -59,14 +59,17 @@ class PageWriter:
         if self.path is None:
             return
         from dni_fx import page
-        from dni_fx.bench import to_dict
+        from dni_fx.bench import bench_verdict, to_dict
+        from dni_fx.report import plan_verdict
 
+        verdict = [checked.verdict] if checked is not None else bench_verdict(rows) if rows else plan_verdict(plan)
         page.write_page(
             self.path,
             page.Page(
                 title=f"{plan.model}: {len(plan.segments)} segments",
                 plan=plan,
                 nodes=self.nodes,
+                verdict=tuple(verdict),
                 diff=diff,
                 checks=tuple(checked.to_dict()["checks"]) if checked is not None else (),
                 bench=tuple(to_dict(row) for row in rows),

@@ -53,7 +53,14 @@ def test_each_command_writes_its_page(
     assert len(graph["segments"]) == 2 and len(graph["nodes"]) == 8
     assert graph["nodes"][1]["line"][0] == "net.py:11"
     assert memory["measured"] == (holds == "bench") and len(memory["series"]) > 1
+    assert data["verdict"]
     assert {name for name in ("diff", "checks", "bench") if data[name]} == {holds} - {""}
+
+
+def test_a_simulated_plan_writes_a_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "plan", "net.py", "--cuts", "2", "--simulate", "--report", "out.html") == 0
+    graph = page_data(folder / "out.html")["graph"]
+    assert isinstance(graph, dict) and len(graph["nodes"]) == 8
 
 
 def test_check_of_a_folder_writes_a_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
