@@ -1,8 +1,9 @@
 """Predictions of memory and time, for a plan and for the candidates that it won against: plain data of a plan."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Forecast", "Outlook", "Verdict", "Weighed"]
+__all__ = ["Forecast", "Outlook", "Verdict", "Weighed", "most_in_parts"]
 
 
 @dataclass(frozen=True)
@@ -13,11 +14,14 @@ class Outlook:
         peak_bytes: The peak, with parameters, optimizer state and batch.
         step: The time on one device.
         slowest: The time if every segment has a device of its own, and no segment waits for another.
+        over_step: The bytes that the step allocates before the optimizer steps, in order: the most in each of at most
+            200 parts of the step. Empty: not predicted.
     """
 
     peak_bytes: int
     step: float
     slowest: float
+    over_step: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,10 @@ class Verdict:
     def share_binds(self) -> bool:
         """Whether a better plan lost because its synthesizers take more than `share`."""
         return any(plan.share > self.share * (1 + 1e-9) for plan in self.weighed)
+
+
+def most_in_parts(values: Sequence[float], parts: int) -> list[float]:
+    """The largest value in each of at most so many parts of a sequence: fewer points, and the same peak."""
+    count = min(len(values), parts)
+    ends = [len(values) * i // count for i in range(count + 1)] if count else [0]
+    return [max(values[i:j]) for i, j in zip(ends[:-1], ends[1:], strict=True)]

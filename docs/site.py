@@ -14,7 +14,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the README, and the files that a page links to outside of docs/."""
     linked = {name for page in (ROOT / "docs").glob("*.md") for name in _BESIDE.findall(page.read_text("utf-8"))}
     readme = (ROOT / "README.md").read_text("utf-8")
-    linked |= {name for name in re.findall(r"\]\(((?:benchmarks|examples|CONTRIBUTING)[^)#]*)", readme)}
+    linked |= set(re.findall(r"\]\(((?:benchmarks|examples|CONTRIBUTING)[^)#]*)", readme))
     files.append(File.generated(config, "index.md", content=readme.replace("](docs/", "](")))
     for name in sorted(linked):
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))

@@ -31,6 +31,7 @@ ORDER = [
     "cuts",
     "report",
     "store",
+    "page",
     "planning",
     "compiler",
     "api",

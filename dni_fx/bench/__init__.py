@@ -6,7 +6,7 @@ In: a model and its inputs. Out: a row of numbers for each way.
 from dni_fx.bench.live_bytes import training_peak
 from dni_fx.bench.measure import Row, measure
 from dni_fx.bench.simulate import Simulation, simulate, simulation_table
-from dni_fx.bench.table import bench_table, check_plot, plot, save_picture, to_dict
+from dni_fx.bench.table import bench_table, bench_verdict, check_plot, plot, save_picture, to_dict
 from dni_fx.bench.ways import Options, checkpoint_blocks, mean_square, parse_segments, segments, ways
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Row",
     "Simulation",
     "bench_table",
+    "bench_verdict",
     "check_plot",
     "checkpoint_blocks",
     "mean_square",

@@ -14,7 +14,7 @@ from dni_fx.bench.ways import OTHERS
 from dni_fx.errors import DniFxError
 from dni_fx.report import Fitted, add_row, plain_table
 
-__all__ = ["bench_table", "check_plot", "plot", "save_picture", "to_dict"]
+__all__ = ["bench_table", "bench_verdict", "check_plot", "plot", "save_picture", "to_dict"]
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

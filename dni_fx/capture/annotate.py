@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
+from dni_fx.capture.places import line_of_node
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.graph import NodeRecord, Saving, feature_axis, flop_counter, record_of, set_record, storage_key
 from dni_fx.model import Inputs, at_path, fake_mode, in_train_mode, preserved, tensors_in
@@ -93,6 +94,7 @@ class _Annotator(fx.Interpreter):
         record.scope = tuple(stack)
         record.classes = tuple(getattr(cls, "__name__", str(cls)) for _, cls in stack.values())
         record.axis = feature_axis(node, self.fetch_attr, record)
+        record.line = line_of_node(node)
         if node.target is torch.amp.autocast_mode._enter_autocast:
             record.obstacle = "an autocast block is open there"
 

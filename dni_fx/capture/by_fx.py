@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from dni_fx import ops
 from dni_fx.capture.attributes import recorded_reads
 from dni_fx.capture.checkpoints import on_checkpoint
-from dni_fx.capture.places import failing_line
+from dni_fx.capture.places import failing_line, set_line
 from dni_fx.capture.values import refused_values
 from dni_fx.errors import CaptureError, first_line
 from dni_fx.model import Captured, Inputs, Reads, Snapshot, by_path, preserved, shown
@@ -86,8 +86,10 @@ class LeafTracer(fx.Tracer):
         self.lost_checkpoints = True
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Write the module calls around the node, which fx leaves out under `preserve_node_meta`."""
+        """Write the module calls around the node, which fx leaves out under `preserve_node_meta`, and the line."""
         node = super().create_node(*args, **kwargs)
+        if node.op.startswith("call"):
+            set_line(node)
         if self.module_stack:
             node.meta["nn_module_stack"] = copy.copy(self.module_stack)
         return node

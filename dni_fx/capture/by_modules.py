@@ -46,6 +46,7 @@ class _Call:
     flops: int  # of the step, up to the return
     saves: dict[int, int]
     in_checkpoint: bool  # the call lies in a checkpointed block
+    line: tuple[str, str]  # the place and text of the line that called it
     carrying: list[int] = field(default_factory=list)  # indices of the leaves that get a gradient from above
     bypassed: bool = False  # a value from below that is no leaf of the call gets a gradient from above
     differentiated: str = ""  # the line of forward that later differentiates through values of the call
@@ -144,6 +145,7 @@ class _Recorder:
                 flops=self.counter.get_total_flops(),
                 saves=self.saving.take(),
                 in_checkpoint=not self.saving.is_innermost(innermost),
+                line=current_line(),
             )
         )
         return pytree.tree_unflatten(leaves, spec)
@@ -279,13 +281,16 @@ def _node_record(call: _Call, parameters: tuple[str, ...], flops: int, owned: se
         saves=call.saves,
         scope=tuple(name for name, _ in call.scope),
         classes=tuple(cls for _, cls in call.scope),
+        line=call.line,
     )
 
 
 def _element(graph: fx.Graph, node: fx.Node, call: _Call, leaf: int) -> fx.Node:
     """A node for one leaf of the output of a call."""
     element = graph.call_function(operator.getitem, (node, leaf))
-    set_record(element, NodeRecord(carries_gradient=True, scope=record_of(node).scope, classes=record_of(node).classes))
+    of_call = record_of(node)
+    record = NodeRecord(carries_gradient=True, scope=of_call.scope, classes=of_call.classes, line=of_call.line)
+    set_record(element, record)
     _describe(element, call.outputs[leaf], call.keys[leaf])
     return element
 

@@ -1,6 +1,7 @@
 """The line of the person's own code where something happens."""
 
 import linecache
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -8,10 +9,15 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import fx
 
 from dni_fx.errors import OURS
 
-__all__ = ["current_line", "failing_line"]
+__all__ = ["current_line", "failing_line", "line_of_node", "set_line"]
+
+_KEY = "dni_fx_line"
+
+_FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 _SKIPPED = (str(Path(torch.__file__).parent), OURS)
 
@@ -25,6 +31,20 @@ def failing_line(error: Exception) -> tuple[str, str]:
 def current_line() -> tuple[str, str]:
     """The place and text of the innermost line of the person's code that runs now."""
     return _innermost(_callers(sys._getframe(1)))
+
+
+def set_line(node: fx.Node) -> None:
+    """Note at a node the line of the person's code that runs now."""
+    node.meta[_KEY] = current_line()
+
+
+def line_of_node(node: fx.Node) -> tuple[str, str]:
+    """The place and text of the line that made a node: as `set_line` noted it, or from the stack of `torch.export`."""
+    if _KEY in node.meta:
+        place, text = node.meta[_KEY]
+        return place, text
+    frames = [(file, int(line)) for file, line in _FRAME.findall(node.stack_trace or "")]
+    return _innermost(reversed(frames))
 
 
 def _callers(frame: FrameType | None) -> Iterable[tuple[str, int]]:

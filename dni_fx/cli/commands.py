@@ -20,6 +20,7 @@ from dni_fx.cli.options import (
     Target,
     with_options,
 )
+from dni_fx.cli.pages import PageWriter, ReportOption, graph
 from dni_fx.cli.parsing import default_folder
 from dni_fx.cli.progress import err, out, progress, progress_bar
 from dni_fx.cli.simulation import plan_on_fake_tensors
@@ -85,6 +86,7 @@ def rewrite(
     json: JsonOption = False,
     no_diff: Annotated[bool, typer.Option("--no-diff", help="Do not show the graph diff.")] = False,
     all_rows: AllOption = False,
+    report: ReportOption = None,
 ) -> None:
     """Rewrite a model, show the plan and the changes, and write the result to a folder.
 
@@ -97,12 +99,15 @@ def rewrite(
         from dni_fx import compiler, store
 
         store.check_destination(folder, force=force)
+        page = PageWriter(report)
         request = options.request()
         module, plan, _ = capture(target, options.input, request, show)
+        page.take_graph(module.graph, plan)
         show("rewriting")
         net = compiler.rewrite(module, plan, request.synthesizer, request.settings)
         show(f"writing {folder}")
         store.save(net, folder, force=force)
+        page.write(net.dni.plan, diff=(folder / "graph.diff").read_text(encoding="utf-8"))
     if json:
         typer.echo(net.dni.plan.to_json(), nl=False)
         err.print(f"wrote {folder}")
@@ -134,19 +139,23 @@ def plan(
     ] = False,
     json: JsonOption = False,
     all_rows: AllOption = False,
+    report: ReportOption = None,
 ) -> None:
     """Decide where to cut a model, predict memory and time, and write nothing."""
     with progress() as show:
         show("starting")
         from dni_fx import compiler
 
+        page = PageWriter(report)
         request, simulation = options.request(), None
         if simulate:
-            decided, simulation = plan_on_fake_tensors(target, options.input, request, show)
+            decided, simulation = plan_on_fake_tensors(target, options.input, request, show, page)
         else:
             module, decided, _ = capture(target, options.input, request, show)
+            page.take_graph(module.graph, decided)
             if not json:  # a rewrite names the synthesizer at each cut
                 decided = compiler.rewrite(module, decided, request.synthesizer, request.settings).dni.plan
+        page.write(decided)
     if json:
         typer.echo(decided.to_json(), nl=False)
         return
@@ -165,6 +174,7 @@ def check(
     ],
     options: RewriteOptions,
     json: Annotated[bool, typer.Option("--json", help="Print only the report, as JSON.")] = False,
+    report: ReportOption = None,
 ) -> None:
     """Prove that the rewrite of a model is the same network, decoupled.
 
@@ -175,22 +185,26 @@ def check(
         show("starting")
         from dni_fx import compiler, proof
 
+        page = PageWriter(report)
         folder = as_path(target, "TARGET")
         if is_file(folder / "plan.json"):
             show(f"reading {target}")
             net, example = load_saved(folder, options.input)
+            page.take_graph(net.graph, net.dni.plan)
         else:
             request = options.request()
             module, plan, example = capture(target, options.input, request, show)
+            page.take_graph(module.graph, plan)
             net = compiler.rewrite(module, plan, request.synthesizer, request.settings)
         show("checking")
         with contextlib.redirect_stdout(sys.stderr):
-            report = proof.check(net, example)
+            found = proof.check(net, example)
     if json:
-        typer.echo(dumps(report.to_dict(), indent=2))
+        typer.echo(dumps(found.to_dict(), indent=2))
     else:
-        out.print(proof.check_table(net.dni.plan, report))
-    if not report:
+        out.print(proof.check_table(net.dni.plan, found))
+    page.write(net.dni.plan, checked=found)
+    if not found:
         raise typer.Exit(1)
 
 
@@ -211,6 +225,7 @@ def bench(
         typer.Option(help="Write a picture of the memory over the step: a .png, .svg or .pdf.", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print only the numbers, as JSON.")] = False,
+    report: ReportOption = None,
 ) -> None:
     """Measure memory and time of a training step: dni-fx beside backprop, checkpointing and others.
 
@@ -227,6 +242,7 @@ def bench(
         if plot is not None:
             plot = as_path(plot, "--plot")
             measuring.check_plot(plot)
+        page = PageWriter(report)
         model, example = load_target(target, input, show)
     rows, interrupted = _measure(model, example, options)
     if rows and json:
@@ -236,6 +252,8 @@ def bench(
     if rows and plot is not None:
         measuring.plot(rows, plot)
         err.print(f"wrote {plot}")
+    if rows:
+        page.write_bench(model, example, options, rows)
     if interrupted:
         raise typer.Exit(130)
     ours = [row for row in rows if any(row.name.startswith(name) for name in options.cuts)]
@@ -277,6 +295,7 @@ def _measure(model: "nn.Module", example: "Inputs", options: "Options") -> "tupl
 
 
 app.command(epilog="Example:  [cyan]dni-fx compare net.py --data net.py:batches --cuts 2 --cuts 4[/]")(compare)
+app.command(epilog="Example:  [cyan]dni-fx graph net.py --cuts 3 -o net.svg[/]")(graph)
 
 
 @app.command()

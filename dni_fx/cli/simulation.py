@@ -4,6 +4,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from dni_fx.cli.pages import PageWriter
 from dni_fx.cli.progress import ShowStage
 from dni_fx.cli.targets import load_target
 from dni_fx.errors import TargetError
@@ -17,7 +18,7 @@ __all__ = ["plan_on_fake_tensors"]
 
 
 def plan_on_fake_tensors(
-    target: str, specs: list[str] | None, request: "Request", show: ShowStage
+    target: str, specs: list[str] | None, request: "Request", show: ShowStage, page: PageWriter
 ) -> "tuple[Plan, Simulation]":
     """The plan of the rewritten target, and the memory of a simulated step.
 
@@ -40,6 +41,7 @@ def plan_on_fake_tensors(
             example = example.map(mode.from_tensor)
         show("capturing")
         module, plan = capture_and_plan(model, example, request)
+        page.take_graph(module.graph, plan)
         net = compiler.rewrite(module, plan, request.synthesizer, request.settings)
         show("simulating a step")
         return net.dni.plan, bench.simulate(model, net, example, request.settings.loss)

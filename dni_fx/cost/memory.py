@@ -151,6 +151,20 @@ class Memory:
             training: Bytes that the training of the synthesizers at the lower cut takes for a moment.
             at_exit: Bytes that the exit at the upper cut takes for a moment.
         """
+        forward, backward, trained = self.moments(start, end, below, above, training, at_exit)
+        if trained > max(backward.max(), forward.max()):
+            return Peak(trained, self.names[start], True)
+        is_backward = bool(backward.max() >= forward.max())
+        values = backward if is_backward else forward
+        return Peak(float(values.max()), self.names[start + int(values.argmax())], is_backward)
+
+    def moments(
+        self, start: int, end: int, below: float, above: float, training: float, at_exit: float
+    ) -> tuple[Numbers, Numbers, float]:
+        """The bytes while each node of a segment runs forward, and backward, and while its synthesizers are trained.
+
+        The arguments are those of `peak`.
+        """
         nodes = np.arange(start + 1, end + 1)
         at_lower_cut = self.at_lower_cut[start] + below
         at_both_cuts = at_lower_cut + self.at_upper_cut[end] + above
@@ -158,12 +172,7 @@ class Memory:
         forward = at_lower_cut + self.forward[nodes] + at_exit * (nodes == end)
         backward = at_both_cuts + self.backward[nodes] + self.saved_here[end] * (nodes < end)
         trained = at_both_cuts + self.after_backward[start] + training + self.saved_here[end]
-
-        if trained > max(backward.max(), forward.max()):
-            return Peak(float(trained), self.names[start], True)
-        is_backward = bool(backward.max() >= forward.max())
-        values = backward if is_backward else forward
-        return Peak(float(values.max()), self.names[start + int(values.argmax())], is_backward)
+        return forward, backward, float(trained)
 
 
 def _storages(flow: "nx.DiGraph[str]") -> dict[int, _Storage]:

@@ -191,30 +191,51 @@ class CostModel:
         Args:
             pieces: For each segment, the pieces whose activations its backward pass computes again; empty: none.
         """
-        ends = [0, *(p.index + 1 for p in cuts), self.count]
-        nothing = CutCost(0.0, 0.0, 0, 0, 0, 0)
-        costs = [nothing, *map(self.cut, cuts), nothing]
-        gradients = [0, *itertools.accumulate(c.gradient for c in costs[:-2])]  # of lower synthesizers
+        costs, spans = self._spans(cuts)
         again = [sum(float(self.forward[j] - self.forward[i - 1]) for i, j in found) for found in pieces]
-        memory = self.memory if not any(pieces) else Memory(self.flow, [piece for found in pieces for piece in found])
+        memory = self._memory_with(pieces)
         segments = tuple(
             SegmentCost(
-                forward=float(self.forward[j] - self.forward[i]),
-                backward=float(self.backward[j] - self.backward[i]) + twice,
+                forward=float(self.forward[span[1]] - self.forward[span[0]]),
+                backward=float(self.backward[span[1]] - self.backward[span[0]]) + twice,
                 synthesizers=above.time,
                 transfer=below.transfer + above.transfer,
-                peak=memory.peak(
-                    i, j, below.kept + before, above.kept + above.saved_by_units, below.training, above.exit
-                ),
+                peak=memory.peak(*span),
             )
-            for i, j, below, above, before, twice in zip(
-                ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, again or [0.0] * (len(ends) - 1), strict=True
-            )
+            for span, below, above, twice in zip(spans, costs[:-1], costs[1:], again or [0.0] * len(spans), strict=True)
         )
         largest = max(c.gradient for c in costs)
         temporaries = 2 * max(0, largest - largest_parameter(self.flow))
         optimizer = self.memory.optimizer + sum(c.gradient for c in costs) + temporaries
         return StepCost(segments, self.resident, sum(c.static for c in costs), optimizer)
+
+    def over_step(self, cuts: Sequence[Position], pieces: Sequence[Pieces] = ()) -> list[float]:
+        """The bytes that the same step allocates, at each moment until the optimizer steps.
+
+        Each segment runs its nodes forward, then backward, and then trains its synthesizers.
+        """
+        memory = self._memory_with(pieces)
+        found: list[float] = []
+        for span in self._spans(cuts)[1]:
+            forward, backward, trained = memory.moments(*span)
+            found += [*forward.tolist(), *backward[::-1].tolist(), trained]
+        return found
+
+    def _memory_with(self, pieces: Sequence[Pieces]) -> Memory:
+        return self.memory if not any(pieces) else Memory(self.flow, [piece for found in pieces for piece in found])
+
+    def _spans(
+        self, cuts: Sequence[Position]
+    ) -> tuple[list[CutCost], list[tuple[int, int, float, float, float, float]]]:
+        """The costs of each cut, with none at both ends, and the arguments of `Memory.peak` for each segment."""
+        ends = [0, *(p.index + 1 for p in cuts), self.count]
+        nothing = CutCost(0.0, 0.0, 0, 0, 0, 0)
+        costs = [nothing, *map(self.cut, cuts), nothing]
+        gradients = [0, *itertools.accumulate(c.gradient for c in costs[:-2])]  # of lower synthesizers
+        return costs, [
+            (i, j, below.kept + before, above.kept + above.saved_by_units, below.training, above.exit)
+            for i, j, below, above, before in zip(ends[:-1], ends[1:], costs[:-1], costs[1:], gradients, strict=True)
+        ]
 
 
 def _cut_with_exit(exit: ExitCost, position: Position) -> CutCost:

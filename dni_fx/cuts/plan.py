@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import fx
 
 from dni_fx.cost import CostModel, Pieces, SegmentCost, StepCost
+from dni_fx.forecasts import most_in_parts
 from dni_fx.graph import crossing_tensor, record_of
 from dni_fx.partition import Position
 from dni_fx.plans import Cut, Forecast, Outlook, Plan, SegmentPlan, Verdict
@@ -25,8 +27,15 @@ class Decision(NamedTuple):
     pieces: tuple[Pieces, ...] = ()  # of each segment, that its backward pass computes again
 
 
+_PARTS = 200  # of a step, for the memory over it
+
+
 def outlook_of(step_cost: StepCost) -> Outlook:
     return Outlook(round(step_cost.peak), step_cost.step, step_cost.slowest)
+
+
+def _with_moments(outlook: Outlook, bytes_: Sequence[float]) -> Outlook:
+    return replace(outlook, over_step=tuple(map(round, most_in_parts(bytes_, _PARTS))))
 
 
 def fingerprint(graph: fx.Graph) -> str:
@@ -61,7 +70,8 @@ def make_plan(
     ends = [-1, *(p.index for p in decision.cuts), len(nodes) - 1]
     first = _first_uses(graph)
     predicted = cost_model.predict(decision.cuts, decision.pieces)
-    backprop, cut = outlook_of(cost_model.predict([])), outlook_of(predicted)
+    backprop = _with_moments(outlook_of(cost_model.predict([])), cost_model.over_step([]))
+    cut = _with_moments(outlook_of(predicted), cost_model.over_step(decision.cuts, decision.pieces))
     peak, time = cost_model.checkpointed(decision.cuts)
     return Plan(
         model=model_name,

@@ -29,7 +29,7 @@ def module_calls(stack: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The module calls around a node as symbolic tracing spells them: `name` or `name@n` for call n + 1."""
     calls = {}
     for key, (name, cls) in stack.items():
-        if name:
+        if name and not name.startswith("_empty_nn_module_stack"):  # torch.export's mark for no module
             call = f"{name}@{key.rsplit('@', 1)[1]}" if "@" in key else name
             calls[call] = (name, str(cls).rsplit(".", 1)[-1])
     return calls
@@ -62,6 +62,7 @@ class NodeRecord:
     scope: tuple[str, ...] = ()  # module calls around the node, outermost first: name, or name@n for call n + 1
     classes: tuple[str, ...] = ()  # their class names
     obstacle: str = ""  # why no cut may separate the node from its users; empty: nothing forbids one
+    line: tuple[str, str] = ("", "")  # the place and text of the line of the person's code; empty: unknown
 
     role: Role = "model"
     segment: int | None = None

@@ -46,6 +46,14 @@ class Report:
     def __str__(self) -> str:
         return "\n".join(f"{'pass' if one.passed else 'FAIL'}  {one.name}: {one.figure}" for one in self.checks)
 
+    @property
+    def verdict(self) -> str:
+        """What the checks say together, in a sentence."""
+        failed = [check.name for check in self.checks if not check.passed]
+        if failed:
+            return f"This is NOT the same network: of {len(self.checks)} checks, these failed: {', '.join(failed)}."
+        return f"The rewrite is the same network, decoupled: all {len(self.checks)} checks passed."
+
     def to_dict(self) -> dict[str, Any]:
         return {"passed": bool(self), "checks": [asdict(check) for check in self.checks]}
 
@@ -136,9 +144,4 @@ def check_table(plan: Plan, report: Report) -> RenderableType:
     table = plain_table(f"{plan.model}: {cuts}; front end {plan.frontend}", ("check", "result", "figure"))
     for check in report.checks:
         add_row(table, check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
-    failed = [check.name for check in report.checks if not check.passed]
-    if failed:
-        verdict = f"This is NOT the same network: of {len(report.checks)} checks, these failed: {', '.join(failed)}."
-    else:
-        verdict = f"The rewrite is the same network, decoupled: all {len(report.checks)} checks passed."
-    return Group(Text(verdict), Text(), table)
+    return Group(Text(report.verdict), Text(), table)

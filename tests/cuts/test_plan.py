@@ -47,6 +47,17 @@ def test_segments_add_up_to_the_model() -> None:
                 assert tensor.bytes == 4 * torch.Size(tensor.shape).numel()
 
 
+@pytest.mark.parametrize("inside", ["keep", "checkpoint"])
+def test_memory_over_the_step_has_the_predicted_peak(inside: str) -> None:
+    forecast = dni_fx.plan(mlp(), torch.rand(64, 6), cuts=["2"], inside=inside).forecast
+    assert forecast is not None
+    for outlook, static in ((forecast.backprop, 0), (forecast.cut, forecast.synthesizer_bytes)):
+        allocated = outlook.peak_bytes - forecast.resident_bytes - static
+        assert max(*outlook.over_step, forecast.optimizer_bytes if static else 0) == allocated
+    assert len(forecast.backprop.over_step) == 2 * 10 + 1  # each node forward and backward, then the end
+    assert len(forecast.cut.over_step) == 2 * 10 + 2
+
+
 def test_flops_and_bytes_are_right() -> None:
     plan = dni_fx.plan(mlp(), X, cuts=["2"])
     below, above = plan.segments
