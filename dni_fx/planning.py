@@ -41,6 +41,10 @@ from dni_fx.synthesizers import FOR_MAPS, ExitOptions, Factory
 
 __all__ = ["Request", "capture_and_plan", "exit_planner", "has_labels_for_positions"]
 
+_NOTHING_SAVED = (
+    "cuts would save nothing here, neither memory nor time on several devices: train by backprop; a number of segments "
+    "cuts all the same, as in cuts=2"
+)
 _WITH_A_LOSS = "with loss= the synthesizers would be exits through the model's own later layers, which train better"
 
 
@@ -94,16 +98,14 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         cost_model, decision = chooser.choose(exits)
     else:
         cost_model, decision = chooser.cost_model(None), _no_cuts_in_depth(request)
-    plan = make_plan(
-        type(model).__name__,
-        module.graph,
-        cost_model,
-        decision,
-        describe(example),
-        example.source,
-        captured.frontend,
-        captured.tried,
-    )
+
+    def planned(decision: Decision) -> Plan:
+        origin = describe(example), example.source, captured.frontend, captured.tried
+        return make_plan(type(model).__name__, module.graph, cost_model, decision, *origin)
+
+    plan = planned(decision)
+    if cuts == "auto" and request.limits.budget is None and plan.cuts and not _saves(plan):
+        plan = planned(Decision((), f"auto makes none: {_NOTHING_SAVED}"))
     by_default = request.synthesizer == "auto" and isinstance(cuts, str | int) and not tensors
     if by_default and plan.cuts and cost_model.exits is None and request.settings.loss is None:
         plan = replace(plan, why=f"{plan.why}; {_WITH_A_LOSS}")
@@ -113,6 +115,11 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     known = cuts if isinstance(cuts, Plan) and request.synthesizer == "auto" else None
     plan = with_exits(plan, flow, cost_model.exits, known)
     return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
+
+
+def _saves(plan: Plan) -> bool:
+    forecast = plan.forecast
+    return forecast is None or forecast.saves_memory or forecast.saves_time
 
 
 @dataclass(frozen=True)
