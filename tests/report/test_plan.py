@@ -38,8 +38,8 @@ def test_the_cut_of_an_exit() -> None:
 @pytest.mark.parametrize(
     ("depth", "width", "rows", "options", "saves"),
     [
-        (4, 4, 4, {}, False),
-        (4, 4, 4, {"objective": "throughput"}, False),
+        (4, 4, 4, {"cuts": 2}, False),
+        (4, 4, 4, {"cuts": 2, "objective": "throughput"}, False),
         (4, 4, 4, {"cuts": ["1"]}, False),
         (4, 64, 4, {"cuts": 2}, True),  # no memory, but time
         (12, 16, 4096, {"cuts": 3}, True),
