@@ -49,3 +49,9 @@ def test_cuts_that_save_nothing(depth: int, width: int, rows: int, options: dict
     layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())]
     plan = dni_fx.plan(nn.Sequential(*layers), torch.rand(rows, width), **options)
     assert ("the cuts save nothing here" not in text_of(plan)) == saves
+
+
+def test_where_auto_makes_no_cut_the_table_says_why_once() -> None:
+    text = text_of(dni_fx.plan(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.rand(4, 4)))
+    assert "cuts: auto makes none, since they would save neither memory nor time" in text
+    assert "the cuts save n" not in text
