@@ -172,7 +172,7 @@ def test_a_class_of_the_forward_is_written(tmp_path: Path, monkeypatch: pytest.M
         "example_inputs = torch.randn(4, 8)\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "rewrite", "net.py", "-o", "out") == 0
+    assert run(monkeypatch, "rewrite", "net.py", "--cuts", "2", "-o", "out") == 0
     done = subprocess.run([sys.executable, "-m", "dni_fx.cli", "check", "out"], capture_output=True)
     assert done.returncode == 0, done.stderr
 
