@@ -1,5 +1,6 @@
 """`transform` and `plan`: check the arguments, and call the compiler."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -69,8 +70,9 @@ def transform(
         example_inputs: One tensor, or a tuple of positional arguments, with the batch as the first axis. None: the
             model is run on shapes that fit its first layers, until one works.
         example_kwargs: Keyword arguments of the example call. None: no keyword arguments.
-        cuts: "auto": the cuts are chosen by `objective` (with `state`: no cuts in depth). A number: so many segments,
-            chosen in the same way. A list of names: after these modules or nodes. "every:Block": after each call of the
+        cuts: "auto": the cuts are chosen by `objective`; none, with a warning, where they are predicted to save neither
+            memory nor time (with `state`: no cuts in depth). A number: so many segments, chosen in the same way, even
+            if they save nothing. A list of names: after these modules or nodes. "every:Block": after each call of the
             class `Block`. "leaves": after each layer with trainable parameters except the last. "marked": after each
             `with dni_fx.cut_after():` block in the model's code. A `Plan`: its cuts.
         synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)". Or a function
@@ -153,8 +155,8 @@ def transform(
             settings, context_from=check_source(context_from, model.forward, example.args, example.kwargs)
         )
     module, found = capture_and_plan(model, example, request)
-    if mix and not found.cuts:
-        raise DniFxError("mix is for cuts in depth: give cuts=")
+    if cuts == "auto" and not found.cuts and not found.states:
+        warnings.warn(f"the net has no cuts: {found.why}", stacklevel=2)
     again = Recapture.of(module, example, found.frontend)
     net = rewrite(module, found, synthesizer, settings)
     net.dni_captured = replace(net.dni_captured, again=again)

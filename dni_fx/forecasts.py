@@ -57,6 +57,10 @@ class Forecast:
         """Whether a step is faster, if every segment has a device of its own."""
         return self.cut.slowest < self.backprop.slowest
 
+    @property
+    def saves(self) -> bool:
+        return self.saves_memory or self.saves_time
+
 
 @dataclass(frozen=True)
 class Weighed:

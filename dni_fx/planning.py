@@ -30,7 +30,7 @@ from dni_fx.cost import (
     with_exits,
     without_rows,
 )
-from dni_fx.cuts import Cuts, Decision, Limits, Recomputing, decide, fingerprint, make_plan
+from dni_fx.cuts import Cuts, Decision, Limits, Recomputing, check_graph, decide, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, are_fake, describe
@@ -41,6 +41,10 @@ from dni_fx.synthesizers import FOR_MAPS, ExitOptions, Factory
 
 __all__ = ["Request", "capture_and_plan", "exit_planner", "has_labels_for_positions"]
 
+_NOTHING_SAVED = (
+    "auto makes none, since they would save neither memory nor time on several devices: train with backprop; a number "
+    "of segments, such as 2, cuts all the same"
+)
 _WITH_A_LOSS = "with loss= the synthesizers would be exits through the model's own later layers, which train better"
 
 
@@ -79,6 +83,8 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     in_depth = bool(cuts.cuts) if isinstance(cuts, Plan) else cuts != "auto" or not request.state
     captured = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
     module = captured.module
+    if isinstance(cuts, Plan):
+        check_graph(module.graph, cuts)
     _check_inside(module, request, in_depth=in_depth)
     tensors = _state_tensors(model, module, example, request)
     exits = exit_choices(module, request.synthesizer, request.settings, in_time=bool(tensors)) if in_depth else []
@@ -94,16 +100,17 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         cost_model, decision = chooser.choose(exits)
     else:
         cost_model, decision = chooser.cost_model(None), _no_cuts_in_depth(request)
-    plan = make_plan(
-        type(model).__name__,
-        module.graph,
-        cost_model,
-        decision,
-        describe(example),
-        example.source,
-        captured.frontend,
-        captured.tried,
-    )
+
+    def planned(decision: Decision) -> Plan:
+        origin = describe(example), example.source, captured.frontend, captured.tried
+        return make_plan(type(model).__name__, module.graph, cost_model, decision, *origin)
+
+    plan = planned(decision)
+    searched = in_depth and cuts == "auto" and request.limits.budget is None  # a budget asks for cuts
+    if searched and plan.forecast is not None and not plan.forecast.saves:
+        plan = planned(Decision((), _NOTHING_SAVED))
+    if request.settings.mix and not plan.cuts:
+        raise DniFxError("mix is for cuts in depth, and there are none: give a number of segments, as in cuts=2")
     by_default = request.synthesizer == "auto" and isinstance(cuts, str | int) and not tensors
     if by_default and plan.cuts and cost_model.exits is None and request.settings.loss is None:
         plan = replace(plan, why=f"{plan.why}; {_WITH_A_LOSS}")
@@ -267,8 +274,6 @@ def _state_tensors(
     if request.state is not None and request.state is not False:
         return find_state(model, module, example, request.state)
     plan = request.cuts
-    if not isinstance(plan, Plan) or not plan.states:
+    if not isinstance(plan, Plan):
         return ()
-    if fingerprint(module.graph) != plan.fingerprint:
-        raise DniFxError("the plan was made for another graph; make a new one: dni-fx plan TARGET")
     return tuple(tensor for state in plan.states for tensor in state.tensors)

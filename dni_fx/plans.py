@@ -169,7 +169,7 @@ class Plan:
         """One line, however large the model is."""
         names = [cut.after for cut in self.cuts]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        parts = [f"{len(self.segments)} segments", *([f"cut after {shown}"] if names else [])]
+        parts = [f"{len(self.segments)} segment{'s' * bool(names)}", *([f"cut after {shown}"] if names else [])]
         parts += ["with exits"] if any(cut.exit is not None for cut in self.cuts) else []
         parts += [f"{len(self.states)} cuts in time"] if self.states else []
         parts += [f"front end {self.frontend}", *([f"unlock {self.rewrite.unlock}"] if self.rewrite else [])]
@@ -182,7 +182,8 @@ class Plan:
         if rewrite is None:
             return False
         has_target = any(cut.exit is not None and not cut.exit.loss for cut in self.cuts)
-        return bool(rewrite.classes or rewrite.context_size or has_target)
+        unused = rewrite.loss is not None and not self.cuts and not self.states  # the loop that is right for exits runs
+        return bool(rewrite.classes or rewrite.context_size or has_target or unused)
 
     def to_json(self) -> str:
         """The plan as JSON text."""

@@ -1,7 +1,7 @@
 """The paper's MNIST network: three hidden layers of 256 with batch norm, cut and trained on synthetic gradients.
 
-dni-fx rewrite examples/mlp.py --cuts auto      shows the rewrite
-python examples/mlp.py                          trains it beside backprop on real digits
+dni-fx rewrite examples/mlp.py --cuts 2      shows the rewrite
+python examples/mlp.py                       trains it beside backprop on real digits
 """
 
 import common
@@ -38,7 +38,7 @@ def example_inputs() -> Tensor:
 
 def main() -> None:
     steps, digits = common.set_up(__doc__, 1000)
-    task = common.classification(digits, BATCH)
+    task = common.classification(digits, BATCH, cuts=2)
     common.run(lambda: MLP(digits.side**2), task, steps)
 
 

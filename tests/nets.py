@@ -157,8 +157,8 @@ X = torch.rand(5, 6)
 
 CASES: list[tuple[str, Callable[[], nn.Module], tuple[torch.Tensor, ...], Any]] = [
     ("mlp", mlp, (X,), 3),
-    ("mlp-two", mlp, (X,), "auto"),
-    ("cnn", cnn, (torch.rand(5, 1, 8, 8),), "auto"),
+    ("mlp-two", mlp, (X,), 2),
+    ("cnn", cnn, (torch.rand(5, 1, 8, 8),), 2),
     ("resnet", ResNet, (X,), "every:Residual"),
     ("resnet-inside", ResNet, (X,), ["blocks.0.first", "blocks.1.second", "blocks.2"]),
     ("long-skip", LongSkip, (X,), ["tanh", "tanh_1", "tanh_2"]),

@@ -61,7 +61,7 @@ class Language(nn.Module):
 def test_one_tensor_as_two_arguments() -> None:
     """Export gave the first of two arguments for both, where one tensor had been the example of both."""
     model = Language()
-    net = dni_fx.transform(model, (), example_kwargs={"ids": IDS, "labels": IDS}, frontend="export")
+    net = dni_fx.transform(model, (), cuts=2, example_kwargs={"ids": IDS, "labels": IDS}, frontend="export")
     other = torch.randint(0, 20, (4, 10))
     torch.testing.assert_close(net(ids=IDS, labels=other), model(ids=IDS, labels=other))
 
@@ -83,7 +83,7 @@ def test_a_module_in_eval_mode_stays_there(frontend: str) -> None:
     """A batch norm that was in eval mode ran in train mode in the rewritten net, and its statistics moved."""
     model = Frozen()
     model.norm.eval()
-    net = dni_fx.transform(model, X, frontend=frontend)
+    net = dni_fx.transform(model, X, cuts=2, frontend=frontend)
     mean = model.norm.running_mean.clone()  # type: ignore[union-attr]
     torch.testing.assert_close(net(X), model(X))
     assert torch.equal(model.norm.running_mean, mean)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ class Window(nn.Module):
 def test_a_branch_on_a_size_is_guarded() -> None:
     """Export fixed the branch of the example: a longer input went through the wrong one without an error."""
     model = Window()
-    net = dni_fx.transform(model, IDS, frontend="export")
+    net = dni_fx.transform(model, IDS, cuts=2, frontend="export")
     net(IDS[:, :5])
     with pytest.raises(TypeError, match=r"another branch where not \['ids'\].size\(\)\[1\] <= 16"):
         net(torch.randint(0, 20, (4, 24)))
@@ -154,7 +154,7 @@ class DrawsInPython(Stack):
 @pytest.mark.parametrize("make", [HidesItsOutput, Steps, DrawsInPython])
 def test_what_only_the_model_itself_does_is_left_to_it(make: Callable[[], nn.Module]) -> None:
     """A graph lost what its model does outside of tensors: each of these captures was another network."""
-    net = dni_fx.transform(make(), X)
+    net = dni_fx.transform(make(), X, cuts=2)
     assert net.dni.plan.frontend == "modules", net.dni.plan.tried
     assert failures(net, X, None) == {}
     with pytest.raises(CaptureError):
@@ -172,7 +172,7 @@ def test_a_class_of_the_forward_is_written(tmp_path: Path, monkeypatch: pytest.M
         "example_inputs = torch.randn(4, 8)\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "rewrite", "net.py", "-o", "out") == 0
+    assert run(monkeypatch, "rewrite", "net.py", "--cuts", "2", "-o", "out") == 0
     done = subprocess.run([sys.executable, "-m", "dni_fx.cli", "check", "out"], capture_output=True)
     assert done.returncode == 0, done.stderr
 
@@ -218,7 +218,7 @@ class Expanded(Stack):
 @pytest.mark.parametrize("make", [Reentrant, Increments, Expanded])
 def test_what_was_refused_for_no_reason(make: Callable[[], nn.Module]) -> None:
     """These are right, and were refused."""
-    net = dni_fx.transform(make(), X)
+    net = dni_fx.transform(make(), X, cuts=2)
     for _ in range(2):
         net(X).sum().backward()
     if make is not Expanded:  # load_state_dict cannot write to it either
@@ -234,7 +234,7 @@ def test_keywords_are_exported() -> None:
                 x = x + more[name]
             return super().forward(x)
 
-    net = dni_fx.transform(Any_(), X, example_kwargs={"a": X, "b": X}, frontend="export")
+    net = dni_fx.transform(Any_(), X, cuts=2, example_kwargs={"a": X, "b": X}, frontend="export")
     net(X, b=X, a=X).sum().backward()
 
 
@@ -253,7 +253,7 @@ def test_a_load_that_fails_changes_nothing(tmp_path: Path) -> None:
     def make(classes: int) -> nn.Module:
         return nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, classes))
 
-    dni_fx.save(dni_fx.transform(make(2), X), tmp_path / "net")
+    dni_fx.save(dni_fx.transform(make(2), X, cuts=2), tmp_path / "net")
     model = make(3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(DniFxError, match="has shape"):
@@ -284,7 +284,7 @@ def test_nothing_of_the_model_is_changed() -> None:
     weight, state = model.embed.weight.detach().clone(), random.getstate()
     outputs: list[str] = []
     model.stack.register_forward_hook(lambda module, args, output: outputs.append(type(output).__name__))
-    net = dni_fx.transform(model, IDS)
+    net = dni_fx.transform(model, IDS, cuts=2)
     assert torch.equal(model.embed.weight, weight)
     assert model.seen == [] and model.count == 0 and random.getstate() == state
     assert "Proxy" not in outputs
@@ -323,7 +323,7 @@ class Caches(nn.Module):
 
 def test_no_stand_in_for_a_tensor_is_remembered() -> None:
     """A cache of the model kept a stand-in of the trace, and gave it to later calls."""
-    net = dni_fx.transform(nn.Sequential(Stack(), Caches(), nn.Linear(6, 2)), X)
+    net = dni_fx.transform(nn.Sequential(Stack(), Caches(), nn.Linear(6, 2)), X, cuts=2)
     assert type(net(X).detach()) is Tensor
     assert failures(net, X, None) == {}
 
@@ -369,7 +369,7 @@ class SecondOutput(Stack):
 @pytest.mark.parametrize("make", [PassedOn, CountsWithoutGradient, SecondOutput])
 def test_modules_are_cut_where_it_is_legal(make: Callable[[], nn.Module], unlock: str) -> None:
     """The front end modules made cuts that a value passed by: through nn.Identity, no_grad, or a second output."""
-    net = dni_fx.transform(make(), X, frontend="modules", unlock=unlock)
+    net = dni_fx.transform(make(), X, cuts=2, frontend="modules", unlock=unlock)
     for _ in range(3):
         pytree.tree_leaves(net(X))[0].sum().backward()
     assert all(crossing.steps == 3 for crossing in net.dni.crossings.values())
@@ -407,7 +407,7 @@ class ByPlaceAlone(Stack):
 )
 def test_more_that_people_write(make: Callable[[], nn.Module], args: Any, frontend: str) -> None:
     """Children named like our own attributes, a train() of the model, and arguments by place broke the rewrite."""
-    net = dni_fx.transform(make(), args, frontend=frontend)
+    net = dni_fx.transform(make(), args, cuts=2, frontend=frontend)
     assert failures(net, args, None) == {}
     net.train()(*args).sum().backward()
 
@@ -419,7 +419,7 @@ class Inner(Stack):
 
 def test_a_graph_without_a_place_to_cut_is_left_to_the_next() -> None:
     """`auto` took a graph in which no cut was legal, and tried no other front end."""
-    net = dni_fx.transform(nn.Sequential(Inner()), X)
+    net = dni_fx.transform(nn.Sequential(Inner()), X, cuts=2)
     assert net.dni.plan.frontend == "export"
     assert net.dni.plan.tried == ("fx: its graph has no legal cut",)
 
@@ -434,7 +434,7 @@ class Counts(Stack):
 
 def test_what_changes_from_call_to_call_is_not_captured() -> None:
     """A count that the model keeps in Python was fixed in the graph at its first value."""
-    assert dni_fx.transform(Counts(), X).dni.plan.frontend == "modules"
+    assert dni_fx.transform(Counts(), X, cuts=2).dni.plan.frontend == "modules"
 
 
 class Looks(Stack):
@@ -447,7 +447,7 @@ class Looks(Stack):
 
 def test_an_error_in_an_autocast_block_does_not_leave_it_open() -> None:
     """After an error in an exported autocast block, autocast stayed on for the rest of the process."""
-    net = dni_fx.transform(Looks(), torch.randint(0, 6, (4, 3)), frontend="export")
+    net = dni_fx.transform(Looks(), torch.randint(0, 6, (4, 3)), cuts=2, frontend="export")
     with pytest.raises(IndexError):
         net(torch.full((4, 3), 99))
     assert not torch.is_autocast_enabled("cpu")

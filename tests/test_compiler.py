@@ -166,7 +166,8 @@ class Segmenter(nn.Sequential):
 @pytest.mark.parametrize("frontend", ["fx", "modules"])
 def test_maps_of_labels_train(synthesizer: str, frontend: str) -> None:
     x, labels = torch.rand(2, 3, 8, 8), torch.randint(0, 5, (2, 8, 8))
-    options: Any = {"classes": 5, "loss": "cross_entropy", "synthesizer": synthesizer, "frontend": frontend}
+    options: Any = {"classes": 5, "loss": "cross_entropy", "cuts": 2}
+    options |= {"synthesizer": synthesizer, "frontend": frontend}
     net = dni_fx.transform(Segmenter(), x, **options)
     is_exit = synthesizer == "auto"
     wanted = "exit(" if is_exit else "dense=True"
@@ -179,7 +180,7 @@ def test_maps_of_labels_train(synthesizer: str, frontend: str) -> None:
 
 def test_a_map_of_numbers_and_labels_of_images() -> None:
     x, numbers = torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8)
-    net = dni_fx.transform(Segmenter(1), x, context_size=1, loss="mse_loss")
+    net = dni_fx.transform(Segmenter(1), x, cuts=2, context_size=1, loss="mse_loss")
     nn.functional.mse_loss(net(x, dni_context=numbers).squeeze(1), numbers).backward()
     classifier = nn.Sequential(*Segmenter(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net = dni_fx.transform(classifier, x, classes=5, loss="cross_entropy", cuts=2)

@@ -46,8 +46,8 @@ def net_of(block: Callable[[int], nn.Module], axes: int = 2, blocks: int = 7) ->
     return nn.Sequential(*layers, nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(48, 5))
 
 
-def maps(axes: int = 2) -> Tensor:
-    return torch.rand(4, 2, *{1: (40,), 2: (12, 10), 3: (6, 5, 4)}[axes])
+def maps(axes: int = 2, rows: int = 4) -> Tensor:
+    return torch.rand(rows, 2, *{1: (40,), 2: (12, 10), 3: (6, 5, 4)}[axes])
 
 
 def share_of(plan: dni_fx.Plan) -> float:
@@ -64,13 +64,14 @@ def share_of(plan: dni_fx.Plan) -> float:
     ],
 )
 def test_the_share_is_kept(block: Any, axes: int, cuts: Any) -> None:
-    plan = dni_fx.plan(net_of(block, axes), maps(axes), cuts=cuts, verify=False)
+    rows = 16 if cuts == "auto" else 4  # with fewer, cuts in a net of three axes save nothing
+    plan = dni_fx.plan(net_of(block, axes), maps(axes, rows), cuts=cuts, verify=False)
     assert len(plan.segments) == (cuts if isinstance(cuts, int) else len(plan.segments)) > 1
     assert 0 < share_of(plan) <= SHARE * (1 + 1e-9)
     reason = f"maps get {plan.for_maps}, since dearer synthesizers take more than 5 % of a step"
     assert (reason in plan.why) == (plan.for_maps != FOR_MAPS[0])
     if plan.for_maps == FOR_MAPS[0]:  # the best cut is above the maps
-        assert [tensor.shape for cut in plan.cuts for tensor in cut.tensors] == [(4, 48)]
+        assert [tensor.shape for cut in plan.cuts for tensor in cut.tensors] == [(rows, 48)]
 
 
 @pytest.mark.parametrize("block", [Bottleneck, Separable])

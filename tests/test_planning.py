@@ -1,5 +1,6 @@
-"""Which exits a plan gets: those asked for by name, and those that `auto` takes."""
+"""Which exits a plan gets: those asked for by name, and those that `auto` takes; and where `auto` makes no cut."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -115,3 +116,70 @@ def test_tokens_make_the_last_layer_cheap() -> None:
         assert plan.forecast is not None and plan.cuts[0].exit is not None
         steps.append((plan.forecast.cut.step / plan.forecast.backprop.step - 1, plan.cuts[0].exit.flops))
     assert steps[1][0] < 0.12 * steps[0][0] and steps[1][1] < 0.12 * steps[0][1]
+
+
+def layers(depth: int, width: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())))
+
+
+SMALL, FEW = partial(layers, 3, 4), torch.rand(5, 4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"objective": "throughput"}, {"synthesizer_share": 0.9}, {"inside": "checkpoint"}]
+)
+def test_auto_makes_no_cut_where_cuts_save_nothing(options: dict[str, Any]) -> None:
+    why = "auto makes none, since they would save neither memory nor time on several devices: train with backprop"
+    with pytest.warns(UserWarning, match=f"^the net has no cuts: {why}; a number of segments, such as 2, cuts") as seen:
+        net = dni_fx.transform(SMALL(), FEW, **options)
+    assert [warning.filename for warning in seen] == [__file__]
+    plan = net.dni.plan
+    assert not plan.cuts and len(plan.segments) == 1 and plan.why.startswith(why)
+    assert dni_fx.plan(SMALL(), FEW, **options).why == plan.why
+    again = dni_fx.transform(SMALL(), FEW, cuts=Plan.from_json(plan.to_json())).dni.plan  # does not warn
+    assert not again.cuts and again.why == plan.why
+
+
+@pytest.mark.parametrize("frontend", ["fx", "modules"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"classes": 4},
+        {"loss": "cross_entropy", "synthesizer": "guided_head", "classes": 4},
+        {"loss": "cross_entropy", "unlock": "none"},
+        {"loss": "cross_entropy", "step": "segment", "optimizer": partial(torch.optim.SGD, lr=0.1)},
+    ],
+)
+def test_without_cuts_the_loop_that_is_right_for_cuts_is_backprop(options: dict[str, Any], frontend: str) -> None:
+    alone, labels = SMALL(), torch.arange(5) % 4
+    with pytest.warns(UserWarning, match="has no cuts"):
+        net = dni_fx.transform(SMALL(), FEW, frontend=frontend, **{"synthesizer": "linear"} | options)
+    F.cross_entropy(alone(FEW), labels).backward()
+    steps = torch.optim.SGD(alone.parameters(), 0.1), net.dni.optimizer or torch.optim.SGD(net.parameters(), 0.1)
+    F.cross_entropy(net(FEW, dni_context=labels), labels).backward()
+    for optimizer in steps:
+        optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), alone.parameters(), strict=True))
+    assert net.dni.metrics() == {} and (frontend == "modules" or dni_fx.check(net, FEW))
+
+
+@pytest.mark.parametrize("cuts", [2, ["1"], "every:Tanh", "leaves", "plan", "auto"])
+def test_cuts_that_are_asked_for_are_made_all_the_same(cuts: Any) -> None:
+    options = {"memory_budget": "1MiB"} if cuts == "auto" else {}
+    asked = dni_fx.plan(SMALL(), FEW, cuts=["1"]) if cuts == "plan" else cuts
+    plan = dni_fx.transform(SMALL(), FEW, cuts=asked, **options).dni.plan
+    assert plan.cuts and plan.forecast is not None and not plan.forecast.saves
+
+
+def test_auto_cuts_where_it_saves() -> None:
+    plan = dni_fx.transform(layers(12, 16), torch.rand(4096, 16)).dni.plan
+    assert plan.cuts and plan.forecast is not None and plan.forecast.saves_memory
+    assert plan.why.startswith("auto: optimal for memory")
+
+
+def test_a_mix_needs_a_cut() -> None:
+    message = "^mix is for cuts in depth, and there are none: give a number of segments, as in cuts=2$"
+    with pytest.raises(DniFxError, match=message):
+        dni_fx.transform(SMALL(), FEW, unlock="none", mix=0.5)
+    dni_fx.transform(SMALL(), FEW, cuts=2, unlock="none", mix=0.5)

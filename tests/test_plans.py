@@ -46,13 +46,14 @@ def test_a_plan_survives_json_and_makes_the_same_cuts(make: Any, example: Any, c
 
 
 def test_a_plan_for_another_graph_is_refused() -> None:
-    plan = dni_fx.plan(ResNet(), X)
+    plan = dni_fx.plan(ResNet(), X, cuts=2)
     with pytest.raises(DniFxError, match=r"another graph \(of ResNet\): no node") as caught:
         dni_fx.plan(mlp(), X, cuts=plan)
     assert "dni-fx plan TARGET" in str(caught.value)
     deeper = nn.Sequential(*mlp(), nn.Tanh())  # type: ignore[misc]
-    with pytest.raises(DniFxError, match="another graph"):
-        dni_fx.plan(deeper, X, cuts=dni_fx.plan(mlp(), X))
+    for cuts in (2, "auto"):  # "auto" makes no cut
+        with pytest.raises(DniFxError, match="another graph"):
+            dni_fx.plan(deeper, X, cuts=dni_fx.plan(mlp(), X, cuts=cuts))
 
 
 UNREADABLE = [

@@ -100,7 +100,7 @@ def test_real_digits_in_seconds() -> None:
     digits = SimpleNamespace(train_x=x[train], train_y=y[train], test_x=x[test], test_y=y[test])
     torch.manual_seed(0)
     model = _mlp(64)
-    net = dni_fx.transform(copy.deepcopy(model), digits.train_x[:64], classes=10)
+    net = dni_fx.transform(copy.deepcopy(model), digits.train_x[:64], cuts=2, classes=10)
     assert len(net.dni.plan.cuts) >= 1
     ours = _fit(net, digits, 300, labels=True)
     backprop = _fit(model, digits, 300, labels=False)

@@ -3,6 +3,7 @@
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -231,11 +232,11 @@ def _cut(cuts: Cuts, step: str) -> Way:
             "verify": False,
         }
         if step == "segment":
-            net = transform(model, inputs.args, optimizer=options.optimizer, step=step, **shared)
-            optimizer = net.dni.optimizer
-        else:
+            shared |= {"optimizer": options.optimizer, "step": step}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "the net has no cuts")  # there is nothing to measure
             net = transform(model, inputs.args, **shared)
-            optimizer = options.optimizer(net.parameters())
+        optimizer = net.dni.optimizer or options.optimizer(net.parameters())
         context = {}
         if options.classes is not None:
             first = inputs.tensors()[0]

@@ -69,7 +69,7 @@ def _root(
 
 
 @app.command(
-    epilog="Examples:  [cyan]dni-fx rewrite examples/mlp.py --cuts auto[/]   "
+    epilog="Examples:  [cyan]dni-fx rewrite examples/mlp.py --cuts 2[/]   "
     "[cyan]dni-fx rewrite net.py:Net --input 32x3x64x64 --cuts every:Block --classes 10 -o out[/]"
 )
 @with_options(RewriteOptions)

@@ -65,9 +65,10 @@ class PlanOptions:
     cuts: Annotated[
         str,
         typer.Option(
-            help="Where to cut. auto; a number of segments; names to cut after, as in layer2,add_7; every:Block, "
-            "after each call of that class; leaves, after every layer that trains, but the last; marked, where the "
-            "code has `with dni_fx.cut_after():`; or a plan.json, whose cuts are made again.",
+            help="Where to cut. auto, which makes no cut where cuts are predicted to save nothing; a number of "
+            "segments; names to cut after, as in layer2,add_7; every:Block, after each call of that class; leaves, "
+            "after every layer that trains, but the last; marked, where the code has `with dni_fx.cut_after():`; or a "
+            "plan.json, whose cuts are made again.",
         ),
     ] = "auto"
     input: InputOption = None

@@ -16,6 +16,7 @@ from dni_fx.plans import Plan
 __all__ = [
     "after_every",
     "after_layers",
+    "check_graph",
     "last_nodes",
     "positions_after",
     "positions_of_marks",
@@ -143,14 +144,19 @@ def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = F
     return tuple(kept)
 
 
-def positions_of_plan(graph: fx.Graph, flow: "nx.DiGraph[str]", plan: Plan) -> tuple[Position, ...]:
-    """The cuts of a saved plan, which must have been made for the same graph."""
+def check_graph(graph: fx.Graph, plan: Plan) -> None:
+    """Raise a DniFxError if a saved plan was made for another graph."""
     if plan.fingerprint != fingerprint(graph):
-        missing = [cut.after for cut in plan.cuts if cut.after not in flow]
+        names = {node.name for node in graph.nodes}
+        missing = [cut.after for cut in plan.cuts if cut.after not in names]
         detail = f": no node {missing[0]!r}" if missing else ""
         raise DniFxError(
             f"the plan was made for another graph (of {plan.model}){detail}; make a new one: dni-fx plan TARGET"
         )
+
+
+def positions_of_plan(flow: "nx.DiGraph[str]", plan: Plan) -> tuple[Position, ...]:
+    """The cuts of a saved plan."""
     positions = {p.after: p for p in find_positions(flow)}
     chosen = [positions[cut.after] for cut in plan.cuts if cut.after in positions]
     bad = [p for p in chosen if p.obstacle]

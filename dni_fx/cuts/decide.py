@@ -80,7 +80,7 @@ def _asked(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits) -
     if limits != Limits():
         raise DniFxError("objective, memory budget and synthesizer share are for cuts='auto' or a number of segments")
     if isinstance(cuts, Plan):
-        places = positions_of_plan(graph, flow, cuts)
+        places = positions_of_plan(flow, cuts)
         why = f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
         return Decision(places, why, pieces=pieces_of_plan(flow, cuts))
     if cuts == "marked":

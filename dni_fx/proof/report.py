@@ -139,9 +139,10 @@ _WITH_EXITS: dict[str, Callable[[Subject], tuple[bool, str]]] = {
 
 
 def check_table(plan: Plan, report: Report) -> RenderableType:
-    """The verdict, and a row for each check: its name, pass or FAIL, and its figure."""
-    cuts = f"cuts: {len(plan.cuts)} in depth, {len(plan.states)} in time"
-    table = plain_table(f"{plan.model}: {cuts}; front end {plan.frontend}", ("check", "result", "figure"))
+    """The verdict, why there are no cuts if there are none, and a row for each check: pass or FAIL, and its figure."""
+    counts = f"{len(plan.cuts)} in depth, {len(plan.states)} in time"
+    cuts = counts if plan.cuts or plan.states else plan.why
+    table = plain_table(f"{plan.model}: cuts: {cuts}; front end {plan.frontend}", ("check", "result", "figure"))
     for check in report.checks:
         add_row(table, check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
     return Group(Text(report.verdict), Text(), table)

@@ -61,7 +61,7 @@ def plan_table(plan: Plan, *, whole: bool = False) -> RenderableType:
             head.append(f", synthesizers conditioned on {rewrite.classes} labels: net(..., dni_context=labels)")
         if rewrite.loss is not None:
             head.append(f", loss {rewrite.loss or 'of your own'}")
-        if plan.takes_context and not rewrite.size:
+        if plan.cuts and plan.takes_context and not rewrite.size:
             head.append(": while training, net(..., dni_context=target)")
         if rewrite.context_size:
             head.append(f", synthesizers conditioned on a context of {rewrite.context_size}")
@@ -144,7 +144,7 @@ def _forecast(plan: Plan, forecast: Forecast) -> RenderableType:
     where = f"in segment {worst}, going {way} through {segment.peak_at}"
     if forecast.optimizer_bytes > segment.peak_bytes:
         where = "where the optimizer steps, with all gradients and its temporaries"
-    note = "" if forecast.saves_memory else "; the cuts save no memory"
+    note = "" if forecast.saves_memory or not plan.cuts else "; the cuts save no memory"
     return Group(table, Text(f"the peak is {where}{note}\n"))
 
 

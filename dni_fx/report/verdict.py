@@ -40,7 +40,7 @@ def _worth(forecast: Forecast) -> str:
     """Whether the cuts save memory or time, and whether checkpointing saves as much."""
     slowest = forecast.cut.slowest / forecast.backprop.slowest if forecast.backprop.slowest else 1.0
     alone = f"with a device for each segment, a step takes {slowest:.2f} times backprop's time"
-    if not forecast.saves_memory and not forecast.saves_time:
+    if not forecast.saves:
         return "The cuts save nothing here, neither memory nor time on several devices: train with backprop."
     if not forecast.saves_memory:
         return f"The cuts save no memory; {alone}."

@@ -54,6 +54,13 @@ def test_the_other_ways_train_the_same_net(name: str) -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_where_auto_makes_no_cut_its_row_says_so() -> None:
+    options = Options(cuts=segments(2, "auto"), steps=2, others=False)
+    small = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    found = {row.name: row.failed for row in measure(small, to_inputs(torch.rand(4, 4), None), options)}
+    assert not found["2 segments"] and "the net has no cuts: auto makes none" in found["auto"]
+
+
 def test_the_model_is_left_as_it_is() -> None:
     model = deep()
     before = copy.deepcopy(model.state_dict())

@@ -157,10 +157,10 @@ class Bare(nn.Module):
 def test_inputs_that_may_be_time_first_are_named(frontend: str) -> None:
     x = torch.randn(6, 6, 5)
     with pytest.warns(UserWarning, match=r"a takes \(time, batch, features\), but the first axis .* batch_first=True"):
-        dni_fx.transform(Bare(batch_first=False), x, classes=3, frontend=frontend)
-    dni_fx.transform(Bare(batch_first=True), x, classes=3, frontend=frontend)
-    dni_fx.transform(Bare(batch_first=False), x, frontend=frontend)  # no labels
-    dni_fx.transform(TimeFirst(), x, classes=3, frontend=frontend)
+        dni_fx.transform(Bare(batch_first=False), x, cuts=2, classes=3, frontend=frontend)
+    dni_fx.transform(Bare(batch_first=True), x, cuts=2, classes=3, frontend=frontend)
+    dni_fx.transform(Bare(batch_first=False), x, cuts=2, frontend=frontend)  # no labels
+    dni_fx.transform(TimeFirst(), x, cuts=2, classes=3, frontend=frontend)
 
 
 class Normed(nn.Module):

@@ -14,7 +14,7 @@ X = torch.rand(4, 6)
 @pytest.mark.parametrize("frontend", ["export", "modules"])
 def test_other_batch_sizes_and_the_same_result(frontend: str) -> None:
     model = Keywords()
-    net = dni_fx.transform(model, (X, X), example_kwargs={"mask": X}, frontend=frontend)
+    net = dni_fx.transform(model, (X, X), cuts=2, example_kwargs={"mask": X}, frontend=frontend)
     for rows in (1, 3, 9):
         x = torch.rand(rows, 6)
         for got in (net(x, x, mask=x), net.eval()(x, x, mask=x)):
@@ -24,7 +24,7 @@ def test_other_batch_sizes_and_the_same_result(frontend: str) -> None:
 
 
 def test_a_call_unlike_the_captured_one_is_refused() -> None:
-    net = dni_fx.transform(Keywords(), (X,), example_kwargs={"mask": X}, frontend="export")
+    net = dni_fx.transform(Keywords(), (X,), cuts=2, example_kwargs={"mask": X}, frontend="export")
     net(X, mask=X)
     net(x=X, mask=X)
     for args, kwargs in (((X,), {}), ((X, X), {"mask": X}), ((X,), {"mask": None})):
@@ -37,7 +37,7 @@ def test_a_call_unlike_the_captured_one_is_refused() -> None:
 
 
 def test_a_mode_that_export_has_fixed_is_not_changed_in_silence() -> None:
-    net = dni_fx.transform(Moody(), X, frontend="export")
+    net = dni_fx.transform(Moody(), X, cuts=2, frontend="export")
     net.train()
     assert not net.norm.training
     net(X)

@@ -148,14 +148,14 @@ REFUSED_AT_THE_ROOT = [RootBranches(), RootTraining(), RootIterates()]
 def test_the_advice_holds(inner: nn.Module, unlock: str) -> None:
     """What a root may not do, a submodule that is kept whole may."""
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), inner, nn.Linear(6, 2))
-    net = dni_fx.transform(model, X, cuts=["1", "2"] if isinstance(inner, Base) else "auto", unlock=unlock)
+    net = dni_fx.transform(model, X, cuts=["1", "2"] if isinstance(inner, Base) else 2, unlock=unlock)
     net(X).sum().backward()
     same(model, trace(model, X), X)
 
 
 def test_detach_in_the_model_survives() -> None:
     model = Detached()
-    net = dni_fx.transform(model, X)
+    net = dni_fx.transform(model, X, cuts=2)
     same(model, net, X)
 
 
@@ -177,15 +177,15 @@ def test_a_model_with_an_attribute_dni() -> None:
 
 
 def test_a_rewritten_model_is_not_rewritten_again() -> None:
-    net = dni_fx.transform(Dicts(), ({"x": X, "mask": X},))
+    net = dni_fx.transform(Dicts(), ({"x": X, "mask": X},), cuts=2)
     with pytest.raises(CaptureError, match="restore"):
-        dni_fx.transform(net, ({"x": X, "mask": X},))
-    dni_fx.transform(dni_fx.restore(net), ({"x": X, "mask": X},))
+        dni_fx.transform(net, ({"x": X, "mask": X},), cuts=2)
+    dni_fx.transform(dni_fx.restore(net), ({"x": X, "mask": X},), cuts=2)
 
 
 def test_a_graph_module() -> None:
     model = fx.symbolic_trace(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)))
-    net = dni_fx.transform(model, X)
+    net = dni_fx.transform(model, X, cuts=2)
     same(model, net, X)
     assert list(model.state_dict()) == [k for k in net.state_dict() if not k.startswith("dni.")]
 
@@ -208,7 +208,7 @@ class Spare(Base):
 
 def test_unused_and_non_persistent_things_are_kept() -> None:
     model = Spare()
-    net = dni_fx.transform(model, X)
+    net = dni_fx.transform(model, X, cuts=2)
     own = [k for k in net.state_dict() if not k.startswith("dni.")]
     assert own == list(model.state_dict())
     assert "hidden" not in own and torch.equal(net.hidden, torch.arange(6.0))
@@ -224,7 +224,7 @@ def test_hooks_of_the_person_still_run_once() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
     seen: list[int] = []
     model[0].register_forward_hook(lambda *_: seen.append(1))
-    net = dni_fx.transform(model, X)
+    net = dni_fx.transform(model, X, cuts=2)
     seen.clear()
     net(X)
     assert seen == [1]

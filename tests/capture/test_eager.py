@@ -40,7 +40,7 @@ class CountedNoGrad(Counted):
 
 def runs(model: Counted, frontend: str, *, verify: bool = True) -> int:
     type(model).runs = 0
-    dni_fx.transform(model, X, frontend=frontend, verify=verify)
+    dni_fx.transform(model, X, cuts=2, frontend=frontend, verify=verify)
     return type(model).runs
 
 
@@ -82,7 +82,7 @@ class TrainOnly(Stack):
 
 
 def test_a_model_that_has_no_eval_mode_is_taken() -> None:
-    assert dni_fx.transform(TrainOnly(), X).dni.plan.frontend == "fx"
+    assert dni_fx.transform(TrainOnly(), X, cuts=2).dni.plan.frontend == "fx"
 
 
 class Observed(Stack):
@@ -109,7 +109,7 @@ def observers() -> list[ObserverBase | FakeQuantize]:
 def test_buffers_that_forward_resizes_are_restored(index: int) -> None:
     model = Observed(observers()[index])
     before = [(name, id(b), b.clone()) for name, b in model.named_buffers()]
-    net = dni_fx.transform(model, X)
+    net = dni_fx.transform(model, X, cuts=2)
     assert net.dni.plan.frontend == "fx"
     assert failures(net, X, {}) == {}
     for (name, number, value), (_, buffer) in zip(before, model.named_buffers(), strict=True):
@@ -138,7 +138,7 @@ class Replaces(Stack):
 def test_a_buffer_that_is_replaced_by_one_of_another_shape() -> None:
     model = Replaces()
     before = model.last
-    net = dni_fx.transform(model, X)
+    net = dni_fx.transform(model, X, cuts=2)
     assert net.dni.plan.frontend == "modules"
     assert model.last is before and before.shape == (1, 6) and not before.any()
     net(X), net(X)
@@ -151,4 +151,4 @@ class Conditional(Stack):
 
 
 def test_an_operator_that_does_not_run_while_watched() -> None:
-    assert dni_fx.transform(Conditional(), X).dni.plan.frontend == "export"
+    assert dni_fx.transform(Conditional(), X, cuts=2).dni.plan.frontend == "export"

@@ -215,7 +215,7 @@ def test_the_net_writes_and_trains_as_the_model(
     model = make(writer)
     eager = copy.deepcopy(model)
     before = state_of(model)
-    net = dni_fx.transform(model, X, unlock="none", mix=1.0)
+    net = dni_fx.transform(model, X, cuts=2, unlock="none", mix=1.0)
     assert_same(state_of(model), before)
     expected = losses(eager, eager)
     torch.testing.assert_close(losses(net, model), expected, rtol=1e-5, atol=1e-6)
@@ -235,7 +235,7 @@ class Bank(Stack):
 
 def test_an_attribute_that_forward_writes_to() -> None:
     model = Bank()
-    net = dni_fx.transform(model, X)
+    net = dni_fx.transform(model, X, cuts=2)
     assert net.dni.plan.frontend == "modules"
     assert "writes to the attribute 'bank'" in net.dni.plan.tried[0]
     assert not model.bank.any()
@@ -255,7 +255,7 @@ class OwnParameter(Stack):
 
 def test_a_new_parameter_of_the_model_itself_stays_after_a_call() -> None:
     model, eager = OwnParameter(), OwnParameter()
-    net = dni_fx.transform(model, X)
+    net = dni_fx.transform(model, X, cuts=2)
     eager.load_state_dict(model.state_dict())
     torch.testing.assert_close([net(X), net(X)], [eager(X), eager(X)])
     torch.testing.assert_close(net.scale, torch.full((6,), 0.81))
@@ -287,7 +287,7 @@ def test_without_verification_the_weights_stay_too() -> None:
     for make in (Inside, at_root):
         model = make(SetsData)
         before = state_of(model)
-        dni_fx.plan(model, X, verify=False)
+        dni_fx.plan(model, X, cuts=2, verify=False)
         assert_same(state_of(model), before)
 
 
@@ -301,8 +301,8 @@ class Assigns(Stack):
 
 def test_an_assignment_to_a_stand_in_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"test_effects\.py:\d+: .*assigns 'data' of a tensor"):
-        dni_fx.plan(Assigns(), X, frontend="fx", verify=False)
-    assert dni_fx.plan(Assigns(), X).frontend == "modules"
+        dni_fx.plan(Assigns(), X, cuts=2, frontend="fx", verify=False)
+    assert dni_fx.plan(Assigns(), X, cuts=2).frontend == "modules"
 
 
 class LocalLoss(nn.Module):
@@ -405,7 +405,7 @@ def test_no_cut_is_inside_of_a_differentiation(
     make: Callable[[], nn.Module], frontend: str, forbidden: set[str]
 ) -> None:
     model = make()
-    net = dni_fx.transform(model, X, cuts="leaves" if frontend == "fx" else "auto")
+    net = dni_fx.transform(model, X, cuts="leaves" if frontend == "fx" else 2)
     assert net.dni.plan.frontend == frontend
     assert not forbidden & {cut.after for cut in net.dni.plan.cuts}
     assert failures(net, X, {}) == {}
@@ -452,7 +452,7 @@ def test_torch_func_grad_is_refused_with_the_line() -> None:
 
 @pytest.mark.parametrize(("make", "frontend"), [(Vmap, "modules"), (Jvp, "modules"), (Functional, "export")])
 def test_other_transforms_of_torch_func(make: Callable[[], nn.Module], frontend: str) -> None:
-    net = dni_fx.transform(make(), X)
+    net = dni_fx.transform(make(), X, cuts=2)
     assert net.dni.plan.frontend == frontend
     assert failures(net, X, {}) == {}
     assert torch._C._functorch.peek_interpreter_stack() is None  # torch.export leaves a failed vmap open

@@ -183,7 +183,7 @@ CASES: list[Case] = [
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_auto_takes_it(case: Case) -> None:
     _, make, args, kwargs, frontend = case
-    net = dni_fx.transform(make(), args, example_kwargs=kwargs)
+    net = dni_fx.transform(make(), args, cuts=2, example_kwargs=kwargs)
     assert net.dni.plan.frontend == frontend, net.dni.plan.tried
     assert len(net.dni.plan.tried) == ["fx", "export", "modules"].index(frontend)
     assert failures(net, args, kwargs) == {}
@@ -207,10 +207,10 @@ def test_a_front_end_by_name_is_right_or_refuses(case: Case, frontend: str) -> N
     name, make, args, kwargs, _ = case
     if (name, frontend) in REFUSED:
         with pytest.raises(CaptureError) as caught:
-            dni_fx.transform(make(), args, example_kwargs=kwargs, frontend=frontend)
+            dni_fx.transform(make(), args, cuts=2, example_kwargs=kwargs, frontend=frontend)
         assert REFUSED[name, frontend] in str(caught.value) and "\n" not in str(caught.value)
         return
-    net = dni_fx.transform(make(), args, example_kwargs=kwargs, frontend=frontend)
+    net = dni_fx.transform(make(), args, cuts=2, example_kwargs=kwargs, frontend=frontend)
     assert net.dni.plan.frontend == frontend
     assert failures(net, args, kwargs) == {}
 
@@ -232,7 +232,7 @@ def test_a_front_end_by_name_is_right_or_refuses(case: Case, frontend: str) -> N
 def test_copies_pickles_and_folders(case: Case, unlock: str, tmp_path: Path) -> None:
     _, make, args, kwargs, _ = case
     model = make()
-    net = dni_fx.transform(model, args, example_kwargs=kwargs, unlock=unlock)
+    net = dni_fx.transform(model, args, cuts=2, example_kwargs=kwargs, unlock=unlock)
     for parameter in net.dni.parameters():
         nn.init.normal_(parameter)
     dni_fx.save(net, tmp_path / "net")
@@ -261,7 +261,7 @@ def _step(net: nn.Module, args: Any, kwargs: Any) -> dict[str, Tensor]:
 def test_restore_gives_the_model_back() -> None:
     for make in (NoGrad, DataBranch):
         model = make()
-        net = dni_fx.transform(model, X)
+        net = dni_fx.transform(model, X, cuts=2)
         assert dni_fx.restore(net) is model
         assert not any(m._forward_hooks for m in model.modules())
 
@@ -292,13 +292,13 @@ def test_an_unknown_front_end() -> None:
 
 def test_a_module_that_a_trace_cannot_see_into_is_left_to_export() -> None:
     model = nn.Sequential(Attention(), nn.Linear(20, 3))
-    net = dni_fx.transform(model, IDS_OF_WORDS)
+    net = dni_fx.transform(model, IDS_OF_WORDS, cuts=2)
     assert net.dni.plan.frontend == "export"
     assert "keeps '0' whole" in net.dni.plan.tried[0]
     assert dni_fx.transform(model, IDS_OF_WORDS, frontend="fx", cuts=2).dni.plan.frontend == "fx"
 
 
 def test_without_verification_the_first_capture_is_taken() -> None:
-    assert dni_fx.transform(NoGrad(), X, verify=False).dni.plan.frontend == "fx"
-    assert dni_fx.plan(NoGrad(), X, verify=False).frontend == "fx"
-    assert dni_fx.plan(NoGrad(), X).frontend == "export"
+    assert dni_fx.transform(NoGrad(), X, cuts=2, verify=False).dni.plan.frontend == "fx"
+    assert dni_fx.plan(NoGrad(), X, cuts=2, verify=False).frontend == "fx"
+    assert dni_fx.plan(NoGrad(), X, cuts=2).frontend == "export"

@@ -396,7 +396,7 @@ def test_a_model_that_breaks_tracers(make: Callable[[], nn.Module], frontend: st
     x = torch.rand(4, 3, 6) if make is Packs else X
     model, eager = make(), make()
     eager.load_state_dict(model.state_dict())
-    net = dni_fx.transform(model, x, unlock="none", mix=1.0)
+    net = dni_fx.transform(model, x, cuts=2, unlock="none", mix=1.0)
     assert net.dni.plan.frontend == frontend, net.dni.plan.tried
     for train in (True, False):
         for batch in (x, torch.cat([x, x[:2] + 1])):

@@ -184,7 +184,7 @@ def test_rows_that_are_not_sample_by_sample_are_named() -> None:
     dni_fx.transform(Net(lambda h: h.reshape(-1, 8)), x, cuts="reshape", classes=3, verify=False)
 
 
-@pytest.mark.parametrize(("cuts", "places"), [("auto", 1), (3, 2), ("leaves", 2)])
+@pytest.mark.parametrize(("cuts", "places"), [(2, 1), (3, 2), ("leaves", 2)])
 def test_other_cuts_go_elsewhere(cuts: Any, places: int) -> None:
     net = dni_fx.transform(Net(flip, flip), torch.randn(6, 5), cuts=cuts, classes=3)
     found = [tensor.node for cut in net.dni.plan.cuts for tensor in cut.tensors]
@@ -198,8 +198,8 @@ def test_a_net_without_any_place_says_why() -> None:
 
     model = First(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
     with pytest.raises(DniFxError, match="labels would go to the wrong samples"):
-        dni_fx.transform(model, torch.randn(6, 5), classes=3)
-    dni_fx.transform(model, torch.randn(6, 5))
+        dni_fx.transform(model, torch.randn(6, 5), cuts=2, classes=3)
+    dni_fx.transform(model, torch.randn(6, 5), cuts=2)
 
 
 def test_the_order_is_found_only_for_labels(monkeypatch: pytest.MonkeyPatch) -> None:

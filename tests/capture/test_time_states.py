@@ -97,7 +97,9 @@ def test_the_batch_is_found_where_time_comes_first() -> None:
 def test_what_is_for_a_cut_in_time_alone() -> None:
     for training in (Training(discount=0.5), Training(horizon=2), Training(auxiliary=1.0), Training(centered=True)):
         with pytest.raises(DniFxError, match="are for a cut in time"):
-            dni_fx.transform(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), torch.rand(3, 4), training=training)
+            dni_fx.transform(
+                nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), torch.rand(3, 4), cuts=2, training=training
+            )
     for wrong in (
         {"discount": 2.0},
         {"trace": 0.5},

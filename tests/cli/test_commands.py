@@ -70,7 +70,7 @@ def test_rewrite_shows_and_writes(
 def test_json_alone_is_on_stdout(
     command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, command, "net.py", "--json", "--input", "4x3x8x8") == 0
+    assert run(monkeypatch, command, "net.py", "--cuts", "2", "--json", "--input", "4x3x8x8") == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["model"] == "Net"
     assert "a forward that prints" in captured.err
@@ -105,6 +105,7 @@ BAD = [
     (["net.py", "--synthesizer", "linear", "--unlock", "forwards"], 2, "unlock="),
     (["net.py", "--mix", "0.5"], 2, "unlock='none'"),
     (["net.py", "--mix", "1.5", "--unlock", "none"], 2, "between 0 and 1"),
+    (["net.py", "--mix", "0.5", "--unlock", "none"], 2, "there are none: give a number of segments, as in --cuts=2"),
     (["net.py", "--classes", "1"], 2, "2 or more"),
     (["net.py", "-o", "taken"], 2, "choose another output folder"),
     (["broken.py"], 3, "broken.py:2"),
@@ -148,7 +149,7 @@ def test_a_plan_for_another_graph_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "other.py").write_text(NET.replace("range(3)", "range(4)"))
-    assert run(monkeypatch, "rewrite", "net.py") == 0
+    assert run(monkeypatch, "rewrite", "net.py", "--cuts", "2") == 0
     assert run(monkeypatch, "rewrite", "other.py", "--cuts", "net_dni/plan.json") == 2
     assert "made for another graph" in capsys.readouterr().err
 
@@ -185,7 +186,7 @@ def test_check_a_model_and_a_folder(
     Path("net.py").write_text(NET)
     assert run(monkeypatch, "check", "net.py", "--cuts", "every:Block", "--unlock", unlock, "--classes", "10") == 0
     assert capsys.readouterr().out.count(" pass ") == 9
-    assert run(monkeypatch, "rewrite", "net.py", "--unlock", unlock, "-o", "out") == 0
+    assert run(monkeypatch, "rewrite", "net.py", "--cuts", "2", "--unlock", unlock, "-o", "out") == 0
     capsys.readouterr()
     assert run(monkeypatch, "check", "out", "--json") == 0
     report = json.loads(capsys.readouterr().out)
@@ -198,7 +199,7 @@ def test_a_failed_check_is_exit_code_1(
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET)
     monkeypatch.setitem(CHECKS, "state_dict keys", lambda _: (False, "one is lost"))
-    assert run(monkeypatch, "check", "net.py") == 1
+    assert run(monkeypatch, "check", "net.py", "--cuts", "2") == 1
     shown = capsys.readouterr().out
     assert "NOT the same network" in shown and "FAIL" in shown and "one is lost" in shown
 
@@ -208,7 +209,7 @@ def test_plan_says_what_it_weighed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert run(monkeypatch, "plan", "net.py", "--synthesizer-share", "9") == 0
+    assert run(monkeypatch, "plan", "net.py", "--cuts", "2", "--synthesizer-share", "9") == 0
     shown = capsys.readouterr().out
     for part in (
         "optimal for memory and charges",

@@ -147,7 +147,7 @@ def test_full_disks(folder: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
-    done = command("rewrite", "net.py", "-o", "out", preexec_fn=limit)
+    done = command("rewrite", "net.py", "--cuts", "2", "-o", "out", preexec_fn=limit)
     assert done.returncode == 2 and "File too large" in error_line(done.stderr)
     assert not Path("out").exists() and not list(Path().glob(".out*"))
 

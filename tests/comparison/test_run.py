@@ -79,9 +79,10 @@ def test_without_data() -> None:
 
 
 def test_a_way_that_fails_ends_alone() -> None:
-    found = compared(ways=[{"cuts": ["nowhere"]}, {"cuts": 2}])
-    assert "nowhere" in found.records[2].failed and not found.records[3].failed
-    assert "nowhere" in str(found) and len(found.records[3].losses) == STEPS
+    found = compared(ways=[{"cuts": ["nowhere"]}, {"cuts": "auto", "synthesizer": "linear"}, {"cuts": 2}])
+    assert "nowhere" in found.records[2].failed and not found.records[4].failed
+    assert "the net has no cuts: auto makes none" in found.records[3].failed and not found.records[3].losses
+    assert "nowhere" in str(found) and len(found.records[4].losses) == STEPS
 
 
 @pytest.mark.parametrize("stopped", [1, 5, STEPS])

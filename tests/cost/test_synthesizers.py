@@ -76,6 +76,6 @@ def test_a_synthesizer_that_looks_at_values_is_run_on_zeros() -> None:
 
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     x, before = torch.rand(3, 4), torch.get_rng_state()
-    plan = dni_fx.plan(model, x, synthesizer=Looks)
+    plan = dni_fx.plan(model, x, cuts=2, synthesizer=Looks)
     assert plan.segments[0].synthesizers > 0
     assert before.equal(torch.get_rng_state())

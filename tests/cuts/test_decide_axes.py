@@ -33,7 +33,7 @@ def crossing(net: Any) -> list[CrossingTensor]:
 
 @pytest.mark.parametrize("cuts", ["auto", 3, "leaves"])
 def test_no_number_a_sample_crosses_a_cut(cuts: Any) -> None:
-    x = torch.randn(6, 8)
+    x = torch.randn(512, 8)  # "auto" cuts where the cuts save memory
     net = dni_fx.transform(Narrow(), x, cuts=cuts)
     assert len(net.dni.plan.cuts) == (1 if cuts == "auto" else 2)
     assert all(len(tensor.shape) == 2 for tensor in crossing(net))
@@ -109,9 +109,9 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_with_labels_automatic_cuts_go_where_rows_are_samples(frontend: str) -> None:
     x = sequences()
-    net = dni_fx.transform(Mixed(), x, frontend=frontend)
+    net = dni_fx.transform(Mixed(), x, cuts=2, frontend=frontend)
     assert crossing(net)[0].rows == 0
-    net = dni_fx.transform(Mixed(), x, classes=3, frontend=frontend)
+    net = dni_fx.transform(Mixed(), x, cuts=2, classes=3, frontend=frontend)
     assert [(tensor.batch, tensor.rows) for tensor in crossing(net)] == [(0, 1)]
     net(x, dni_context=torch.arange(6) % 3).square().mean().backward()
 
@@ -119,7 +119,7 @@ def test_with_labels_automatic_cuts_go_where_rows_are_samples(frontend: str) -> 
 def test_with_labels_and_no_other_place_rows_get_a_label_each() -> None:
     inputs = torch.randn(6, 5), torch.randn(6, 5)
     with pytest.warns(UserWarning, match="tanh_1, of shape .12, 8.*rows are not sample by sample"):
-        net = dni_fx.transform(Views(), inputs, classes=3)
+        net = dni_fx.transform(Views(), inputs, cuts=2, classes=3)
     assert [tensor.rows for tensor in crossing(net)] == [2]
     net(*inputs, dni_context=torch.arange(12) % 3).square().mean().backward()
 

@@ -30,7 +30,7 @@ ARGUMENTS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
 @pytest.mark.parametrize("unlock", ["none", "backward"])
 def test_arguments(unlock: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     model = Arguments()
-    net = dni_fx.transform(model, args, example_kwargs=kwargs, unlock=unlock, classes=3)
+    net = dni_fx.transform(model, args, cuts=2, example_kwargs=kwargs, unlock=unlock, classes=3)
     model.eval()
     net.eval()
     torch.testing.assert_close(net(*args, **kwargs), model(*args, **kwargs), rtol=0, atol=0)
@@ -61,7 +61,7 @@ SHAPES: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("model", "args", "kwargs"), SHAPES, ids=["star", "dicts", "names", "names-swapped"])
 def test_signatures(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    net = dni_fx.transform(model, args, example_kwargs=kwargs)
+    net = dni_fx.transform(model, args, cuts=2, example_kwargs=kwargs)
     model.eval()
     net.eval()
     torch.testing.assert_close(net(*args, **kwargs), model(*args, **kwargs), rtol=0, atol=0)

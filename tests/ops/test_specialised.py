@@ -23,7 +23,7 @@ CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("traced", "called", "name"), CHANGED)
 def test_flags_are_specialised_and_changes_refused(traced: Any, called: Any, name: str) -> None:
-    net = dni_fx.transform(Arguments(), X, example_kwargs=traced)
+    net = dni_fx.transform(Arguments(), X, cuts=2, example_kwargs=traced)
     net(X, **traced)
     with pytest.raises(TypeError, match=f"argument '{name}' was"):
         net(X, **called)

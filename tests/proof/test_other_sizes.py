@@ -30,7 +30,7 @@ def figure(net: Any, *inputs: Any) -> str:
 )
 def test_what_is_right_passes(name: str) -> None:
     case = CASES[name]
-    net = dni_fx.transform(case.make(), case.inputs)
+    net = dni_fx.transform(case.make(), case.inputs, cuts=2)
     rows = len(case.inputs[0])
     larger = 2 * rows if name == "pooled" else rows + 1
     assert figure(net, *case.inputs).startswith(f"size {larger} for {rows} along axis 0")
@@ -39,7 +39,7 @@ def test_what_is_right_passes(name: str) -> None:
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_lengths_are_changed_where_they_are_free(frontend: str) -> None:
     x = torch.randn(6, 7, 8)
-    net = dni_fx.transform(Attending(), x, frontend=frontend)
+    net = dni_fx.transform(Attending(), x, cuts=2, frontend=frontend)
     assert figure(net, x).startswith(
         "size 7 for 6 along axis 0, size 8 for 7 along axis 1; size 1 for 6 along axis 0: "
     )
@@ -55,7 +55,7 @@ def test_a_length_that_the_capture_fixes_is_left_out() -> None:
 
 def test_two_rows_where_batch_norm_takes_no_single_one() -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    assert "size 2 for 6 along axis 0" in figure(dni_fx.transform(model, X), X)
+    assert "size 2 for 6 along axis 0" in figure(dni_fx.transform(model, X, cuts=2), X)
 
 
 def test_a_model_that_takes_no_other_sizes() -> None:
@@ -67,7 +67,7 @@ def test_a_model_that_takes_no_other_sizes() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.b(torch.tanh(self.a(x.reshape(6, 5))))
 
-    assert figure(dni_fx.transform(Fixed(), X), X) == "the model takes no other sizes"
+    assert figure(dni_fx.transform(Fixed(), X, cuts=2), X) == "the model takes no other sizes"
 
 
 def test_a_state_keeps_its_sizes_but_for_the_batch() -> None:
@@ -93,7 +93,7 @@ class ForSixRows(Synthesizer):
 @pytest.mark.parametrize("frontend", FRONTENDS)
 def test_a_synthesizer_with_the_batch_size_built_in_is_found(frontend: str, unlock: str) -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
-    net = dni_fx.transform(model, X, frontend=frontend, synthesizer=ForSixRows, unlock=unlock)
+    net = dni_fx.transform(model, X, cuts=2, frontend=frontend, synthesizer=ForSixRows, unlock=unlock)
     found = on_other_sizes(net, X)
     assert not found.passed and found.figure.startswith("size 7 for 6 along axis 0: RuntimeError: The size of tensor")
 
@@ -110,14 +110,14 @@ class RowsRead(nn.Module):
 
 
 def test_a_batch_size_that_the_capture_fixed_is_found() -> None:
-    net = dni_fx.transform(RowsRead(), X, frontend="export", verify=False)
+    net = dni_fx.transform(RowsRead(), X, cuts=2, frontend="export", verify=False)
     found = on_other_sizes(net, X)
     assert not found.passed and "size 7 for 6 along axis 0: TypeError: argument 'x' has size 7" in found.figure
 
 
 def test_a_wrong_value_at_another_size_is_found() -> None:
     """The graph runs on any size, but its output is right for 6 rows alone."""
-    net = dni_fx.transform(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), X)
+    net = dni_fx.transform(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), X, cuts=2)
     last = next(node for node in net.graph.nodes if node.name == "_2")
     with net.graph.inserting_after(last):
         scaled = net.graph.call_function(lambda h: h * (len(h) / 6), (last,))
@@ -129,7 +129,7 @@ def test_a_wrong_value_at_another_size_is_found() -> None:
 
 def test_a_wrong_value_at_another_length_is_found() -> None:
     x = sequences()
-    net = dni_fx.transform(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), x)
+    net = dni_fx.transform(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), x, cuts=2)
     last = next(node for node in net.graph.nodes if node.name == "_2")
     with net.graph.inserting_after(last):
         scaled = net.graph.call_function(lambda h: h * (h.shape[1] / 7), (last,))
@@ -150,7 +150,7 @@ def test_sizes_that_the_model_does_not_take_at_once_are_changed_one_by_one() -> 
                 raise ValueError
             return self.b(torch.tanh(self.a(x)))
 
-    net = dni_fx.transform(OneAtATime(), sequences(), frontend="modules")
+    net = dni_fx.transform(OneAtATime(), sequences(), cuts=2, frontend="modules")
     assert figure(net, sequences()).startswith(
         "size 7 for 6 along axis 0; size 8 for 7 along axis 1; size 1 for 6 along axis 0: "
     )

@@ -37,7 +37,7 @@ def failures(net: Any, *inputs: Tensor) -> dict[str, str]:
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_every_rewrite_is_right(case: Any, unlock: str, frontend: str) -> None:
     _, make, inputs, cuts = case
-    asked = cuts if frontend == "fx" else "auto"
+    asked = cuts if frontend == "fx" else 2
     net = dni_fx.transform(make(), inputs, cuts=asked, unlock=unlock, frontend=frontend)
     assert failures(net, *inputs) == {}
 

@@ -38,8 +38,8 @@ def test_the_cut_of_an_exit() -> None:
 @pytest.mark.parametrize(
     ("depth", "width", "rows", "options", "saves"),
     [
-        (4, 4, 4, {}, False),
-        (4, 4, 4, {"objective": "throughput"}, False),
+        (4, 4, 4, {"cuts": 2}, False),
+        (4, 4, 4, {"cuts": 2, "objective": "throughput"}, False),
         (4, 4, 4, {"cuts": ["1"]}, False),
         (4, 64, 4, {"cuts": 2}, True),  # no memory, but time
         (12, 16, 4096, {"cuts": 3}, True),
@@ -49,3 +49,9 @@ def test_cuts_that_save_nothing(depth: int, width: int, rows: int, options: dict
     layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())]
     plan = dni_fx.plan(nn.Sequential(*layers), torch.rand(rows, width), **options)
     assert ("The cuts save nothing here" not in text_of(plan)) == saves
+
+
+def test_where_auto_makes_no_cut_the_table_says_why_once() -> None:
+    text = text_of(dni_fx.plan(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.rand(4, 4)))
+    assert "cuts: auto makes none, since they would save neither memory nor time" in text
+    assert "cuts save n" not in text

@@ -157,7 +157,7 @@ def test_a_tensor_without_a_batch_axis_takes_no_labels(unlock: str) -> None:
 )
 def test_a_smaller_last_batch_trains(name: str, frontend: str) -> None:
     case = CASES[name]
-    net = dni_fx.transform(case.make(), case.inputs, frontend=frontend)
+    net = dni_fx.transform(case.make(), case.inputs, cuts=2, frontend=frontend)
     for rows in (len(case.inputs[0]), 1):
         outputs = net(*(t[:rows] for t in case.inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -244,7 +244,7 @@ def test_an_own_synthesizer_gets_the_batch_first(
 
 
 def test_an_older_plan_and_an_older_pickle_are_batch_first() -> None:
-    plan = dni_fx.plan(TimeFirst(), sequences())
+    plan = dni_fx.plan(TimeFirst(), sequences(), cuts=2)
     text = plan.to_json()
     assert '"batch": 1' in text
     older = Plan.from_json(text.replace('"batch": 1,', "").replace('"rows": 1', '"axis": -1'))

@@ -34,13 +34,13 @@ def test_without_gradients_the_model_runs_alone() -> None:
 
 
 def test_each_call_is_a_node_of_the_record() -> None:
-    net = dni_fx.transform(Twice(), X, frontend="modules")
+    net = dni_fx.transform(Twice(), X, cuts=2, frontend="modules")
     outputs = net.dni_captured.outputs
     assert {output.call for output in outputs.values() if output.module == "b"} == {0, 1, 2}
     assert Output("b", 2, 0) in outputs.values()
 
 
 def test_preferred_ends_are_calls_of_one_container() -> None:
-    net = dni_fx.transform(Nested(), X, frontend="modules")
+    net = dni_fx.transform(Nested(), X, cuts=2, frontend="modules")
     ends = net.dni_preferred_ends()
     assert ends and {net.dni_captured.outputs[name].module.rpartition(".")[0] for name in ends} == {"stages"}

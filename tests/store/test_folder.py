@@ -287,7 +287,8 @@ def test_code_that_cannot_be_written_is_refused_and_loads_into_a_model(kind: str
 
 @pytest.mark.parametrize("removed", ["critic(fit='value')", "local_head"])
 def test_a_removed_synthesizer_is_named(removed: str, tmp_path: Path) -> None:
-    net = dni_fx.transform(LongSkip(), torch.rand(5, 6), classes=4, loss="cross_entropy", synthesizer="guided_head")
+    options: dict[str, Any] = {"cuts": 2, "classes": 4, "loss": "cross_entropy", "synthesizer": "guided_head"}
+    net = dni_fx.transform(LongSkip(), torch.rand(5, 6), **options)
     dni_fx.save(net, tmp_path / "net")
     plan = json.loads((tmp_path / "net/plan.json").read_text())
     del plan["digests"]
