@@ -13,6 +13,7 @@ import typer
 
 from dni_fx.cli.messages import in_options
 from dni_fx.cli.options import ClassesOption, InputOption, Target
+from dni_fx.cli.pages import PageWriter, ReportOption
 from dni_fx.cli.parsing import parse_cuts
 from dni_fx.cli.progress import err, out, progress
 from dni_fx.cli.targets import load_model, load_target
@@ -79,6 +80,7 @@ def compare(
         Path | None,
         typer.Option(help="Keep the run in this file; if it is there, go on from it.", show_default=False),
     ] = None,
+    report: ReportOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print only the numbers, as JSON.")] = False,
 ) -> None:
     """Does cutting hurt this model on this data? Train it by backprop, with checkpointing and cut, and say.
@@ -93,6 +95,7 @@ def compare(
         if plot is not None:
             plot = as_path(plot, "--plot")
             bench.check_plot(plot)
+        page = PageWriter(report)
         ways = _ways(cuts or ["auto"], synthesizer or ["auto"], classes)
         options: dict[str, Any] = {"loss": _named(loss) if loss is not None and ":" in loss else loss}
         if data is None:
@@ -109,6 +112,8 @@ def compare(
     if plot is not None:
         comparison.plot_comparison(result, plot)
         err.print(f"wrote {plot}")
+    inputs = example if data is None else comparison.Stream(options["data"]).next().inputs
+    page.write_comparison(model, inputs, result)
     if result.interrupted:
         raise typer.Exit(130)
     if not result.cut:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
     from dni_fx.bench import Options, Row
+    from dni_fx.comparison import Comparison
     from dni_fx.model import Inputs
     from dni_fx.plans import Plan
     from dni_fx.proof import Report
@@ -63,20 +64,41 @@ class PageWriter:
         from dni_fx.report import plan_verdict
 
         verdict = [checked.verdict] if checked is not None else bench_verdict(rows) if rows else plan_verdict(plan)
-        page.write_page(
-            self.path,
-            page.Page(
-                title=f"{plan.model}: {len(plan.segments)} segments",
-                plan=plan,
-                nodes=self.nodes,
-                verdict=tuple(verdict),
-                diff=diff,
-                checks=tuple(checked.to_dict()["checks"]) if checked is not None else (),
-                bench=tuple(to_dict(row) for row in rows),
-                memory=tuple(page.Series(row.name, tuple(map(float, row.trace))) for row in rows if row.trace),
-            ),
+        self._write(
+            plan,
+            verdict,
+            diff=diff,
+            checks=tuple(checked.to_dict()["checks"]) if checked is not None else (),
+            bench=tuple(to_dict(row) for row in rows),
+            memory=tuple(page.Series(row.name, tuple(map(float, row.trace))) for row in rows if row.trace),
         )
+
+    def _write(self, plan: "Plan", verdict: Sequence[str], **parts: Any) -> None:
+        from dni_fx import page
+
+        assert self.path is not None
+        title = f"{plan.model}: {len(plan.segments)} segments"
+        page.write_page(self.path, page.Page(title, plan, self.nodes, tuple(verdict), **parts))
         err.print(f"wrote {self.path}")
+
+    def write_comparison(self, model: "nn.Module", example: "Inputs", result: "Comparison") -> None:
+        """Write the page of `compare`: the graph has the cuts of the best way; none if no way was cut."""
+        from dni_fx import comparison, page
+        from dni_fx.capture import capture
+
+        best = comparison.best_cut(result)
+        if self.path is None or best is None:
+            return
+        plan = result.plans[best.name]
+        with contextlib.redirect_stdout(sys.stderr):
+            self.take_graph(capture(model, example, plan.frontend, compare=False).module.graph, plan)
+
+        def chart(drawn: "comparison.Curves") -> page.Chart:
+            lines = (page.Series(name, tuple(y), tuple(x)) for name, (x, y) in drawn.lines.items())
+            return page.Chart(drawn.title, drawn.x_label, tuple(lines))
+
+        charts = tuple(map(chart, comparison.curves(result)))
+        self._write(plan, comparison.verdict(result), figures=tuple(comparison.figures(result)), curves=charts)
 
     def write_bench(self, model: "nn.Module", example: "Inputs", options: "Options", rows: "Sequence[Row]") -> None:
         """Write the page of `bench`: the graph has the cuts of the first row that was measured, or of "auto"."""

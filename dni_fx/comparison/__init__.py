@@ -3,18 +3,24 @@
 In: a model, batches. Out: losses, scores, memory and time of each way, and a verdict.
 """
 
+from dni_fx.comparison.batches import Stream
 from dni_fx.comparison.record import Comparison, Difference, Record
 from dni_fx.comparison.run import compare
-from dni_fx.comparison.table import comparison_table, comparison_view, plot_comparison
-from dni_fx.comparison.verdict import verdict
+from dni_fx.comparison.table import Curves, comparison_table, comparison_view, curves, figures, plot_comparison
+from dni_fx.comparison.verdict import best_cut, verdict
 
 __all__ = [
     "Comparison",
+    "Curves",
     "Difference",
     "Record",
+    "Stream",
+    "best_cut",
     "compare",
     "comparison_table",
     "comparison_view",
+    "curves",
+    "figures",
     "plot_comparison",
     "verdict",
 ]

@@ -2,9 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from dni_fx.plans import Plan
 
 __all__ = ["Comparison", "Difference", "Record"]
 
@@ -72,6 +74,7 @@ class Comparison:
         samples: In a batch.
         loss: The name of the loss.
         has_data: Whether the batches are the person's, not noise.
+        plans: By the name of a way, where its model was cut.
     """
 
     records: tuple[Record, ...]
@@ -80,6 +83,7 @@ class Comparison:
     samples: int
     loss: str
     has_data: bool
+    plans: Mapping[str, Plan] = field(default_factory=dict, repr=False)
 
     @property
     def backprop(self) -> Record:

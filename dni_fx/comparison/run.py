@@ -20,6 +20,7 @@ from dni_fx.comparison.resume import keep, resume
 from dni_fx.comparison.trainee import MakeOptimizer, Random, Trainee, trainees
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import preserved
+from dni_fx.runtime import DecoupledModule
 from dni_fx.settings import Loss
 
 __all__ = ["compare"]
@@ -119,7 +120,8 @@ class _Run:
 
     def result(self, steps: int) -> Comparison:
         records = tuple(trainee.record for trainee in self.racing)
-        return Comparison(records, steps, self.steps, self.samples, self.loss, self.has_data)
+        plans = {t.record.name: t.net.dni.plan for t in self.racing if isinstance(t.net, DecoupledModule)}
+        return Comparison(records, steps, self.steps, self.samples, self.loss, self.has_data, plans)
 
 
 def _objective(model: nn.Module, loss: str | Loss | None, batch: Batch, *, has_data: bool) -> Objective:

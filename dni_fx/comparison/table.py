@@ -1,8 +1,9 @@
 """A comparison as a table, as text and as a picture."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -13,7 +14,7 @@ from dni_fx.comparison.record import Comparison, Record
 from dni_fx.comparison.verdict import verdict
 from dni_fx.report import Fitted, add_row, plain_table
 
-__all__ = ["comparison_table", "comparison_view", "plot_comparison"]
+__all__ = ["Curves", "comparison_table", "comparison_view", "curves", "figures", "plot_comparison"]
 
 _OPTIONAL = ("samples/s", "cosine", "in equal time")  # columns that a narrow console does without, the first first
 _POINTS = 100  # of a curve of losses, each the mean of the steps around it
@@ -35,19 +36,24 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     return Fitted([_table(comparison, set(_OPTIONAL[i:])) for i in range(len(_OPTIONAL) + 1)])
 
 
-def _table(comparison: Comparison, optional: set[str]) -> Table:
-    """The table with these of the columns that a narrow console does without."""
+def figures(comparison: Comparison) -> list[dict[str, str]]:
+    """The cells of each way by column."""
     columns = ["trained with"]
     if comparison.has_data:
         columns += ["loss", "beside backprop", "in equal time"]
     columns += ["score"] if any(r.scores for r in comparison.records) else []
     columns += ["activations", "time", "samples/s", "cosine"]
-    shown = [c for c in columns if c in optional or c not in _OPTIONAL]
+    rows = [_cells(comparison, record) for record in comparison.records if not record.failed]
+    return [{column: row[column] for column in columns} for row in rows]
+
+
+def _table(comparison: Comparison, optional: set[str]) -> Table:
+    """The table with these of the columns that a narrow console does without."""
+    rows = figures(comparison)
+    shown = [c for c in rows[0] if c in optional or c not in _OPTIONAL]
     table = plain_table("", shown, right=shown[1:])
-    for record in comparison.records:
-        if not record.failed:
-            cells = _cells(comparison, record)
-            add_row(table, *(cells[column] for column in shown))
+    for row in rows:
+        add_row(table, *(row[column] for column in shown))
     return table
 
 
@@ -102,24 +108,36 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    scored = any(record.scores for record in comparison.records)
-    figure = Figure(figsize=(5 * (2 + scored), 4))
-    axes = figure.subplots(1, 2 + scored)
-    for record in comparison.records:
-        if not record.losses:
-            continue
-        steps, losses = _curve(record.losses[: comparison.steps])
-        axes[0].plot(steps, losses, label=record.name, linewidth=1)
-        axes[1].plot([step * record.step_seconds for step in steps], losses, label=record.name, linewidth=1)
-        if scored:
-            axes[2].plot(*zip(*record.scores, strict=True), label=record.name, marker=".", linewidth=1)
-    axes[0].set(xlabel="steps", ylabel=comparison.loss)
-    axes[1].set(xlabel="seconds", ylabel=comparison.loss)
-    if scored:
-        axes[2].set(xlabel="steps", ylabel="score")
-    axes[0].legend(fontsize=7)
+    charts = curves(comparison)
+    figure = Figure(figsize=(5 * len(charts), 4))
+    for axes, chart in zip(figure.subplots(1, len(charts)), charts, strict=True):
+        for name, (x, y) in chart.lines.items():
+            axes.plot(x, y, label=name, linewidth=1, marker="." if chart.title == "score" else "")
+        axes.set(xlabel=chart.x_label, ylabel=chart.title)
+        axes.legend(fontsize=7)
     figure.tight_layout()
     save_picture(figure, path)
+
+
+class Curves(NamedTuple):
+    """The curves of all ways, by name: x and y."""
+
+    title: str
+    x_label: str
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def curves(comparison: Comparison) -> list[Curves]:
+    """The losses over steps and over seconds, and the scores over steps if there are any."""
+    over_steps, over_time = Curves(comparison.loss, "steps", {}), Curves(comparison.loss, "seconds", {})
+    scores = Curves("score", "steps", {})
+    for record in (record for record in comparison.records if record.losses):
+        steps, losses = _curve(record.losses[: comparison.steps])
+        over_steps.lines[record.name] = steps, losses
+        over_time.lines[record.name] = [step * record.step_seconds for step in steps], losses
+        if record.scores:
+            scores.lines[record.name] = [step for step, _ in record.scores], [score for _, score in record.scores]
+    return [over_steps, over_time, *([scores] if scores.lines else [])]
 
 
 def _curve(losses: list[float]) -> tuple[list[float], list[float]]:

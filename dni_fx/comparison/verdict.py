@@ -4,21 +4,21 @@ import math
 
 from dni_fx.comparison.record import Comparison, Record
 
-__all__ = ["verdict"]
+__all__ = ["best_cut", "verdict"]
 
 _SMALL = 0.01  # of backprop's loss: too little to matter
 
 
 def verdict(comparison: Comparison) -> list[str]:
     """What decoupling costs in loss and gains in memory and time; checkpointing beside it; what to try next."""
-    best = _best(comparison)
+    best = best_cut(comparison)
     if best is None:
         reasons = {r.failed or "it has no cut" for r in comparison.records[2:]}
         return [f"No cut model was trained: {'; '.join(sorted(reasons))}."]
     return [_costs(comparison, best), *_beside_checkpointing(comparison, best), _next(comparison, best)]
 
 
-def _best(comparison: Comparison) -> Record | None:
+def best_cut(comparison: Comparison) -> Record | None:
     """The cut model with the lowest final loss; where losses mean nothing, with the least activations."""
     measured = [r for r in comparison.cut if math.isfinite(r.loss_after(comparison.steps))]
     if not comparison.has_data:

@@ -46,6 +46,7 @@ class Page:
         verdict: Sentences at the top.
         diff: The text of a graph diff.
         checks: The properties of `dni_fx.check`: name, passed, figure.
+        figures: The rows of a table of results, each the texts of its cells by column.
         bench: The rows of `dni_fx.bench`, as its `to_dict` makes them.
         memory: The measured bytes alive over the step, by way to train; empty: those that the plan predicts.
     """
@@ -56,6 +57,7 @@ class Page:
     verdict: tuple[str, ...] = ()
     diff: str = ""
     checks: tuple[Mapping[str, Any], ...] = ()
+    figures: tuple[Mapping[str, str], ...] = ()
     bench: tuple[Mapping[str, Any], ...] = ()
     memory: tuple[Series, ...] = ()
     curves: tuple[Chart, ...] = ()
@@ -138,6 +140,7 @@ def _data(page: Page) -> dict[str, Any]:
         },
         "diff": page.diff,
         "checks": page.checks,
+        "figures": page.figures,
         "bench": page.bench,
         "curves": [asdict(chart) for chart in page.curves],
     }

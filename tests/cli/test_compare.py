@@ -43,11 +43,24 @@ def test_the_verdict_and_the_files(
 ) -> None:
     arguments = ["compare", net, "--data", f"{net}:batches", "--steps", "10", "--cuts", "2", "--cuts", "3"]
     more = ["--metric", f"{net}:accuracy", "--optimizer", f"{net}:sgd", "--resume", str(tmp_path / "run.pt")]
-    assert run(monkeypatch, *arguments, *more, "--plot", str(tmp_path / "curves.png")) == 0
+    assert (
+        run(
+            monkeypatch,
+            *arguments,
+            *more,
+            "--plot",
+            str(tmp_path / "curves.png"),
+            "--report",
+            str(tmp_path / "page.html"),
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert text.startswith("Cut into") and "3 segments" in text and "score" in text and "--steps=100" in text
     assert max(map(len, text.splitlines())) <= 80
     assert {p.name for p in tmp_path.iterdir()} >= {"run.pt", "curves.png"}
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "beside backprop" in page and '"title":"score"' in page
     assert run(monkeypatch, *arguments, *more, "--json") == 0
     ways = json.loads(capsys.readouterr().out)["ways"]
     assert [way["name"] for way in ways] == ["backprop", "checkpointing", "2 segments", "3 segments"]

@@ -81,6 +81,12 @@ function showBench() {
   section("bench", table([["trained with", ""], ["activations", "number"], ["with gradients", "number"], ["step", "number"], ["time beside backprop", ""]], rows));
 }
 
+function showFigures() {
+  if (!DATA.figures.length) return;
+  const columns = Object.keys(DATA.figures[0]);
+  section("figures", table(columns.map((name, i) => [name, i ? "number" : ""]), DATA.figures.map((row) => columns.map((name) => row[name]))));
+}
+
 function showCurves() {
   if (!DATA.curves.length) return;
   section("curves");
@@ -107,6 +113,7 @@ showMemory();
 showSegments();
 showChecks();
 showBench();
+showFigures();
 showCurves();
 showDiff();
 for (const one of document.querySelectorAll("section[data-title]")) {
