@@ -181,6 +181,11 @@ KINDS: dict[str, Kind] = {
         "a function from parameters to an optimizer, such as torch.optim.Adam", lambda value: _is_factory(value)
     ),
     "compare.model": MODEL,
+    "compare.seed": whole("0 or more", 0),
+    "ways": Kind(
+        "a list of dicts of arguments of dni_fx.transform, such as [{'cuts': 2}]",
+        lambda value: isinstance(value, list | tuple) and all(KEYWORDS.takes(way) for way in value),
+    ),
     "others": SWITCH,
 }
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 __all__ = ["Forecast", "Outlook", "Verdict", "Weighed", "most_in_parts"]
 
+_WORTH = 0.95  # less is within the error of the predictions
+
 
 @dataclass(frozen=True)
 class Outlook:
@@ -59,7 +61,9 @@ class Forecast:
 
     @property
     def saves(self) -> bool:
-        return self.saves_memory or self.saves_time
+        """Whether the cuts save 5 % of the memory, or of the time with a device for each segment."""
+        memory, time = self.backprop.peak_bytes, self.backprop.slowest
+        return self.cut.peak_bytes < _WORTH * memory or self.cut.slowest < _WORTH * time
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Dataclasses from the plain data of JSON: every value is checked against the type of its field."""
 
+import math
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dni_fx.errors import described
 
-__all__ = ["read"]
+__all__ = ["finite", "read"]
 
 T = TypeVar("T")
 
@@ -63,3 +64,12 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
             except ValueError as error:
                 reasons.append(error)
     raise reasons[0]
+
+
+def finite(value: Any) -> Any:
+    """The value for JSON, which has no NaN: None in its place."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -33,7 +33,7 @@ from dni_fx.cost import (
 from dni_fx.cuts import Cuts, Decision, Limits, Recomputing, check_graph, decide, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
-from dni_fx.model import Inputs, are_fake, describe
+from dni_fx.model import Inputs, any_fake, describe
 from dni_fx.plans import Plan, StateTensor
 from dni_fx.runtime import DecoupledModule, is_cross_entropy
 from dni_fx.settings import Settings, check_loss, loss_function
@@ -75,7 +75,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     """Capture and annotate a model, and plan its cuts."""
     _check_trainable(model)
     check_loss(request.settings, next((p.device for p in model.parameters()), "cpu"))
-    if request.profile and are_fake(example.tensors()):
+    if request.profile and any_fake(example.tensors()):
         raise DniFxError("profile=True runs the model to measure times, and its inputs are fake: leave profile out")
     cuts, frontend = request.cuts, request.frontend
     if isinstance(cuts, Plan) and frontend == "auto":

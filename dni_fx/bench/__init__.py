@@ -7,7 +7,18 @@ from dni_fx.bench.live_bytes import training_peak
 from dni_fx.bench.measure import Row, measure
 from dni_fx.bench.simulate import Simulation, simulate, simulation_table
 from dni_fx.bench.table import bench_table, bench_verdict, check_plot, plot, save_picture, to_dict
-from dni_fx.bench.ways import Options, checkpoint_blocks, mean_square, parse_segments, segments, ways
+from dni_fx.bench.ways import (
+    Options,
+    checkpoint_blocks,
+    context_for,
+    copied_model,
+    labels_for,
+    mean_square,
+    parse_segments,
+    segments,
+    target_for,
+    ways,
+)
 
 __all__ = [
     "Options",
@@ -17,6 +28,9 @@ __all__ = [
     "bench_verdict",
     "check_plot",
     "checkpoint_blocks",
+    "context_for",
+    "copied_model",
+    "labels_for",
     "mean_square",
     "measure",
     "parse_segments",
@@ -25,6 +39,7 @@ __all__ = [
     "segments",
     "simulate",
     "simulation_table",
+    "target_for",
     "to_dict",
     "training_peak",
     "ways",

@@ -1,6 +1,5 @@
 """Measure memory and time of a training step; steps of each way alternate with steps of backprop."""
 
-import copy
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from dni_fx.bench.live_bytes import allocator_trace, training_peak
-from dni_fx.bench.ways import Options, Trainee, backprop, prepared, ways
+from dni_fx.bench.ways import Options, Trainee, backprop, copied_model, prepared, ways
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import Inputs
 
@@ -65,10 +64,7 @@ def measure(
         DniFxError: If the model cannot be copied, or not be trained with backprop.
     """
     progress("backprop")
-    try:
-        own = copy.deepcopy(model)
-    except Exception as error:
-        raise DniFxError(f"the model cannot be copied, so nothing can be compared: {first_line(error)}") from None
+    own = copied_model(model)
     try:
         reference = prepared(backprop(own, inputs, options))
     except Exception as error:
@@ -77,7 +73,7 @@ def measure(
     for name, make in ways(options):
         progress(name)
         try:
-            yield _measured(name, reference, prepared(make(copy.deepcopy(model), inputs, options)))
+            yield _measured(name, reference, prepared(make(copied_model(model), inputs, options)))
         except Exception as error:
             yield Row(name, failed=first_line(error))
 

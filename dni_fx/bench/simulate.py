@@ -1,20 +1,20 @@
-"""The exact memory of a training step, by running it on fake tensors, which have shapes and no values."""
+"""The memory of a training step to a few percent, by running it on fake tensors, which have shapes and no values."""
 
 import copy
 from dataclasses import dataclass
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from dni_fx.bench.live_bytes import training_peak
-from dni_fx.bench.ways import Options, backprop, prepared
+from dni_fx.bench.ways import Options, backprop, context_for, labels_for, prepared, target_for
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.forecasts import Forecast
-from dni_fx.model import Inputs, are_fake, fake_mode, tensors_in
+from dni_fx.model import Inputs, any_fake, fake_mode
 from dni_fx.report import add_row, allocated, plain_table
-from dni_fx.runtime import DecoupledModule, is_cross_entropy
+from dni_fx.runtime import DecoupledModule
 from dni_fx.settings import Loss, loss_function
 from dni_fx.units import bytes_text
 
@@ -47,7 +47,7 @@ def simulate(model: nn.Module, net: DecoupledModule, inputs: Inputs, loss: str |
     mode = fake_mode([*model.parameters()])
     function = None if loss is None else loss_function(loss)
     try:
-        inputs = inputs.map(lambda tensor: tensor if are_fake([tensor]) else mode.from_tensor(tensor.detach()))
+        inputs = inputs.map(lambda tensor: tensor if any_fake([tensor]) else mode.from_tensor(tensor.detach()))
         return Simulation(*(_peak(_faked(one, mode), inputs, function, mode) for one in (model, net)))
     except DniFxError:
         raise
@@ -57,7 +57,7 @@ def simulate(model: nn.Module, net: DecoupledModule, inputs: Inputs, loss: str |
 
 def _faked(net: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy with fake parameters and buffers; a fake net itself."""
-    if are_fake(net.parameters()):
+    if any_fake(net.parameters()):
         return net
     with FakeCopyMode(mode):
         return copy.deepcopy(net)
@@ -65,24 +65,16 @@ def _faked(net: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 def _peak(net: nn.Module, inputs: Inputs, loss: Loss | None, mode: FakeTensorMode) -> int:
     with mode:
-        options, kwargs = Options(), inputs.kwargs
+        classes = net.dni.rewrite.classes if isinstance(net, DecoupledModule) else None
+        options, target = Options(), labels_for(inputs, classes)
         if loss is not None:
             with torch.no_grad():
-                target = _target(loss, net.eval()(*inputs.args, **kwargs))
+                target = target_for(loss, net.eval()(*inputs.args, **inputs.kwargs))
             options = Options(loss=lambda output: loss(output, target))
-            if isinstance(net, DecoupledModule) and net.dni_takes_context():
-                kwargs = kwargs | {"dni_context": target}
+        kwargs = inputs.kwargs | context_for(net, target)
         trainee = prepared(backprop(net, Inputs(inputs.args, kwargs), options))
         trainee.net.zero_grad()
         return training_peak(trainee.step, net.parameters()).peak
-
-
-def _target(loss: Loss, output: object) -> Tensor:
-    """A target in the form that the loss takes: labels, or values like the outputs."""
-    first = tensors_in(output)[0]
-    if is_cross_entropy(loss):
-        return torch.zeros((*first.shape[:1], *first.shape[2:]), dtype=torch.int64, device=first.device)
-    return torch.zeros_like(first)
 
 
 def simulation_table(forecast: Forecast, simulation: Simulation) -> Table:

@@ -1,5 +1,6 @@
 """The ways to train that `bench` compares: backprop, checkpointing, other savers of memory, and dni-fx."""
 
+import copy
 import math
 import re
 import time
@@ -15,8 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from dni_fx.api import transform
 from dni_fx.arguments import check_arguments
 from dni_fx.cuts import Cuts
-from dni_fx.errors import DniFxError, described
+from dni_fx.errors import DniFxError, described, first_line
 from dni_fx.model import Inputs, tensors_in
+from dni_fx.runtime import DecoupledModule, is_cross_entropy
+from dni_fx.settings import Loss
 from dni_fx.synthesizers import Factory
 
 __all__ = [
@@ -25,10 +28,14 @@ __all__ = [
     "Trainee",
     "backprop",
     "checkpoint_blocks",
+    "context_for",
+    "copied_model",
+    "labels_for",
     "mean_square",
     "parse_segments",
     "prepared",
     "segments",
+    "target_for",
     "ways",
 ]
 
@@ -237,13 +244,42 @@ def _cut(cuts: Cuts, step: str) -> Way:
             warnings.filterwarnings("error", "the net has no cuts")  # there is nothing to measure
             net = transform(model, inputs.args, **shared)
         optimizer = net.dni.optimizer or options.optimizer(net.parameters())
-        context = {}
-        if options.classes is not None:
-            first = inputs.tensors()[0]
-            context["dni_context"] = torch.arange(len(first), device=first.device) % options.classes
-        return Trainee(net, optimizer, Inputs(inputs.args, inputs.kwargs | context, inputs.source), options)
+        kwargs = inputs.kwargs | context_for(net, labels_for(inputs, options.classes))
+        return Trainee(net, optimizer, Inputs(inputs.args, kwargs, inputs.source), options)
 
     return make
+
+
+def context_for(net: nn.Module, target: Any) -> dict[str, Any]:
+    """The argument `dni_context` of a net that takes one, where there is a target."""
+    takes = isinstance(net, DecoupledModule) and net.dni_takes_context()
+    return {"dni_context": target} if takes and target is not None else {}
+
+
+def labels_for(inputs: Inputs, classes: int | None) -> Tensor | None:
+    """Made up labels for the samples in the first input; None without classes."""
+    first = inputs.tensors()[0]
+    return None if classes is None else torch.arange(len(first), device=first.device) % classes
+
+
+def target_for(loss: Loss, output: Any) -> Tensor:
+    """A made up target in the form that a loss takes: labels, or values like the outputs."""
+    first = tensors_in(output)[0]
+    if is_cross_entropy(loss):
+        return torch.zeros((*first.shape[:1], *first.shape[2:]), dtype=torch.int64, device=first.device)
+    return torch.zeros_like(first)
+
+
+def copied_model(model: nn.Module) -> nn.Module:
+    """A copy, to train.
+
+    Raises:
+        DniFxError: If the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # the person's code may raise any error
+        raise DniFxError(f"the model cannot be copied, so nothing can be compared: {first_line(error)}") from None
 
 
 def blocks(model: nn.Module) -> list[str]:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,14 +13,13 @@ from torch import nn
 
 from dni_fx.errors import first_line
 from dni_fx.graph import NodeRecord, fixed_axes, record_of
-from dni_fx.model import Axis, Inputs, fake_mode, in_train_mode, preserved
+from dni_fx.model import Axis, Inputs, fake_mode, in_train_mode, preserved, quiet
 from dni_fx.runtime import DecoupledModule
 
 __all__ = [
     "Run",
     "batch_size",
     "find_axes",
-    "quiet",
     "runs_at_other_batch_sizes",
     "runs_at_other_lengths",
     "sizes_near_first",
@@ -208,19 +207,6 @@ def _runs_of(net: DecoupledModule, inputs: Inputs) -> tuple[Run[Shapes] | None, 
         if batch or lengths:
             break
     return batch, lengths
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the model's warnings, and torch's logged tracebacks of operations that fail on fake tensors."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = before
 
 
 def _find_batch(record: NodeRecord, name: str, rows: int, batch: Run[Shapes] | None) -> None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dni_fx.capture.axes import batch_size, quiet, runs_at_other_batch_sizes
+from dni_fx.capture.axes import batch_size, runs_at_other_batch_sizes
 from dni_fx.errors import first_line
 from dni_fx.graph import NodeRecord, record_of
-from dni_fx.model import Axis, Inputs, are_fake, in_train_mode, preserved, seed
+from dni_fx.model import Axis, Inputs, any_fake, in_train_mode, preserved, quiet, seed
 from dni_fx.runtime import DecoupledModule
 
 __all__ = ["find_order", "warn_of_rows"]
@@ -48,7 +48,7 @@ Values = Mapping[str, Tensor | None]  # by node: (samples, entries for each, fea
 
 def find_order(net: DecoupledModule, inputs: Inputs) -> None:
     """Set `reordered` in the records of a captured module, with the axes that `find_axes` found; in train mode."""
-    if are_fake(inputs.tensors()):
+    if any_fake(inputs.tensors()):
         _log.debug("the order of samples in %s is not known: its inputs have no values", type(net).__name__)
         return
     records = {node.name: record_of(node) for node in net.graph.nodes}

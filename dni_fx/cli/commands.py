@@ -153,7 +153,7 @@ def plan(
         else:
             module, decided, _ = capture(target, options.input, request, show)
             page.take_graph(module.graph, decided)
-            if not json:  # a rewrite names the synthesizer at each cut
+            if not json or report is not None:  # a rewrite names the synthesizer at each cut
                 decided = compiler.rewrite(module, decided, request.synthesizer, request.settings).dni.plan
         page.write(decided)
     if json:

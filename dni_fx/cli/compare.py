@@ -17,6 +17,7 @@ from dni_fx.cli.pages import PageWriter, ReportOption
 from dni_fx.cli.parsing import parse_cuts
 from dni_fx.cli.progress import err, out, progress
 from dni_fx.cli.targets import load_model, load_target
+from dni_fx.errors import DniFxError
 from dni_fx.paths import as_path
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def compare(
     with progress() as show:
         show("starting")
         from dni_fx import bench, comparison
+        from dni_fx.model import seed
 
         if plot is not None:
             plot = as_path(plot, "--plot")
@@ -98,12 +100,15 @@ def compare(
         page = PageWriter(report)
         ways = _ways(cuts or ["auto"], synthesizer or ["auto"], classes)
         options: dict[str, Any] = {"loss": _named(loss) if loss is not None and ":" in loss else loss}
+        seed(0)  # a model that draws its weights draws the same in each run
         if data is None:
             model, example = load_target(target, input, show)
             options |= {"example_inputs": example.args, "example_kwargs": example.kwargs}
         else:
             model = load_model(target, show)
             options["data"] = _guarded(data)
+            if input:
+                raise DniFxError("with --data the first batch is the example: leave --input out")
         options |= {name: _named(text) for name, text in (("metric", metric), ("optimizer", optimizer)) if text}
         show("cutting the model")
     with contextlib.redirect_stdout(sys.stderr), _live() as live:
@@ -112,8 +117,7 @@ def compare(
     if plot is not None:
         comparison.plot_comparison(result, plot)
         err.print(f"wrote {plot}")
-    inputs = example if data is None else comparison.Stream(options["data"]).next().inputs
-    page.write_comparison(model, inputs, result)
+    page.write_comparison(result)
     if result.interrupted:
         raise typer.Exit(130)
     if not result.cut:

@@ -81,17 +81,16 @@ class PageWriter:
         page.write_page(self.path, page.Page(title, plan, self.nodes, tuple(verdict), **parts))
         err.print(f"wrote {self.path}")
 
-    def write_comparison(self, model: "nn.Module", example: "Inputs", result: "Comparison") -> None:
+    def write_comparison(self, result: "Comparison") -> None:
         """Write the page of `compare`: the graph has the cuts of the best way; none if no way was cut."""
         from dni_fx import comparison, page
-        from dni_fx.capture import capture
 
         best = comparison.best_cut(result)
         if self.path is None or best is None:
             return
-        plan = result.plans[best.name]
-        with contextlib.redirect_stdout(sys.stderr):
-            self.take_graph(capture(model, example, plan.frontend, compare=False).module.graph, plan)
+        net = result.nets[best.name]
+        plan = net.dni.plan
+        self.take_graph(net.graph, plan)
 
         def chart(drawn: "comparison.Curves") -> page.Chart:
             lines = (page.Series(name, tuple(y), tuple(x)) for name, (x, y) in drawn.lines.items())

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from dni_fx.cli.pages import PageWriter
 from dni_fx.cli.progress import ShowStage
 from dni_fx.cli.targets import load_target
-from dni_fx.errors import TargetError
 
 if TYPE_CHECKING:
     from dni_fx.bench import Simulation
@@ -27,15 +26,12 @@ def plan_on_fake_tensors(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from dni_fx import bench, compiler
-    from dni_fx.model import are_fake
+    from dni_fx.model import any_fake
     from dni_fx.planning import capture_and_plan
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        model, example = load_target(target, specs, show, mode)
-    except TargetError:
-        model, example = load_target(target, specs, show)
-    is_fake = are_fake(model.parameters())
+    model, example = load_target(target, specs, show, mode)
+    is_fake = any_fake(model.parameters())
     with mode if is_fake else contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):
         if is_fake:
             example = example.map(mode.from_tensor)

@@ -3,7 +3,6 @@
 In: a model, batches. Out: losses, scores, memory and time of each way, and a verdict.
 """
 
-from dni_fx.comparison.batches import Stream
 from dni_fx.comparison.record import Comparison, Difference, Record
 from dni_fx.comparison.run import compare
 from dni_fx.comparison.table import Curves, comparison_table, comparison_view, curves, figures, plot_comparison
@@ -14,7 +13,6 @@ __all__ = [
     "Curves",
     "Difference",
     "Record",
-    "Stream",
     "best_cut",
     "compare",
     "comparison_table",

@@ -13,7 +13,10 @@ from dni_fx.model import Inputs, to_inputs
 
 __all__ = ["Batch", "Stream", "made_up"]
 
-_FORMS = "a batch is (inputs, target), or a dict of the arguments of a model that returns its own loss"
+_FORMS = (
+    "a batch is (inputs, target), with several inputs ((x, z), target), or a dict of the arguments of a model that "
+    "returns its own loss"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Stream:
             raise DniFxError(f"data={described(data)}: an iterable of batches, or a function that returns one")
         self.data = data
         self._batches = self._begin()
-        self._begun = True
+        self._is_empty = True
 
     def next(self) -> Batch:
         """The next batch.
@@ -52,11 +55,11 @@ class Stream:
             DniFxError: If the data has no batch, or it is of another form.
         """
         for batch in self._batches:
-            self._begun = False
+            self._is_empty = False
             return _as_batch(batch)
-        if self._begun:
+        if self._is_empty:
             raise DniFxError("data= holds no batch, or ended and has no second beginning: give a function")
-        self._batches, self._begun = self._begin(), True
+        self._batches, self._is_empty = self._begin(), True
         return self.next()
 
     def _begin(self) -> Iterator[Any]:
@@ -76,11 +79,11 @@ def _as_batch(value: Any) -> Batch:
     return Batch(to_inputs(inputs, None, "data"), target)
 
 
-def made_up(example: Inputs) -> Iterator[Batch]:
-    """Batches of noise in the shapes of example inputs, without targets: losses on these mean nothing."""
+def made_up(example: Inputs, target: Any = None) -> Iterator[Batch]:
+    """Batches of noise in the shapes of example inputs, with one target: losses on these mean nothing."""
 
     def noise(tensor: Tensor) -> Tensor:
         return torch.randn_like(tensor) if tensor.is_floating_point() else tensor
 
     while True:
-        yield Batch(example.map(noise))
+        yield Batch(example.map(noise), target)

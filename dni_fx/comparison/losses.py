@@ -37,7 +37,7 @@ def find_objective(loss: str | Loss | None, output: Any, target: Any, *, has_dat
     if loss is not None:
         name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
         return Objective(name, loss_function(loss), loss)
-    if not has_data:
+    if not has_data and target is None:
         return Objective("mean square of the outputs", lambda outputs, _: mean_square(outputs))
     if target is None:
         if _own_loss(output) is None:
@@ -46,9 +46,11 @@ def find_objective(loss: str | Loss | None, output: Any, target: Any, *, has_dat
     if isinstance(output, Tensor) and isinstance(target, Tensor) and output.is_floating_point():
         if target.is_floating_point() and target.shape == output.shape:
             return Objective("mse_loss", F.mse_loss, "mse_loss")
-        if not target.is_floating_point() and output.shape[:-1] == target.shape and target.dim() > 1:
+        last_axis = not target.is_floating_point() and output.shape[:-1] == target.shape and target.dim() > 1
+        first_axis = not target.is_floating_point() and (*output.shape[:1], *output.shape[2:]) == target.shape
+        if last_axis and not first_axis:
             return Objective("cross_entropy", per_position, per_position)
-        if not target.is_floating_point() and (*output.shape[:1], *output.shape[2:]) == target.shape:
+        if first_axis and not last_axis:
             return Objective("cross_entropy", F.cross_entropy, "cross_entropy")
     raise DniFxError(f"no loss is known for outputs {_form(output)} and targets {_form(target)}: give loss=")
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dni_fx.plans import Plan
+from dni_fx.json_data import finite
+from dni_fx.runtime import DecoupledModule
 
 __all__ = ["Comparison", "Difference", "Record"]
 
 _LAST = 5  # the final loss is the mean of the last fifth of the steps
+_BLOCKS, _STUDENT = 5, 2.776  # the 97.5 % point of Student's t with 4 degrees of freedom
 
 
 @dataclass
@@ -45,21 +47,24 @@ class Record:
         measured = [seconds for seconds in self.seconds if math.isfinite(seconds)]
         return statistics.median(measured) if measured else math.nan
 
-    def loss_after(self, steps: int) -> float:
-        """The mean loss of the last fifth of so many steps; NaN if there are none."""
-        return _mean(self.losses[steps - _window(steps) : steps])
+    def loss_after(self, step: int, count: int) -> float:
+        """The mean loss of the last `count` steps up to a step; NaN if there are none."""
+        return _mean(self.losses[max(0, step - count) : step])
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher a loss is than backprop's over the same batches, and two standard errors of that."""
+    """How much higher a loss is than another over the same batches, and half its 95 % interval.
+
+    The interval is that of the noise from batch to batch in one run; another seed differs more.
+    """
 
     value: float
-    error: float
+    error: float  # NaN: too few steps
 
     @property
     def is_clear(self) -> bool:
-        """Whether chance alone hardly explains it."""
+        """Whether zero lies outside of the interval."""
         return abs(self.value) > self.error
 
 
@@ -74,7 +79,7 @@ class Comparison:
         samples: In a batch.
         loss: The name of the loss.
         has_data: Whether the batches are the person's, not noise.
-        plans: By the name of a way, where its model was cut.
+        nets: The trained nets, by the name of their way.
     """
 
     records: tuple[Record, ...]
@@ -83,7 +88,7 @@ class Comparison:
     samples: int
     loss: str
     has_data: bool
-    plans: Mapping[str, Plan] = field(default_factory=dict, repr=False)
+    nets: Mapping[str, DecoupledModule] = field(default_factory=dict, repr=False)
 
     @property
     def backprop(self) -> Record:
@@ -99,20 +104,34 @@ class Comparison:
         """The records of cut models that have not failed."""
         return [record for record in self.records if record.segments > 1 and not record.failed]
 
-    def difference(self, record: Record) -> Difference:
-        """Of a way's final loss from backprop's, in pairs of the same batch."""
-        count = _window(self.steps)
-        pairs = zip(record.losses[: self.steps][-count:], self.backprop.losses[: self.steps][-count:], strict=True)
-        differences = [own - reference for own, reference in pairs]
-        spread = statistics.stdev(differences) if len(differences) > 1 else math.nan
-        return Difference(_mean(differences), 2 * spread / math.sqrt(max(len(differences), 1)))
+    @property
+    def last(self) -> int:
+        """The number of steps whose mean loss is the final loss: a fifth of all."""
+        return max(1, self.steps // _LAST)
+
+    def final_loss(self, record: Record) -> float:
+        """The mean loss of a way over its last steps."""
+        return record.loss_after(self.steps, self.last)
+
+    def difference(self, record: Record, other: Record | None = None) -> Difference:
+        """Of a way's final loss from that of another, or of backprop, in pairs of the same batch.
+
+        Successive steps of a net are alike, so the interval is that of the means of five blocks of steps (Student's t).
+        """
+        losses = [one.losses[self.steps - self.last : self.steps] for one in (record, other or self.backprop)]
+        differences = [own - reference for own, reference in zip(*losses, strict=True)]
+        length = len(differences) // _BLOCKS
+        if not length:
+            return Difference(_mean(differences), math.nan)
+        means = [_mean(differences[i * length : (i + 1) * length]) for i in range(_BLOCKS)]
+        return Difference(_mean(differences), _STUDENT * statistics.stdev(means) / math.sqrt(_BLOCKS))
 
     def loss_in_equal_time(self, record: Record) -> float:
-        """The loss of a way when the fastest way has done all steps."""
+        """The loss of a way, over as many steps, when the fastest way has done all steps; NaN: not measured yet."""
         going = [r.step_seconds for r in self.records if not r.failed and math.isfinite(r.step_seconds)]
         if not going or not math.isfinite(record.step_seconds):
             return math.nan
-        return record.loss_after(min(self.steps, int(self.steps * min(going) / record.step_seconds)))
+        return record.loss_after(math.floor(self.steps * min(going) / record.step_seconds + 1e-9), self.last)
 
     def __str__(self) -> str:
         from dni_fx.comparison.table import as_text  # which draws a `Comparison`
@@ -126,29 +145,16 @@ class Comparison:
             row: dict[str, Any] = asdict(record)
             if not record.failed:
                 row["final"] = {
-                    "loss": record.loss_after(self.steps),
+                    "loss": self.final_loss(record),
                     "difference": asdict(self.difference(record)),
                     "loss_in_equal_time": self.loss_in_equal_time(record),
                     "step_seconds": record.step_seconds,
                 }
             rows.append(row)
         own = {name: getattr(self, name) for name in ("steps", "of", "samples", "loss", "has_data")}
-        data: dict[str, Any] = _finite(own | {"ways": rows})
+        data: dict[str, Any] = finite(own | {"ways": rows})
         return data
-
-
-def _window(steps: int) -> int:
-    return max(1, steps // _LAST) if steps else 0
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _finite(value: Any) -> Any:
-    """The value for JSON, which has no NaN: None in its place."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,8 +27,10 @@ def comparison_view(comparison: Comparison, words: Callable[[str], str] = str) -
         words: Says a sentence of the verdict in other words: on the command line, arguments are options.
     """
     sentences = [Text(words(sentence)) for sentence in verdict(comparison)]
-    failed = [Text(f"not trained: {r.name}: {r.failed}", "dim") for r in comparison.records if r.failed]
-    return Group(*sentences, Text(), comparison_table(comparison), Text(_legend(comparison), "dim"), *failed)
+    failed = [
+        Text(f"not trained to the end: {r.name}: {words(r.failed)}", "dim") for r in comparison.records if r.failed
+    ]
+    return Group(*sentences, Text(), comparison_table(comparison), *failed)
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:
@@ -54,6 +56,8 @@ def _table(comparison: Comparison, optional: set[str]) -> Table:
     table = plain_table("", shown, right=shown[1:])
     for row in rows:
         add_row(table, *(row[column] for column in shown))
+    table.caption = Text(_legend(comparison, shown), "dim")
+    table.caption_justify = "left"
     return table
 
 
@@ -61,12 +65,12 @@ def _cells(comparison: Comparison, record: Record) -> dict[str, str]:
     first, seconds = comparison.backprop, record.step_seconds
     difference = comparison.difference(record)
     cosines = [cosine for cosine in record.cosines.values() if math.isfinite(cosine)]
-    beside = "" if record is first else f"{difference.value:+.2g} ±{difference.error:.1g}"
+    beside = "" if record is first else f"{difference.value:+.2g} ±{difference.error:.1g}".replace("±nan", "")
     unit, size = ("MiB", 2**20) if first.activations >= 2**20 else ("KiB", 2**10)
     memory = f"{record.activations / size:.1f} {unit} {100 * record.activations / max(first.activations, 1):.0f} %"
     return {
         "trained with": record.name,
-        "loss": f"{record.loss_after(comparison.steps):.4g}",
+        "loss": f"{comparison.final_loss(record):.4g}",
         "beside backprop": beside,
         "in equal time": f"{comparison.loss_in_equal_time(record):.4g}",
         "score": f"{record.scores[-1][1]:.4g}" if record.scores else "",
@@ -77,19 +81,20 @@ def _cells(comparison: Comparison, record: Record) -> dict[str, str]:
     }
 
 
-def _legend(comparison: Comparison) -> str:
+def _legend(comparison: Comparison, shown: Sequence[str]) -> str:
+    """What the shown columns are."""
     seconds = comparison.backprop.step_seconds
-    time = f" ({1e3 * seconds:.1f} ms)" if math.isfinite(seconds) else ""
-    loss = (
-        f"loss: {comparison.loss}, the mean of the last fifth of {comparison.steps} steps, before the net trains on a "
-        "batch; ±: two standard errors; in equal time: when the fastest way is done; "
-        if comparison.has_data
-        else ""
-    )
-    return (
-        f"{loss}activations: the most that a step holds at once, without gradients of parameters; time: of a step, "
-        f"beside backprop's{time}; cosine: of predicted and target gradients, for each cut"
-    )
+    texts = {
+        "loss": f"{comparison.loss}, the mean of the last {comparison.last} of {comparison.steps} steps, on each batch "
+        "before the net trains on it",
+        "beside backprop": "±: half a 95 % interval, of the noise of batches",
+        "in equal time": "the loss when the fastest way is done",
+        "score": "of the metric, in eval mode",
+        "activations": "the most that a step holds at once, without gradients of parameters",
+        "time": f"of a step, beside backprop's, {1e3 * seconds:.1f} ms" if math.isfinite(seconds) else "of a step",
+        "cosine": "of predicted and target gradients, for each cut",
+    }
+    return "; ".join(f"{column}: {text}" for column, text in texts.items() if column in shown)
 
 
 def as_text(comparison: Comparison, width: int = 100) -> str:

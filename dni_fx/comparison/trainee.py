@@ -1,6 +1,6 @@
 """A net that one way trains, with all that its training changes."""
 
-import copy
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.api import transform
-from dni_fx.bench import checkpoint_blocks, training_peak
+from dni_fx.bench import checkpoint_blocks, context_for, copied_model, training_peak
 from dni_fx.comparison.batches import Batch
 from dni_fx.comparison.losses import Objective
 from dni_fx.comparison.record import Record
-from dni_fx.errors import DniFxError, first_line
+from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, described, first_line
+from dni_fx.model import in_train_mode
+from dni_fx.model import seed as seed_all
 from dni_fx.runtime import DecoupledModule
+from dni_fx.store import random_state, set_random_state
 
 __all__ = ["MakeOptimizer", "Random", "Trainee", "trainees"]
 
@@ -24,20 +27,21 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Random:
-    """A state of torch's random generators: `with random:` draws from it, and leaves the global one as it was."""
+    """A state of the random generators of torch, Python and numpy: `with random:` draws from it alone."""
 
-    def __init__(self, seed: int) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.states = _states()
+    def __init__(self, number: int) -> None:
+        outside = random_state()
+        seed_all(number)
+        self.state = random_state()
+        set_random_state(outside)
 
     def __enter__(self) -> None:
-        self._outside = _states()
-        _set_states(self.states)
+        self._outside = random_state()
+        set_random_state(self.state)
 
     def __exit__(self, *exception: object) -> None:
-        self.states = _states()
-        _set_states(self._outside)
+        self.state = random_state()
+        set_random_state(self._outside)
 
 
 @dataclass
@@ -64,17 +68,18 @@ class Trainee:
                 else:
                     loss = self._step(batch)
         except Exception as error:  # the person's code may raise any error
-            self.record.failed = first_line(error)
+            self.record.failed = f"{type(error).__name__}: {first_line(error)}"
             return
         seconds = _now(device) - start
+        if not math.isfinite(loss):
+            self.record.failed = f"the loss is {float(loss)} at step {len(self.record.losses) + 1}"
+            return
         self.record.losses.append(float(loss))
         self.record.seconds.append(float("nan") if measure_memory else seconds)
 
     def _step(self, batch: Batch) -> Tensor:
         self.optimizer.zero_grad()
-        context: dict[str, Any] = {}
-        if isinstance(self.net, DecoupledModule) and self.net.dni_takes_context() and batch.target is not None:
-            context = {"dni_context": batch.target}
+        context = context_for(self.net, batch.target)
         output = self.net(*batch.inputs.args, **batch.inputs.kwargs, **context)
         loss = self.objective.function(output, batch.target)
         del output
@@ -82,16 +87,25 @@ class Trainee:
         self.optimizer.step()
         return loss.detach()
 
+    def check(self, metric: Callable[[nn.Module], Any]) -> None:
+        """Raise a DniFxError if a metric fails."""
+        self.score(metric, 0)
+        self.record.scores.clear()
+
     def score(self, metric: Callable[[nn.Module], Any], step: int) -> None:
-        """Record the score of the net, in eval mode."""
+        """Record the score of the net, in eval mode; a metric that draws, draws the same for every way."""
+        modes = {module: module.training for module in self.net.modules()}
         self.net.eval()
         try:
-            with self.random, torch.no_grad():
+            with Random(step), torch.no_grad():
                 self.record.scores.append((step, float(metric(self.net))))
         except Exception as error:
-            raise DniFxError(f"metric= failed on the net of {self.record.name}: {first_line(error)}") from None
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise DniFxError(f"metric= failed on the net of {self.record.name}: {reason}") from None
         finally:
             self.net.train()
+            for module, mode in modes.items():
+                module.training = mode
 
     def measure_cosines(self) -> None:
         """Record how well the synthesizers predicted when they were measured last."""
@@ -112,15 +126,20 @@ def trainees(
     Args:
         ways: Arguments of `dni_fx.transform`, for each cut model.
     """
-    yield _trainee(Record("backprop"), copy.deepcopy(model), None, objective, optimizer, seed)
-    checkpointed, record = copy.deepcopy(model), Record("checkpointing")
+    yield _trainee(Record("backprop"), copied_model(model), None, objective, optimizer, seed)
+    checkpointed, record = copied_model(model), Record("checkpointing")
     try:
         checkpoint_blocks(checkpointed)
     except DniFxError as error:
         record.failed = str(error)
     yield _trainee(record, checkpointed, None, objective, optimizer, seed)
+    names: list[str] = []
     for way in ways:
-        yield _cut(copy.deepcopy(model), example, way, objective, optimizer, seed)
+        made = _cut(copied_model(model), example, way, objective, optimizer, seed)
+        names.append(made.record.name)
+        if names.count(made.record.name) > 1:
+            made.record.name += f" ({names.count(made.record.name)})"
+        yield made
 
 
 def _cut(
@@ -133,13 +152,15 @@ def _cut(
     net: nn.Module = model
     try:
         with Random(seed), warnings.catch_warnings():
-            warnings.filterwarnings("error", "the net has no cuts")  # there is nothing to compare
+            warnings.filterwarnings("ignore", "the net has no cuts")  # the record says so
             net = transform(model, example.inputs.args, example_kwargs=example.inputs.kwargs, **options)
         record.segments = len(net.dni.plan.segments)
-    except Exception as error:  # of the person's model, or a wrong option
-        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
-            raise DniFxError(f"ways= holds {way!r}: {first_line(error)}") from None
-        record.failed = first_line(error)
+        if record.segments == 1 and not net.dni.plan.states:
+            record.failed = net.dni.plan.why
+    except (CaptureError, NoLegalCutError) as error:
+        record.failed = str(error)
+    except TypeError as error:
+        raise DniFxError(f"ways= holds {way!r}: {first_line(error)}") from None
     own = net.dni.optimizer if isinstance(net, DecoupledModule) else None
     return _trainee(record, net, own, objective, optimizer, seed)
 
@@ -147,8 +168,21 @@ def _cut(
 def _trainee(
     record: Record, net: nn.Module, own: Any, objective: Objective, optimizer: MakeOptimizer, seed: int
 ) -> Trainee:
-    made = optimizer([p for p in net.parameters() if p.requires_grad]) if own is None else own
-    return Trainee(record, net.train(), made, objective, Random(seed + 1))
+    made = _made(optimizer, [p for p in net.parameters() if p.requires_grad]) if own is None else own
+    in_train_mode(net)
+    return Trainee(record, net, made, objective, Random(seed + 1))
+
+
+def _made(optimizer: MakeOptimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if not parameters:
+        raise DniFxError("the model has no parameters that require grad: there is nothing to train")
+    try:
+        made: object = optimizer(parameters)
+    except Exception as error:  # the person's code may raise any error
+        raise DniFxError(f"optimizer= failed: {type(error).__name__}: {first_line(error)}") from None
+    if not isinstance(made, torch.optim.Optimizer):
+        raise DniFxError(f"optimizer= returned {described(made)}, which is no torch optimizer")
+    return made
 
 
 def _name(way: Mapping[str, Any]) -> str:
@@ -163,16 +197,6 @@ def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(str, value))
     return getattr(value, "__name__", None) or str(value).split("\n")[0]
-
-
-def _states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def _set_states(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states[1:])
 
 
 def _now(device: torch.device) -> float:

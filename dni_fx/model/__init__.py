@@ -7,7 +7,7 @@ from dni_fx.model.adapters import is_adapter
 from dni_fx.model.attributes import REGISTERED, at_path, expression, has_path, is_hidden
 from dni_fx.model.call import Path, by_name, by_path, canonical, with_arguments, with_leaves
 from dni_fx.model.captured import Captured
-from dni_fx.model.fake import are_fake, copied, fake_mode, placed
+from dni_fx.model.fake import any_fake, copied, fake_mode, placed, quiet
 from dni_fx.model.fixed import other_argument, same_value, shown
 from dni_fx.model.inputs import Axis, Inputs, describe, tensors_in, to_inputs
 from dni_fx.model.loading import errors_of, load_attribute, load_target
@@ -30,7 +30,7 @@ __all__ = [
     "Reads",
     "Snapshot",
     "Step",
-    "are_fake",
+    "any_fake",
     "at_path",
     "by_name",
     "by_path",
@@ -56,6 +56,7 @@ __all__ = [
     "placed",
     "preserved",
     "probe",
+    "quiet",
     "running_states",
     "same_value",
     "seed",

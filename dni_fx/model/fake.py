@@ -1,7 +1,10 @@
 """Fake tensors, which have shapes and no values: a model may hold them already."""
 
+import contextlib
 import copy
-from collections.abc import Iterable
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-__all__ = ["are_fake", "copied", "fake_mode", "placed"]
+__all__ = ["any_fake", "copied", "fake_mode", "placed", "quiet"]
 
 
 def fake_mode(tensors: Any) -> FakeTensorMode:
@@ -18,7 +21,7 @@ def fake_mode(tensors: Any) -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True) if found is None else found
 
 
-def are_fake(tensors: Iterable[Tensor]) -> bool:
+def any_fake(tensors: Iterable[Tensor]) -> bool:
     """Whether one of the tensors has no values."""
     return any(isinstance(tensor, FakeTensor) for tensor in tensors)
 
@@ -33,7 +36,7 @@ def copied(value: nn.Module | Tensor, memo: dict[int, Any]) -> Any:
 
 def placed(module: nn.Module, dtype: torch.dtype | None, device: torch.device | str | None = None) -> nn.Module:
     """`module.to(device, dtype)` for a new module; its tensors may be fake, which torch does not convert in place."""
-    if not are_fake(_tensors(module)):
+    if not any_fake(_tensors(module)):
         return module.to(device=device, dtype=dtype)
     known: dict[int, Any] = {}
     for part in module.modules():
@@ -54,3 +57,16 @@ def _like(tensor: Tensor, value: Tensor) -> Tensor:
 
 def _tensors(value: nn.Module | Tensor) -> list[Tensor]:
     return [*value.parameters(), *value.buffers()] if isinstance(value, nn.Module) else [value]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the model's warnings, and torch's logged tracebacks of operations that fail on fake tensors."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before

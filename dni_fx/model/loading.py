@@ -33,7 +33,8 @@ def load_target(
     Output that the user's code prints goes to stderr: stdout is for the result.
 
     Args:
-        making: Where to make a model that a class or function makes, such as a FakeTensorMode.
+        making: Where to make a model that a class or function makes, such as a FakeTensorMode; if that raises an
+            error, the model is made outside of it.
 
     Raises:
         DniFxError: If there is no such file or attribute, or the file does not define exactly one model.
@@ -44,7 +45,12 @@ def load_target(
         module = _import_file(as_path(where, "TARGET")) if where.endswith(".py") else _import_module(where, attr)
         with errors_of(target):  # a module or class may compute its attributes
             found = _lookup(module, attr, target) if attr else _discover(module, where)
-        with contextlib.nullcontext() if making is None else making:
+        try:
+            with contextlib.nullcontext() if making is None else making:
+                model = _build(found, target)
+        except TargetError:
+            if making is None:
+                raise
             model = _build(found, target)
         return model, _example_inputs(module, target)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from dni_fx.errors import DniFxError
-from dni_fx.model.fake import fake_mode
+from dni_fx.model.fake import fake_mode, quiet
 from dni_fx.model.inputs import Inputs
 from dni_fx.model.preserve import preserved
 from dni_fx.model.specs import example_tensor
@@ -92,7 +92,7 @@ def _choices(shapes: list[Candidate], count: int) -> Iterator[tuple[Candidate, .
 def _runs(model: nn.Module, choice: Sequence[Candidate]) -> bool:
     mode = fake_mode([*model.parameters()])
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with preserved(model), mode, torch.enable_grad():  # forward may differentiate itself
+    with preserved(model), quiet(), mode, torch.enable_grad():  # forward may differentiate itself
         tensors = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, _ in choice]
         try:
             model(*tensors)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dni_fx.forecasts import most_in_parts
+from dni_fx.json_data import finite
 from dni_fx.page.nodes import GraphNode
 from dni_fx.plans import ExitPlan, Plan, crossing_name
 from dni_fx.report import exit_text
@@ -105,7 +106,7 @@ def _exit_data(planned: ExitPlan) -> dict[str, Any]:
 
 def _text(page: Page) -> str:
     """The page as text: data cannot end a script, since JSON spells `<` as an escape."""
-    data = json.dumps(_data(page), separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(finite(_data(page)), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = {
         name.replace("-", "_").split(".")[0]: (files("dni_fx.page") / "vendor" / name).read_text(encoding="utf-8")
         for name in ("cytoscape.min.js", "elk-api.js", "elk-worker.min.js", "uPlot.iife.min.js")

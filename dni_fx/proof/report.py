@@ -145,4 +145,5 @@ def check_table(plan: Plan, report: Report) -> RenderableType:
     table = plain_table(f"{plan.model}: cuts: {cuts}; front end {plan.frontend}", ("check", "result", "figure"))
     for check in report.checks:
         add_row(table, check.name, Text("pass", "green") if check.passed else Text("FAIL", "bold red"), check.figure)
-    return Group(Text(report.verdict), Text(), table)
+    is_cut = bool(plan.cuts or plan.states)
+    return Group(Text(report.verdict if is_cut else f"The net has no cut. {report.verdict}"), Text(), table)

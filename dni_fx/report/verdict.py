@@ -28,11 +28,11 @@ def allocated(forecast: Forecast, outlook: Outlook) -> float:
 
 def _costs(plan: Plan, forecast: Forecast) -> str:
     before, after = allocated(forecast, forecast.backprop), allocated(forecast, forecast.cut)
-    time = f"{forecast.cut.step / forecast.backprop.step:.2f} times its time" if forecast.backprop.step else ""
+    ratio = forecast.cut.step / forecast.backprop.step if forecast.backprop.step else 1.0
     share = f", {100 * after / before:.0f} %" if before else ""
     return (
         f"Cut into {len(plan.segments)} segments, a training step is predicted to allocate {bytes_text(after)} where "
-        f"backprop allocates {bytes_text(before)}{share}, and to take {time}."
+        f"backprop allocates {bytes_text(before)}{share}, and to take {ratio:.2f} times its time."
     )
 
 
@@ -41,12 +41,12 @@ def _worth(forecast: Forecast) -> str:
     slowest = forecast.cut.slowest / forecast.backprop.slowest if forecast.backprop.slowest else 1.0
     alone = f"with a device for each segment, a step takes {slowest:.2f} times backprop's time"
     if not forecast.saves:
-        return "The cuts save nothing here, neither memory nor time on several devices: train with backprop."
+        return "The cuts save less than 5 % here, of memory or of time on several devices: train with backprop."
     if not forecast.saves_memory:
         return f"The cuts save no memory; {alone}."
     exact = forecast.checkpoint
     if exact is None:
-        return f"On several devices: {alone}."
+        return f"{alone[0].upper()}{alone[1:]}."
     other = f"{bytes_text(allocated(forecast, exact))} for {exact.step / max(forecast.backprop.step, 1e-30):.2f} times"
     if exact.peak_bytes <= forecast.cut.peak_bytes:
         return f"Checkpointing the same segments needs {other} the time and is exact: take it on one device; {alone}."

@@ -51,7 +51,8 @@ def _measure(net: DecoupledModule, loss: Loss, output: Tensor, labels: Tensor, g
             for segment in net.dni.segments:
                 segment.accumulation.measures.append(measure)
     if is_readable(gradient):
-        if any(segment.accumulation.factor is not None for segment in net.dni.segments):
+        factors = [segment.accumulation.factor for segment in net.dni.segments]
+        if any(factor is not None for factor in factors):
             net.dni.likely_loss = None
         for segment in net.dni.segments:
             segment.accumulation.check_divided()
@@ -65,6 +66,6 @@ def _compared(loss: Loss, output: Tensor, labels: Tensor, gradient: Tensor) -> L
             (unit,) = torch.autograd.grad(loss(h, labels), h)
         except Exception:  # the labels may be for another loss, and a user's own loss may raise any error
             return None
-    unit, gradient = unit.flatten(), gradient.flatten().float()
+    unit, gradient = unit.flatten(), gradient.detach().flatten().float()
     factor = gradient.dot(unit) / unit.dot(unit)
     return LossMeasure(factor, (gradient - factor * unit).norm() / gradient.norm())

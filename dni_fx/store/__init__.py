@@ -3,7 +3,7 @@
 In: a rewritten net. Out: files, and the net again.
 """
 
-from dni_fx.store.checkpoint import load_checkpoint, save_checkpoint
+from dni_fx.store.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from dni_fx.store.destination import check_destination
 from dni_fx.store.folder import load, save
 from dni_fx.store.replace import beside, errors_of_writing, real_path
@@ -14,7 +14,9 @@ __all__ = [
     "errors_of_writing",
     "load",
     "load_checkpoint",
+    "random_state",
     "real_path",
     "save",
     "save_checkpoint",
+    "set_random_state",
 ]

@@ -58,7 +58,7 @@ def save_checkpoint(path: str | Path, net: DecoupledModule, /, **others: Any) ->
         "optimizer": None if optimizer is None else optimizer.state_dict(),
         "others": plain,
         "signatures": {name: signature_of(value) for name, value in _takers(net, others).items() if _stateful(value)},
-        "random": _random_state(),
+        "random": random_state(),
     }
     with errors_of_writing(path):
         if path.exists() and not path.is_file():
@@ -172,7 +172,7 @@ def _copied(tensor: Tensor) -> Tensor:
 
 def _load_net(path: Path, net: DecoupledModule, content: dict[str, Any], undo: ExitStack) -> None:
     """Load the net, the progress of its synthesizers, and the random generators."""
-    undo.callback(_set_random_state, _random_state())
+    undo.callback(set_random_state, random_state())
     undo.callback(net.dni.resume, net.dni.progress())
     undo.callback(_set_buffers, net, dict(net.named_buffers()))
     undo.callback(net.load_state_dict, _kept(net))
@@ -180,7 +180,7 @@ def _load_net(path: Path, net: DecoupledModule, content: dict[str, Any], undo: E
         net.load_state_dict(content["net"])
         _set_buffers(net, content["buffers"])
         net.dni.resume(content["progress"])
-        _set_random_state(content["random"])
+        set_random_state(content["random"])
     except Exception as error:  # the person's modules, and damaged states, raise errors of many classes
         raise DniFxError(f"{path}: the net does not take the state that was saved: {first_line(error)}") from None
 
@@ -212,7 +212,7 @@ def _set_buffers(net: DecoupledModule, buffers: dict[str, Tensor]) -> None:
         module._buffers[last] = buffer.to(device if own is None else own.device)
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -222,7 +222,7 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

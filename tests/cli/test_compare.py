@@ -56,7 +56,7 @@ def test_the_verdict_and_the_files(
         == 0
     )
     text = capsys.readouterr().out
-    assert text.startswith("Cut into") and "3 segments" in text and "score" in text and "--steps=100" in text
+    assert text.startswith("Cut into") and "3 segments" in text and "score" in text
     assert max(map(len, text.splitlines())) <= 80
     assert {p.name for p in tmp_path.iterdir()} >= {"run.pt", "curves.png"}
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -40,7 +40,8 @@ def test_a_given_loss_comes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "target"), [(torch.zeros(4, 3), torch.zeros(4)), ([], LABELS), (torch.ones(4), None)]
+    ("output", "target"),
+    [(torch.zeros(4, 3), torch.zeros(4)), ([], LABELS), (torch.ones(4), None), (torch.ones(4, 5, 5), POSITIONS)],
 )
 def test_an_unknown_form(output: Any, target: Any) -> None:
     with pytest.raises(DniFxError, match="loss="):

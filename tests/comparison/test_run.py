@@ -1,6 +1,7 @@
 """`dni_fx.compare`: every way trains as it would alone."""
 
 import copy
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -32,12 +33,16 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.randn(16, 8, generator=generator), torch.randint(0, 3, (16,), generator=generator)
 
 
+def other() -> Iterator[tuple[Tensor, Tensor]]:
+    return ((2 * x, y) for x, y in batches())
+
+
 def compared(**options: Any) -> Comparison:
     return dni_fx.compare(model(), options.pop("data", batches), **{"steps": STEPS, "ways": [{"cuts": 2}]} | options)
 
 
-def losses(comparison: Comparison) -> list[list[float]]:
-    return [record.losses for record in comparison.records]
+def figures(comparison: Comparison) -> list[Any]:
+    return [(r.losses, r.scores, r.activations, r.cosines) for r in comparison.records]
 
 
 def test_each_way_trains_as_alone() -> None:
@@ -79,10 +84,9 @@ def test_without_data() -> None:
 
 
 def test_a_way_that_fails_ends_alone() -> None:
-    found = compared(ways=[{"cuts": ["nowhere"]}, {"cuts": "auto", "synthesizer": "linear"}, {"cuts": 2}])
-    assert "nowhere" in found.records[2].failed and not found.records[4].failed
-    assert "the net has no cuts: auto makes none" in found.records[3].failed and not found.records[3].losses
-    assert "nowhere" in str(found) and len(found.records[4].losses) == STEPS
+    found = compared(ways=[{"cuts": "auto"}, {"cuts": 2}])
+    assert "auto makes none" in found.records[2].failed and not found.records[3].failed
+    assert "auto makes none" in str(found) and len(found.records[3].losses) == STEPS
 
 
 @pytest.mark.parametrize("stopped", [1, 5, STEPS])
@@ -93,18 +97,26 @@ def test_a_run_goes_on_from_its_file(tmp_path: Path, stopped: int) -> None:
         if comparison.steps == stopped:
             os.kill(os.getpid(), signal.SIGINT)
 
-    whole, first = compared(), compared(file=file, progress=stop)
-    assert first.steps == stopped and first.interrupted == (stopped < STEPS)
-    assert losses(compared(file=file)) == losses(whole)
+    options: dict[str, Any] = {
+        "ways": [{"cuts": 2}, {"cuts": 2, "step": "segment"}, {"cuts": 2}],
+        "metric": lambda net: net(torch.randn(1, 8)).sum(),
+    }
+    whole, first = compared(**options), compared(file=file, progress=stop, **options)
+    assert first.steps == stopped and first.interrupted == (stopped < STEPS) and str(first)
+    assert figures(compared(file=file, **options)) == figures(whole)
+    assert [record.name for record in whole.records[2:]] == ["2 segments", "2 segments, step=segment", "2 segments (2)"]
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_a_file_of_another_comparison(tmp_path: Path) -> None:
     file = tmp_path / "run.pt"
     compared(file=file)
-    for options in ({"steps": 20}, {"ways": [{"cuts": 3}]}, {"seed": 3}):
+    others = ({"ways": [{"cuts": 3}]}, {"seed": 3}, {"optimizer": lambda p: torch.optim.Adam(p, 0.1)}, {"data": other})
+    for options in others:
         with pytest.raises(dni_fx.DniFxError, match="another comparison"):
             compared(file=file, **options)
+    longer = compared(file=file, steps=20)
+    assert longer.steps == 20 and longer.records[2].losses[:STEPS] == compared().records[2].losses
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(dni_fx.DniFxError, match="damaged"):
         compared(file=file)
@@ -120,7 +132,8 @@ def bad_metric(net: nn.Module) -> float:
         ({"steps": 5}, "10 or more"),
         ({"loss": "no_loss"}, "no_loss"),
         ({"optimizer": 3}, "optimizer"),
-        ({"ways": [{"cut": 2}]}, "cut"),
+        ({"ways": [{"cuts": ["nowhere"]}]}, "nowhere"),
+        ({"ways": [{"cut": 2}]}, "unexpected keyword argument 'cut'"),
         ({"metric": bad_metric}, "no such file"),
         ({"data": [(torch.zeros(4, 5), torch.zeros(4))]}, "does not run on the first batch"),
         ({"data": [(torch.zeros(4, 8), torch.zeros(4, 2))]}, "no loss is known"),
@@ -130,3 +143,41 @@ def bad_metric(net: nn.Module) -> float:
 def test_wrong_arguments(options: Any, message: str) -> None:
     with pytest.raises(dni_fx.DniFxError, match=message):
         compared(**options)
+
+
+@pytest.mark.filterwarnings("ignore:the predictions of")
+def test_a_way_that_diverges_ends_alone() -> None:
+    def wild_with_synthesizers(parameters: Any) -> torch.optim.Optimizer:
+        given = list(parameters)
+        return torch.optim.SGD(given, 1e30 if len(given) > len(list(model().parameters())) else 0.1)
+
+    ways = [{"cuts": 2, "synthesizer": "linear"}, {"cuts": 3}]
+    found = compared(ways=ways, optimizer=wild_with_synthesizers)
+    assert found.records[2].failed.startswith("the loss is ") and not found.records[3].failed
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert "the loss is " in str(found) and "Cut into 3 segments" in str(found)
+    with pytest.raises(dni_fx.DniFxError, match="the loss is "):
+        compared(loss=lambda outputs, target: outputs.sum() * float("nan"))
+
+
+def test_a_layer_in_eval_mode_stays_so_and_a_metric_changes_nothing() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8).eval(), nn.Tanh(), nn.Linear(8, 3))
+    plain = dni_fx.compare(net, batches, steps=STEPS, ways=[{"cuts": ["2"]}])
+    scored = dni_fx.compare(
+        net, batches, steps=STEPS, ways=[{"cuts": ["2"]}], metric=lambda net: float(net(torch.randn(1, 8)).sum())
+    )
+    assert [r.losses for r in plain.records] == [r.losses for r in scored.records]
+    assert int(scored.nets[scored.records[2].name].get_submodule("1").num_batches_tracked) == 0
+
+
+def test_data_that_ends_loses_nothing(tmp_path: Path) -> None:
+    data = [*batches()]
+    with pytest.raises(dni_fx.DniFxError, match="data="):
+        compared(data=iter(data), file=tmp_path / "run.pt")
+    assert compared(file=tmp_path / "run.pt").records[0].losses == compared().records[0].losses
+
+
+def test_labels_and_losses_without_data() -> None:
+    for options in ({"loss": "cross_entropy"}, {"ways": [{"cuts": 2, "classes": 3, "synthesizer": "linear"}]}):
+        found = dni_fx.compare(model(), example_inputs=torch.zeros(4, 8), steps=10, **{"ways": [{"cuts": 2}]} | options)
+        assert not found.records[2].failed
