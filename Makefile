@@ -6,7 +6,7 @@ BIN := .venv/bin
 demo: .venv/demo  ## train a deep net by backprop, with checkpointing and cut, on real digits
 	mkdir -p build
 	$(BIN)/dni-fx compare examples/deep.py --data examples/deep.py:batches --metric examples/deep.py:error \
-	    --cuts 4 --steps 150 --plot build/demo.png
+	    --cuts 4 --steps 500 --plot build/demo.png
 	@echo "Next, on a model and data of your own: $(BIN)/dni-fx compare model.py --data model.py:batches"
 
 test: lint  ## lint, types, the quick tests

@@ -42,8 +42,8 @@ from dni_fx.synthesizers import FOR_MAPS, ExitOptions, Factory
 __all__ = ["Request", "capture_and_plan", "exit_planner", "has_labels_for_positions"]
 
 _NOTHING_SAVED = (
-    "auto makes none, since they would save neither memory nor time on several devices: train with backprop; a number "
-    "of segments, such as 2, cuts all the same"
+    "auto makes none, since they would save less than 5 % of memory, and of time on several devices: train with "
+    "backprop; a number of segments, such as 2, cuts all the same"
 )
 _WITH_A_LOSS = "with loss= the synthesizers would be exits through the model's own later layers, which train better"
 

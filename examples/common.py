@@ -45,6 +45,11 @@ def load_digits() -> Digits:
     for folder in (shared, data / "mnist", data, data / "MNIST" / "raw", Path("data/MNIST/raw")):
         if any((folder / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz")):
             return _mnist(folder)
+    return bundled_digits()
+
+
+def bundled_digits() -> Digits:
+    """The 8x8 digits that scikit-learn bundles."""
     from sklearn.datasets import load_digits as bundled
 
     digits = bundled()

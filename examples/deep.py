@@ -1,4 +1,4 @@
-"""A deep residual network on real digits: cut into 4 segments, it learns as by backprop with less than half the memory.
+"""A deep residual network on real digits: cut into 4 segments, it holds less than half of backprop's activations.
 
 dni-fx compare examples/deep.py --data examples/deep.py:batches --metric examples/deep.py:error --cuts 4
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 BATCH, WIDTH, DEPTH = 512, 64, 16
 
-digits = common.load_digits()
+digits = common.bundled_digits()
 error = common.error_percent(digits)
 
 

@@ -133,7 +133,7 @@ def plan(
         bool,
         typer.Option(
             "--simulate",
-            help="Run a training step on fake tensors, too, which takes no memory: its exact memory beside the "
+            help="Run a training step on fake tensors, too, which takes no memory: its memory beside the "
             "predicted one. A model that a class or function makes is made without memory.",
         ),
     ] = False,

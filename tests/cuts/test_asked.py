@@ -25,7 +25,6 @@ GOOD: list[tuple[Any, Any, Any, list[str]]] = [
     (mlp, X, ("2", "4"), ["_2", "_4"]),
     (mlp, X, ["4", "2", "4"], ["_2", "_4"]),
     (mlp, X, "_2", ["_2"]),  # the node of that name
-    (mlp, torch.rand(64, 6), "auto", ["_4"]),
     (mlp, X, 2, ["_6"]),
     (mlp, X, 3, ["_2", "_4"]),
     (mlp, X, 4, ["_2", "_4", "_6"]),

@@ -20,13 +20,17 @@ X = torch.rand(5, 6)
         ("4", ["_4"], "after 4, as asked for"),
         (["6", "2"], ["_2", "_6"], "after 6, 2, as asked for"),
         (2, None, "2 segments asked for: optimal for memory"),
-        ("auto", None, "auto: optimal for memory"),
     ],
 )
 def test_why(cuts: Any, after: list[str] | None, why: str) -> None:
     plan = dni_fx.plan(mlp(), torch.rand(64, 6), cuts=cuts)
     assert plan.why.startswith(why)
     assert after is None or [cut.after for cut in plan.cuts] == after
+
+
+def test_why_auto() -> None:
+    deep = nn.Sequential(*[layer for _ in range(12) for layer in (nn.Linear(16, 16), nn.Tanh())])
+    assert dni_fx.plan(deep, torch.rand(1024, 16), cuts="auto").why.startswith("auto: optimal for memory")
 
 
 @pytest.mark.parametrize(
