@@ -182,9 +182,9 @@ def _live() -> "Iterator[Callable[[Comparison], None]]":
 
 
 def _print(result: "Comparison", *, json: bool) -> None:
-    from dni_fx.comparison import comparison_view
+    from dni_fx.comparison import comparison_view, verdict
 
     if json:
-        typer.echo(dumps(result.to_dict(), indent=2))
+        typer.echo(dumps({"verdict": verdict(result)} | result.to_dict(), indent=2))
     else:
         out.print(comparison_view(result, in_options))

@@ -62,8 +62,15 @@ def test_the_verdict_and_the_files(
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "beside backprop" in page and '"title":"score"' in page
     assert run(monkeypatch, *arguments, *more, "--json") == 0
-    ways = json.loads(capsys.readouterr().out)["ways"]
-    assert [way["name"] for way in ways] == ["backprop", "checkpointing", "2 segments", "3 segments"]
+    data = json.loads(capsys.readouterr().out)
+    ways = data["ways"]
+    assert data["verdict"][0].startswith("Cut into")
+    assert [way["name"] for way in ways] == [
+        "backprop",
+        "checkpointing",
+        "2 segments",
+        "3 segments",
+    ]
 
 
 @pytest.mark.parametrize(
