@@ -10,6 +10,7 @@ from dni_fx.bench.table import bench_table, bench_verdict, check_plot, plot, sav
 from dni_fx.bench.ways import (
     Options,
     checkpoint_blocks,
+    checkpoint_by_root,
     context_for,
     copied_model,
     labels_for,
@@ -28,6 +29,7 @@ __all__ = [
     "bench_verdict",
     "check_plot",
     "checkpoint_blocks",
+    "checkpoint_by_root",
     "context_for",
     "copied_model",
     "labels_for",

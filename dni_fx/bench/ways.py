@@ -17,9 +17,9 @@ from dni_fx.api import transform
 from dni_fx.arguments import check_arguments
 from dni_fx.cuts import Cuts
 from dni_fx.errors import DniFxError, described, first_line
-from dni_fx.model import Inputs, tensors_in
+from dni_fx.model import Inputs, preserved, tensors_in
 from dni_fx.runtime import DecoupledModule, is_cross_entropy
-from dni_fx.settings import Loss
+from dni_fx.settings import Loss, loss_function
 from dni_fx.synthesizers import Factory
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Trainee",
     "backprop",
     "checkpoint_blocks",
+    "checkpoint_by_root",
     "context_for",
     "copied_model",
     "labels_for",
@@ -53,6 +54,8 @@ class Options:
         synthesizer: As in `dni_fx.transform`.
         classes: Condition the synthesizers on labels of so many classes.
         loss: A function of the model's output; None: the sum of the mean squares of all outputs.
+        training_loss: The name of a loss in torch.nn.functional, of made up targets, in the place of `loss`: with it
+            the cuts get exits.
         optimizer: A function that makes an optimizer from parameters.
         others: Compare with checkpointing and other savers of memory, too.
     """
@@ -62,11 +65,19 @@ class Options:
     synthesizer: str | Factory = "auto"
     classes: int | None = None
     loss: Callable[[Any], Tensor] | None = None
+    training_loss: str | None = None
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.Adam
     others: bool = True
 
     def __post_init__(self) -> None:
         check_arguments({name: getattr(self, name) for name in ("steps", "synthesizer", "classes", "others")})
+
+    def loss_of(self, output: Any) -> Tensor:
+        """The loss of the model's output."""
+        if self.training_loss is None:
+            return mean_square(output) if self.loss is None else self.loss(output)
+        function = loss_function(self.training_loss)
+        return function(tensors_in(output)[0], target_for(function, output))
 
 
 @dataclass
@@ -83,8 +94,7 @@ class Trainee:
         if self.optimizer is not None and zero_grad:
             self.optimizer.zero_grad()
         output = self.net(*self.inputs.args, **self.inputs.kwargs)
-        loss = mean_square if self.options.loss is None else self.options.loss
-        loss(output).backward()
+        self.options.loss_of(output).backward()
         del output
         if self.optimizer is not None:
             self.optimizer.step()
@@ -158,7 +168,17 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 
 def _checkpointed_by_root(model: nn.Module, inputs: Inputs, options: Options) -> Trainee:
-    """Recompute runs of about √n blocks in the backward pass (Chen et al. 2016, Sect. 4)."""
+    """Recompute runs of about √n blocks in the backward pass."""
+    checkpoint_by_root(model)
+    return backprop(model, inputs, options)
+
+
+def checkpoint_by_root(model: nn.Module) -> None:
+    """Let the backward pass compute the activations of runs of about √n blocks again (Chen et al. 2016, Sect. 4).
+
+    Raises:
+        DniFxError: If the model has no repeated blocks in a Sequential.
+    """
     names = blocks(model)
     parents = dict.fromkeys(name.rpartition(".")[0] for name in names)
     length = round(math.sqrt(len(names)))
@@ -171,7 +191,6 @@ def _checkpointed_by_root(model: nn.Module, inputs: Inputs, options: Options) ->
         for group in groups:
             _recompute(group)
         container._modules = {str(i): group for i, group in enumerate(groups)}
-    return backprop(model, inputs, options)
 
 
 def _recompute(module: nn.Module) -> None:
@@ -234,6 +253,7 @@ def _cut(cuts: Cuts, step: str) -> Way:
             "cuts": cuts,
             "synthesizer": options.synthesizer,
             "classes": options.classes,
+            "loss": options.training_loss,
             # No real limit for a number of segments: the row shows what synthesizers cost.
             "synthesizer_share": 9.0 if isinstance(cuts, int) else None,
             "verify": False,
@@ -244,7 +264,11 @@ def _cut(cuts: Cuts, step: str) -> Way:
             warnings.filterwarnings("error", "the net has no cuts")  # there is nothing to measure
             net = transform(model, inputs.args, **shared)
         optimizer = net.dni.optimizer or options.optimizer(net.parameters())
-        kwargs = inputs.kwargs | context_for(net, labels_for(inputs, options.classes))
+        target = labels_for(inputs, options.classes)
+        if options.training_loss is not None:
+            with torch.no_grad(), preserved(model):
+                target = target_for(loss_function(options.training_loss), model(*inputs.args, **inputs.kwargs))
+        kwargs = inputs.kwargs | context_for(net, target)
         return Trainee(net, optimizer, Inputs(inputs.args, kwargs, inputs.source), options)
 
     return make

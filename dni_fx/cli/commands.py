@@ -14,6 +14,7 @@ from dni_fx.cli.compare import compare
 from dni_fx.cli.options import (
     ClassesOption,
     InputOption,
+    LossOption,
     PlanOptions,
     RewriteOptions,
     SynthesizerOption,
@@ -220,6 +221,7 @@ def bench(
     ] = 10,
     synthesizer: SynthesizerOption = "auto",
     classes: ClassesOption = None,
+    loss: LossOption = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Write a picture of the memory over the step: a .png, .svg or .pdf.", show_default=False),
@@ -230,15 +232,15 @@ def bench(
     """Measure memory and time of a training step: dni-fx beside backprop, checkpointing and others.
 
     Memory is what the step allocates: no parameters, optimizer state or batch. The column "activations" leaves out the
-    gradients of parameters, too. The loss is the mean square of the outputs; the optimizer is Adam. The rows with
-    "stepping" use step="segment". The row "compiler, half" uses torch.compile with activation_memory_budget=0.5; it
-    makes all gradients at once, so both columns count them.
+    gradients of parameters, too. Without --loss, the loss is the mean square of the outputs; the optimizer is Adam. The
+    rows with "stepping" use step="segment". The row "compiler, half" uses torch.compile with
+    activation_memory_budget=0.5; it makes all gradients at once, so both columns count them.
     """
     with progress() as show:
         show("starting")
         from dni_fx import bench as measuring
 
-        options = _bench_options(segments, steps, synthesizer, classes)
+        options = _bench_options(segments, steps, synthesizer, classes, loss)
         if plot is not None:
             plot = as_path(plot, "--plot")
             measuring.check_plot(plot)
@@ -261,14 +263,14 @@ def bench(
         raise typer.Exit(1)
 
 
-def _bench_options(segments: str, steps: int, synthesizer: str, classes: int | None) -> "Options":
+def _bench_options(segments: str, steps: int, synthesizer: str, classes: int | None, loss: str | None) -> "Options":
     """The checked options of `bench`."""
     from dni_fx.bench import Options, parse_segments
-    from dni_fx.settings import Settings
+    from dni_fx.settings import Settings, loss_function
     from dni_fx.synthesizers import resolve
 
-    options = Options(parse_segments(segments), steps, synthesizer, classes)
-    resolve(synthesizer, (), -1, None)
+    options = Options(parse_segments(segments), steps, synthesizer, classes, training_loss=loss)
+    resolve(synthesizer, (), -1, None if loss is None else loss_function(loss))
     Settings(classes=classes)  # raises an error if the number of classes is wrong
     return options
 

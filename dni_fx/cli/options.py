@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassesOption",
     "InputOption",
+    "LossOption",
     "PlanOptions",
     "RewriteOptions",
     "SynthesizerOption",
@@ -56,6 +57,14 @@ ClassesOption = Annotated[
     int | None,
     typer.Option(help="Number of classes. Synthesizers then see the labels, too.", show_default=False),
 ]
+LossOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The training loss: a name in torch.nn.functional, such as cross_entropy. With a loss, auto is an "
+        "exit through the model's own later layers, which trains better.",
+        show_default=False,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -74,14 +83,7 @@ class PlanOptions:
     input: InputOption = None
     synthesizer: SynthesizerOption = "auto"
     classes: ClassesOption = None
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help="The training loss: a name in torch.nn.functional, such as cross_entropy. With a loss, auto is an "
-            "exit through the model's own later layers, which trains better.",
-            show_default=False,
-        ),
-    ] = None
+    loss: LossOption = None
     inside: Annotated[
         str,
         typer.Option(

@@ -110,7 +110,7 @@ class PageWriter:
 
         cuts = options.cuts["auto" if "auto" in measured else measured[0]]
         limits = Limits(share=9.0) if isinstance(cuts, int) else Limits()  # as in the rows
-        settings = Settings(classes=options.classes)
+        settings = Settings(classes=options.classes, loss=options.training_loss)
         request = Request(cuts, options.synthesizer, settings, limits, verify=False)
         with contextlib.redirect_stdout(sys.stderr):
             module, plan = capture_and_plan(model, example, request)

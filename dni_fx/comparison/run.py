@@ -29,9 +29,7 @@ from dni_fx.settings import Loss, loss_function
 __all__ = ["compare"]
 
 _SCORES = 10  # a score after each tenth of the steps
-_MEMORY_AT = (
-    5  # the step in which memory is measured: the first ones make the state of the optimizer, and compare losses
-)
+_MEMORY_AT = 5  # the step in which memory is measured: the first ones make the optimizer's state, and compare losses
 _KEEP_EVERY = 30.0  # seconds
 
 
@@ -52,9 +50,9 @@ def compare(
 ) -> Comparison:
     """What cutting a model costs in loss, and gains in memory and time, on data of one's own.
 
-    Trains copies of the model: by backprop, by backprop with checkpointed blocks, and cut in each of `ways`. All start
-    from the same weights and see the same batches; in each step all train on one batch, in turn. On Ctrl-C the step
-    is finished, and the result is that of the steps so far.
+    Trains copies of the model: by backprop, by backprop with checkpointing, and cut in each of `ways`. All start from
+    the same weights and see the same batches; in each step all train on one batch, in turn. On Ctrl-C the step is
+    finished, and the result is that of the steps so far.
 
     Args:
         model: Any module that can be trained. It does not change.

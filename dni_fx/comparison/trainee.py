@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dni_fx.api import transform
-from dni_fx.bench import checkpoint_blocks, context_for, copied_model, training_peak
+from dni_fx.bench import checkpoint_blocks, checkpoint_by_root, context_for, copied_model, training_peak
 from dni_fx.comparison.batches import Batch
 from dni_fx.comparison.losses import Objective
 from dni_fx.comparison.record import Record
@@ -129,7 +129,7 @@ def trainees(
     yield _trainee(Record("backprop"), copied_model(model), None, objective, optimizer, seed)
     checkpointed, record = copied_model(model), Record("checkpointing")
     try:
-        checkpoint_blocks(checkpointed)
+        _checkpoint(checkpointed)
     except DniFxError as error:
         record.failed = str(error)
     yield _trainee(record, checkpointed, None, objective, optimizer, seed)
@@ -140,6 +140,14 @@ def trainees(
         if names.count(made.record.name) > 1:
             made.record.name += f" ({names.count(made.record.name)})"
         yield made
+
+
+def _checkpoint(model: nn.Module) -> None:
+    """Checkpoint runs of blocks, which takes the least memory; else, blocks that are in no Sequential, each."""
+    try:
+        checkpoint_by_root(model)
+    except DniFxError:
+        checkpoint_blocks(model)
 
 
 def _cut(

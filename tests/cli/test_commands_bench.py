@@ -39,6 +39,30 @@ def test_json(target: str) -> None:
     assert found[0]["peak_bytes"] > 0 and set(found[0]["time_ratio"]) == {"median", "low", "high"}
 
 
+@pytest.mark.usefixtures("no_others")
+def test_with_a_loss_the_cuts_get_exits(target: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    command = [
+        "bench",
+        target,
+        "--segments",
+        "2",
+        "--steps",
+        "2",
+        "--loss",
+        "mse_loss",
+        "--json",
+        "--report",
+        str(page),
+    ]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert not any("failed" in row for row in json.loads(done.stdout))
+    assert '"exit":{' in page.read_text(encoding="utf-8")
+    wrong = CliRunner().invoke(app, ["bench", target, "--loss", "nope"])
+    assert isinstance(wrong.exception, DniFxError) and "nope" in str(wrong.exception)
+
+
 @pytest.mark.slow
 def test_the_table_of_all_ways(target: str) -> None:
     done = CliRunner().invoke(app, ["bench", target, "--segments", "2,auto", "--steps", "2"])
