@@ -70,9 +70,9 @@ def transform(
         example_inputs: One tensor, or a tuple of positional arguments, with the batch as the first axis. None: the
             model is run on shapes that fit its first layers, until one works.
         example_kwargs: Keyword arguments of the example call. None: no keyword arguments.
-        cuts: "auto": the cuts are chosen by `objective`; none, with a warning, where they are predicted to save neither
-            memory nor time (with `state`: no cuts in depth). A number: so many segments, chosen in the same way, even
-            if they save nothing. A list of names: after these modules or nodes. "every:Block": after each call of the
+        cuts: "auto": the cuts are chosen by `objective`; none, with a warning, where they are predicted to save less
+            than 5 % of memory and of time (with `state`: no cuts in depth). A number: so many segments, chosen in the
+            same way, even if they save nothing. A list of names: after these modules or nodes. "every:Block": after each call of the
             class `Block`. "leaves": after each layer with trainable parameters except the last. "marked": after each
             `with dni_fx.cut_after():` block in the model's code. A `Plan`: its cuts.
         synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)". Or a function

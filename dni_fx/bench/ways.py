@@ -182,10 +182,13 @@ def checkpoint_by_root(model: nn.Module) -> None:
     names = blocks(model)
     parents = dict.fromkeys(name.rpartition(".")[0] for name in names)
     length = round(math.sqrt(len(names)))
+    containers: list[nn.Sequential] = []  # all, before the first is changed
     for parent in parents:
         container = model.get_submodule(parent)
         if not isinstance(container, nn.Sequential):
             raise DniFxError(f"the blocks in {parent or 'the model'} are not in a Sequential")
+        containers.append(container)
+    for container in containers:
         children = list(container)
         groups = [nn.Sequential(*children[i : i + length]) for i in range(0, len(children), length)]
         for group in groups:

@@ -121,7 +121,7 @@ def trainees(
     optimizer: MakeOptimizer,
     seed: int,
 ) -> Iterator[Trainee]:
-    """A copy of the model for each way: backprop, checkpointed blocks, and the cut models.
+    """A copy of the model for each way: backprop, checkpointing, and the cut models.
 
     Args:
         ways: Arguments of `dni_fx.transform`, for each cut model.

@@ -5,7 +5,7 @@ from nets import deep
 from torch import nn
 
 from dni_fx import DniFxError
-from dni_fx.bench.ways import blocks, parse_segments
+from dni_fx.bench.ways import blocks, checkpoint_by_root, parse_segments
 
 
 def test_blocks() -> None:
@@ -21,3 +21,14 @@ def test_bad_numbers_of_segments(text: str) -> None:
     with pytest.raises(DniFxError, match="numbers of segments"):
         parse_segments(text)
     assert parse_segments("2, auto") == {"2 segments": 2, "auto": "auto"}
+
+
+def test_a_refused_model_is_unchanged() -> None:
+    def block() -> nn.Module:
+        return nn.TransformerEncoderLayer(8, 2, 16)
+
+    model = nn.ModuleDict({"first": nn.Sequential(block(), block()), "last": nn.ModuleList([block(), block()])})
+    before = str(model)
+    with pytest.raises(DniFxError, match="the blocks in last are not in a Sequential"):
+        checkpoint_by_root(model)
+    assert str(model) == before and "forward" not in vars(model["first"][0])
