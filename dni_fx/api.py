@@ -73,8 +73,8 @@ def transform(
         cuts: "auto": the cuts are chosen by `objective`; none, with a warning, where they are predicted to save less
             than 5 % of memory and of time (with `state`: no cuts in depth). A number: so many segments, chosen in the
             same way, even if they save nothing. A list of names: after these modules or nodes. "every:Block": after
-            each call of the class `Block`. "leaves": after each layer with trainable parameters except the last. "marked": after each
-            `with dni_fx.cut_after():` block in the model's code. A `Plan`: its cuts.
+            each call of the class `Block`. "leaves": after each layer with trainable parameters except the last.
+            "marked": after each `with dni_fx.cut_after():` block in the model's code. A `Plan`: its cuts.
         synthesizer: A name in `dni_fx.synthesizers.REGISTRY`, with options as in "mlp(hidden_layers=2)". Or a function
             `(activation, context_size)` that returns a module, such as a subclass of `dni_fx.Synthesizer`. "auto": with
             a loss an `exit`; else chosen by the shape of the activation and, for maps at chosen cuts, by
