@@ -8,6 +8,7 @@ from torch import nn
 
 from dni_fx.arguments import check_arguments
 from dni_fx.capture import (
+    Capture,
     StateOption,
     capture,
     find_order,
@@ -46,6 +47,7 @@ _NOTHING_SAVED = (
     "backprop; a number of segments, such as 2, cuts all the same"
 )
 _WITH_A_LOSS = "with loss= the synthesizers would be exits through the model's own later layers, which train better"
+_WITH_A_STATE = "forward takes a state and returns the next one: state=True (--state auto) cuts in time"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,26 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         check_graph(module.graph, cuts)
     _check_inside(module, request, in_depth=in_depth)
     tensors = _state_tensors(model, module, example, request)
+    could_cut_in_time = request.state is None and not tensors and _takes_state(model, module, example)
+    hint = f"; {_WITH_A_STATE}" if could_cut_in_time else ""
+    try:
+        plan = _plan(model, example, request, captured, tensors, in_depth=in_depth)
+    except NoLegalCutError as error:
+        raise NoLegalCutError(f"{error}{hint}") from None
+    return module, replace(plan, why=plan.why + hint, states=plan_time_cuts(module, tensors, plan.cuts))
+
+
+def _plan(
+    model: nn.Module,
+    example: Inputs,
+    request: Request,
+    captured: Capture,
+    tensors: Sequence[StateTensor],
+    *,
+    in_depth: bool,
+) -> Plan:
+    """The plan of the cuts in depth of a captured model, whose state is in these tensors."""
+    module, cuts = captured.module, request.cuts
     exits = exit_choices(module, request.synthesizer, request.settings, in_time=bool(tensors)) if in_depth else []
     if request.settings.size and not exits:  # each synthesizer pairs its tensor with labels
         warn_of_time_first_inputs(module)
@@ -118,8 +140,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
     known = cuts if isinstance(cuts, Plan) and request.synthesizer == "auto" else None
-    plan = with_exits(plan, flow, cost_model.exits, known)
-    return module, replace(plan, states=plan_time_cuts(module, tensors, plan.cuts))
+    return with_exits(plan, flow, cost_model.exits, known)
 
 
 @dataclass(frozen=True)
@@ -235,6 +256,16 @@ def _check_inside(module: DecoupledModule, request: Request, *, in_depth: bool) 
             "inside='checkpoint' needs a graph, by the front end fx or export: leave inside out, or checkpoint modules "
             "in the model's own code"
         )
+
+
+def _takes_state(model: nn.Module, module: DecoupledModule, example: Inputs) -> bool:
+    """Whether `state=True` would cut the model in time."""
+    if len(example.tensors()) < 2:
+        return False
+    try:
+        return bool(find_state(model, module, example, True))
+    except DniFxError:
+        return False
 
 
 def exit_planner(

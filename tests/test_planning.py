@@ -8,9 +8,10 @@ import torch
 from exit_nets import NETS, Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from windows import Lstm
 
 import dni_fx
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.plans import Plan
 
 
@@ -118,6 +119,21 @@ def test_tokens_make_the_last_layer_cheap() -> None:
     assert steps[1][0] < 0.12 * steps[0][0] and steps[1][1] < 0.12 * steps[0][1]
 
 
+class Stacked(Lstm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        y, state = super().forward(x, state)
+        return self.more(y), state
+
+
+class OneLayer(Lstm):
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return self.lstm(x, state)  # type: ignore[no-any-return]
+
+
 def layers(depth: int, width: int) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh())))
@@ -140,6 +156,21 @@ def test_auto_makes_no_cut_where_cuts_save_nothing(options: dict[str, Any]) -> N
     assert dni_fx.plan(SMALL(), FEW, **options).why == plan.why
     again = dni_fx.transform(SMALL(), FEW, cuts=Plan.from_json(plan.to_json())).dni.plan  # does not warn
     assert not again.cuts and again.why == plan.why
+
+
+@pytest.mark.parametrize("frontend", ["fx", "modules"])
+def test_a_state_that_could_be_cut_in_time_is_named(frontend: str) -> None:
+    hint, x = "--state auto", torch.rand(3, 5, 2).double()
+    plan = partial(dni_fx.plan, Stacked(), (x, Lstm.begin(3)), frontend=frontend)
+    assert hint in plan().why and hint in plan(cuts=2).why
+    assert hint not in plan(state=True).why and hint not in plan(state=False).why
+
+
+def test_where_no_cut_is_legal_a_state_is_named() -> None:
+    with pytest.raises(NoLegalCutError, match="--state auto"):
+        dni_fx.plan(OneLayer(), (torch.rand(3, 5, 2).double(), Lstm.begin(3)))
+    with pytest.raises(NoLegalCutError, match=r"across it$"):
+        dni_fx.plan(nn.Bilinear(2, 3, 4), (torch.rand(2, 2), torch.rand(2, 3)))
 
 
 @pytest.mark.parametrize("frontend", ["fx", "modules"])

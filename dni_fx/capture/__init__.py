@@ -15,11 +15,12 @@ from dni_fx.capture.axes import (
 )
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
-from dni_fx.capture.frontends import capture, check_frontend
+from dni_fx.capture.frontends import Capture, capture, check_frontend
 from dni_fx.capture.order import find_order, warn_of_rows
 from dni_fx.capture.time_states import StateOption, find_state, plan_time_cuts
 
 __all__ = [
+    "Capture",
     "Recapture",
     "Run",
     "StateOption",

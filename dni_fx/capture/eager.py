@@ -1,9 +1,10 @@
 """The eager model on the example inputs: the results that every capture is compared with, and its side effects."""
 
 import contextlib
+import inspect
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -115,7 +116,9 @@ class Eager:
         except Exception as error:  # user code may raise any error
             place, line = failing_line(error)
             where = f"{place}: {line!r}: " if place else ""
-            known = next((f". {e.text}, {e.remedy}" for e in self._effects if e.remedy), "")
+            known = next(
+                (f". {e.text}, {e.remedy}" for e in self._effects if e.remedy), _misplaced(self.model, self.inputs)
+            )
             inputs = "; ".join(describe(self.inputs))
             raise DniFxError(f"{what} ({inputs}): {where}{first_line(error)}{known}") from None
 
@@ -130,6 +133,14 @@ class Eager:
         if drawn != self._after[0][1]:
             return "forward draws random numbers from Python or numpy, which a graph would fix"
         return ""
+
+
+def _misplaced(model: nn.Module, inputs: Inputs) -> str:
+    """A hint, if keyword arguments were given as one positional argument: a batch of Hugging Face is such a dict."""
+    first = inputs.args[0] if len(inputs.args) == 1 else None
+    if isinstance(first, Mapping) and first.keys() <= inspect.signature(model.forward).parameters.keys():
+        return ". The example is one dict: give keyword arguments as example_kwargs"
+    return ""
 
 
 def _generator_states() -> tuple[Any, ...]:

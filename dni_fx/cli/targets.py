@@ -46,7 +46,10 @@ def load_target(
         show("looking for example inputs")
         example = given or beside or example_inputs_of(model, None, None)
         if not given and beside is None:
-            err.print(f"no example inputs given; these fit: {'; '.join(loading.describe(example))}")
+            err.print(
+                f"no example inputs given; these fit: {'; '.join(loading.describe(example))}. "
+                "Memory and time depend on them: give yours with --input, or as example_inputs in the file"
+            )
         return model, example
 
 

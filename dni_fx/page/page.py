@@ -129,7 +129,7 @@ def _data(page: Page) -> dict[str, Any]:
         "facts": [
             f"front end {plan.frontend}",
             f"inputs {'; '.join(plan.inputs) or 'none'} ({plan.inputs_from})",
-            f"cuts: {plan.why}",
+            *([f"cuts: {plan.why}"] if plan.cuts or plan.states else []),  # else the verdict says why
         ],
         "verdict": page.verdict,
         "graph": graph_data(plan, page.nodes),

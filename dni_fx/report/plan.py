@@ -37,9 +37,10 @@ def plan_table(plan: Plan, *, whole: bool = False) -> RenderableType:
     verdict = [Text(sentence) for sentence in plan_verdict(plan)]
     head = Text.assemble(
         (plan.model, "bold"),
-        f"  front end {plan.frontend}, inputs {'; '.join(plan.inputs) or 'none'} ({plan.inputs_from})\n",
-        f"cuts: {plan.why}",
+        f"  front end {plan.frontend}, inputs {'; '.join(plan.inputs) or 'none'} ({plan.inputs_from})",
     )
+    if plan.cuts or plan.states:  # else the verdict says why
+        head.append(f"\ncuts: {plan.why}")
     for reason in plan.tried:
         head.append(f"\nnot by {reason}", "dim")
     for name, segments in plan.tied.items():

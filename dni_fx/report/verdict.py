@@ -9,13 +9,15 @@ _LEARNS = "`dni-fx compare` measures how well it learns on your data."
 
 
 def plan_verdict(plan: Plan) -> list[str]:
-    """The sentences; none for a plan without cuts, whose `why` says all, or of an older version."""
+    """The sentences; none for a plan of an older version, which has no forecast."""
+    if not plan.states and not plan.cuts:
+        return [f"The net has no cuts: {plan.why}."]
     if plan.states and not plan.cuts:
         return [
             "Cut in time: each window of steps trains on a predicted gradient of the windows after it, for the memory "
             f"of one window. {_LEARNS}"
         ]
-    if plan.forecast is None or not plan.cuts:
+    if plan.forecast is None:
         return []
     return [_costs(plan, plan.forecast), f"{_worth(plan.forecast)} {_learning(plan)} {_LEARNS}"]
 

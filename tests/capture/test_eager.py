@@ -152,3 +152,10 @@ class Conditional(Stack):
 
 def test_an_operator_that_does_not_run_while_watched() -> None:
     assert dni_fx.transform(Conditional(), X, cuts=2).dni.plan.frontend == "export"
+
+
+def test_keyword_arguments_that_are_given_as_the_one_argument() -> None:
+    with pytest.raises(DniFxError, match=r"The example is one dict: give keyword arguments as example_kwargs$"):
+        dni_fx.plan(Stack(), {"x": X})
+    with pytest.raises(DniFxError, match=r"does not run on the example inputs(?!.*example_kwargs)"):
+        dni_fx.plan(Stack(), {"y": X})

@@ -44,5 +44,5 @@ def test_how_it_learns(plan: Plan) -> None:
     net = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.Tanh())])
     exits = dni_fx.plan(net, torch.rand(4, 8), cuts=["3"], loss="mse_loss")
     assert "Exits through the model's own later layers" in plan_verdict(exits)[1]
-    assert plan_verdict(replace(plan, cuts=())) == []
+    assert plan_verdict(replace(plan, cuts=())) == [f"The net has no cuts: {plan.why}."]
     assert plan_verdict(cut(Lstm).dni.plan)[0].startswith("Cut in time")
