@@ -14,6 +14,7 @@ ORDER = [
     "json_data",
     "paths",
     "units",
+    "progress",
     "arguments",
     "settings",
     "forecasts",

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import Inputs, preserved, to_inputs
 from dni_fx.plans import Plan
+from dni_fx.progress import announce
 from dni_fx.proof.exits import exits_of_all_units, take_loss_of_step
 from dni_fx.proof.in_time import two_windows
 from dni_fx.proof.properties import CHECKS
@@ -91,6 +92,7 @@ def check(
     example_kwargs = kwargs if example_kwargs is None else example_kwargs
     example = inputs if isinstance(inputs, Inputs) else to_inputs(inputs, example_kwargs)
     with preserved(net), torch.enable_grad():
+        announce("steps to compare with", 0)
         try:
             _detach_attributes(net)
             subject = Subject(_copied(net), example)
@@ -100,7 +102,11 @@ def check(
             raise DniFxError(f"the model cannot be checked on these inputs: {first_line(error)}") from None
         checks = CHECKS | (_IN_TIME if net.dni.plan.states else {}) | (_WITH_EXITS if net.dni.exits else {})
         with preserved(subject.net), preserved(subject.exact):  # which keep one copy of the state for all steps
-            return Report(tuple(Check(name, *_outcome(run, subject)) for name, run in checks.items()))
+            found = []
+            for number, (name, run) in enumerate(checks.items(), 1):
+                announce(name, number / (len(checks) + 1))
+                found.append(Check(name, *_outcome(run, subject)))
+            return Report(tuple(found))
 
 
 def _copied(net: DecoupledModule) -> DecoupledModule:
