@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dni_fx.cli.messages import in_options
-from dni_fx.cli.options import ClassesOption, InputOption, Target
+from dni_fx.cli.options import ClassesOption, InputOption, Target, with_options
 from dni_fx.cli.pages import PageWriter, ReportOption
 from dni_fx.cli.parsing import parse_cuts
-from dni_fx.cli.progress import err, out, progress
+from dni_fx.cli.progress import err, note, out, progress, shows_progress, stages
 from dni_fx.cli.targets import load_model, load_target
 from dni_fx.errors import DniFxError
 from dni_fx.paths import as_path
@@ -28,6 +28,7 @@ __all__ = ["compare"]
 _REFRESH = 0.25  # seconds
 
 
+@with_options()
 def compare(
     target: Target,
     data: Annotated[
@@ -111,12 +112,13 @@ def compare(
                 raise DniFxError("with --data the first batch is the example: leave --input out")
         options |= {name: _named(text) for name, text in (("metric", metric), ("optimizer", optimizer)) if text}
         show("cutting the model")
-    with contextlib.redirect_stdout(sys.stderr), _live() as live:
+    with contextlib.redirect_stdout(sys.stderr), stages() as begin, _live() as live:
+        begin(f"training for {steps} steps")
         result = comparison.compare(model, steps=steps, ways=ways, file=resume, progress=live, **options)
     _print(result, json=json)
     if plot is not None:
         comparison.plot_comparison(result, plot)
-        err.print(f"wrote {plot}")
+        note(f"wrote {plot}")
     page.write_comparison(result)
     if result.interrupted:
         raise typer.Exit(130)
@@ -159,7 +161,7 @@ def _guarded(text: str) -> Callable[[], Iterator[Any]]:
 @contextlib.contextmanager
 def _live() -> "Iterator[Callable[[Comparison], None]]":
     """A function that shows the result so far on stderr, if that is a terminal."""
-    if not err.is_terminal:
+    if not shows_progress():
         yield lambda result: None
         return
     from rich.console import Group

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from dni_fx.cli.parsing import parse_cuts, parse_mix, parse_state
+from dni_fx.cli.progress import verbosity
+from dni_fx.errors import DniFxError
 
 if TYPE_CHECKING:
     from dni_fx.planning import Request
@@ -204,11 +206,59 @@ class RewriteOptions(PlanOptions):
         return Settings(self.unlock, parse_mix(self.mix), self.classes, loss=self.loss)
 
 
-def with_options(options: type[PlanOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace the parameter `options` of a command by one parameter for each field: Typer reads the signature."""
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Write only results and errors: no progress, hints and warnings.")
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Also write the seconds of each stage, why a front end was refused, and each warning, to stderr.",
+    ),
+]
+
+
+def with_options(options: type[PlanOptions] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add options to a command that works long: --quiet and --verbose, and one for each field of `options`.
+
+    These replace the parameter `options` of the command: Typer reads the signature.
+    """
+    shared = [] if options is None else _parameters(options)
+    names = [parameter.name for parameter in shared]
+    own_shared = [
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption),
+        inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VerboseOption),
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def called(*args: Any, context: typer.Context, quiet: bool, verbose: bool, **kwargs: Any) -> None:
+            own = {name: value for name, value in kwargs.items() if name not in names}
+            if options is not None:
+                own["options"] = options(**{name: kwargs[name] for name in names})
+            with verbosity(**_levels(context, quiet=quiet, verbose=verbose)):
+                command(*args, **own)
+
+        signature = inspect.signature(command, eval_str=True)
+        first, *rest = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            if parameter.name != "options"
+        ]
+        signature = signature.replace(parameters=[first, *shared, *rest, *own_shared])
+        called.__signature__ = signature  # type: ignore[attr-defined]
+        called.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        return called
+
+    return decorate
+
+
+def _parameters(options: type[PlanOptions]) -> list[inspect.Parameter]:
+    """A parameter for each field."""
     hints = get_type_hints(options, include_extras=True)
-    names = [field.name for field in fields(options)]
-    shared = [
+    return [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -218,21 +268,13 @@ def with_options(options: type[PlanOptions]) -> Callable[[Callable[..., None]], 
         for field in fields(options)
     ]
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def called(*args: Any, **kwargs: Any) -> None:
-            own = {name: value for name, value in kwargs.items() if name not in names}
-            command(*args, **own, options=options(**{name: kwargs[name] for name in names}))
 
-        signature = inspect.signature(command, eval_str=True)
-        first, *rest = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in signature.parameters.values()
-            if parameter.name != "options"
-        ]
-        signature = signature.replace(parameters=[first, *shared, *rest])
-        called.__signature__ = signature  # type: ignore[attr-defined]
-        called.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-        return called
-
-    return decorate
+def _levels(context: typer.Context, *, quiet: bool, verbose: bool) -> dict[str, bool]:
+    """The options --quiet and --verbose: one on the command line goes before the other in a file."""
+    given = {"quiet": quiet, "verbose": verbose}
+    if not (quiet and verbose):
+        return given
+    on_line = {name: str(context.get_parameter_source(name)).endswith("COMMANDLINE") for name in given}
+    if on_line["quiet"] == on_line["verbose"]:
+        raise DniFxError("--quiet and --verbose exclude each other: give one of them")
+    return on_line
