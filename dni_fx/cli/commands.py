@@ -10,6 +10,7 @@ from rich.text import Text
 from dni_fx.cli.bench import bench
 from dni_fx.cli.check import check
 from dni_fx.cli.compare import compare
+from dni_fx.cli.defaults import Command
 from dni_fx.cli.options import PlanOptions, RewriteOptions, Target, with_options
 from dni_fx.cli.pages import PageWriter, ReportOption, graph
 from dni_fx.cli.parsing import default_folder
@@ -204,4 +205,5 @@ def _show_plan(decided: "Plan", *, whole: bool) -> None:
 
 for _command in app.registered_commands:  # typer would keep the line breaks inside of a paragraph
     _paragraphs = (inspect.getdoc(_command.callback) or "").split("\n\n")
+    _command.cls = Command
     _command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in _paragraphs)
