@@ -2,14 +2,27 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dni_fx.cli.options import ClassesOption, InputOption, LossOption, SynthesizerOption, Target, with_options
+from dni_fx.cli.options import (
+    ClassesOption,
+    ContextSizeOption,
+    FrontendOption,
+    InputOption,
+    LossOption,
+    StateOption,
+    SynthesizerOption,
+    Target,
+    TrainingOption,
+    with_options,
+)
 from dni_fx.cli.pages import PageWriter, ReportOption
+from dni_fx.cli.parsing import parse_cuts, parse_state, parse_training
 from dni_fx.cli.progress import note, out, progress, progress_bar, stages
 from dni_fx.cli.targets import load_target
 from dni_fx.paths import as_path
@@ -18,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dni_fx.bench import Options, Row
+    from dni_fx.cuts import Cuts
     from dni_fx.model import Inputs
 
 __all__ = ["bench"]
@@ -28,14 +42,29 @@ def bench(
     target: Target,
     input: InputOption = None,
     segments: Annotated[
-        str, typer.Option(help="Numbers of segments to measure, with commas; with auto, dni-fx chooses the cuts.")
-    ] = "2,4,auto",
+        str | None,
+        typer.Option(
+            help="Numbers of segments to measure, with commas; with auto, dni-fx chooses the cuts. Default: 2,4,auto; "
+            "with --cuts, none.",
+            show_default=False,
+        ),
+    ] = None,
+    cuts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where to cut, as for `dni-fx rewrite`; repeat it for each row to measure.", show_default=False
+        ),
+    ] = None,
     steps: Annotated[
         int, typer.Option(help="Timed steps for each row; each alternates with a timed step of backprop.")
     ] = 10,
     synthesizer: SynthesizerOption = "auto",
     classes: ClassesOption = None,
+    context_size: ContextSizeOption = None,
     loss: LossOption = None,
+    training: TrainingOption = None,
+    frontend: FrontendOption = "auto",
+    state: StateOption = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Write a picture of the memory over the step: a .png, .svg or .pdf.", show_default=False),
@@ -53,8 +82,22 @@ def bench(
     with progress() as show:
         show("starting")
         from dni_fx import bench as measuring
+        from dni_fx.settings import loss_function
+        from dni_fx.synthesizers import resolve
 
-        options = _bench_options(segments, steps, synthesizer, classes, loss)
+        options = measuring.Options(
+            measured_cuts(segments, cuts),
+            steps,
+            synthesizer,
+            classes,
+            training_loss=loss,
+            context_size=context_size,
+            training=parse_training(training),
+            frontend=frontend,
+            state=parse_state(state),
+        )
+        resolve(synthesizer, (), -1, None if loss is None else loss_function(loss))
+        _ = options.settings  # raises an error if two of them exclude each other
         if plot is not None:
             plot = as_path(plot, "--plot")
             measuring.check_plot(plot)
@@ -77,16 +120,18 @@ def bench(
         raise typer.Exit(1)
 
 
-def _bench_options(segments: str, steps: int, synthesizer: str, classes: int | None, loss: str | None) -> "Options":
-    """The checked options of `bench`."""
-    from dni_fx.bench import Options, parse_segments
-    from dni_fx.settings import Settings, loss_function
-    from dni_fx.synthesizers import resolve
+def measured_cuts(segments: str | None, cuts: Sequence[str] | None) -> "dict[str, Cuts]":
+    """The cuts of --segments and --cuts, by the name of their row."""
+    from dni_fx.bench import parse_segments
 
-    options = Options(parse_segments(segments), steps, synthesizer, classes, training_loss=loss)
-    resolve(synthesizer, (), -1, None if loss is None else loss_function(loss))
-    Settings(classes=classes)  # raises an error if the number of classes is wrong
-    return options
+    found = parse_segments(segments or "2,4,auto") if segments is not None or not cuts else {}
+    for text in cuts or []:
+        where = parse_cuts(text)
+        if isinstance(where, int) or where == "auto":
+            found |= parse_segments(text)
+        else:
+            found[f"after {', '.join(where)}" if isinstance(where, list) else text] = where
+    return found
 
 
 def _measure(model: "nn.Module", example: "Inputs", options: "Options") -> "tuple[list[Row], bool]":

@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dni_fx.cli.messages import in_options
-from dni_fx.cli.options import ClassesOption, InputOption, Target, with_options
+from dni_fx.cli.options import (
+    ClassesOption,
+    ContextSizeOption,
+    InputOption,
+    Target,
+    TrainingOption,
+    with_options,
+)
 from dni_fx.cli.pages import PageWriter, ReportOption
-from dni_fx.cli.parsing import parse_cuts
+from dni_fx.cli.parsing import parse_cuts, parse_training
 from dni_fx.cli.progress import err, note, out, progress, shows_progress, stages
 from dni_fx.cli.targets import load_model, load_target
 from dni_fx.errors import DniFxError
@@ -52,6 +59,15 @@ def compare(
         typer.Option(help="What predicts gradients; repeat it to compare. Default: auto.", show_default=False),
     ] = None,
     classes: ClassesOption = None,
+    context_size: ContextSizeOption = None,
+    training: TrainingOption = None,
+    step: Annotated[
+        str,
+        typer.Option(
+            help="When the optimizer steps. loop: after the backward pass. segment: each segment has an optimizer of "
+            "its own, which steps right after the backward pass of the segment."
+        ),
+    ] = "loop",
     loss: Annotated[
         str | None,
         typer.Option(
@@ -99,9 +115,12 @@ def compare(
             plot = as_path(plot, "--plot")
             bench.check_plot(plot)
         page = PageWriter(report)
-        ways = _ways(cuts or ["auto"], synthesizer or ["auto"], classes)
+        shared = _shared(classes, context_size, training, step)
+        ways = _ways(cuts or ["auto"], synthesizer or ["auto"], shared)
         options: dict[str, Any] = {"loss": _named(loss) if loss is not None and ":" in loss else loss}
         seed(0)  # a model that draws its weights draws the same in each run
+        if data is None and context_size is not None:
+            raise DniFxError("--context-size: the targets of the batches are the vectors: give --data")
         if data is None:
             model, example = load_target(target, input, show)
             options |= {"example_inputs": example.args, "example_kwargs": example.kwargs}
@@ -126,15 +145,25 @@ def compare(
         raise typer.Exit(1)
 
 
-def _ways(cuts: list[str], synthesizers: list[str], classes: int | None) -> list[dict[str, Any]]:
+def _shared(classes: int | None, context_size: int | None, training: list[str] | None, step: str) -> dict[str, Any]:
+    """The arguments of `dni_fx.transform` that all cut models share, without those that have their default."""
+    from dni_fx.arguments import check_arguments
+    from dni_fx.settings import DEFAULTS, Settings
+
+    settings = Settings(classes=classes, context_size=context_size, training=parse_training(training))
+    check_arguments({"step": step})
+    given = {name: getattr(settings, name) for name in ("classes", "context_size", "training")}
+    return {k: v for k, v in given.items() if v != getattr(DEFAULTS, k)} | ({} if step == "loop" else {"step": step})
+
+
+def _ways(cuts: list[str], synthesizers: list[str], shared: dict[str, Any]) -> list[dict[str, Any]]:
     """The arguments of `dni_fx.transform` for each pair."""
     from dni_fx.synthesizers import resolve
 
     for name in synthesizers:
         resolve(name, (), -1, None)
-    labels = {} if classes is None else {"classes": classes}
     return [
-        {"cuts": parse_cuts(where)} | ({} if name == "auto" else {"synthesizer": name}) | labels
+        {"cuts": parse_cuts(where)} | ({} if name == "auto" else {"synthesizer": name}) | shared
         for where, name in itertools.product(cuts, synthesizers)
     ]
 

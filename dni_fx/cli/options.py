@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from dni_fx.cli.parsing import parse_cuts, parse_mix, parse_state
+from dni_fx.cli.parsing import parse_cuts, parse_mix, parse_state, parse_training
 from dni_fx.cli.progress import verbosity
 from dni_fx.errors import DniFxError
 
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassesOption",
+    "ContextSizeOption",
+    "FrontendOption",
     "InputOption",
     "LossOption",
     "PlanOptions",
     "RewriteOptions",
+    "StateOption",
     "SynthesizerOption",
     "Target",
+    "TrainingOption",
     "with_options",
 ]
 
@@ -59,11 +63,43 @@ ClassesOption = Annotated[
     int | None,
     typer.Option(help="Number of classes. Synthesizers then see the labels, too.", show_default=False),
 ]
+ContextSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of entries of a vector for each sample. Synthesizers then see the vector, too.",
+        show_default=False,
+    ),
+]
+TrainingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--training",
+        help="How the synthesizers are trained: KEY=VALUE, as in warmup=100 or scale=rms; repeat it for each. The keys "
+        "are the fields of dni_fx.Training.",
+        show_default=False,
+    ),
+]
 LossOption = Annotated[
     str | None,
     typer.Option(
         help="The training loss: a name in torch.nn.functional, such as cross_entropy. With a loss, auto is an "
         "exit through the model's own later layers, which trains better.",
+        show_default=False,
+    ),
+]
+FrontendOption = Annotated[
+    str,
+    typer.Option(
+        help="How to capture the model: fx, export, modules, or auto: the first of these whose capture proves to be "
+        "the same network."
+    ),
+]
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut a recurrent model in time, where its state goes from one call to the next. auto: for "
+        "forward(x, state) -> (y, state). NAME=OUTPUT: the argument that takes the state, and the position or key "
+        "of the output that is the next state, as in hidden=1; several with commas.",
         show_default=False,
     ),
 ]
@@ -85,6 +121,7 @@ class PlanOptions:
     input: InputOption = None
     synthesizer: SynthesizerOption = "auto"
     classes: ClassesOption = None
+    context_size: ContextSizeOption = None
     loss: LossOption = None
     inside: Annotated[
         str,
@@ -120,28 +157,14 @@ class PlanOptions:
     profile: Annotated[
         bool, typer.Option("--profile", help="Measure the time of each operation. Default: count its FLOPs.")
     ] = False
-    frontend: Annotated[
-        str,
-        typer.Option(
-            help="How to capture the model: fx, export, modules, or auto: the first of these whose capture proves to "
-            "be the same network."
-        ),
-    ] = "auto"
+    frontend: FrontendOption = "auto"
     no_verify: Annotated[
         bool,
         typer.Option(
             "--no-verify", help="Do not compare the capture with the model. Saves time and memory for large models."
         ),
     ] = False
-    state: Annotated[
-        str | None,
-        typer.Option(
-            help="Cut a recurrent model in time, where its state goes from one call to the next. auto: for "
-            "forward(x, state) -> (y, state). NAME=OUTPUT: the argument that takes the state, and the position or key "
-            "of the output that is the next state, as in hidden=1; several with commas.",
-            show_default=False,
-        ),
-    ] = None
+    state: StateOption = None
 
     def settings(self) -> "Settings":
         """The settings for `compiler.rewrite`.
@@ -151,7 +174,7 @@ class PlanOptions:
         """
         from dni_fx.settings import Settings
 
-        return Settings(classes=self.classes, loss=self.loss)
+        return Settings(classes=self.classes, context_size=self.context_size, loss=self.loss)
 
     def request(self) -> "Request":
         """The checked options, for the compiler.
@@ -199,11 +222,13 @@ class RewriteOptions(PlanOptions):
             "0 in 1000 steps. Needs --unlock none."
         ),
     ] = "0"
+    training: TrainingOption = None
 
     def settings(self) -> "Settings":
         from dni_fx.settings import Settings
 
-        return Settings(self.unlock, parse_mix(self.mix), self.classes, loss=self.loss)
+        context = self.classes, self.context_size
+        return Settings(self.unlock, parse_mix(self.mix), *context, self.loss, parse_training(self.training))
 
 
 QuietOption = Annotated[

@@ -106,12 +106,18 @@ class PageWriter:
             return
         from dni_fx.cuts import Limits
         from dni_fx.planning import Request, capture_and_plan
-        from dni_fx.settings import Settings
 
         cuts = options.cuts["auto" if "auto" in measured else measured[0]]
         limits = Limits(share=9.0) if isinstance(cuts, int) else Limits()  # as in the rows
-        settings = Settings(classes=options.classes, loss=options.training_loss)
-        request = Request(cuts, options.synthesizer, settings, limits, verify=False)
+        request = Request(
+            cuts,
+            options.synthesizer,
+            options.settings,
+            limits,
+            frontend=options.frontend,
+            verify=False,
+            state=options.state,
+        )
         with contextlib.redirect_stdout(sys.stderr):
             module, plan = capture_and_plan(model, example, request)
         self.take_graph(module.graph, plan)
