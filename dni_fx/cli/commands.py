@@ -11,7 +11,8 @@ from dni_fx.cli.bench import bench
 from dni_fx.cli.check import check
 from dni_fx.cli.compare import compare
 from dni_fx.cli.defaults import Command
-from dni_fx.cli.options import PlanOptions, RewriteOptions, Target, with_options
+from dni_fx.cli.inspect import inspect as inspect_command
+from dni_fx.cli.options import AllOption, PlanOptions, RewriteOptions, Target, with_options
 from dni_fx.cli.pages import PageWriter, ReportOption, graph
 from dni_fx.cli.parsing import default_folder
 from dni_fx.cli.progress import note, out, progress
@@ -36,7 +37,6 @@ app = typer.Typer(
     "cannot be loaded or captured; 70 a bug in dni-fx.",
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only the plan, as JSON.")]
-AllOption = Annotated[bool, typer.Option("--all", help="Show all rows of long tables.")]
 
 
 def _version(value: bool) -> None:
@@ -159,6 +159,7 @@ app.command(epilog="Example:  [cyan]dni-fx bench net.py:Net --input 32x3x64x64 -
     bench
 )
 app.command(epilog="Example:  [cyan]dni-fx compare net.py --data net.py:batches --cuts 2 --cuts 4[/]")(compare)
+app.command("inspect", epilog="Example:  [cyan]dni-fx inspect net.py:Net --input 32x3x64x64[/]")(inspect_command)
 app.command(epilog="Example:  [cyan]dni-fx graph net.py --cuts 3 -o net.svg[/]")(graph)
 
 

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from dni_fx.settings import Settings
 
 __all__ = [
+    "AllOption",
     "ClassesOption",
     "ContextSizeOption",
     "FrontendOption",
     "InputOption",
     "LossOption",
+    "NoVerifyOption",
     "PlanOptions",
+    "ProfileOption",
     "RewriteOptions",
     "StateOption",
     "SynthesizerOption",
@@ -94,6 +97,16 @@ FrontendOption = Annotated[
         "the same network."
     ),
 ]
+ProfileOption = Annotated[
+    bool, typer.Option("--profile", help="Measure the time of each operation. Default: count its FLOPs.")
+]
+NoVerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify", help="Do not compare the capture with the model. Saves time and memory for large models."
+    ),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Show all rows of long tables.")]
 StateOption = Annotated[
     str | None,
     typer.Option(
@@ -154,16 +167,9 @@ class PlanOptions:
             show_default=False,
         ),
     ] = None
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Measure the time of each operation. Default: count its FLOPs.")
-    ] = False
+    profile: ProfileOption = False
     frontend: FrontendOption = "auto"
-    no_verify: Annotated[
-        bool,
-        typer.Option(
-            "--no-verify", help="Do not compare the capture with the model. Saves time and memory for large models."
-        ),
-    ] = False
+    no_verify: NoVerifyOption = False
     state: StateOption = None
 
     def settings(self) -> "Settings":
