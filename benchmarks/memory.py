@@ -19,8 +19,8 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from dni_fx.bench.measure import measure
+from dni_fx.bench.options import Options, segments
 from dni_fx.bench.table import bench_table, plot, to_dict
-from dni_fx.bench.ways import Options, segments
 from dni_fx.model.inputs import to_inputs
 
 RESULTS = Path(__file__).parent / "results"

@@ -176,7 +176,7 @@ def _check_step(step: str, optimizer: object, training: Training) -> None:
     if step == "segment":
         check_stepping(optimizer)
         return
-    if optimizer is None and (training.optimizer is not None or training.lr is not None):
+    if optimizer is None and training.needs_optimizer:
         raise DniFxError("training with lr or optimizer needs optimizer=, the optimizer of the model")
     if not (optimizer is None or isinstance(optimizer, torch.optim.Optimizer)):
         raise DniFxError(

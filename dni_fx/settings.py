@@ -114,6 +114,11 @@ class Training:
         """Whether a field has been set that a cut in time alone has a use for."""
         return any(getattr(self, name) != getattr(Training, name) for name in _FOR_TIME)
 
+    @property
+    def needs_optimizer(self) -> bool:
+        """Whether the synthesizers have a learning rate or an optimizer of their own, beside that of the model."""
+        return self.optimizer is not None or self.lr is not None
+
     def __post_init__(self) -> None:
         check_arguments(vars(self), "Training")
         if self.horizon == 1 and self.trace != 1.0:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from dni_fx.bench.live_bytes import allocator_trace, training_peak
-from dni_fx.bench.ways import Options, Trainee, backprop, copied_model, prepared, ways
+from dni_fx.bench.options import Options
+from dni_fx.bench.ways import Trainee, backprop, copied_model, prepared, ways
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import Inputs
 

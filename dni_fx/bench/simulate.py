@@ -9,7 +9,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from dni_fx.bench.live_bytes import training_peak
-from dni_fx.bench.ways import Options, backprop, context_for, labels_for, prepared, target_for
+from dni_fx.bench.options import Options, target_for
+from dni_fx.bench.ways import backprop, context_for, labels_for, prepared
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.forecasts import Forecast
 from dni_fx.model import Inputs, any_fake, fake_mode

@@ -2,11 +2,10 @@
 
 import copy
 import math
-import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,17 +13,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dni_fx.api import transform
-from dni_fx.arguments import check_arguments
+from dni_fx.bench.options import Options, target_for
 from dni_fx.cuts import Cuts
-from dni_fx.errors import DniFxError, described, first_line
-from dni_fx.model import Inputs, preserved, tensors_in
-from dni_fx.runtime import DecoupledModule, is_cross_entropy
-from dni_fx.settings import Loss, loss_function
-from dni_fx.synthesizers import Factory
+from dni_fx.errors import DniFxError, first_line
+from dni_fx.model import Inputs, preserved
+from dni_fx.runtime import DecoupledModule
+from dni_fx.settings import loss_function
 
 __all__ = [
     "OTHERS",
-    "Options",
     "Trainee",
     "backprop",
     "checkpoint_blocks",
@@ -32,52 +29,12 @@ __all__ = [
     "context_for",
     "copied_model",
     "labels_for",
-    "mean_square",
-    "parse_segments",
     "prepared",
-    "segments",
-    "target_for",
     "ways",
 ]
 
 OTHERS = ("checkpointed blocks", "checkpointed √n", "compiler, half", "step in backward")  # all with exact gradients
 WARM_UP = 2  # steps before the first measured one: optimizer state, caches, compilers
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which ways to train to compare, and how.
-
-    Args:
-        cuts: As in `dni_fx.transform`, by the name of their row. A second row, "stepping", uses step="segment".
-        steps: Number of timed steps for each row.
-        synthesizer: As in `dni_fx.transform`.
-        classes: Condition the synthesizers on labels of so many classes.
-        loss: A function of the model's output; None: the sum of the mean squares of all outputs.
-        training_loss: The name of a loss in torch.nn.functional, of made up targets, in the place of `loss`: with it
-            the cuts get exits.
-        optimizer: A function that makes an optimizer from parameters.
-        others: Compare with checkpointing and other savers of memory, too.
-    """
-
-    cuts: Mapping[str, Cuts] = field(default_factory=lambda: segments(2, 4, 8, "auto"))
-    steps: int = 10
-    synthesizer: str | Factory = "auto"
-    classes: int | None = None
-    loss: Callable[[Any], Tensor] | None = None
-    training_loss: str | None = None
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.Adam
-    others: bool = True
-
-    def __post_init__(self) -> None:
-        check_arguments({name: getattr(self, name) for name in ("steps", "synthesizer", "classes", "others")})
-
-    def loss_of(self, output: Any) -> Tensor:
-        """The loss of the model's output."""
-        if self.training_loss is None:
-            return mean_square(output) if self.loss is None else self.loss(output)
-        function = loss_function(self.training_loss)
-        return function(tensors_in(output)[0], target_for(function, output))
 
 
 @dataclass
@@ -116,14 +73,6 @@ class Trainee:
         last.record()
         last.synchronize()
         return float(first.elapsed_time(last)) / 1e3
-
-
-def mean_square(output: Any) -> Tensor:
-    """A loss for any output: the sum of the mean squares of its tensors."""
-    squares = [t.square().mean() for t in tensors_in(output) if t.requires_grad]
-    if not squares:
-        raise DniFxError("no output carries gradient; does a parameter require grad?")
-    return sum(squares[1:], start=squares[0])
 
 
 def prepared(trainee: Trainee) -> Trainee:
@@ -230,23 +179,6 @@ def _stepping(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
     return step
 
 
-def parse_segments(text: str) -> dict[str, Cuts]:
-    """Parse `--segments`, as in `2,4,auto`.
-
-    Raises:
-        DniFxError: If the text is not such a list.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part == "auto" or (re.fullmatch(r"\d{1,9}", part) and int(part) > 1) for part in parts):
-        raise DniFxError(f"--segments {described(text)}: numbers of segments, 2 or more, and auto, as in 2,4,8,auto")
-    return segments(*(part if part == "auto" else int(part) for part in parts))
-
-
-def segments(*counts: int | str) -> dict[str, Cuts]:
-    """The cuts for each number of segments, or for "auto", by the name of their row."""
-    return {"auto" if count == "auto" else f"{count} segments": count for count in counts}
-
-
 def _cut(cuts: Cuts, step: str) -> Way:
     """Train what `dni_fx.transform` makes of the model."""
 
@@ -256,18 +188,28 @@ def _cut(cuts: Cuts, step: str) -> Way:
             "cuts": cuts,
             "synthesizer": options.synthesizer,
             "classes": options.classes,
+            "context_size": options.context_size,
             "loss": options.training_loss,
+            "training": options.training,
+            "frontend": options.frontend,
+            "state": options.state,
             # No real limit for a number of segments: the row shows what synthesizers cost.
             "synthesizer_share": 9.0 if isinstance(cuts, int) else None,
             "verify": False,
         }
+        own: torch.optim.Optimizer | None = None
         if step == "segment":
             shared |= {"optimizer": options.optimizer, "step": step}
+        elif options.training.needs_optimizer:
+            shared["optimizer"] = own = options.optimizer(model.parameters())
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "the net has no cuts")  # there is nothing to measure
             net = transform(model, inputs.args, **shared)
-        optimizer = net.dni.optimizer or options.optimizer(net.parameters())
+        optimizer = own or net.dni.optimizer or options.optimizer(net.parameters())
         target = labels_for(inputs, options.classes)
+        if options.context_size is not None:
+            first = inputs.tensors()[0]
+            target = torch.zeros(len(first), options.context_size, device=first.device)
         if options.training_loss is not None:
             with torch.no_grad(), preserved(model):
                 target = target_for(loss_function(options.training_loss), model(*inputs.args, **inputs.kwargs))
@@ -287,14 +229,6 @@ def labels_for(inputs: Inputs, classes: int | None) -> Tensor | None:
     """Made up labels for the samples in the first input; None without classes."""
     first = inputs.tensors()[0]
     return None if classes is None else torch.arange(len(first), device=first.device) % classes
-
-
-def target_for(loss: Loss, output: Any) -> Tensor:
-    """A made up target in the form that a loss takes: labels, or values like the outputs."""
-    first = tensors_in(output)[0]
-    if is_cross_entropy(loss):
-        return torch.zeros((*first.shape[:1], *first.shape[2:]), dtype=torch.int64, device=first.device)
-    return torch.zeros_like(first)
 
 
 def copied_model(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from dni_fx.capture.axes import (
 )
 from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
+from dni_fx.capture.found_inputs import labels_of, possible_state
 from dni_fx.capture.frontends import Capture, capture, check_frontend
 from dni_fx.capture.order import find_order, warn_of_rows
 from dni_fx.capture.time_states import StateOption, find_state, plan_time_cuts
@@ -32,7 +33,9 @@ __all__ = [
     "check_frontend",
     "find_order",
     "find_state",
+    "labels_of",
     "plan_time_cuts",
+    "possible_state",
     "runs_at_other_batch_sizes",
     "runs_at_other_lengths",
     "sizes_near_first",

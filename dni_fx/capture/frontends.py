@@ -1,6 +1,7 @@
 """Capture a model by a front end: the named one, or the first of fx, export, modules that gives the same network."""
 
 import inspect
+import logging
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ from dni_fx.progress import announce
 from dni_fx.runtime import DecoupledModule
 
 __all__ = ["Capture", "capture", "check_frontend"]
+
+_log = logging.getLogger(__name__)
 
 _MANY_LAYERS = 8  # the least layers in a module that fx keeps whole for which another front end is tried
 
@@ -68,6 +71,8 @@ def capture(
         eager = Eager(model, inputs) if compare else None
         if frontend == "auto":
             found = _first_right(model, inputs, eager, in_depth=in_depth)
+            for line in found.tried:
+                _log.info("front end refused: %s", line)
         else:
             announce(f"capturing by {frontend}", _SHARES[frontend])
             found = Capture(_annotated(frontend, model, inputs, eager, in_depth=in_depth), frontend, ())

@@ -21,6 +21,8 @@ _FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 _SKIPPED = (str(Path(torch.__file__).parent), OURS)
 
+_ENTRY = str(Path(__file__).with_name("frontends.py"))  # whose callers are no code of the model
+
 
 def failing_line(error: Exception) -> tuple[str, str]:
     """The place and text of the innermost line of the person's code in a traceback; empty if there is none."""
@@ -55,6 +57,8 @@ def _callers(frame: FrameType | None) -> Iterable[tuple[str, int]]:
 
 def _innermost(frames: Iterable[tuple[str, int]]) -> tuple[str, str]:
     for file, line in frames:
+        if file == _ENTRY:
+            break
         if not file.startswith(_SKIPPED):
             return f"{Path(file).name}:{line}", linecache.getline(file, line).strip()
     return "", ""

@@ -1,39 +1,27 @@
 """The commands."""
 
-import contextlib
 import inspect
-import sys
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
+from dni_fx.cli.bench import bench
+from dni_fx.cli.check import check
 from dni_fx.cli.compare import compare
-from dni_fx.cli.options import (
-    ClassesOption,
-    InputOption,
-    LossOption,
-    PlanOptions,
-    RewriteOptions,
-    SynthesizerOption,
-    Target,
-    with_options,
-)
+from dni_fx.cli.defaults import Command
+from dni_fx.cli.inspect import inspect as inspect_command
+from dni_fx.cli.options import AllOption, PlanOptions, RewriteOptions, Target, with_options
 from dni_fx.cli.pages import PageWriter, ReportOption, graph
 from dni_fx.cli.parsing import default_folder
-from dni_fx.cli.progress import err, out, progress, progress_bar
+from dni_fx.cli.progress import note, out, progress
 from dni_fx.cli.simulation import plan_on_fake_tensors
-from dni_fx.cli.targets import capture, load_saved, load_target
+from dni_fx.cli.targets import capture
 from dni_fx.errors import DniFxError
-from dni_fx.paths import as_path, is_file, kind_of
+from dni_fx.paths import as_path, kind_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from dni_fx.bench import Options, Row
-    from dni_fx.model import Inputs
     from dni_fx.plans import Plan
 
 __all__ = ["app"]
@@ -49,7 +37,6 @@ app = typer.Typer(
     "cannot be loaded or captured; 70 a bug in dni-fx.",
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only the plan, as JSON.")]
-AllOption = Annotated[bool, typer.Option("--all", help="Show all rows of long tables.")]
 
 
 def _version(value: bool) -> None:
@@ -111,7 +98,7 @@ def rewrite(
         page.write(net.dni.plan, diff=(folder / "graph.diff").read_text(encoding="utf-8"))
     if json:
         typer.echo(net.dni.plan.to_json(), nl=False)
-        err.print(f"wrote {folder}")
+        note(f"wrote {folder}")
         return
     _show_plan(net.dni.plan, whole=all_rows)
     if not no_diff:
@@ -167,136 +154,12 @@ def plan(
         out.print(simulation_table(decided.forecast, simulation))
 
 
-@app.command(epilog="Example:  [cyan]dni-fx check net.py:Net --input 32x3x64x64 --cuts every:Block[/]")
-@with_options(RewriteOptions)
-def check(
-    target: Annotated[
-        str, typer.Argument(help="As for `dni-fx rewrite`, or a folder that it wrote.", show_default=False)
-    ],
-    options: RewriteOptions,
-    json: Annotated[bool, typer.Option("--json", help="Print only the report, as JSON.")] = False,
-    report: ReportOption = None,
-) -> None:
-    """Prove that the rewrite of a model is the same network, decoupled.
-
-    Compares outputs, gradients, buffers, keys of the state_dict, and the saved and loaded net. If a check fails, the
-    exit code is 1.
-    """
-    with progress() as show:
-        show("starting")
-        from dni_fx import compiler, proof
-
-        page = PageWriter(report)
-        folder = as_path(target, "TARGET")
-        if is_file(folder / "plan.json"):
-            show(f"reading {target}")
-            net, example = load_saved(folder, options.input)
-            page.take_graph(net.graph, net.dni.plan)
-        else:
-            request = options.request()
-            module, plan, example = capture(target, options.input, request, show)
-            page.take_graph(module.graph, plan)
-            net = compiler.rewrite(module, plan, request.synthesizer, request.settings)
-        show("checking")
-        with contextlib.redirect_stdout(sys.stderr):
-            found = proof.check(net, example)
-    if json:
-        typer.echo(dumps(found.to_dict(), indent=2))
-    else:
-        out.print(proof.check_table(net.dni.plan, found))
-    page.write(net.dni.plan, checked=found)
-    if not found:
-        raise typer.Exit(1)
-
-
-@app.command(epilog="Example:  [cyan]dni-fx bench net.py:Net --input 32x3x64x64 --segments 2,auto --plot memory.png[/]")
-def bench(
-    target: Target,
-    input: InputOption = None,
-    segments: Annotated[
-        str, typer.Option(help="Numbers of segments to measure, with commas; with auto, dni-fx chooses the cuts.")
-    ] = "2,4,auto",
-    steps: Annotated[
-        int, typer.Option(help="Timed steps for each row; each alternates with a timed step of backprop.")
-    ] = 10,
-    synthesizer: SynthesizerOption = "auto",
-    classes: ClassesOption = None,
-    loss: LossOption = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Write a picture of the memory over the step: a .png, .svg or .pdf.", show_default=False),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print only the numbers, as JSON.")] = False,
-    report: ReportOption = None,
-) -> None:
-    """Measure memory and time of a training step: dni-fx beside backprop, checkpointing and others.
-
-    Memory is what the step allocates: no parameters, optimizer state or batch. The column "activations" leaves out the
-    gradients of parameters, too. Without --loss, the loss is the mean square of the outputs; the optimizer is Adam. The
-    rows with "stepping" use step="segment". The row "compiler, half" uses torch.compile with
-    activation_memory_budget=0.5; it makes all gradients at once, so both columns count them.
-    """
-    with progress() as show:
-        show("starting")
-        from dni_fx import bench as measuring
-
-        options = _bench_options(segments, steps, synthesizer, classes, loss)
-        if plot is not None:
-            plot = as_path(plot, "--plot")
-            measuring.check_plot(plot)
-        page = PageWriter(report)
-        model, example = load_target(target, input, show)
-    rows, interrupted = _measure(model, example, options)
-    if rows and json:
-        typer.echo(dumps([measuring.to_dict(row) for row in rows], indent=2))
-    elif rows:
-        out.print(measuring.bench_table(rows))
-    if rows and plot is not None:
-        measuring.plot(rows, plot)
-        err.print(f"wrote {plot}")
-    if rows:
-        page.write_bench(model, example, options, rows)
-    if interrupted:
-        raise typer.Exit(130)
-    ours = [row for row in rows if any(row.name.startswith(name) for name in options.cuts)]
-    if all(row.failed for row in ours):
-        raise typer.Exit(1)
-
-
-def _bench_options(segments: str, steps: int, synthesizer: str, classes: int | None, loss: str | None) -> "Options":
-    """The checked options of `bench`."""
-    from dni_fx.bench import Options, parse_segments
-    from dni_fx.settings import Settings, loss_function
-    from dni_fx.synthesizers import resolve
-
-    options = Options(parse_segments(segments), steps, synthesizer, classes, training_loss=loss)
-    resolve(synthesizer, (), -1, None if loss is None else loss_function(loss))
-    Settings(classes=classes)  # raises an error if the number of classes is wrong
-    return options
-
-
-def _measure(model: "nn.Module", example: "Inputs", options: "Options") -> "tuple[list[Row], bool]":
-    """Measure every way to train, behind a progress bar; on Ctrl-C, return the rows so far, and True."""
-    from dni_fx import bench as measuring
-
-    rows: list[Row] = []
-    ways = ["backprop", *(name for name, _ in measuring.ways(options))]
-    with progress_bar() as bar:
-        task = bar.add_task("", total=len(ways))
-
-        def show(name: str) -> None:
-            bar.update(task, description=name, completed=ways.index(name))
-
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                for row in measuring.measure(model, example, options, show):
-                    rows.append(row)
-        except KeyboardInterrupt:
-            return rows, True
-    return rows, False
-
-
+app.command(epilog="Example:  [cyan]dni-fx check net.py:Net --input 32x3x64x64 --cuts every:Block[/]")(check)
+app.command(epilog="Example:  [cyan]dni-fx bench net.py:Net --input 32x3x64x64 --segments 2,auto --plot memory.png[/]")(
+    bench
+)
 app.command(epilog="Example:  [cyan]dni-fx compare net.py --data net.py:batches --cuts 2 --cuts 4[/]")(compare)
+app.command("inspect", epilog="Example:  [cyan]dni-fx inspect net.py:Net --input 32x3x64x64[/]")(inspect_command)
 app.command(epilog="Example:  [cyan]dni-fx graph net.py --cuts 3 -o net.svg[/]")(graph)
 
 
@@ -343,4 +206,5 @@ def _show_plan(decided: "Plan", *, whole: bool) -> None:
 
 for _command in app.registered_commands:  # typer would keep the line breaks inside of a paragraph
     _paragraphs = (inspect.getdoc(_command.callback) or "").split("\n\n")
+    _command.cls = Command
     _command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in _paragraphs)

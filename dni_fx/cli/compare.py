@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dni_fx.cli.messages import in_options
-from dni_fx.cli.options import ClassesOption, InputOption, Target
+from dni_fx.cli.options import (
+    ClassesOption,
+    ContextSizeOption,
+    InputOption,
+    Target,
+    TrainingOption,
+    with_options,
+)
 from dni_fx.cli.pages import PageWriter, ReportOption
-from dni_fx.cli.parsing import parse_cuts
-from dni_fx.cli.progress import err, out, progress
+from dni_fx.cli.parsing import parse_cuts, parse_training
+from dni_fx.cli.progress import err, note, out, progress, shows_progress, stages
 from dni_fx.cli.targets import load_model, load_target
 from dni_fx.errors import DniFxError
 from dni_fx.paths import as_path
@@ -28,6 +35,7 @@ __all__ = ["compare"]
 _REFRESH = 0.25  # seconds
 
 
+@with_options()
 def compare(
     target: Target,
     data: Annotated[
@@ -51,6 +59,15 @@ def compare(
         typer.Option(help="What predicts gradients; repeat it to compare. Default: auto.", show_default=False),
     ] = None,
     classes: ClassesOption = None,
+    context_size: ContextSizeOption = None,
+    training: TrainingOption = None,
+    step: Annotated[
+        str,
+        typer.Option(
+            help="When the optimizer steps. loop: after the backward pass. segment: each segment has an optimizer of "
+            "its own, which steps right after the backward pass of the segment."
+        ),
+    ] = "loop",
     loss: Annotated[
         str | None,
         typer.Option(
@@ -98,9 +115,12 @@ def compare(
             plot = as_path(plot, "--plot")
             bench.check_plot(plot)
         page = PageWriter(report)
-        ways = _ways(cuts or ["auto"], synthesizer or ["auto"], classes)
+        shared = _shared(classes, context_size, training, step)
+        ways = _ways(cuts or ["auto"], synthesizer or ["auto"], shared)
         options: dict[str, Any] = {"loss": _named(loss) if loss is not None and ":" in loss else loss}
         seed(0)  # a model that draws its weights draws the same in each run
+        if data is None and context_size is not None:
+            raise DniFxError("--context-size: the targets of the batches are the vectors: give --data")
         if data is None:
             model, example = load_target(target, input, show)
             options |= {"example_inputs": example.args, "example_kwargs": example.kwargs}
@@ -111,12 +131,13 @@ def compare(
                 raise DniFxError("with --data the first batch is the example: leave --input out")
         options |= {name: _named(text) for name, text in (("metric", metric), ("optimizer", optimizer)) if text}
         show("cutting the model")
-    with contextlib.redirect_stdout(sys.stderr), _live() as live:
+    with contextlib.redirect_stdout(sys.stderr), stages() as begin, _live() as live:
+        begin(f"training for {steps} steps")
         result = comparison.compare(model, steps=steps, ways=ways, file=resume, progress=live, **options)
     _print(result, json=json)
     if plot is not None:
         comparison.plot_comparison(result, plot)
-        err.print(f"wrote {plot}")
+        note(f"wrote {plot}")
     page.write_comparison(result)
     if result.interrupted:
         raise typer.Exit(130)
@@ -124,15 +145,25 @@ def compare(
         raise typer.Exit(1)
 
 
-def _ways(cuts: list[str], synthesizers: list[str], classes: int | None) -> list[dict[str, Any]]:
+def _shared(classes: int | None, context_size: int | None, training: list[str] | None, step: str) -> dict[str, Any]:
+    """The arguments of `dni_fx.transform` that all cut models share, without those that have their default."""
+    from dni_fx.arguments import check_arguments
+    from dni_fx.settings import DEFAULTS, Settings
+
+    settings = Settings(classes=classes, context_size=context_size, training=parse_training(training))
+    check_arguments({"step": step})
+    given = {name: getattr(settings, name) for name in ("classes", "context_size", "training")}
+    return {k: v for k, v in given.items() if v != getattr(DEFAULTS, k)} | ({} if step == "loop" else {"step": step})
+
+
+def _ways(cuts: list[str], synthesizers: list[str], shared: dict[str, Any]) -> list[dict[str, Any]]:
     """The arguments of `dni_fx.transform` for each pair."""
     from dni_fx.synthesizers import resolve
 
     for name in synthesizers:
         resolve(name, (), -1, None)
-    labels = {} if classes is None else {"classes": classes}
     return [
-        {"cuts": parse_cuts(where)} | ({} if name == "auto" else {"synthesizer": name}) | labels
+        {"cuts": parse_cuts(where)} | ({} if name == "auto" else {"synthesizer": name}) | shared
         for where, name in itertools.product(cuts, synthesizers)
     ]
 
@@ -159,7 +190,7 @@ def _guarded(text: str) -> Callable[[], Iterator[Any]]:
 @contextlib.contextmanager
 def _live() -> "Iterator[Callable[[Comparison], None]]":
     """A function that shows the result so far on stderr, if that is a terminal."""
-    if not err.is_terminal:
+    if not shows_progress():
         yield lambda result: None
         return
     from rich.console import Group

@@ -6,8 +6,6 @@ __all__ = ["in_options"]
 
 # What messages offer that is no option: the text, and its replacement.
 _NOT_HERE = {
-    " (or context_size=)": "",
-    "; for targets of floats, give context_size= in place of classes=": "",
     ", or example_inputs=... in code": "",
     "(force=True, --force)": "(--force)",
     ", or None": "",
@@ -18,6 +16,7 @@ _WITH_VALUES = {
     r"\bforce=True\b": "--force",
     r"\bprofile=True\b": "--profile",
     r"\bverify=False\b": "--no-verify",
+    r"\bstep=(?=['\"])": "--step=",
     r"\bstate=True\b": "--state=auto",
     r'\bstate=\{"(\w+)": (\w+)\}': r"--state=\1=\2",
 }
@@ -26,6 +25,7 @@ _OPTIONS = (
     "cuts",
     "synthesizer",
     "classes",
+    "context_size",
     "loss",
     "objective",
     "memory_budget",

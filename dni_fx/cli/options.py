@@ -11,20 +11,29 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from dni_fx.cli.parsing import parse_cuts, parse_mix, parse_state
+from dni_fx.cli.parsing import parse_cuts, parse_mix, parse_state, parse_training
+from dni_fx.cli.progress import verbosity
+from dni_fx.errors import DniFxError
 
 if TYPE_CHECKING:
     from dni_fx.planning import Request
     from dni_fx.settings import Settings
 
 __all__ = [
+    "AllOption",
     "ClassesOption",
+    "ContextSizeOption",
+    "FrontendOption",
     "InputOption",
     "LossOption",
+    "NoVerifyOption",
     "PlanOptions",
+    "ProfileOption",
     "RewriteOptions",
+    "StateOption",
     "SynthesizerOption",
     "Target",
+    "TrainingOption",
     "with_options",
 ]
 
@@ -57,11 +66,53 @@ ClassesOption = Annotated[
     int | None,
     typer.Option(help="Number of classes. Synthesizers then see the labels, too.", show_default=False),
 ]
+ContextSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of entries of a vector for each sample. Synthesizers then see the vector, too.",
+        show_default=False,
+    ),
+]
+TrainingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--training",
+        help="How the synthesizers are trained: KEY=VALUE, as in warmup=100 or scale=rms; repeat it for each. The keys "
+        "are the fields of dni_fx.Training.",
+        show_default=False,
+    ),
+]
 LossOption = Annotated[
     str | None,
     typer.Option(
         help="The training loss: a name in torch.nn.functional, such as cross_entropy. With a loss, auto is an "
         "exit through the model's own later layers, which trains better.",
+        show_default=False,
+    ),
+]
+FrontendOption = Annotated[
+    str,
+    typer.Option(
+        help="How to capture the model: fx, export, modules, or auto: the first of these whose capture proves to be "
+        "the same network."
+    ),
+]
+ProfileOption = Annotated[
+    bool, typer.Option("--profile", help="Measure the time of each operation. Default: count its FLOPs.")
+]
+NoVerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify", help="Do not compare the capture with the model. Saves time and memory for large models."
+    ),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Show all rows of long tables.")]
+StateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut a recurrent model in time, where its state goes from one call to the next. auto: for "
+        "forward(x, state) -> (y, state). NAME=OUTPUT: the argument that takes the state, and the position or key "
+        "of the output that is the next state, as in hidden=1; several with commas.",
         show_default=False,
     ),
 ]
@@ -83,6 +134,7 @@ class PlanOptions:
     input: InputOption = None
     synthesizer: SynthesizerOption = "auto"
     classes: ClassesOption = None
+    context_size: ContextSizeOption = None
     loss: LossOption = None
     inside: Annotated[
         str,
@@ -115,31 +167,10 @@ class PlanOptions:
             show_default=False,
         ),
     ] = None
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Measure the time of each operation. Default: count its FLOPs.")
-    ] = False
-    frontend: Annotated[
-        str,
-        typer.Option(
-            help="How to capture the model: fx, export, modules, or auto: the first of these whose capture proves to "
-            "be the same network."
-        ),
-    ] = "auto"
-    no_verify: Annotated[
-        bool,
-        typer.Option(
-            "--no-verify", help="Do not compare the capture with the model. Saves time and memory for large models."
-        ),
-    ] = False
-    state: Annotated[
-        str | None,
-        typer.Option(
-            help="Cut a recurrent model in time, where its state goes from one call to the next. auto: for "
-            "forward(x, state) -> (y, state). NAME=OUTPUT: the argument that takes the state, and the position or key "
-            "of the output that is the next state, as in hidden=1; several with commas.",
-            show_default=False,
-        ),
-    ] = None
+    profile: ProfileOption = False
+    frontend: FrontendOption = "auto"
+    no_verify: NoVerifyOption = False
+    state: StateOption = None
 
     def settings(self) -> "Settings":
         """The settings for `compiler.rewrite`.
@@ -149,7 +180,7 @@ class PlanOptions:
         """
         from dni_fx.settings import Settings
 
-        return Settings(classes=self.classes, loss=self.loss)
+        return Settings(classes=self.classes, context_size=self.context_size, loss=self.loss)
 
     def request(self) -> "Request":
         """The checked options, for the compiler.
@@ -197,18 +228,68 @@ class RewriteOptions(PlanOptions):
             "0 in 1000 steps. Needs --unlock none."
         ),
     ] = "0"
+    training: TrainingOption = None
 
     def settings(self) -> "Settings":
         from dni_fx.settings import Settings
 
-        return Settings(self.unlock, parse_mix(self.mix), self.classes, loss=self.loss)
+        context = self.classes, self.context_size
+        return Settings(self.unlock, parse_mix(self.mix), *context, self.loss, parse_training(self.training))
 
 
-def with_options(options: type[PlanOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace the parameter `options` of a command by one parameter for each field: Typer reads the signature."""
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Write only results and errors: no progress, hints and warnings.")
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Also write the seconds of each stage, why a front end was refused, and each warning, to stderr.",
+    ),
+]
+
+
+def with_options(options: type[PlanOptions] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add options to a command that works long: --quiet and --verbose, and one for each field of `options`.
+
+    These replace the parameter `options` of the command: Typer reads the signature.
+    """
+    shared = [] if options is None else _parameters(options)
+    names = [parameter.name for parameter in shared]
+    own_shared = [
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption),
+        inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VerboseOption),
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def called(*args: Any, context: typer.Context, quiet: bool, verbose: bool, **kwargs: Any) -> None:
+            own = {name: value for name, value in kwargs.items() if name not in names}
+            if options is not None:
+                own["options"] = options(**{name: kwargs[name] for name in names})
+            with verbosity(**_levels(context, quiet=quiet, verbose=verbose)):
+                command(*args, **own)
+
+        signature = inspect.signature(command, eval_str=True)
+        first, *rest = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            if parameter.name != "options"
+        ]
+        signature = signature.replace(parameters=[first, *shared, *rest, *own_shared])
+        called.__signature__ = signature  # type: ignore[attr-defined]
+        called.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        return called
+
+    return decorate
+
+
+def _parameters(options: type[PlanOptions]) -> list[inspect.Parameter]:
+    """A parameter for each field."""
     hints = get_type_hints(options, include_extras=True)
-    names = [field.name for field in fields(options)]
-    shared = [
+    return [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -218,21 +299,13 @@ def with_options(options: type[PlanOptions]) -> Callable[[Callable[..., None]], 
         for field in fields(options)
     ]
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def called(*args: Any, **kwargs: Any) -> None:
-            own = {name: value for name, value in kwargs.items() if name not in names}
-            command(*args, **own, options=options(**{name: kwargs[name] for name in names}))
 
-        signature = inspect.signature(command, eval_str=True)
-        first, *rest = [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in signature.parameters.values()
-            if parameter.name != "options"
-        ]
-        signature = signature.replace(parameters=[first, *shared, *rest])
-        called.__signature__ = signature  # type: ignore[attr-defined]
-        called.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-        return called
-
-    return decorate
+def _levels(context: typer.Context, *, quiet: bool, verbose: bool) -> dict[str, bool]:
+    """The options --quiet and --verbose: one on the command line goes before the other in a file."""
+    given = {"quiet": quiet, "verbose": verbose}
+    if not (quiet and verbose):
+        return given
+    on_line = {name: str(context.get_parameter_source(name)).endswith("COMMANDLINE") for name in given}
+    if on_line["quiet"] == on_line["verbose"]:
+        raise DniFxError("--quiet and --verbose exclude each other: give one of them")
+    return on_line

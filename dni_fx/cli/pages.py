@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dni_fx.cli.options import PlanOptions, Target, with_options
-from dni_fx.cli.progress import err, progress
+from dni_fx.cli.progress import note, progress
 from dni_fx.cli.targets import capture
 from dni_fx.errors import DniFxError
 from dni_fx.paths import as_path, kind_of
@@ -79,7 +79,7 @@ class PageWriter:
         assert self.path is not None
         title = f"{plan.model}: {len(plan.segments)} segments"
         page.write_page(self.path, page.Page(title, plan, self.nodes, tuple(verdict), **parts))
-        err.print(f"wrote {self.path}")
+        note(f"wrote {self.path}")
 
     def write_comparison(self, result: "Comparison") -> None:
         """Write the page of `compare`: the graph has the cuts of the best way; none if no way was cut."""
@@ -106,12 +106,18 @@ class PageWriter:
             return
         from dni_fx.cuts import Limits
         from dni_fx.planning import Request, capture_and_plan
-        from dni_fx.settings import Settings
 
         cuts = options.cuts["auto" if "auto" in measured else measured[0]]
         limits = Limits(share=9.0) if isinstance(cuts, int) else Limits()  # as in the rows
-        settings = Settings(classes=options.classes, loss=options.training_loss)
-        request = Request(cuts, options.synthesizer, settings, limits, verify=False)
+        request = Request(
+            cuts,
+            options.synthesizer,
+            options.settings,
+            limits,
+            frontend=options.frontend,
+            verify=False,
+            state=options.state,
+        )
         with contextlib.redirect_stdout(sys.stderr):
             module, plan = capture_and_plan(model, example, request)
         self.take_graph(module.graph, plan)
@@ -161,4 +167,4 @@ def graph(
         page.write_picture(output, plan, nodes)
         if model_explorer is not None:
             page.write_node_data(model_explorer, nodes)
-    err.print(f"wrote {output}" + (f" and {model_explorer}" if model_explorer is not None else ""))
+    note(f"wrote {output}" + (f" and {model_explorer}" if model_explorer is not None else ""))

@@ -1,8 +1,11 @@
 """Parse the texts of command-line options."""
 
+import difflib
 import re
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dni_fx.errors import DniFxError, described
 from dni_fx.paths import as_path, is_file
@@ -10,9 +13,9 @@ from dni_fx.paths import as_path, is_file
 if TYPE_CHECKING:
     from dni_fx.capture import StateOption
     from dni_fx.cuts import Cuts
-    from dni_fx.settings import Mix
+    from dni_fx.settings import Mix, Training
 
-__all__ = ["default_folder", "parse_cuts", "parse_mix", "parse_state"]
+__all__ = ["default_folder", "parse_cuts", "parse_mix", "parse_state", "parse_training"]
 
 
 def parse_cuts(text: str) -> "Cuts":
@@ -57,6 +60,42 @@ def parse_state(text: str | None) -> "StateOption | None":
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise DniFxError(f"--state {described(text)}: auto, or NAME=OUTPUT, as in hidden=1 or hidden=last,cell=2")
     return {name.strip(): int(key) if re.fullmatch(r"\s*-?\d{1,9}\s*", key) else key.strip() for name, key in pairs}
+
+
+def parse_training(texts: Sequence[str] | None) -> "Training":
+    """Parse `--training`: `KEY=VALUE` for fields of `dni_fx.Training`, but no function.
+
+    Raises:
+        DniFxError: If there is no such field, or the value is not of its kind.
+    """
+    from dni_fx.settings import Training
+
+    names = [field.name for field in fields(Training) if field.name != "optimizer"]
+    values: dict[str, Any] = {}
+    for text in texts or []:
+        name, separator, value = (part.strip() for part in text.partition("="))
+        if not separator or name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]}?" if near and name not in names else ""
+            raise DniFxError(f"--training {described(text)}: KEY=VALUE, with {', '.join(names)}{hint}")
+        values[name] = _plain(value)
+    try:
+        return Training(**values)
+    except DniFxError as error:
+        raise DniFxError(f"--training {error}") from None
+
+
+def _plain(text: str) -> Any:
+    """A number, a switch or None, as Python or TOML write them; else the text."""
+    known = {"true": True, "false": False, "none": None}
+    if text.lower() in known:
+        return known[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def default_folder(target: str) -> Path:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dni_fx.cli.progress import ShowStage, err
+from dni_fx.cli.progress import ShowStage, note
 from dni_fx.errors import DniFxError, SourceError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def load_target(
         show("looking for example inputs")
         example = given or beside or example_inputs_of(model, None, None)
         if not given and beside is None:
-            err.print(
+            note(
                 f"no example inputs given; these fit: {'; '.join(loading.describe(example))}. "
                 "Memory and time depend on them: give yours with --input, or as example_inputs in the file"
             )

@@ -19,6 +19,7 @@ from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError, described, 
 from dni_fx.model import in_train_mode
 from dni_fx.model import seed as seed_all
 from dni_fx.runtime import DecoupledModule
+from dni_fx.settings import Training
 from dni_fx.store import random_state, set_random_state
 
 __all__ = ["MakeOptimizer", "Random", "Trainee", "trainees"]
@@ -157,6 +158,9 @@ def _cut(
     record, stepping = Record(_name(way)), way.get("step") == "segment"
     known = {} if objective.given is None else {"loss": objective.given}
     options = known | ({"optimizer": optimizer} if stepping else {}) | dict(way)
+    own: torch.optim.Optimizer | None = None
+    if not stepping and isinstance(training := way.get("training"), Training) and training.needs_optimizer:
+        options["optimizer"] = own = _made(optimizer, [p for p in model.parameters() if p.requires_grad])
     net: nn.Module = model
     try:
         with Random(seed), warnings.catch_warnings():
@@ -169,7 +173,8 @@ def _cut(
         record.failed = str(error)
     except TypeError as error:
         raise DniFxError(f"ways= holds {way!r}: {first_line(error)}") from None
-    own = net.dni.optimizer if isinstance(net, DecoupledModule) else None
+    if own is None and isinstance(net, DecoupledModule):
+        own = net.dni.optimizer
     return _trainee(record, net, own, objective, optimizer, seed)
 
 
@@ -198,6 +203,9 @@ def _name(way: Mapping[str, Any]) -> str:
     cuts, rest = way.get("cuts", "auto"), {k: v for k, v in way.items() if k not in ("cuts", "synthesizer")}
     where = f"{cuts} segments" if isinstance(cuts, int) else "auto cuts" if cuts == "auto" else _words(cuts)
     parts = [where, *([_words(way["synthesizer"])] if "synthesizer" in way else [])]
+    training = rest.pop("training", None)
+    if isinstance(training, Training):
+        rest |= {name: value for name, value in vars(training).items() if value != getattr(Training, name)}
     return ", ".join([*parts, *(f"{name}={_words(value)}" for name, value in rest.items())])
 
 

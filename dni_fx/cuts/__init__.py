@@ -6,7 +6,19 @@ In: an annotated graph and its costs. Out: a `Plan`.
 from dni_fx.cuts.asked import check_graph
 from dni_fx.cuts.decide import Cuts, decide
 from dni_fx.cuts.inside import Recomputing
+from dni_fx.cuts.places import Place, places_of
 from dni_fx.cuts.plan import Decision, fingerprint, make_plan
 from dni_fx.cuts.search import Limits
 
-__all__ = ["Cuts", "Decision", "Limits", "Recomputing", "check_graph", "decide", "fingerprint", "make_plan"]
+__all__ = [
+    "Cuts",
+    "Decision",
+    "Limits",
+    "Place",
+    "Recomputing",
+    "check_graph",
+    "decide",
+    "fingerprint",
+    "make_plan",
+    "places_of",
+]

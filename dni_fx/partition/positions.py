@@ -13,7 +13,15 @@ import networkx as nx
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.partition.flow_node import flow_node
 
-__all__ = ["MOST_CANDIDATES", "Candidate", "Position", "find_candidates", "find_positions", "position_after"]
+__all__ = [
+    "MOST_CANDIDATES",
+    "Candidate",
+    "Position",
+    "count_layers",
+    "find_candidates",
+    "find_positions",
+    "position_after",
+]
 
 MOST_CANDIDATES = 200  # the time of the search grows with the square of this number
 
@@ -140,6 +148,11 @@ def find_candidates(
 def _width(position: Position) -> tuple[int, int, int]:
     """The narrowest position comes first; of equal ones, the last."""
     return len(position.crossing), position.bytes, -position.index
+
+
+def count_layers(flow: "nx.DiGraph[str]") -> int:
+    """The number of layers: between any two of them lies a candidate, if a position there is legal."""
+    return _layers_before(flow)[-1]
 
 
 def _layers_before(flow: "nx.DiGraph[str]") -> list[int]:

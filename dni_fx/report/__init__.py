@@ -7,11 +7,12 @@ from dni_fx.report.calls import calls_of, outputs_of, record_lines
 from dni_fx.report.exits import exit_text
 from dni_fx.report.graph_diff import code_lines, diff, paint
 from dni_fx.report.plan import plan_table
-from dni_fx.report.tables import Fitted, add_row, plain_table
+from dni_fx.report.tables import Fitted, abridged, add_row, plain_table
 from dni_fx.report.verdict import allocated, plan_verdict
 
 __all__ = [
     "Fitted",
+    "abridged",
     "add_row",
     "allocated",
     "calls_of",

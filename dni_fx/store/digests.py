@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dni_fx.errors import DniFxError
+from dni_fx.store.destination import FILES
 
-__all__ = ["check_digests", "with_digests"]
+__all__ = ["check_digests", "has_saved_files", "with_digests"]
 
 _PLAN = "plan.json"
 
@@ -49,6 +50,15 @@ def check_digests(folder: Path, required: tuple[str, ...]) -> bool:
     except OSError as error:
         raise DniFxError(f"cannot read {error.filename or folder} ({error.strerror or error}): {_WAY_OUT}") from None
     return True
+
+
+def has_saved_files(folder: Path) -> bool:
+    """Whether the files of a saved folder are those that were saved; also false if they have no digests.
+
+    Raises:
+        DniFxError: If a file was changed or damaged, or cannot be read.
+    """
+    return check_digests(folder, FILES)
 
 
 def _digest_of(path: Path) -> str:

@@ -10,8 +10,9 @@ from torch import nn
 
 from dni_fx import DniFxError
 from dni_fx.bench.measure import Row, measure
+from dni_fx.bench.options import Options, segments
 from dni_fx.bench.table import check_plot, plot
-from dni_fx.bench.ways import WARM_UP, Options, backprop, blocks, segments, ways
+from dni_fx.bench.ways import WARM_UP, backprop, blocks, ways
 from dni_fx.model.inputs import to_inputs
 
 WIDTH, ROWS = 64, 128

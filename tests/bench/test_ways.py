@@ -5,7 +5,8 @@ from nets import deep
 from torch import nn
 
 from dni_fx import DniFxError
-from dni_fx.bench.ways import blocks, checkpoint_by_root, parse_segments
+from dni_fx.bench.options import parse_segments
+from dni_fx.bench.ways import blocks, checkpoint_by_root
 
 
 def test_blocks() -> None:

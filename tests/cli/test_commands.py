@@ -54,14 +54,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_rewrite_shows_and_writes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "rewrite", "net.py", "--cuts", "every:Block", "--classes", "10") == 0
+    assert (
+        run(monkeypatch, "rewrite", "net.py", "--cuts", "every:Block", "--classes", "10", "--training", "warmup=3") == 0
+    )
     shown = capsys.readouterr().out
     assert "segments" in shown and "= cut 1" in shown and "wrote net_dni" in shown
     assert "\x1b[" not in shown
     net = dni_fx.load("net_dni")
     x = torch.rand(2, 3, 16, 16)
     net(x, dni_context=torch.tensor([1, 2])).sum().backward()
-    assert len(net.dni.plan.segments) == 4
+    assert len(net.dni.plan.segments) == 4 and net.dni.rewrite.training.warmup == 3
     assert run(monkeypatch, "diff", "net_dni") == 0
     assert "= cut 1" in capsys.readouterr().out
 
@@ -186,7 +188,10 @@ def test_check_a_model_and_a_folder(
     Path("net.py").write_text(NET)
     assert run(monkeypatch, "check", "net.py", "--cuts", "every:Block", "--unlock", unlock, "--classes", "10") == 0
     assert capsys.readouterr().out.count(" pass ") == 9
-    assert run(monkeypatch, "rewrite", "net.py", "--cuts", "2", "--unlock", unlock, "-o", "out") == 0
+    assert (
+        run(monkeypatch, "rewrite", "net.py", "--cuts", "2", "--unlock", unlock, "-o", "out", "--context-size", "3")
+        == 0
+    )
     capsys.readouterr()
     assert run(monkeypatch, "check", "out", "--json") == 0
     report = json.loads(capsys.readouterr().out)

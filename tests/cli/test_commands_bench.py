@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from dni_fx import DniFxError
 from dni_fx.bench.measure import Row
-from dni_fx.bench.ways import Options
+from dni_fx.bench.options import Options
 from dni_fx.cli.commands import app
 
 
@@ -63,6 +63,40 @@ def test_with_a_loss_the_cuts_get_exits(target: str, tmp_path: Path) -> None:
     assert isinstance(wrong.exception, DniFxError) and "nope" in str(wrong.exception)
 
 
+RECURRENT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x, state):
+        y, state = self.gru(x, state)
+        return self.head(y), state
+
+model = Net()
+example_inputs = torch.rand(3, 5, 4), torch.zeros(1, 3, 8)
+"""
+
+
+@pytest.mark.usefixtures("no_others")
+def test_named_cuts_and_cuts_in_time(target: str, tmp_path: Path) -> None:
+    more = ["--frontend", "modules", "--context-size", "3", "--training", "lr=0.1", "--training", "every=2"]
+    cuts = ["--cuts", "1,5", "--cuts", "every:Tanh", "--steps", "2", "--json"]
+    done = CliRunner().invoke(app, ["bench", target, *cuts, *more])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    names = ["backprop", "after 1, 5", "after 1, 5, stepping", "every:Tanh", "every:Tanh, stepping"]
+    assert [row["name"] for row in rows] == names and not any("failed" in row for row in rows)
+    (tmp_path / "recurrent.py").write_text(RECURRENT)
+    recurrent = ["bench", str(tmp_path / "recurrent.py"), "--state", "state=1"]
+    done = CliRunner().invoke(app, [*recurrent, "--segments", "auto", "--steps", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    assert not any("failed" in row for row in json.loads(done.stdout))
+
+
 @pytest.mark.slow
 def test_the_table_of_all_ways(target: str) -> None:
     done = CliRunner().invoke(app, ["bench", target, "--segments", "2,auto", "--steps", "2"])
@@ -70,8 +104,14 @@ def test_the_table_of_all_ways(target: str) -> None:
 
 
 def test_bad_options(target: str) -> None:
-    done = CliRunner().invoke(app, ["bench", target, "--classes", "1"])
-    assert isinstance(done.exception, DniFxError) and "classes must be 2 or more" in str(done.exception)
+    for options, message in (
+        (["--classes", "1"], "classes must be 2 or more"),
+        (["--classes", "3", "--context-size", "3"], "classes and context_size exclude each other"),
+        (["--frontend", "nope"], "frontend='nope'"),
+        (["--state", "x="], "--state 'x='"),
+    ):
+        done = CliRunner().invoke(app, ["bench", target, *options])
+        assert isinstance(done.exception, DniFxError) and message in str(done.exception)
 
 
 @pytest.mark.usefixtures("no_others")

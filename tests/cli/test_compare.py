@@ -73,6 +73,18 @@ def test_the_verdict_and_the_files(
     ]
 
 
+def test_how_the_synthesizers_are_trained(
+    net: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", net, "--data", f"{net}:batches", "--steps", "10", "--cuts", "2", "--json"]
+    training = ["--training", "lr=0.5", "--training", "warmup=2", "--classes", "3", "--synthesizer", "linear"]
+    assert run(monkeypatch, *command, *training) == 0
+    ways = json.loads(capsys.readouterr().out)["ways"]
+    assert ways[2]["name"] == "2 segments, linear, classes=3, warmup=2, lr=0.5" and not ways[2]["failed"]
+    assert run(monkeypatch, *command, *training, "--step", "segment") == 0
+    assert json.loads(capsys.readouterr().out)["ways"][2]["name"].count("step=segment") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -85,6 +97,9 @@ def test_the_verdict_and_the_files(
         (["--data", "{}:build_model"], "--data"),
         (["--plot", "curves.txt"], "curves.txt"),
         (["--synthesizer", "nope", "--input", "4x8"], "nope"),
+        (["--step", "twice"], "--step='twice': there are loop, segment"),
+        (["--training", "nope=1"], "--training 'nope=1': KEY=VALUE, with scale"),
+        (["--context-size", "3"], "--context-size: the targets of the batches are the vectors: give --data"),
     ],
 )
 def test_one_line_for_wrong_options(

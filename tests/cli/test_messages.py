@@ -55,7 +55,7 @@ def test_every_message_in_the_code() -> None:
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        ("loss needs classes= (or context_size=): it", "loss needs --classes: it"),
+        ("loss needs classes= (or context_size=): it", "loss needs --classes (or --context-size): it"),
         ("unlock='x': there are none", "--unlock='x': there are none"),
         ("classes=1: 2 or more, or None", "--classes=1: 2 or more"),
         ("mix is for cuts in depth: give cuts=", "mix is for cuts in depth: give --cuts"),
