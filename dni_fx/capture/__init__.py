@@ -17,6 +17,7 @@ from dni_fx.capture.by_fx import capture_by_fx
 from dni_fx.capture.by_modules import capture_by_modules
 from dni_fx.capture.frontends import capture, check_frontend
 from dni_fx.capture.order import find_order, warn_of_rows
+from dni_fx.capture.places import line_of_node
 from dni_fx.capture.time_states import StateOption, find_state, plan_time_cuts
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "check_frontend",
     "find_order",
     "find_state",
+    "line_of_node",
     "plan_time_cuts",
     "runs_at_other_batch_sizes",
     "runs_at_other_lengths",
