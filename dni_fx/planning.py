@@ -14,6 +14,7 @@ from dni_fx.capture import (
     find_order,
     find_state,
     plan_time_cuts,
+    possible_state,
     warn_of_rows,
     warn_of_time_first_inputs,
 )
@@ -47,7 +48,6 @@ _NOTHING_SAVED = (
     "backprop; a number of segments, such as 2, cuts all the same"
 )
 _WITH_A_LOSS = "with loss= the synthesizers would be exits through the model's own later layers, which train better"
-_WITH_A_STATE = "forward takes a state and returns the next one: state=True (--state auto) cuts in time"
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
         check_graph(module.graph, cuts)
     _check_inside(module, request, in_depth=in_depth)
     tensors = _state_tensors(model, module, example, request)
-    could_cut_in_time = request.state is None and not tensors and _takes_state(model, module, example)
-    hint = f"; {_WITH_A_STATE}" if could_cut_in_time else ""
+    hint = _state_hint(model, module, example) if request.state is None and not tensors else ""
     try:
         plan = _plan(model, example, request, captured, tensors, in_depth=in_depth)
     except NoLegalCutError as error:
@@ -258,14 +257,13 @@ def _check_inside(module: DecoupledModule, request: Request, *, in_depth: bool) 
         )
 
 
-def _takes_state(model: nn.Module, module: DecoupledModule, example: Inputs) -> bool:
-    """Whether `state=True` would cut the model in time."""
-    if len(example.tensors()) < 2:
-        return False
-    try:
-        return bool(find_state(model, module, example, True))
-    except DniFxError:
-        return False
+def _state_hint(model: nn.Module, module: DecoupledModule, example: Inputs) -> str:
+    """How to cut the model in time; empty if nothing that it takes and returns may be a state."""
+    state = possible_state(model, module, example) if len(example.tensors()) > 1 else {}
+    if not state:
+        return ""
+    option = ",".join(f"{argument}={output}" for argument, output in state.items())
+    return f"; forward takes a state and returns the next one: --state {option} (state={state}) cuts in time"
 
 
 def exit_planner(

@@ -18,6 +18,7 @@ from dni_fx.capture.by_modules import capture_by_modules
 from dni_fx.capture.found_inputs import labels_of, possible_state
 from dni_fx.capture.frontends import Capture, capture, check_frontend
 from dni_fx.capture.order import find_order, warn_of_rows
+from dni_fx.capture.places import line_of_node
 from dni_fx.capture.time_states import StateOption, find_state, plan_time_cuts
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "find_order",
     "find_state",
     "labels_of",
+    "line_of_node",
     "plan_time_cuts",
     "possible_state",
     "runs_at_other_batch_sizes",

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from dni_fx.errors import OURS
+from dni_fx.graph import has_record, record_of
 
 __all__ = ["current_line", "failing_line", "line_of_node", "set_line"]
 
@@ -41,7 +42,9 @@ def set_line(node: fx.Node) -> None:
 
 
 def line_of_node(node: fx.Node) -> tuple[str, str]:
-    """The place and text of the line that made a node: as `set_line` noted it, or from the stack of `torch.export`."""
+    """The place and text of the line that made a node: from its record, `set_line` or the stack of `torch.export`."""
+    if has_record(node) and record_of(node).line[0]:
+        return record_of(node).line
     if _KEY in node.meta:
         place, text = node.meta[_KEY]
         return place, text

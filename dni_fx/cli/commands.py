@@ -11,15 +11,21 @@ from dni_fx.cli.bench import bench
 from dni_fx.cli.check import check
 from dni_fx.cli.compare import compare
 from dni_fx.cli.defaults import Command
+from dni_fx.cli.diff import CONTEXT, diff, show_graphs
 from dni_fx.cli.inspect import inspect as inspect_command
-from dni_fx.cli.options import AllOption, PlanOptions, RewriteOptions, Target, with_options
+from dni_fx.cli.options import (
+    AllOption,
+    PlanOptions,
+    RewriteOptions,
+    Target,
+    with_options,
+)
 from dni_fx.cli.pages import PageWriter, ReportOption, graph
 from dni_fx.cli.parsing import default_folder
 from dni_fx.cli.progress import note, out, progress
 from dni_fx.cli.simulation import plan_on_fake_tensors
 from dni_fx.cli.targets import capture
-from dni_fx.errors import DniFxError
-from dni_fx.paths import as_path, kind_of
+from dni_fx.paths import as_path
 
 if TYPE_CHECKING:
     from dni_fx.plans import Plan
@@ -73,7 +79,7 @@ def rewrite(
     ] = False,
     json: JsonOption = False,
     no_diff: Annotated[bool, typer.Option("--no-diff", help="Do not show the graph diff.")] = False,
-    all_rows: AllOption = False,
+    all_rows: Annotated[bool, typer.Option("--all", help="Show all rows of long tables, and all lines.")] = False,
     report: ReportOption = None,
 ) -> None:
     """Rewrite a model, show the plan and the changes, and write the result to a folder.
@@ -102,10 +108,11 @@ def rewrite(
         return
     _show_plan(net.dni.plan, whole=all_rows)
     if not no_diff:
-        from dni_fx.report import paint
+        from dni_fx.report import GraphDiff
 
         out.print()
-        out.print(paint((folder / "graph.diff").read_text(encoding="utf-8")), soft_wrap=True)
+        changes = GraphDiff.from_text((folder / "graph.diff").read_text(encoding="utf-8"), net.dni.plan)
+        show_graphs(changes, None if all_rows else CONTEXT)
     out.print(
         Text.assemble("wrote ", (str(folder), "bold"), ": model.py, plan.json, weights.safetensors, graph.diff"),
         soft_wrap=True,
@@ -161,21 +168,7 @@ app.command(epilog="Example:  [cyan]dni-fx bench net.py:Net --input 32x3x64x64 -
 app.command(epilog="Example:  [cyan]dni-fx compare net.py --data net.py:batches --cuts 2 --cuts 4[/]")(compare)
 app.command("inspect", epilog="Example:  [cyan]dni-fx inspect net.py:Net --input 32x3x64x64[/]")(inspect_command)
 app.command(epilog="Example:  [cyan]dni-fx graph net.py --cuts 3 -o net.svg[/]")(graph)
-
-
-@app.command()
-def diff(folder: Annotated[Path, typer.Argument(help="A folder that `dni-fx rewrite` wrote.")]) -> None:
-    """Show again the changes of a rewrite."""
-    from dni_fx.report import paint
-
-    folder = as_path(folder, "FOLDER")
-    if kind_of(folder) == "nothing":
-        raise DniFxError(f"no such folder: {folder}")
-    try:
-        text = (folder / "graph.diff").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no graph.diff") from None
-    out.print(paint(text), soft_wrap=True)
+app.command(epilog="Examples:  [cyan]dni-fx diff net_dni[/]   [cyan]dni-fx diff net.py plan.json -y[/]")(diff)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import fx
 
+from dni_fx.capture import line_of_node
 from dni_fx.graph import NodeRecord, has_record, operation_name, record_of
 from dni_fx.plans import Plan
 
@@ -80,7 +81,7 @@ def _graph_node(node: fx.Node, sources: list[str], segment: int) -> GraphNode:
         backward_flops=record.backward_flops if record.carries_gradient or record.mutates else 0,
         keeps=sum(record.saves.values()),
         parameters=record.parameters,
-        line=record.line,
+        line=line_of_node(node),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from dni_fx.capture import line_of_node
 from dni_fx.plans import Plan, crossing_name, time_name
 from dni_fx.runtime import DecoupledModule
 
@@ -29,6 +30,7 @@ class RecordLine:
     text: str
     place: str
     added: bool  # the rewrite added this line
+    source: str = ""  # the place of the line of the person's code
 
 
 def calls_of(graph: fx.Graph) -> Iterator[fx.Node]:
@@ -37,9 +39,9 @@ def calls_of(graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 def record_lines(net: DecoupledModule) -> Iterator[RecordLine]:
-    """The calls of one training step, each cut after the call that ends the segment below."""
-    plan = net.dni.plan
-    cut_after = {cut.after: index for index, cut in enumerate(plan.cuts)}
+    """The calls of one training step, each cut after the call that ends the segment below; a capture has no cuts."""
+    plan = net.dni.plan if hasattr(net, "dni") else None
+    cut_after = {} if plan is None else {cut.after: index for index, cut in enumerate(plan.cuts)}
     segment = 0
     counts: Counter[str] = Counter()
     for node in calls_of(net.graph):
@@ -47,12 +49,13 @@ def record_lines(net: DecoupledModule) -> Iterator[RecordLine]:
         counts[module] += 1
         again = f", call {counts[module]} of the step" if counts[module] > 1 else ""
         cls = type(net.get_submodule(module)).__name__
-        yield RecordLine(f"call {module} ({cls}{again})", f"segment {segment}", False)
+        place = "" if plan is None else f"segment {segment}"
+        yield RecordLine(f"call {module} ({cls}{again})", place, False, line_of_node(node)[0])
         for name in (node.name, *(output.name for output in outputs_of(node))):
-            if name in cut_after:
+            if plan is not None and name in cut_after:
                 yield from _cut_lines(plan, cut_after[name], module)
                 segment = cut_after[name] + 1
-    for index, state in enumerate(plan.states):
+    for index, state in enumerate(() if plan is None else plan.states):
         inputs = ", ".join(dict.fromkeys(tensor.input for tensor in state.tensors))
         text = f"cut the state {inputs} from window to window: predict its gradient by net.dni.{time_name(index)}"
         yield RecordLine(text, "cut in time", True)

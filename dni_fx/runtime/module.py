@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
+from torch.fx.graph_module import _forward_from_src
 
 from dni_fx import ops
 from dni_fx.errors import DniFxError
@@ -278,11 +279,10 @@ def _base(net: DecoupledModule) -> type[DecoupledModule]:
 def _unpickle(
     base: type[DecoupledModule], class_name: str, body: dict[str, Any], import_block: str, names: list[str]
 ) -> DecoupledModule:
-    namespace: dict[str, Any] = {}
-    exec(import_block + body["_code"], namespace)
+    forward = _forward_from_src(import_block + body["_code"], {})  # which tracebacks can show
     shell = nn.Module()
     shell.__dict__.update({k: v for k, v in body.items() if k != "_code"})
-    graph = retrace(shell, namespace["forward"])
+    graph = retrace(shell, forward)
     rename(graph, names)
     result = base(nn.Module(), fx.Graph(), class_name)
     result.__dict__.update({k: v for k, v in body.items() if k != "_code"})
