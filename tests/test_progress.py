@@ -16,7 +16,7 @@ def test_the_parts_of_a_capture_and_of_a_check() -> None:
         net = dni_fx.transform(Stack(), X, cuts=2, frontend="export")
     assert [part for part, _ in parts] == [
         "running the model",
-        "capturing by export",
+        "front end export",
         "comparing the capture with the model",
         "looking for the axes of the batch",
     ]

@@ -74,7 +74,7 @@ def capture(
             for line in found.tried:
                 _log.info("front end refused: %s", line)
         else:
-            announce(f"capturing by {frontend}", _SHARES[frontend])
+            announce(f"front end {frontend}", _SHARES[frontend])
             found = Capture(_annotated(frontend, model, inputs, eager, in_depth=in_depth), frontend, ())
             _verify(found.module, eager)
         warn_of_lost_checkpoints(found.module)
@@ -94,7 +94,7 @@ def _first_right(model: nn.Module, inputs: Inputs, eager: Eager | None, *, in_de
     for name in FRONTENDS:
         if name == "modules" and any(not _why_uncuttable(found.module) for found in fallbacks):
             break  # a graph with few places to cut is better than no graph
-        announce(f"capturing by {name}", _SHARES[name])
+        announce(f"front end {name}", _SHARES[name])
         try:
             net = _annotated(name, model, inputs, eager, in_depth=in_depth)
             reason = _why_uncuttable(net) if in_depth else ""

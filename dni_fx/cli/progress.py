@@ -10,9 +10,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 from typer import rich_utils
+
+from dni_fx.progress import announced_to
 
 __all__ = [
     "ShowStage",
@@ -119,17 +129,24 @@ def stages() -> Iterator[ShowStage]:
 
 @contextlib.contextmanager
 def progress() -> Iterator[ShowStage]:
-    """Show a status line on stderr, if stderr is a terminal."""
-    with stages() as begin:
-        if not shows_progress():
-            yield begin
-            return
-        with err.status("starting") as status:
+    """Show the stage on stderr, and how much of it is done where that is known, if stderr is a terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), TaskProgressColumn()
+    bar = Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=not shows_progress())
+    with stages() as begin, bar:
+        task, current = bar.add_task("starting", total=None), "starting"
 
-            def show(stage: str) -> None:
-                begin(stage)
-                status.update(Text(stage))  # a str would be read as markup
+        def show(stage: str) -> None:
+            nonlocal task, current
+            begin(stage)
+            bar.remove_task(task)
+            task, current = bar.add_task(stage, total=None), stage
 
+        def show_part(part: str, done: float) -> None:
+            name = f"{current}: {part}"
+            begin(name)
+            bar.update(task, description=name, total=1, completed=max(done, bar.tasks[0].completed))
+
+        with announced_to(show_part):
             yield show
 
 
