@@ -72,6 +72,10 @@ class Weighed:
 
     Attributes:
         after: The last node below each cut.
+        synthesizers: The number of synthesizers.
+        value: What the search minimizes; see `Verdict`.
+        charges: The part of the value that is charged for the synthesizers.
+        outlook: The predictions for it.
         share: The time of its synthesizers, as a share of backprop's step.
     """
 

@@ -126,6 +126,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     code = {n for n in names if ".dist-info/" not in n}
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "dni_fx").rglob("*.py")} | {"dni_fx/py.typed"}
+    expected |= {f"dni_fx/cli/schemas/{p.name}" for p in (ROOT / "dni_fx" / "cli" / "schemas").iterdir()}
     expected |= {f"dni_fx/page/{p.parent.name}/{p.name}" for p in (ROOT / "dni_fx" / "page").glob("[fv]*/*")}
     assert code == expected | {f"dni_fx/passes/{p.name}" for p in (ROOT / "passes").glob("*.py")}
     assert any(n.endswith("licenses/LICENSE") for n in names)

@@ -40,7 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Cut PyTorch models into segments that train on synthetic gradients.\n\n"
     "Exit codes: 0 success; 1 no legal cut, a failed check, or no measurement; 2 wrong usage or bad input; 3 the model "
-    "cannot be loaded or captured; 70 a bug in dni-fx.",
+    "cannot be loaded or captured; 70 a bug in dni-fx.\n\n"
+    "Defaults of options: the table \\[tool.dni-fx] of pyproject.toml, and \\[tool.dni-fx.bench] for one command.",
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only the plan, as JSON.")]
 

@@ -28,7 +28,13 @@ __all__ = ["Check", "Report", "check", "check_table"]
 
 @dataclass(frozen=True)
 class Check:
-    """One property of a rewrite."""
+    """One property of a rewrite.
+
+    Attributes:
+        name: What is checked.
+        passed: Whether the property holds.
+        figure: What was measured, in words.
+    """
 
     name: str
     passed: bool

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import run
+from json_schemas import check_schema
 
 import dni_fx
 from dni_fx.proof.properties import CHECKS
@@ -74,7 +75,9 @@ def test_json_alone_is_on_stdout(
 ) -> None:
     assert run(monkeypatch, command, "net.py", "--cuts", "2", "--json", "--input", "4x3x8x8") == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["model"] == "Net"
+    plan = json.loads(captured.out)
+    check_schema("plan", plan)
+    assert plan["model"] == "Net"
     assert "a forward that prints" in captured.err
     assert (folder / "net_dni").exists() == (command == "rewrite")
 
@@ -195,6 +198,8 @@ def test_check_a_model_and_a_folder(
     capsys.readouterr()
     assert run(monkeypatch, "check", "out", "--json") == 0
     report = json.loads(capsys.readouterr().out)
+    check_schema("check", report)
+    check_schema("plan", json.loads(Path("out/plan.json").read_text()))
     assert report["passed"] and len(report["checks"]) == 9
 
 

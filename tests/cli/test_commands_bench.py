@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_schemas import check_schema
 from typer.testing import CliRunner
 
 from dni_fx import DniFxError
@@ -35,6 +36,7 @@ def test_json(target: str) -> None:
     done = CliRunner().invoke(app, ["bench", target, "--segments", "2", "--steps", "2", "--json"])
     assert done.exit_code == 0, done.output
     found: list[dict[str, Any]] = json.loads(done.stdout)
+    check_schema("bench", found)
     assert [row["name"] for row in found][-2:] == ["2 segments", "2 segments, stepping"]
     assert found[0]["peak_bytes"] > 0 and set(found[0]["time_ratio"]) == {"median", "low", "high"}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from command_line import run
+from json_schemas import check_schema
 
 NET = """
 import torch
@@ -63,6 +64,7 @@ def test_the_verdict_and_the_files(
     assert "beside backprop" in page and '"title":"score"' in page
     assert run(monkeypatch, *arguments, *more, "--json") == 0
     data = json.loads(capsys.readouterr().out)
+    check_schema("compare", data)
     ways = data["ways"]
     assert data["verdict"][0].startswith("Cut into")
     assert [way["name"] for way in ways] == [

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from dni_fx.cli.commands import app
 
-COMMANDS = ["rewrite", "plan", "check", "bench", "diff", "synthesizers"]
+COMMANDS = ["rewrite", "plan", "check", "bench", "inspect", "diff", "synthesizers"]
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, *command: str) -> str:
