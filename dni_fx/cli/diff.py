@@ -91,7 +91,10 @@ def diff(
     summary: Annotated[
         bool, typer.Option("--summary", help="Show the numbers of lines by segment and cut, and what each cut adds.")
     ] = False,
-    context: Annotated[int, typer.Option(min=0, help="Unchanged lines to show around each change.")] = CONTEXT,
+    context: Annotated[
+        int | None,
+        typer.Option(min=0, help="Unchanged lines to show around each change. Default: 3.", show_default=False),
+    ] = None,
     whole: Annotated[bool, typer.Option("--all", help="Show all lines.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print all lines, as JSON.")] = False,
 ) -> None:
@@ -104,6 +107,8 @@ def diff(
     """
     if side_by_side + summary + json > 1:
         raise DniFxError("--side-by-side, --summary and --json exclude each other")
+    if whole and context is not None:
+        raise DniFxError("--all and --context exclude each other")
     sides = [_Side.of(text) for text in (a, b) if text is not None]
     kinds = [side.kind for side in sides]
     if input and "target" not in kinds:
@@ -125,7 +130,8 @@ def diff(
     if summary and found.changed:
         out.print(found.summary())
     else:
-        show_graphs(found, None if whole else context, [side.text for side in sides], side_by_side=side_by_side)
+        around = None if whole else CONTEXT if context is None else context
+        show_graphs(found, around, [side.text for side in sides], side_by_side=side_by_side)
 
 
 def show_graphs(

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import fx
 
 from dni_fx.capture import line_of_node
+from dni_fx.graph import has_record, record_of
 from dni_fx.plans import Plan
 from dni_fx.report.calls import record_lines
 from dni_fx.runtime import DecoupledModule
@@ -48,7 +49,7 @@ def lines_of_graph(graph: fx.Graph, plan: Plan | None = None) -> list[Line]:
     """The code of a graph; without a plan, the lines have no place."""
     texts = [line.removeprefix("    ") for line in code_lines(graph)]
     sources = {node.name: line_of_node(node)[0] for node in graph.nodes}
-    places = [""] * len(texts) if plan is None else _places(texts, plan)
+    places = [""] * len(texts) if plan is None else _places(texts, graph, plan)
     return [
         Line("same", text, place, sources.get(variable(text), "")) for text, place in zip(texts, places, strict=True)
     ]
@@ -69,8 +70,12 @@ def variable(line: str) -> str:
     return found[0]
 
 
-def _places(lines: Iterable[str], plan: Plan) -> list[str]:
-    """The place of each line: the segment of its node, or the cut above the last such segment."""
+def _places(lines: Iterable[str], graph: fx.Graph, plan: Plan) -> list[str]:
+    """The place of each line: the segment of its node, or the cut above the last such segment.
+
+    Records know better where a piece of a segment or a unit begins; a loaded net has none.
+    """
+    records = {node.name: record_of(node) for node in graph.nodes if has_record(node)}
     segment_of = {node: k for k, segment in enumerate(plan.segments) for node in segment.nodes}
     places, segment = [], 0
     for line in lines:
@@ -80,6 +85,10 @@ def _places(lines: Iterable[str], plan: Plan) -> list[str]:
             places.append(f"segment {segment}")
         elif _IN_TIME.search(line):
             places.append("cut in time")
+        elif name in records and records[name].role == "piece":
+            places.append(f"segment {records[name].segment}")
+        elif name in records and records[name].cut is not None:
+            places.append(f"cut {records[name].cut}")
         elif line.startswith("def "):
             places.append("")
         elif line.startswith("return"):

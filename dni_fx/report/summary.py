@@ -28,7 +28,12 @@ def summary_table(lines: Sequence[Line], plan: Plan | None) -> Table:
     for place, count in counts.items():
         if place or any(count[kind] for kind in _COUNTED[:3]) or len(counts) == 1:
             texts = adds.get(place, [])
-            add_row(table, place or "graph", *_numbers(count), *(["\n".join(texts)] if adds else []))
+            add_row(
+                table,
+                place or ("graph" if len(counts) == 1 else "arguments"),
+                *_numbers(count),
+                *(["\n".join(texts)] if adds else []),
+            )
     total = sum((count for place, count in counts.items()), Counter())
     for column, number in zip(table.columns[1:], _numbers(total), strict=False):
         column.footer = number

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
+from torch.fx.graph_module import _loader
 from torch.utils import _pytree as pytree
 
 from dni_fx import ops
@@ -146,7 +147,7 @@ def _other_argument(name: str, was: Any, now: Any) -> TypeError:
 
 @cache
 def _compiled(guard: str) -> CodeType:
-    return compile(guard, "<guard>", "eval")
+    return compile(guard, _loader.cache(guard, {}), "eval")  # under a name by which tracebacks show it
 
 
 def _check(leaf: Leaf, value: Any, symbols: dict[str, int]) -> None:

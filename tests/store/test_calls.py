@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def test_the_same_net_again(make: type[nn.Module], options: dict[str, Any], tmp_
     again = dni_fx.load(tmp_path / "out", model=make())
     assert again.code == net.code and [n.name for n in again.graph.nodes] == [n.name for n in net.graph.nodes]
     diff = (tmp_path / "out/graph.diff").read_text(encoding="utf-8")
-    assert diff == dni_fx.diff(net.dni_original, net).to_text() == dni_fx.diff(again.dni_original, again).to_text()
+    assert diff == dni_fx.diff(net.dni_original, net).to_text()
+    lines = [replace(line, source="") for line in dni_fx.diff(net.dni_original, net).lines]
+    assert lines == list(dni_fx.diff(again.dni_original, again).lines), "a loaded net knows no lines of source"
     dni_fx.save(again, tmp_path / "more")
     assert (tmp_path / "more/model.py").read_text() == (tmp_path / "out/model.py").read_text()
 
