@@ -18,6 +18,12 @@ def test_the_reference_names_every_public_name() -> None:
     assert sorted(re.findall(r"^::: dni_fx\.\w+\.(\w+)$", text, re.MULTILINE)) == sorted(dni_fx.__all__)
 
 
+def test_the_passes_are_named() -> None:
+    text = (ROOT / "docs" / "passes.md").read_text(encoding="utf-8")
+    for path in (ROOT / "passes").glob("[a-z]*.py"):
+        assert f"::: passes.{path.stem}." in text or f"`passes/{path.name}`" in text, path.name
+
+
 @pytest.mark.slow
 def test_the_site(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]

@@ -1,7 +1,7 @@
 """Every block of the docs and of the README is run, page by page, in the order of the page, as a reader would.
 
-The blocks of all pages use `net.py` of the tutorial, and these names: SETUP. A block whose title is a command shows
-lines of the `model.py` that the command writes.
+The blocks of all pages use `net.py` of the tutorial, `small.py` of how-it-works, and these names: SETUP. A block whose
+title is a command shows lines of the `model.py` that the command writes.
 """
 
 import importlib
@@ -104,8 +104,8 @@ def has_lines(block: Block, written: str) -> None:
 
 def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     if block.title.startswith("dni-fx"):
-        run_command(monkeypatch, block.title)
-        has_lines(block, (Path(f"{Path(block.title.split()[2]).stem}_dni") / "model.py").read_text())
+        run_command(monkeypatch, f"{block.title} -o written --force")
+        has_lines(block, Path("written", "model.py").read_text())
     elif block.title:
         Path(block.title).write_text(block.text)
     elif block.language == "console":
@@ -120,9 +120,10 @@ def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPat
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (net,) = (block.text for block in blocks(ROOT / "docs" / "tutorial.md") if block.title == "net.py")
-    for name in ("net.py", "model.py"):
-        (tmp_path / name).write_text(net)
+    every = [block for page in PAGES for block in blocks(page)]
+    files = {block.title: block.text for block in every if block.title.endswith(".py")}
+    for name, text in (files | {"model.py": files["net.py"]}).items():
+        (tmp_path / name).write_text(text)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     ways = importlib.import_module("dni_fx.bench.ways")
