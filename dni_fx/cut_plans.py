@@ -12,6 +12,9 @@ class CrossingTensor:
 
     Attributes:
         node: The node of the graph that computes the tensor.
+        shape: Its shape for the example inputs.
+        dtype: Its dtype, as in "float32".
+        bytes: Its size for the example inputs.
         axis: The feature axis.
         batch: The batch axis; None: no axis follows the batch.
         rows: Entries of the batch axis for each sample; 0: their number varies.
@@ -128,6 +131,8 @@ class StateTensor:
         path: The path in this input, if the input is a tuple or dict of tensors.
         result: The path of the next state in the result of the model.
         output: The index of the next state among the output nodes of the graph.
+        shape: Its shape for the example inputs.
+        dtype: Its dtype, as in "float32".
         axis: The batch axis.
     """
 
@@ -150,6 +155,7 @@ class TimeCutPlan:
     """A cut in time: the tensors of the state that the same segments use and compute. They share a synthesizer.
 
     Attributes:
+        tensors: The tensors of the state.
         enters: The segments that use the state.
         leaves: The segment that computes the next state.
     """
