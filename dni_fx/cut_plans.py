@@ -13,7 +13,7 @@ class CrossingTensor:
     Attributes:
         node: The node of the graph that computes the tensor.
         shape: Its shape for the example inputs.
-        dtype: Its dtype, such as "float32".
+        dtype: Its dtype, as in "float32".
         bytes: Its size for the example inputs.
         axis: The feature axis.
         batch: The batch axis; None: no axis follows the batch.
@@ -132,7 +132,7 @@ class StateTensor:
         result: The path of the next state in the result of the model.
         output: The index of the next state among the output nodes of the graph.
         shape: Its shape for the example inputs.
-        dtype: Its dtype, such as "float32".
+        dtype: Its dtype, as in "float32".
         axis: The batch axis.
     """
 

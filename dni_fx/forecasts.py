@@ -72,11 +72,11 @@ class Weighed:
 
     Attributes:
         after: The last node below each cut.
-        synthesizers: The number of synthesizers.
-        value: What the search minimizes; see `Verdict`.
-        charges: The part of the value that is charged for the synthesizers.
-        outlook: The predictions for it.
+        synthesizers: The number of its synthesizers.
+        value: What the search minimizes, with the charges; see `Verdict`.
+        charges: The part of the value that is charged for synthesizers.
         share: The time of its synthesizers, as a share of backprop's step.
+        outlook: Its predicted memory and time.
     """
 
     after: tuple[str, ...]

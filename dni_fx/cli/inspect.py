@@ -65,7 +65,7 @@ def _inspected(
 
     check_frontend(frontend)
     model, example = load_target(target, specs, show)
-    show("capturing, and comparing the capture with the model" if verify else "capturing")
+    show("capturing")
     with contextlib.redirect_stdout(sys.stderr):
         captured = capture(model, example, frontend, compare=verify)
         show("looking for places to cut")
