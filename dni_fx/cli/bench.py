@@ -86,7 +86,7 @@ def bench(
         from dni_fx.synthesizers import resolve
 
         options = measuring.Options(
-            measured_cuts(segments, cuts),
+            _measured_cuts(segments, cuts),
             steps,
             synthesizer,
             classes,
@@ -120,15 +120,19 @@ def bench(
         raise typer.Exit(1)
 
 
-def measured_cuts(segments: str | None, cuts: Sequence[str] | None) -> "dict[str, Cuts]":
+def _measured_cuts(segments: str | None, cuts: Sequence[str] | None) -> "dict[str, Cuts]":
     """The cuts of --segments and --cuts, by the name of their row."""
-    from dni_fx.bench import parse_segments
+    from dni_fx import bench as measuring
+    from dni_fx.arguments import check_arguments
 
-    found = parse_segments(segments or "2,4,auto") if segments is not None or not cuts else {}
+    if segments is None:
+        segments = "" if cuts else "2,4,auto"
+    found = measuring.parse_segments(segments) if segments or not cuts else {}
     for text in cuts or []:
         where = parse_cuts(text)
+        check_arguments({"cuts": where})
         if isinstance(where, int) or where == "auto":
-            found |= parse_segments(text)
+            found |= measuring.segments(where)
         else:
             found[f"after {', '.join(where)}" if isinstance(where, list) else text] = where
     return found

@@ -86,11 +86,19 @@ example_inputs = torch.rand(3, 5, 4), torch.zeros(1, 3, 8)
 @pytest.mark.usefixtures("no_others")
 def test_named_cuts_and_cuts_in_time(target: str, tmp_path: Path) -> None:
     more = ["--frontend", "modules", "--context-size", "3", "--training", "lr=0.1", "--training", "every=2"]
-    cuts = ["--cuts", "1,5", "--cuts", "every:Tanh", "--steps", "2", "--json"]
+    cuts = ["--cuts", "1,5", "--cuts", "2", "--cuts", "every:Tanh", "--steps", "2", "--json"]
     done = CliRunner().invoke(app, ["bench", target, *cuts, *more])
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
-    names = ["backprop", "after 1, 5", "after 1, 5, stepping", "every:Tanh", "every:Tanh, stepping"]
+    names = [
+        "backprop",
+        "after 1, 5",
+        "after 1, 5, stepping",
+        "2 segments",
+        "2 segments, stepping",
+        "every:Tanh",
+        "every:Tanh, stepping",
+    ]
     assert [row["name"] for row in rows] == names and not any("failed" in row for row in rows)
     (tmp_path / "recurrent.py").write_text(RECURRENT)
     recurrent = ["bench", str(tmp_path / "recurrent.py"), "--state", "state=1"]
@@ -110,6 +118,8 @@ def test_bad_options(target: str) -> None:
         (["--classes", "1"], "classes must be 2 or more"),
         (["--classes", "3", "--context-size", "3"], "classes and context_size exclude each other"),
         (["--frontend", "nope"], "frontend='nope'"),
+        (["--cuts", "1"], "cuts=1: a number of segments is 2 or more"),
+        (["--segments", ""], "--segments ''"),
         (["--state", "x="], "--state 'x='"),
     ):
         done = CliRunner().invoke(app, ["bench", target, *options])

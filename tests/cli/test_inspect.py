@@ -1,5 +1,6 @@
 """`dni-fx inspect`: of a model, and of what was saved."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,17 @@ def test_the_places_of_a_model(
     check_schema("inspect", data)
     places = data["places"]
     assert [place["name"] for place in places] == [*(f"blocks.{i}" for i in range(13)), "blocks"]
-    for key in ("forward", "saved"):
-        shares = [place[key] for place in places]
-        assert shares == sorted(shares) and 0 < shares[0] < shares[-1] < 1
     assert places[0]["line"] == ["net.py:11", "return torch.tanh(self.linear(x)) + x"]
     names = ",".join(place["name"] for place in places)
     assert run(monkeypatch, "plan", "net.py", "--cuts", names, "--json") == 0  # names that --cuts takes
-    cuts = found(capsys)["cuts"]
+    plan = found(capsys)
+    cuts = plan["cuts"]
     assert [cut["after"] for cut in cuts] == [place["after"] for place in places]
     assert [cut["tensors"] for cut in cuts] == [place["tensors"] for place in places]
+    # As in the plan, which counts what two nodes keep twice.
+    for share, key, error in (("forward", "forward", 1e-9), ("saved", "activation_bytes", 0.05)):
+        below = list(itertools.accumulate(segment[key] for segment in plan["segments"]))
+        assert [place[share] for place in places] == pytest.approx([part / below[-1] for part in below[:-1]], rel=error)
 
 
 def test_state_and_no_place(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
