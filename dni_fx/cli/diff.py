@@ -81,7 +81,7 @@ def diff(
     b: Annotated[
         str | None,
         typer.Argument(
-            metavar="[B]", help="What to compare A with. Default: the model before A was cut.", show_default=False
+            metavar="B", help="What to compare A with. Default: the model before A was cut.", show_default=False
         ),
     ] = None,
     input: InputOption = None,
@@ -127,7 +127,10 @@ def diff(
     if json:
         typer.echo(dumps([asdict(line) for line in found.lines], indent=2))
         return
-    if summary and found.changed:
+    if not found.changed and kinds == ["folder", "folder"] and _changes(sides[0], sides[1]):
+        plans = f"{as_path(sides[0].text) / 'plan.json'} {as_path(sides[1].text) / 'plan.json'}"
+        out.print(f"{NONE} in the code, but in the plans: dni-fx diff {plans}", soft_wrap=True)
+    elif summary and found.changed:
         out.print(found.summary())
     else:
         around = None if whole else CONTEXT if context is None else context
@@ -156,10 +159,16 @@ def show_graphs(
     out.print(Text(f"lines: {', '.join(f'{number} {kind}' for kind, number in found.counts.items())}"))
 
 
-def _show_plans(before: _Side, after: _Side, *, json: bool) -> None:
-    from dni_fx.report import plan_changes, plan_diff_table
+def _changes(before: _Side, after: _Side) -> "list[tuple[str, str, str]]":
+    from dni_fx.report import plan_changes
 
-    changes = plan_changes(before.plan(), after.plan())
+    return plan_changes(before.plan(), after.plan())
+
+
+def _show_plans(before: _Side, after: _Side, *, json: bool) -> None:
+    from dni_fx.report import plan_diff_table
+
+    changes = _changes(before, after)
     if json:
         typer.echo(
             dumps([dict(zip(("field", "before", "after"), change, strict=True)) for change in changes], indent=2)

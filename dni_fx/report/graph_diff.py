@@ -20,6 +20,7 @@ from dni_fx.ops import specialised
 from dni_fx.plans import Plan
 from dni_fx.report.graph_lines import Kind, Line, lines_of, lines_of_graph, variable
 from dni_fx.report.summary import summary_table
+from dni_fx.report.tables import Hanging, hanging
 from dni_fx.runtime import DecoupledModule, plain, rewritten
 
 __all__ = ["GraphDiff", "compare_lines", "diff"]
@@ -173,25 +174,24 @@ def _heading(place: str, width: int = 63) -> str:
     return f"= {place} {'-' * max(0, min(63, width) - len(place) - 3)}"
 
 
-def _cells(line: Line | None) -> tuple[Text, Text]:
+def _cells(line: Line | None) -> tuple[RenderableType, RenderableType]:
     """The sign and the text of a line, for two columns of a table."""
     if line is None:
         return Text(), Text()
-    return Text(_SIGN[line.kind], _STYLE[line.kind]), Text(line.text, _STYLE[line.kind])
+    return Text(_SIGN[line.kind], _STYLE[line.kind]), Hanging(line.text, _STYLE[line.kind])
 
 
 def _fitted(line: Line, console: Console, width: int) -> Iterator[Text]:
     """A line with its source at the right end; a long one goes on in the next lines, which are indented."""
     beside = width - 2 - (len(line.source) + 2 if line.source else 0)
-    room = beside if beside >= _LEAST else max(1, width - 2)
-    first = Text(line.text).wrap(console, room)[0].plain
-    text = Text(f"{_SIGN[line.kind]} {first.rstrip()}", _STYLE[line.kind])
+    room = beside if beside >= _LEAST else max(2, width - 2)
+    first, *rest = hanging(line.text, console, room, max(2, width - 2))
+    text = Text(f"{_SIGN[line.kind]} {first}", _STYLE[line.kind])
     if line.source and room == beside:
         text = Text.assemble(text, " " * (width - text.cell_len - len(line.source)), (line.source, "dim"))
     yield text
-    for part in Text(line.text[len(first) :].lstrip()).wrap(console, max(1, width - 6)):
-        if part:
-            yield Text(f"{_SIGN[line.kind]}     {part.plain.rstrip()}", _STYLE[line.kind])
+    for part in rest:
+        yield Text(f"{_SIGN[line.kind]} {part}", _STYLE[line.kind])
     if room != beside:
         yield Text(line.source, "dim", justify="right")
 

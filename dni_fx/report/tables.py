@@ -7,10 +7,11 @@ from typing import TypeVar
 from rich import box
 from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Fitted", "Proportion", "abridged", "add_row", "plain_table"]
+__all__ = ["Fitted", "Hanging", "Proportion", "abridged", "add_row", "hanging", "plain_table"]
 
 
 T = TypeVar("T")
@@ -50,6 +51,33 @@ def abridged(table: Table, rows: Sequence[T], add: Callable[[int, T], None], *, 
 def add_row(table: Table, *cells: RenderableType) -> None:
     """Add a row; a str is a text as it stands."""
     table.add_row(*[Text(cell) if isinstance(cell, str) else cell for cell in cells])
+
+
+def hanging(text: str, console: Console, first: int, width: int) -> list[str]:
+    """The lines of a text that is wrapped; those after the first are indented.
+
+    Args:
+        first: The width of the first line.
+        width: The width of the other lines.
+    """
+    begin = "".join(part.plain for part in Text(text).wrap(console, first)[:1])
+    indent = min(4 if width > 60 else 2, width - 1)
+    rest = Text(text[len(begin) :].lstrip()).wrap(console, width - indent)
+    return [begin.rstrip(), *(" " * indent + part.plain.rstrip() for part in rest if part)]
+
+
+@dataclass(frozen=True)
+class Hanging:
+    """A text for the cell of a table; its lines after the first are indented."""
+
+    text: str
+    style: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text("\n".join(hanging(self.text, console, options.max_width, options.max_width)), self.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, Text(self.text).cell_len)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,16 @@ def test_no_differences(arguments: str, monkeypatch: pytest.MonkeyPatch, capsys:
     assert shown(monkeypatch, capsys, *arguments.split()) == "no differences\n"
 
 
+def test_the_same_code_by_other_plans(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Path("copy")
+    copy.mkdir()
+    (copy / "graph.diff").write_text(Path("two/graph.diff").read_text())
+    (copy / "plan.json").write_text(replace(Plan.load("two"), why="asked for").to_json())
+    text = shown(monkeypatch, capsys, "two", "copy")
+    assert text == "no differences in the code, but in the plans: dni-fx diff two/plan.json copy/plan.json\n"
+    assert "asked for" in shown(monkeypatch, capsys, "two/plan.json", "copy/plan.json")
+
+
 BAD = [
     (["nothing"], "no such file or folder: nothing"),
     (["two", "nothing"], "no such file or folder: nothing"),

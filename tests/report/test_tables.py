@@ -7,7 +7,7 @@ from rich.console import Console
 
 from dni_fx.plans import CrossingTensor, Cut, Forecast, Outlook, Plan, SegmentPlan, Verdict, Weighed
 from dni_fx.report.plan import plan_table
-from dni_fx.report.tables import Fitted, add_row, plain_table
+from dni_fx.report.tables import Fitted, add_row, hanging, plain_table
 
 KIB = 1024
 BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -96,3 +96,13 @@ def test_long_tables_are_abridged(count: int) -> None:
     assert (f"{count - 11} more: --all" in text) == (count > 12)
     whole = "\n".join(printed(plan_table(plan, whole=True), 120))
     assert "--all" not in whole and f" {count - 1} " in whole
+
+
+def test_a_long_text_hangs() -> None:
+    console = Console(width=20)
+    assert hanging("a = some_call(first, second, third)", console, 20, 20) == [
+        "a = some_call(first,",
+        "  second, third)",
+    ]
+    assert hanging("short", console, 10, 20) == ["short"] and hanging("", console, 10, 20) == [""]
+    assert "".join(part.strip() for part in hanging("x" * 50, console, 12, 20)) == "x" * 50
