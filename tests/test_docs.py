@@ -33,7 +33,7 @@ def fields_of(cls: Any) -> Iterator[tuple[Any, str]]:
     for name, kind in get_type_hints(cls).items():
         if name in cls.__dataclass_fields__:
             yield cls, name
-            for inner in re.findall(r"dni_fx\.\w+\.(\w+)", str(kind)) + [getattr(kind, "__name__", "")]:
+            for inner in [*re.findall(r"dni_fx\.\w+\.(\w+)", str(kind)), getattr(kind, "__name__", "")]:
                 if inner in plans.__all__ and inner != "Plan":
                     yield from fields_of(getattr(plans, inner))
 
