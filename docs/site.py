@@ -7,7 +7,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-_BESIDE = re.compile(r"\]\(\.\./([^)#]+)")
+_BESIDE = re.compile(r"\]\(\.\./(?!README)([^)#]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -23,4 +23,6 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links to files beside docs/ lead to their place in the site."""
-    return markdown if "/" in page.file.src_uri else markdown.replace("](../", "](")
+    if "/" in page.file.src_uri:
+        return markdown
+    return markdown.replace("](../README.md", "](index.md").replace("](../", "](")
