@@ -1,7 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint docs clean
+TORCH ?= 2.13.0
+
+.PHONY: demo test test-all test-with lint docs clean
 
 demo: .venv/demo  ## train a deep net by backprop, with checkpointing and cut, on real digits
 	mkdir -p build
@@ -14,6 +16,12 @@ test: lint  ## lint, types, the quick tests
 
 test-all: lint  ## the same with the slow tests: what CI runs
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+test-with:  ## the quick tests with another Python or torch: make test-with PYTHON=python3.13 TORCH=2.10.0
+	$(PYTHON) -m venv build/with
+	grep -v '^torch==' constraints.txt > build/constraints.txt
+	build/with/bin/pip install --quiet -c build/constraints.txt torch==$(TORCH) -e ".[dev]"
+	build/with/bin/python -m pytest --numprocesses auto --dist worksteal -m "not slow"
 
 docs: .venv/installed  ## the site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
