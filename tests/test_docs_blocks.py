@@ -41,7 +41,7 @@ NOT_RUN = {
     "make ": "the commands of `make` call this test",
     "pip install": "needs a network",
     "python benchmarks/": "takes hours",
-    "torchrun": "tests/runtime/test_stages.py runs a pipeline in two processes",
+    "torchrun": "test_averaging.py, test_sharding.py and test_stages.py of tests/runtime run two processes",
 }
 
 # What makes a block small: other numbers, and options of a command, by its first argument.
