@@ -75,6 +75,14 @@ def test_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     }
 
 
+def test_rewrite_shows_the_folded_diff(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, is_folded in ((), True), (("--all",), False):
+        command = "rewrite", "net.py", "--cuts", "tanh_3", "--no-verify", "-o", f"again{len(options)}"
+        assert run(monkeypatch, *command, *options) == 0
+        text = capsys.readouterr().out
+        assert ("... 5 lines of segment 0" in text) == is_folded and "lines: 6 added" in text
+
+
 def test_a_model_and_its_plan_give_the_diff_of_the_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
