@@ -215,7 +215,9 @@ def allocator_trace(step: Callable[[], object]) -> list[int]:
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes log lines to stderr otherwise
     gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
         step()
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]

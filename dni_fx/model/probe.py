@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from dni_fx.errors import DniFxError
-from dni_fx.model.fake import fake_mode, quiet
+from dni_fx.model.fake import any_fake, fake_mode, quiet
 from dni_fx.model.inputs import Inputs
 from dni_fx.model.preserve import preserved
 from dni_fx.model.specs import example_tensor
@@ -19,6 +19,8 @@ __all__ = ["probe"]
 _BATCH, _LENGTH, _LAYERS, _TRIES = 4, 16, 6, 128
 
 _SIDES = (32, 64, 224, 28, 128, 16)
+
+Candidate = tuple[tuple[int, ...], torch.dtype, int]
 
 
 def probe(model: nn.Module) -> Inputs:
@@ -31,19 +33,25 @@ def probe(model: nn.Module) -> Inputs:
     """
     required = _required_arguments(model)
     shapes = list(dict.fromkeys(itertools.islice(_candidates(model), 64)))
+    fitting: list[Inputs] = []
     for choice in itertools.islice(_choices(shapes, len(required)), _TRIES):
         if _runs(model, choice):
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            with torch.random.fork_rng(devices=()):
-                tensors = tuple(example_tensor(shape, dtype, 0, high).to(device) for shape, dtype, high in choice)
-            return Inputs(tensors, {}, "probed")
+            fitting.append(_example(model, choice))
+            if any_fake(model.parameters()) or _takes(model, fitting[-1]):
+                return fitting[-1]
+    if fitting:  # forward refuses the values of all of them: the error of a call says more
+        return fitting[0]
     raise DniFxError(
         f"no example inputs for {type(model).__name__}.forward({', '.join(required)}), and no shape that was tried "
         "fits: give --input SHAPE (one for each argument), `example_inputs` in the file, or example_inputs=... in code"
     )
 
 
-Candidate = tuple[tuple[int, ...], torch.dtype, int]
+def _example(model: nn.Module, choice: Sequence[Candidate]) -> Inputs:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng(devices=()):
+        tensors = tuple(example_tensor(shape, dtype, 0, high).to(device) for shape, dtype, high in choice)
+    return Inputs(tensors, {}, "probed")
 
 
 def _required_arguments(model: nn.Module) -> list[str]:
@@ -99,5 +107,15 @@ def _runs(model: nn.Module, choice: Sequence[Candidate]) -> bool:
         except (DataDependentOutputException, DynamicOutputShapeException):
             return True  # forward has come to a branch on values, so the shapes fit
         except Exception:  # user code may raise any error on inputs of a wrong shape
+            return False
+    return True
+
+
+def _takes(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the model runs on real tensors: on fake ones some operations take a dtype that they refuse else."""
+    with preserved(model), quiet(), torch.enable_grad():
+        try:
+            model(*inputs.map(torch.clone).args)
+        except Exception:  # user code may raise any error on values
             return False
     return True

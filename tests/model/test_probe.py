@@ -72,6 +72,17 @@ class Restless(nn.Module):
         return self.drop(self.layer(self.norm(x)))
 
 
+class Branch(nn.Module):
+    """On fake tensors, forward comes to the branch on values and no further."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.layer = nn.Linear(5, 2), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+
 def _cnn(side: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.Flatten(), nn.Linear(4 * ((side - 3) // 4 + 1) ** 2, 2))
 
@@ -98,6 +109,7 @@ PROBED: list[tuple[str, Callable[[], nn.Module], list[tuple[int, ...]]]] = [
     ("two", Two, [(4, 16), (4, 11)]),
     ("default", Default, [(4, 3)]),
     ("choosy", Choosy, [(4, 13)]),
+    ("branch", Branch, [(4, 7)]),
     ("double", lambda: nn.Linear(5, 2).double(), [(4, 5)]),
     ("half", lambda: nn.Linear(5, 2).to(torch.bfloat16), [(4, 5)]),
     ("bilinear", lambda: nn.Bilinear(5, 5, 2), [(4, 5), (4, 5)]),
