@@ -25,6 +25,7 @@ from dni_fx.cli.saved import SavedNet
 from dni_fx.comparison import Comparison, Record
 from dni_fx.plans import SCHEMA, Plan
 from dni_fx.proof import Check
+from dni_fx.report import Line
 
 FILES = Path(str(resources.files("dni_fx.cli"))) / "schemas"
 
@@ -125,11 +126,21 @@ class Compared(TypedDict):
     ways: Annotated[list[Way], documented(Comparison, "records")]
 
 
+class Changed(TypedDict):
+    """A field of a plan that differs."""
+
+    field: Annotated[str, Field(description="Its name.")]
+    before: Annotated[str, Field(description="What the first plan has, in words.")]
+    after: Annotated[str, Field(description="What the second plan has.")]
+
+
 OUTPUTS: dict[str, tuple[Any, str]] = {
     "plan": (Plan, "What `dni-fx plan --json` and `dni-fx rewrite --json` print, and plan.json in a written folder."),
     "check": (Checks, "What `dni-fx check --json` prints."),
     "bench": (list[Measured | NotMeasured], "What `dni-fx bench --json` prints."),
     "compare": (Compared, "What `dni-fx compare --json` prints."),
+    "diff": (list[Line], "What `dni-fx diff --json` prints for graphs: all lines of both."),
+    "diff-plans": (list[Changed], "What `dni-fx diff --json` prints for two plans, or a folder and a plan."),
     "inspect": (Inspection, "What `dni-fx inspect --json` prints for a model."),
     "inspect-saved": (SavedNet, "What `dni-fx inspect --json` prints for a written folder or a plan.json."),
 }

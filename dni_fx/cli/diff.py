@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from dni_fx.cli.options import InputOption
+from dni_fx.cli.options import InputOption, with_options
 from dni_fx.cli.progress import ShowStage, out, progress
 from dni_fx.cli.targets import load_target
 from dni_fx.errors import DniFxError
@@ -76,6 +76,7 @@ class _Side:
         return GraphDiff.from_text(text, self.plan() if is_file(folder / "plan.json") else None)
 
 
+@with_options()
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help=f"{_WHAT[0].upper()}{_WHAT[1:]}.", show_default=False)],
     b: Annotated[

@@ -258,18 +258,18 @@ def with_options(options: type[PlanOptions] | None = None) -> Callable[[Callable
     shared = [] if options is None else _parameters(options)
     names = [parameter.name for parameter in shared]
     own_shared = [
-        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
         inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption),
         inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VerboseOption),
     ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def called(*args: Any, context: typer.Context, quiet: bool, verbose: bool, **kwargs: Any) -> None:
+        def called(*args: Any, ctx: typer.Context, quiet: bool, verbose: bool, **kwargs: Any) -> None:
             own = {name: value for name, value in kwargs.items() if name not in names}
             if options is not None:
                 own["options"] = options(**{name: kwargs[name] for name in names})
-            with verbosity(**_levels(context, quiet=quiet, verbose=verbose)):
+            with verbosity(**_levels(ctx, quiet=quiet, verbose=verbose)):
                 command(*args, **own)
 
         signature = inspect.signature(command, eval_str=True)

@@ -26,6 +26,7 @@ class Line:
 
     Attributes:
         kind: What a rewrite did to the line; "folded": the line stands for several lines that are left out.
+        text: The code or the call.
         place: "segment 0", "cut 0", "cut in time", or empty.
         source: The line of the model's code that made this line, as in net.py:12; empty: unknown.
     """

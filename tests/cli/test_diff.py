@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import run
+from json_schemas import check_schema
 
 from dni_fx.plans import Plan
 
@@ -67,6 +68,7 @@ def test_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     columns = shown(monkeypatch, capsys, "two", "-y")
     assert "before" in columns and max(map(len, columns.splitlines())) <= 80
     lines = json.loads(shown(monkeypatch, capsys, "two", "--json"))
+    check_schema("diff", lines)
     assert lines[1] == {
         "kind": "same",
         "text": 'layers_0 = getattr(self.layers, "0")(x)',
@@ -108,6 +110,7 @@ def test_plans(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert "after tanh_3" in text and "after tanh_1" in text and "segments" in text
     assert "rewritten" in shown(monkeypatch, capsys, "two", "two.json")
     found = json.loads(shown(monkeypatch, capsys, "two.json", "three.json", "--json"))
+    check_schema("diff-plans", found)
     assert {"field": "segments", "before": "2", "after": "3"} in found
 
 
