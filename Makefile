@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-TORCH ?= 2.13.0
+TORCH ?= $(shell sed -n s/^torch==//p constraints.txt)
 
 .PHONY: demo test test-all test-with lint docs clean
 
@@ -18,7 +18,7 @@ test-all: lint  ## the same with the slow tests: what CI runs
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-with:  ## the quick tests with another Python or torch: make test-with PYTHON=python3.13 TORCH=2.10.0
-	$(PYTHON) -m venv build/with
+	$(PYTHON) -m venv --clear build/with
 	grep -v '^torch==' constraints.txt > build/constraints.txt
 	build/with/bin/pip install --quiet -c build/constraints.txt torch==$(TORCH) -e ".[dev]"
 	build/with/bin/python -m pytest --numprocesses auto --dist worksteal -m "not slow"

@@ -1,5 +1,6 @@
 """Plan a model: capture it, weigh its exits or synthesizers, and choose its cuts."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -37,6 +38,7 @@ from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, any_fake, describe
 from dni_fx.plans import Plan, StateTensor
+from dni_fx.progress import announce
 from dni_fx.runtime import DecoupledModule, is_cross_entropy
 from dni_fx.settings import Settings, check_loss, loss_function
 from dni_fx.synthesizers import FOR_MAPS, ExitOptions, Factory
@@ -88,8 +90,10 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     if isinstance(cuts, Plan):
         check_graph(module.graph, cuts)
     _check_inside(module, request, in_depth=in_depth)
+    announce("choosing the cuts", 0.97)
     tensors = _state_tensors(model, module, example, request)
-    hint = _state_hint(model, module, example) if request.state is None and not tensors else ""
+    asks = request.state is None and not tensors and not isinstance(cuts, Plan)  # a plan has its hint
+    hint = _state_hint(model, module, example) if asks else ""
     try:
         plan = _plan(model, example, request, captured, tensors, in_depth=in_depth)
     except NoLegalCutError as error:
@@ -258,12 +262,13 @@ def _check_inside(module: DecoupledModule, request: Request, *, in_depth: bool) 
 
 
 def _state_hint(model: nn.Module, module: DecoupledModule, example: Inputs) -> str:
-    """How to cut the model in time; empty if nothing that it takes and returns may be a state."""
+    """How to cut the model in time, if what it takes and returns is a state; empty if nothing may be one."""
     state = possible_state(model, module, example) if len(example.tensors()) > 1 else {}
     if not state:
         return ""
     option = ",".join(f"{argument}={output}" for argument, output in state.items())
-    return f"; forward takes a state and returns the next one: --state {option} (state={state}) cuts in time"
+    names = " and ".join(state)
+    return f"; if {names} is a state, state={json.dumps(state)} (--state {option}) cuts the model in time"
 
 
 def exit_planner(

@@ -4,7 +4,9 @@ The blocks of all pages use `net.py` of the tutorial, `small.py` of how-it-works
 title is a command shows lines of the `model.py` that the command writes.
 """
 
+import contextlib
 import importlib
+import os
 import re
 import runpy
 import shlex
@@ -77,12 +79,14 @@ def small(text: str) -> str:
 
 
 def commands(text: str) -> Iterator[str]:
-    """The commands of a block, each on one line, without the prompt and comments."""
+    """The commands of a block, each on one line, without the prompt and comments; other lines are what they print."""
     for line in text.replace("\\\n", " ").strip().splitlines():
-        yield line.removeprefix("$ ").split("  #")[0].strip()
+        if line.startswith("$ "):
+            yield line.removeprefix("$ ").split("  #")[0].strip()
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    line, _, output = line.partition(" > ")
     program, *arguments = shlex.split(line)
     arguments += SMALLER.get(arguments[0].split("/")[0], [])
     if program == "python":
@@ -92,7 +96,8 @@ def run_command(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
         assert not ended.value.code, line
     else:
         assert program == "dni-fx", f"{line}: name it in NOT_RUN, with the reason"
-        assert run(monkeypatch, *arguments) == 0, line
+        with open(output or os.devnull, "w") as file, contextlib.redirect_stdout(file):
+            assert run(monkeypatch, *arguments) == 0, line
 
 
 def has_lines(block: Block, written: str) -> None:
@@ -111,6 +116,12 @@ def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPat
     elif block.language == "console":
         for line in [line for line in commands(block.text) if not line.startswith(tuple(NOT_RUN))]:
             run_command(monkeypatch, line)
+    elif block.language == "toml":
+        folder = Path("with_defaults")
+        folder.mkdir()
+        (folder / "pyproject.toml").write_text(block.text)
+        with contextlib.chdir(folder):  # a wrong key is an error
+            run_command(monkeypatch, "dni-fx synthesizers")
     else:
         assert block.language == "python"
         exec(compile(block.text, f"line {block.line}", "exec"), names)

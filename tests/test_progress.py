@@ -19,6 +19,7 @@ def test_the_parts_of_a_capture_and_of_a_check() -> None:
         "front end export",
         "comparing the capture with the model",
         "looking for the axes of the batch",
+        "choosing the cuts",
     ]
     checks: list[tuple[str, float]] = []
     with announced_to(lambda part, done: checks.append((part, done))):

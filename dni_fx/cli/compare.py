@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dni_fx.cli.defaults import is_from_file
 from dni_fx.cli.messages import in_options
 from dni_fx.cli.options import (
     ClassesOption,
@@ -127,7 +128,7 @@ def compare(
         else:
             model = load_model(target, show)
             options["data"] = _guarded(data)
-            if input:
+            if input and not is_from_file("input"):
                 raise DniFxError("with --data the first batch is the example: leave --input out")
         options |= {name: _named(text) for name, text in (("metric", metric), ("optimizer", optimizer)) if text}
         show("cutting the model")

@@ -3,6 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,9 +14,11 @@ from typer.core import TyperCommand
 from dni_fx.errors import DniFxError, described, first_line
 from dni_fx.paths import is_file
 
-__all__ = ["Command"]
+__all__ = ["Command", "is_from_file"]
 
 _TABLE = "tool.dni-fx"
+
+_from_file: ContextVar[frozenset[str]] = ContextVar("from_file", default=frozenset())
 
 
 class Command(TyperCommand):
@@ -24,7 +27,15 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not (ctx.resilient_parsing or set(args) & set(ctx.help_option_names)):
             ctx.default_map = _defaults(self.name or "", ctx.find_root().command)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+        _from_file.set(frozenset(name for name, source in sources.items() if source and source.name == "DEFAULT_MAP"))
+        return rest
+
+
+def is_from_file(*parameters: str) -> bool:
+    """Whether any of these parameters of the command that runs has its value from pyproject.toml."""
+    return not _from_file.get().isdisjoint(parameters)
 
 
 def _defaults(command: str, group: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from dni_fx.cli.defaults import is_from_file
 from dni_fx.cli.options import InputOption, with_options
 from dni_fx.cli.progress import ShowStage, out, progress
 from dni_fx.cli.targets import load_target
@@ -27,7 +28,6 @@ CONTEXT = 3  # lines around each change
 NONE = "no differences"
 
 _WHAT = "a model (path/to/model.py[:NAME] or package.module:NAME), a folder that `dni-fx rewrite` wrote, or a plan.json"
-_FRONTENDS = ("fx", "export", "modules")
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,12 @@ def diff(
     if side_by_side + summary + json > 1:
         raise DniFxError("--side-by-side, --summary and --json exclude each other")
     if whole and context is not None:
-        raise DniFxError("--all and --context exclude each other")
+        if not is_from_file("whole", "context"):
+            raise DniFxError("--all and --context exclude each other")
+        whole = not is_from_file("whole")
     sides = [_Side.of(text) for text in (a, b) if text is not None]
     kinds = [side.kind for side in sides]
-    if input and "target" not in kinds:
+    if input and "target" not in kinds and not is_from_file("input"):
         raise DniFxError("--input is for a model, and no side is one: leave it out")
     if b is None and sides[0].kind != "folder":
         other = "a folder or a plan.json" if sides[0].kind == "target" else "the model, a folder or a second plan.json"
@@ -204,16 +206,19 @@ def _captured(
     targets: Sequence[str], specs: list[str] | None, plan: "Plan | None", show: ShowStage
 ) -> "list[DecoupledModule]":
     """The captures of some models by one front end: that of the plan, or else the first that takes all of them."""
+    from dni_fx.arguments import FRONTENDS
     from dni_fx.capture import capture
 
-    frontend, in_depth = ("auto", True) if plan is None else (plan.frontend, bool(plan.cuts))
+    frontend, in_depth = ("auto", False) if plan is None else (plan.frontend, bool(plan.cuts))
     loaded = [load_target(target, specs, show) for target in targets]
     with contextlib.redirect_stdout(sys.stderr):
-        show("capturing")
-        found = [capture(*one, frontend, compare=plan is None, in_depth=in_depth) for one in loaded]
-        last = max((one.frontend for one in found), key=_FRONTENDS.index, default=frontend)
+        found = []
+        for target, one in zip(targets, loaded, strict=True):
+            show(f"capturing {target}")
+            found.append(capture(*one, frontend, compare=plan is None, in_depth=in_depth))
+        last = max((one.frontend for one in found), key=FRONTENDS.index, default=frontend)
         return [
-            (one if one.frontend == last else capture(*pair, last, compare=False, in_depth=True)).module
+            (one if one.frontend == last else capture(*pair, last, compare=False, in_depth=in_depth)).module
             for one, pair in zip(found, loaded, strict=True)
         ]
 

@@ -18,6 +18,7 @@ _WITH_VALUES = {
     r"\bverify=False\b": "--no-verify",
     r"\bstep=(?=['\"])": "--step=",
     r"\bstate=True\b": "--state=auto",
+    r"\bstate=\{[^}]*\} \((--state [\w=,.-]+)\)": r"\1",
     r'\bstate=\{"(\w+)": (\w+)\}': r"--state=\1=\2",
 }
 

@@ -133,18 +133,19 @@ def progress() -> Iterator[ShowStage]:
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), TaskProgressColumn()
     bar = Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=not shows_progress())
     with stages() as begin, bar:
-        task, current = bar.add_task("starting", total=None), "starting"
+        task, current, reached = bar.add_task("starting", total=None), "starting", 0.0
 
         def show(stage: str) -> None:
-            nonlocal task, current
+            nonlocal task, current, reached
             begin(stage)
             bar.remove_task(task)
-            task, current = bar.add_task(stage, total=None), stage
+            task, current, reached = bar.add_task(stage, total=None), stage, 0.0
 
         def show_part(part: str, done: float) -> None:
-            name = f"{current}: {part}"
+            nonlocal reached
+            name, reached = f"{current}: {part}", max(done, reached)  # a second front end begins at a smaller share
             begin(name)
-            bar.update(task, description=name, total=1, completed=max(done, bar.tasks[0].completed))
+            bar.update(task, description=name, total=1, completed=reached)
 
         with announced_to(show_part):
             yield show

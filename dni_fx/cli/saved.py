@@ -1,7 +1,6 @@
 """What a saved folder or a plan.json holds, without running code of the folder."""
 
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ class SavedNet:
 
     Attributes:
         model: The name of the model's class.
-        schema: The version of the format.
         frontend: The front end that captured the model.
         tried: The front ends that could not capture the model, each with the reason.
         inputs: The example inputs: the name, shape and dtype of each.
@@ -34,12 +32,10 @@ class SavedNet:
         synthesizers: The names of the synthesizers, by crossing.
         why: The reason for these cuts.
         files: The bytes of each file of the folder; empty: a plan alone.
-        saved: When the weights were written, in ISO 8601; empty: a plan alone.
         unchanged: Whether the files are those that were saved; None: the folder has no digests, or a plan alone.
     """
 
     model: str
-    schema: int
     frontend: str
     tried: tuple[str, ...]
     inputs: tuple[str, ...]
@@ -50,7 +46,6 @@ class SavedNet:
     synthesizers: dict[str, str]
     why: str
     files: dict[str, int]
-    saved: str
     unchanged: bool | None
 
 
@@ -68,23 +63,19 @@ def inspect_saved(path: Path) -> tuple[RenderableType, dict[str, Any]]:
 
 def _saved_net(plan: "Plan", path: Path) -> SavedNet:
     from dni_fx.errors import DniFxError
-    from dni_fx.plans import SCHEMA
     from dni_fx.store import has_saved_files
 
     weights = path / "weights.safetensors"
     files: dict[str, int] = {}
-    saved = ""
     unchanged: bool | None = None
     if is_file(weights):
         files = {one.name: one.stat().st_size for one in sorted(path.iterdir()) if one.is_file()}
-        saved = datetime.fromtimestamp(weights.stat().st_mtime).astimezone().isoformat(timespec="seconds")
         try:
             unchanged = has_saved_files(path) or None
         except DniFxError:
             unchanged = False
     return SavedNet(
         model=plan.model,
-        schema=SCHEMA,
         frontend=plan.frontend,
         tried=plan.tried,
         inputs=plan.inputs,
@@ -95,7 +86,6 @@ def _saved_net(plan: "Plan", path: Path) -> SavedNet:
         synthesizers={} if plan.rewrite is None else plan.rewrite.synthesizers,
         why=plan.why,
         files=files,
-        saved=saved,
         unchanged=unchanged,
     )
 
@@ -113,10 +103,13 @@ def _view(found: SavedNet) -> RenderableType:
         *(f"cut in time: {', '.join(names)}" for names in found.states),
         *([f"unlock: {found.unlock}"] if found.unlock else []),
         *(f"synthesizer {name}: {synthesizer}" for name, synthesizer in found.synthesizers.items()),
-        f"format: {found.schema}",
     ]
     if found.files:
-        same = {True: "unchanged since", False: "CHANGED since, and dni_fx.load refuses the folder", None: "no digests"}
+        same = {
+            True: "those that were saved",
+            False: "NOT those that were saved, and dni_fx.load refuses the folder",
+            None: "not checked: the folder has no digests",
+        }
         lines.append(f"files: {', '.join(f'{name} {bytes_text(size)}' for name, size in found.files.items())}")
-        lines.append(f"weights saved: {found.saved}; files: {same[found.unchanged]}")
+        lines.append(f"the files are {same[found.unchanged]}")
     return Group(*(Text(line) for line in lines))

@@ -67,7 +67,7 @@ class GraphDiff:
     @property
     def counts(self) -> dict[Kind, int]:
         """The number of lines of each kind that there is."""
-        found = Counter(line.kind for line in self.lines)
+        found = Counter(line.kind for line in self.lines if line.text not in RECORD)
         return {kind: found[kind] for kind in _SIGN if found[kind]}
 
     @property

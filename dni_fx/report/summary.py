@@ -34,7 +34,7 @@ def summary_table(lines: Sequence[Line], plan: Plan | None) -> Table:
                 *_numbers(count),
                 *(["\n".join(texts)] if adds else []),
             )
-    total = sum((count for place, count in counts.items()), Counter())
+    total = sum(counts.values(), Counter())
     for column, number in zip(table.columns[1:], _numbers(total), strict=False):
         column.footer = number
     return table

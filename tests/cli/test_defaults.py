@@ -48,6 +48,17 @@ def test_one_of_two_options_that_exclude_each_other(
     assert "exclude each other" in capsys.readouterr().err
 
 
+def test_defaults_that_have_no_use_in_a_call(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write_text('[tool.dni-fx]\ninput = ["4x8"]\nall = true\ncuts = 2\n')
+    assert run(monkeypatch, "rewrite", "net.py", "--no-verify", "-o", "out") == 0
+    assert run(monkeypatch, "diff", "out", "--context", "1") == 0
+    assert "... " in capsys.readouterr().out
+    assert run(monkeypatch, "diff", "out", "--input", "4x8") == 2
+    assert "--input is for a model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import dni_fx
 from dni_fx.report.graph_diff import GraphDiff
-from dni_fx.report.graph_lines import Line
+from dni_fx.report.graph_lines import Kind, Line
 
 
 class Recurrent(nn.Module):
@@ -42,5 +42,6 @@ def test_cuts_in_time() -> None:
 
 
 def test_graphs_without_a_plan() -> None:
-    found = rows(GraphDiff((Line("added", "a", ""), Line("same", "b", ""))).summary())
-    assert found["graph"] == ["1", "1"]
+    kinds: list[Kind] = ["added", *["removed"] * 2, *["moved"] * 3, *["same"] * 4]
+    found = rows(GraphDiff(tuple(Line(kind, kind, "") for kind in kinds)).summary())
+    assert found["added"] == ["removed", "moved", "same"] and found["graph"] == ["1", "2", "3", "4"]
