@@ -30,8 +30,9 @@ def bench_table(rows: Sequence[Row]) -> RenderableType:
     table = Fitted([_table(rows, size, with_traces=True), _table(rows, size, with_traces=False)])
     failed = [Text(f"not measured: {row.name}: {row.failed}", "dim") for row in rows if row.failed]
     legend = (
-        f"memory: the most {unit} that the step makes; time: as a multiple of backprop's, median and 10th to 90th "
-        f"percentile; a step of backprop takes {rows[0].milliseconds:.1f} ms"
+        f"memory: the most {unit} that the step makes; time: as a multiple of that of backprop's step just before, "
+        f"median and 10th to 90th percentile (backprop's own row shows the noise); a step of backprop takes "
+        f"{rows[0].milliseconds:.1f} ms"
     )
     sentences = [Text(sentence) for sentence in bench_verdict(rows)]
     return Group(*sentences, table, Text(legend, "dim"), *failed)

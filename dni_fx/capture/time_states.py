@@ -184,7 +184,8 @@ def _default_outputs(arguments: Mapping[str, Any], result: Any) -> dict[str, int
     if len(arguments) == 2 and isinstance(result, tuple | list) and len(result) == 2:
         return {list(arguments)[1]: 1}
     raise DniFxError(
-        "state=True is for a forward (x, state) that returns (y, state), called so in the example; else name the "
+        "state=True is for a forward (x, state) that returns (y, state), and for an example that holds both, as in "
+        f"example_inputs = (x, state); this example has {', '.join(arguments) or 'no arguments'}; else name the "
         'argument and the output that it becomes, as in state={"hidden": 1}'
     )
 

@@ -121,7 +121,7 @@ def diff(
         raise DniFxError(f"{a} alone cannot be compared: give a second side, {other}")
     if "plan" in kinds and "target" not in kinds:
         if side_by_side or summary:
-            raise DniFxError("--side-by-side and --summary are for graphs: give the model, too, or leave them out")
+            raise DniFxError("--side-by-side and --summary are for graphs, and these are plans: leave them out")
         _show_plans(sides[0], sides[1], json=json)
         return
     with progress() as show:

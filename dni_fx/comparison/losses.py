@@ -52,7 +52,10 @@ def find_objective(loss: str | Loss | None, output: Any, target: Any, *, has_dat
             return Objective("cross_entropy", per_position, per_position)
         if first_axis and not last_axis:
             return Objective("cross_entropy", F.cross_entropy, "cross_entropy")
-    raise DniFxError(f"no loss is known for outputs {_form(output)} and targets {_form(target)}: give loss=")
+    raise DniFxError(
+        f"no loss is known for outputs {_form(output)} and targets {_form(target)}: give loss=, "
+        "a function of (outputs, target), such as the cross entropy of outputs[0]"
+    )
 
 
 def per_position(output: Tensor, target: Tensor) -> Tensor:

@@ -87,13 +87,16 @@ def _legend(comparison: Comparison, shown: Sequence[str]) -> str:
     texts = {
         "loss": f"{comparison.loss}, the mean of the last {comparison.last} of {comparison.steps} steps, on each batch "
         "before the net trains on it",
-        "beside backprop": "±: half a 95 % interval, of the noise of batches",
+        "beside backprop": "± is half a 95 % interval, of the noise of batches",
         "in equal time": "the loss when the fastest way is done",
         "score": "of the metric, in eval mode",
         "activations": "the most that a step holds at once, without gradients of parameters",
         "time": f"of a step, beside backprop's, {1e3 * seconds:.1f} ms" if math.isfinite(seconds) else "of a step",
         "cosine": "of predicted and target gradients, for each cut",
     }
+    measured = [record for record in comparison.records[1:] if not record.failed]
+    if not any(math.isfinite(comparison.difference(record).error) for record in measured):
+        del texts["beside backprop"]
     return "; ".join(f"{column}: {text}" for column, text in texts.items() if column in shown)
 
 

@@ -93,7 +93,8 @@ def _beside_checkpointing(comparison: Comparison, best: Record) -> list[str]:
     elif saves:
         choice = f"the cut model needs less memory{' and less time' if faster else ''}"
     elif faster:
-        choice = "the cut model needs less time, and no less memory"
+        more = other.activations < _LESS * best.activations
+        choice = f"the cut model needs less time, {'but more memory' if more else 'and no less memory'}"
     elif comparison.has_data and difference.is_clear and difference.value < 0:
         choice = "the cut model has the lower loss, and needs no less memory or time"
     else:

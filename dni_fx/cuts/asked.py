@@ -58,7 +58,7 @@ def _hint(name: str, known: list[str]) -> str:
         return f"; there are {', '.join(known)}"
     else:
         shown = f"; there are {', '.join(known[:_FEW])} and {len(known) - _FEW} more"
-    return f"{shown}; `dni-fx plan TARGET --json` lists the nodes of every segment"
+    return f"{shown}; `dni-fx inspect TARGET` lists places to cut"
 
 
 _FEW = 8  # the names that an error lists

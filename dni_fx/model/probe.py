@@ -17,6 +17,7 @@ from dni_fx.model.specs import example_tensor
 __all__ = ["probe"]
 
 _BATCH, _LENGTH, _LAYERS, _TRIES = 4, 16, 6, 128
+_SHOWN = 4  # arguments in a message
 
 _SIDES = (32, 64, 224, 28, 128, 16)
 
@@ -42,9 +43,16 @@ def probe(model: nn.Module) -> Inputs:
     if fitting:  # forward refuses the values of all of them: the error of a call says more
         return fitting[0]
     raise DniFxError(
-        f"no example inputs for {type(model).__name__}.forward({', '.join(required)}), and no shape that was tried "
-        "fits: give --input SHAPE (one for each argument), `example_inputs` in the file, or example_inputs=... in code"
+        f"no example inputs for {type(model).__name__}.forward({_arguments(model)}), and no shape that was tried "
+        "fits: give --input SHAPE for each argument, such as --input input_ids=2x16:int64:0-100, or `example_inputs` "
+        "or `example_kwargs` in the file, or example_inputs=... in code"
     )
+
+
+def _arguments(model: nn.Module) -> str:
+    """The first arguments of forward, in words."""
+    names = list(inspect.signature(model.forward).parameters)
+    return ", ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
 
 
 def _example(model: nn.Module, choice: Sequence[Candidate]) -> Inputs:

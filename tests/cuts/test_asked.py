@@ -150,7 +150,7 @@ def test_a_wrong_name_has_all_names_or_the_way_to_them() -> None:
         dni_fx.plan(small, X, cuts="zzz")
     large = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(6, 6), nn.Tanh())])
     for name, words in (("zzz", r"there are 0, 1, .* and \d+ more"), ("_99", "the nearest names are _9")):
-        with pytest.raises(DniFxError, match=rf"{words}.*; `dni-fx plan TARGET --json` lists the nodes"):
+        with pytest.raises(DniFxError, match=rf"{words}.*; `dni-fx inspect TARGET` lists places to cut"):
             dni_fx.plan(large, X, cuts=name)
     with pytest.raises(DniFxError, match=r"no module of class 'Block'; the classes are .*Linear, .*Tanh"):
         dni_fx.plan(large, X, cuts="every:Block")
