@@ -151,7 +151,7 @@ class Settings:
                 f"mix={self.mix} needs unlock='none': with unlock={self.unlock!r} the true gradient comes too late"
             )
         if self.classes is not None and self.context_size is not None:
-            raise DniFxError("classes and context_size exclude each other: labels are the context")
+            raise DniFxError("classes= and context_size= exclude each other: labels are the context")
         if self.loss is not None:
             loss_function(self.loss)
         if self.context_from is not None and not (self.size or self.loss is not None):

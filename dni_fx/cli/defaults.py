@@ -129,8 +129,12 @@ def _checked(
     for given, value in table.items():
         key = given.replace("_", "-")
         if key not in options:
+            if isinstance(value, dict):
+                raise DniFxError(f"{where}: there is no command {described(given)}; there are {', '.join(tables)}")
             near = difflib.get_close_matches(key, [*options, *tables], n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(options))}"
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(options)) or 'none'}"
             raise DniFxError(f"{where}: there is no option {described(given)}{hint}")
+        if key in values:
+            raise DniFxError(f"{where}: {key} is there twice, with dashes and with underscores")
         values[key] = options[key].value(value, f"{where}: {given}")
     return values

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from dni_fx.cli.defaults import is_from_file
 from dni_fx.cli.options import InputOption, with_options
-from dni_fx.cli.progress import ShowStage, out, progress
+from dni_fx.cli.progress import ShowStage, note, out, progress
 from dni_fx.cli.targets import load_target
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, first_line
 from dni_fx.paths import as_path, is_file, kind_of
 
 if TYPE_CHECKING:
@@ -67,13 +67,22 @@ class _Side:
             DniFxError: If the folder holds none.
         """
         from dni_fx.report import GraphDiff
+        from dni_fx.store import has_saved_files
 
         folder = as_path(self.text)
+        if not is_file(folder / "graph.diff"):
+            raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no graph.diff")
         try:
             text = (folder / "graph.diff").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise DniFxError(f"{folder} is no folder that dni-fx wrote: it holds no graph.diff") from None
-        return GraphDiff.from_text(text, self.plan() if is_file(folder / "plan.json") else None)
+            found = GraphDiff.from_text(text, self.plan() if is_file(folder / "plan.json") else None)
+        except (OSError, ValueError) as error:
+            raise DniFxError(f"cannot read {folder / 'graph.diff'}: {first_line(error)}") from None
+        if is_file(folder / "plan.json"):
+            try:
+                has_saved_files(folder)
+            except DniFxError as error:  # the diff may be of interest all the same
+                note(f"warning: {error}")
+        return found
 
 
 @with_options()
@@ -215,7 +224,7 @@ def _captured(
         found = []
         for target, one in zip(targets, loaded, strict=True):
             show(f"capturing {target}")
-            found.append(capture(*one, frontend, compare=plan is None, in_depth=in_depth))
+            found.append(capture(*one, frontend, in_depth=in_depth))
         last = max((one.frontend for one in found), key=FRONTENDS.index, default=frontend)
         return [
             (one if one.frontend == last else capture(*pair, last, compare=False, in_depth=in_depth)).module

@@ -12,7 +12,7 @@ from dni_fx.cli.options import AllOption, FrontendOption, InputOption, NoVerifyO
 from dni_fx.cli.progress import ShowStage, out, progress
 from dni_fx.cli.saved import inspect_saved
 from dni_fx.cli.targets import load_target
-from dni_fx.paths import as_path, is_file
+from dni_fx.paths import as_path, kind_of
 
 if TYPE_CHECKING:
     from dni_fx.cli.inspection import Inspection
@@ -41,7 +41,7 @@ def inspect(
     with progress() as show:
         show("starting")
         path = as_path(target, "TARGET")
-        if target.endswith(".json") or is_file(path / "plan.json"):
+        if target.endswith(".json") or kind_of(path) == "folder":
             view, data = inspect_saved(path)
             no_cut = ""
         else:

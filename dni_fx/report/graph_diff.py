@@ -52,9 +52,17 @@ class GraphDiff:
 
     @classmethod
     def from_text(cls, text: str, plan: Plan | None = None) -> "GraphDiff":
-        """Read what `to_text` wrote; older versions wrote no sources."""
+        """Read what `to_text` wrote; older versions wrote no sources.
+
+        Raises:
+            ValueError: If it is no such text.
+        """
         lines, place = [], ""
-        for line in text.splitlines():
+        if not text.strip():
+            raise ValueError("it is empty")
+        for number, line in enumerate(text.splitlines(), 1):
+            if line and (line[0] not in {*_KIND, "="} or line[1:2] not in ("", " ")):
+                raise ValueError(f"line {number} begins with none of {', '.join(map(repr, [*_KIND, '=']))}")
             if line.startswith("= "):
                 place = line[2:].rstrip("-").rstrip()
             else:

@@ -116,7 +116,7 @@ def test_the_table_of_all_ways(target: str) -> None:
 def test_bad_options(target: str) -> None:
     for options, message in (
         (["--classes", "1"], "classes must be 2 or more"),
-        (["--classes", "3", "--context-size", "3"], "classes and context_size exclude each other"),
+        (["--classes", "3", "--context-size", "3"], "classes= and context_size= exclude each other"),
         (["--frontend", "nope"], "frontend='nope'"),
         (["--cuts", "1"], "cuts=1: a number of segments is 2 or more"),
         (["--segments", ""], "--segments ''"),

@@ -1,6 +1,7 @@
 """`dni-fx diff` between models, saved folders and plans, and its errors."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,3 +160,28 @@ def test_bad_input(
     assert run(monkeypatch, "diff", *arguments) == 2
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1 and message in captured.err and not captured.out
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"hello\n", b"\xff\xfe"], ids=["empty", "blank", "text", "binary"])
+def test_a_damaged_diff(
+    content: bytes, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("damaged").mkdir(exist_ok=True)
+    Path("damaged/graph.diff").write_bytes(content)
+    assert run(monkeypatch, "diff", "damaged") == 2
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.startswith("error: cannot read damaged/graph.diff: ")
+
+
+def test_a_folder_that_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("two", tmp_path / "changed")
+    (tmp_path / "changed" / "model.py").write_text("")
+    assert run(monkeypatch, "diff", str(tmp_path / "changed"), "--summary") == 0
+    assert "warning: " in capsys.readouterr().err
+
+
+def test_inputs_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "diff", "net.py", "two.json", "--input", "4x7") == 2
+    assert "does not run on the example inputs" in capsys.readouterr().err
