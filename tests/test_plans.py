@@ -1,6 +1,7 @@
 """Plans that are saved, read, applied again, or damaged."""
 
 import copy
+import inspect
 import json
 import random
 import re
@@ -134,7 +135,7 @@ def test_a_plan_is_shown_in_one_line_and_its_fields_are_documented() -> None:
     assert len(repr(many)) < 120 and "and 12 more" in repr(many) and "\n" not in repr(many)
     assert "unlock none" in repr(dni_fx.transform(mlp(), X, cuts=2, unlock="none").dni.plan)
     for cls in (dni_fx.Plan, SegmentPlan, Cut, Rewrite):
-        documented = set(re.findall(r"^        (\w+): ", cls.__doc__ or "", re.MULTILINE))
+        documented = set(re.findall(r"^    (\w+): ", inspect.getdoc(cls) or "", re.MULTILINE))
         assert documented == set(cls.__dataclass_fields__), cls
 
 

@@ -161,7 +161,7 @@ def _shortest(
     for j in range(1, count):
         is_last = j == count - 1
         fits = saved[:j, j] <= size * (1 + 1e-9)
-        runs_twice = np.where(can[:j, j] & fits & ~(is_last and keep_last), outputs[:j, j], math.inf)
+        runs_twice = np.where(can[:j, j] & fits & (not (is_last and keep_last)), outputs[:j, j], math.inf)
         is_free = is_last and keep_last
         keeps = np.where(fits, 0.0, math.inf) if is_free else saved[:j, j] + outputs[:j, j]
         both = costs[:j] + np.minimum(runs_twice, keeps)
