@@ -159,10 +159,9 @@ def _shortest(
     costs[0] = 0.0
     twice = np.zeros(count, dtype=bool)
     for j in range(1, count):
-        is_last = j == count - 1
+        is_free = keep_last and j == count - 1
         fits = saved[:j, j] <= size * (1 + 1e-9)
-        runs_twice = np.where(can[:j, j] & fits & (not (is_last and keep_last)), outputs[:j, j], math.inf)
-        is_free = is_last and keep_last
+        runs_twice = np.where(can[:j, j] & fits & (not is_free), outputs[:j, j], math.inf)
         keeps = np.where(fits, 0.0, math.inf) if is_free else saved[:j, j] + outputs[:j, j]
         both = costs[:j] + np.minimum(runs_twice, keeps)
         origins[j] = i = int(both.argmin())
