@@ -30,7 +30,7 @@ def bench_table(rows: Sequence[Row]) -> RenderableType:
     table = Fitted([_table(rows, size, with_traces=True), _table(rows, size, with_traces=False)])
     failed = [Text(f"not measured: {row.name}: {row.failed}", "dim") for row in rows if row.failed]
     legend = (
-        f"memory: the most {unit} that the step makes; time: as a multiple of that of backprop's step just before, "
+        f"memory: the most {unit} that the step makes; time: as a multiple of that of a step of backprop beside it, "
         f"median and 10th to 90th percentile (backprop's own row shows the noise); a step of backprop takes "
         f"{rows[0].milliseconds:.1f} ms"
     )

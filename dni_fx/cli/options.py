@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from dni_fx.cli.defaults import is_from_file
 from dni_fx.cli.parsing import parse_cuts, parse_mix, parse_state, parse_training
 from dni_fx.cli.progress import verbosity
 from dni_fx.errors import DniFxError
@@ -258,18 +259,17 @@ def with_options(options: type[PlanOptions] | None = None) -> Callable[[Callable
     shared = [] if options is None else _parameters(options)
     names = [parameter.name for parameter in shared]
     own_shared = [
-        inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
         inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption),
         inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=VerboseOption),
     ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def called(*args: Any, ctx: typer.Context, quiet: bool, verbose: bool, **kwargs: Any) -> None:
+        def called(*args: Any, quiet: bool, verbose: bool, **kwargs: Any) -> None:
             own = {name: value for name, value in kwargs.items() if name not in names}
             if options is not None:
                 own["options"] = options(**{name: kwargs[name] for name in names})
-            with verbosity(**_levels(ctx, quiet=quiet, verbose=verbose)):
+            with verbosity(**_levels(quiet=quiet, verbose=verbose)):
                 command(*args, **own)
 
         signature = inspect.signature(command, eval_str=True)
@@ -300,12 +300,11 @@ def _parameters(options: type[PlanOptions]) -> list[inspect.Parameter]:
     ]
 
 
-def _levels(context: typer.Context, *, quiet: bool, verbose: bool) -> dict[str, bool]:
+def _levels(*, quiet: bool, verbose: bool) -> dict[str, bool]:
     """The options --quiet and --verbose: one on the command line goes before the other in a file."""
-    given = {"quiet": quiet, "verbose": verbose}
     if not (quiet and verbose):
-        return given
-    on_line = {name: str(context.get_parameter_source(name)).endswith("COMMANDLINE") for name in given}
+        return {"quiet": quiet, "verbose": verbose}
+    on_line = {name: not is_from_file(name) for name in ("quiet", "verbose")}
     if on_line["quiet"] == on_line["verbose"]:
         raise DniFxError("--quiet and --verbose exclude each other: give one of them")
     return on_line
