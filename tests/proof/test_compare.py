@@ -1,5 +1,6 @@
 """Whether tensors are equal: what is not finite, and truth values."""
 
+import pytest
 import torch
 
 from dni_fx.proof.compare import close
@@ -27,6 +28,7 @@ def test_equal_values_that_are_not_finite_are_equal() -> None:
         assert not close({"a": changed}, {"a": values})[0]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # torch 2.11
 def test_sparse_tensors_are_compared_by_their_values() -> None:
     dense = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
     rows = torch.sparse_coo_tensor(torch.tensor([[1]]), dense[1:], (2, 2), check_invariants=True)
