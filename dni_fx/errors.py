@@ -10,6 +10,7 @@ __all__ = [
     "ContextError",
     "DniFxError",
     "NoLegalCutError",
+    "PeerError",
     "SourceError",
     "TargetError",
     "described",
@@ -80,6 +81,12 @@ class NoLegalCutError(DniFxError):
     """The model has no place for a legal cut."""
 
     exit_code = 1
+
+
+class PeerError(DniFxError):
+    """A process of a pipeline is gone, or does not answer; the message names the stage and the rank."""
+
+    exit_code = 3
 
 
 class SourceError(DniFxError):

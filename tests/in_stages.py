@@ -16,6 +16,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "labels": {"synthesizer": "mlp", "classes": 3},
     "tail": {"synthesizer": "exit(units=0)", "loss": "cross_entropy"},
     "unit": {"synthesizer": "exit(units=1)", "loss": "cross_entropy"},
+    "copy": {"synthesizer": "exit(units=1, weights='copy')", "loss": "cross_entropy"},
     "unlock none": {"synthesizer": "mlp", "unlock": "none"},
 }
 SCHEDULES: dict[str, Any] = {"GPipe": ScheduleGPipe, "1F1B": Schedule1F1B}

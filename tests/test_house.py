@@ -39,6 +39,7 @@ ORDER = [
     "proof",
     "bench",
     "comparison",
+    "pipeline",
     "pytorch_dni",
     "integrations",
     "cli",

@@ -7,7 +7,7 @@ from typing import Any
 
 from dni_fx.ops.accumulation import LossMeasure
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, decouple, writable
-from dni_fx.ops.exit import exit_gradients, gradients
+from dni_fx.ops.exit import accumulate, exit_gradients, gradients
 from dni_fx.ops.forward_pass import ForwardPass
 from dni_fx.ops.gradients import batch_size, clipped, is_readable
 from dni_fx.ops.inject import inject
@@ -32,6 +32,7 @@ __all__ = [
     "LossMeasure",
     "Segment",
     "SegmentListener",
+    "accumulate",
     "batch_size",
     "begin_piece",
     "begin_unit",

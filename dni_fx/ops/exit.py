@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from dni_fx.errors import BackwardOrderError, DniFxError
 from dni_fx.ops.segment import TWICE
 
-__all__ = ["exit_gradients", "gradients"]
+__all__ = ["accumulate", "exit_gradients", "gradients"]
 
 
 def gradients(
@@ -30,6 +30,13 @@ def gradients(
             "an exit runs layers that call torch.utils.checkpoint with use_reentrant=True, which has no gradients for "
             "some tensors alone: pass use_reentrant=False there, or give inside='checkpoint' in its place"
         ) from error
+
+
+def accumulate(parameters: Sequence[Tensor], found: Sequence[Tensor | None]) -> None:
+    """Add gradients to those of the parameters, as a backward pass does."""
+    for parameter, gradient in zip(parameters, found, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 class _ExitGradients(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dni_fx.ops.decouple import ONE_BY_ONE, boundary, check_not_recomputed
-from dni_fx.ops.exit import gradients
+from dni_fx.ops.exit import accumulate, gradients
 from dni_fx.ops.precision import without_autocast
 from dni_fx.ops.segment import Segment
 
@@ -20,6 +20,7 @@ class UnitExit(Protocol):
     """The exit that runs units; `runtime.Exit` is the one class."""
 
     training: bool
+    trains_at_once: bool
 
     def trained_in_units(self, borrowed: Sequence[Any]) -> list[nn.Parameter]: ...
 
@@ -107,7 +108,8 @@ def decouple_unit(
         return traced
     if prediction is None:
         return (value,)
-    return (_decoupled(outputs, leaves, value, prediction, segment, exit.trained_in_units(borrowed)),)
+    trained = exit.trained_in_units(borrowed)
+    return (_decoupled(outputs, leaves, value, prediction, segment, trained, exit.trains_at_once),)
 
 
 @torch.compiler.disable(reason=ONE_BY_ONE)  # type: ignore[untyped-decorator]
@@ -118,15 +120,19 @@ def _decoupled(
     prediction: Tensor,
     segment: Segment,
     trained: Sequence[nn.Parameter],
+    at_once: bool,
 ) -> Tensor:
     synthetic = segment.keep_finite(prediction.detach())
     if synthetic is None:
         segment.post_drop(0, value)
         synthetic = torch.zeros_like(value)
     with without_autocast(value.device.type):
-        found = gradients(value, [*leaves, *trained], synthetic.to(value.dtype), retain_graph=True)
+        found = gradients(value, [*leaves, *trained], synthetic.to(value.dtype), retain_graph=not at_once)
     pairs = [(h, g) for h, g in zip(outputs, found, strict=False) if h.requires_grad and g is not None]
     segment.run_backward([h for h, _ in pairs], [g for _, g in pairs])
+    if at_once:  # no target comes, which would go on through the units
+        accumulate(trained, found[len(leaves) :])
+        return value.detach()
     accumulated = segment.accumulated()
     if pairs:
         segment.begin_to_wait(accumulated)

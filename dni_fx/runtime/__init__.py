@@ -21,7 +21,7 @@ from dni_fx.runtime.pieces import NOT_COMPILED
 from dni_fx.runtime.prepare import prepare_training
 from dni_fx.runtime.retrace import rename, retrace
 from dni_fx.runtime.shards import shard_segments
-from dni_fx.runtime.stages import segments
+from dni_fx.runtime.stages import Part, part_graph, segment_parts, segments
 from dni_fx.runtime.stepping import SegmentOptimizer
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_cuts
 from dni_fx.runtime.time_windows import next_window, state_indices
@@ -40,6 +40,7 @@ __all__ = [
     "Leaf",
     "OptimizerFactory",
     "Output",
+    "Part",
     "ReturnedIndex",
     "ReturnedValue",
     "SegmentOptimizer",
@@ -58,6 +59,7 @@ __all__ = [
     "make_module",
     "next_window",
     "not_rewritten",
+    "part_graph",
     "plain",
     "prepare_training",
     "rename",
@@ -65,6 +67,7 @@ __all__ = [
     "return_state",
     "rewritten",
     "rewritten_in",
+    "segment_parts",
     "segments",
     "shard_segments",
     "share_state",

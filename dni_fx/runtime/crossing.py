@@ -53,6 +53,7 @@ class Crossing(nn.Module):
     """
 
     in_time = False
+    learns = True  # False: predictions are only used; their targets come later, to predictions that are made again
     centered = False  # whether predictions are taken less their mean over the batch
     layout = ops.Layout()  # also in a net that an older version pickled
     measured: Tensor
@@ -95,7 +96,7 @@ class Crossing(nn.Module):
     def _predict(self, tensor: Tensor, context: Tensor | None) -> Tensor:
         activation = self.layout.batch_first(tensor)
         context = self._conditioned(tensor, activation, context)
-        trains = self._count_step()
+        trains = self.learns and self._count_step()
         with contextlib.nullcontext() if trains else torch.no_grad():
             prediction = self._scaled(self._raw_prediction(activation, context))
         if prediction.shape != activation.shape:

@@ -40,10 +40,12 @@ class Exit(nn.Module):
             module.
         begin: With `plan.tokens`: the first position that the loss of the next call is of.
         is_off: The gradients are None, as in eval mode.
+        trains_at_once: No target comes: parameters get the gradients of the exit in the forward pass.
     """
 
     _is_impure = True  # dead code elimination keeps its calls
     is_off = False
+    trains_at_once = False
 
     def __init__(self, plan: ExitPlan, tensors: Sequence[CrossingTensor], loss: Loss | None) -> None:
         super().__init__()
@@ -148,6 +150,9 @@ class Exit(nn.Module):
         with ops.without_autocast(leaves[0].device.type):
             found = ops.gradients(loss, [*leaves, *parameters])
         gradients = [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=False)]
+        if self.trains_at_once:
+            ops.accumulate(parameters, found[len(leaves) :])
+            return tuple(gradients)
         return ops.exit_gradients(gradients, parameters, found[len(leaves) :], self._factor)
 
     def trained_in_units(self, borrowed: Sequence[Any]) -> list[nn.Parameter]:

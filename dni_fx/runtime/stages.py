@@ -4,6 +4,7 @@ import inspect
 import operator
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -16,7 +17,7 @@ from dni_fx.model import preserved
 from dni_fx.runtime.generated import AnyNames
 from dni_fx.runtime.module import DecoupledModule, rewritten
 
-__all__ = ["segments"]
+__all__ = ["Part", "part_graph", "segment_parts", "segments"]
 
 _CUTS = (ops.decouple, ops.decouple_unit, ops.inject)
 _CALLERS = 12  # frames from the call of a stage's module to the method of the stage, at most
@@ -41,9 +42,38 @@ def segments(net: nn.Module) -> list[fx.GraphModule]:
     Raises:
         DniFxError: If the net has no cuts in depth or no graph, or more than forward and backward belongs to its step.
     """
+    return [_module(net, part) for part in segment_parts(net)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of nodes of a net's graph.
+
+    Attributes:
+        given: The nodes before it whose values it takes, or passes on.
+        own: Its nodes.
+        passed: The nodes whose values it returns; None: it returns what the net returns.
+    """
+
+    given: list[fx.Node]
+    own: list[fx.Node]
+    passed: list[fx.Node] | None
+
+    @property
+    def cut(self) -> fx.Node | None:
+        """The last cut in it."""
+        return next((node for node in reversed(self.own) if node.target in _CUTS), None)
+
+
+def segment_parts(net: nn.Module, sizes: Sequence[int] = ()) -> list[Part]:
+    """The parts of a rewritten net's graph, from below: a segment each, or runs of `sizes` segments.
+
+    Raises:
+        DniFxError: As `segments` does.
+    """
     net = rewritten(net)
     _check(net)
-    parts = _parts(net.graph)
+    parts = _joined(_parts(net.graph), sizes)
     numbers = {node: number for number, part in enumerate(parts) for node in part}
     given = [node for node in parts[0] if node.op == "placeholder"]
     found = []
@@ -51,9 +81,15 @@ def segments(net: nn.Module) -> list[fx.GraphModule]:
         own = [node for node in part if node.op != "output"]
         there = dict.fromkeys([*given, *(node for node in own if node.op != "get_attr")])
         passed = [node for node in there if any(numbers[user] > number for user in node.users)]
-        found.append(_module(net, given, own, passed if number < len(parts) - 1 else None))
+        found.append(Part(given, own, passed if number < len(parts) - 1 else None))
         given = passed
     return found
+
+
+def _joined(parts: Sequence[list[fx.Node]], sizes: Sequence[int]) -> list[list[fx.Node]]:
+    """Runs of parts, of these sizes."""
+    rest = iter(parts)
+    return [[node for _ in range(size) for node in next(rest)] for size in sizes] if sizes else list(parts)
 
 
 def _check(net: DecoupledModule) -> None:
@@ -85,20 +121,18 @@ def _parts(graph: fx.Graph) -> list[list[fx.Node]]:
     return parts
 
 
-def _module(
-    net: DecoupledModule, given: Sequence[fx.Node], own: Sequence[fx.Node], passed: Sequence[fx.Node] | None
-) -> fx.GraphModule:
-    """A module of some nodes of a net.
+def part_graph(net: DecoupledModule, part: Part, kept: Sequence[fx.Node] | None = None) -> fx.Graph:
+    """A graph of the part.
 
     Args:
-        given: Its arguments.
-        passed: What it returns; None: what the net returns.
+        kept: Nodes whose values it returns, too, unless it is the last part: then it returns a pair of tuples, of the
+            passed values and of these.
     """
     graph = fx.Graph()
     graph.set_codegen(AnyNames())
     copies: dict[fx.Node, fx.Node] = {}
-    for node in given:
-        default = node.args[0] if node in own and node.args else inspect.Parameter.empty
+    for node in part.given:
+        default = node.args[0] if node in part.own and node.args else inspect.Parameter.empty
         copies[node] = graph.placeholder(node.name, default_value=default)
 
     def copied(node: fx.Node) -> fx.Node:
@@ -106,22 +140,30 @@ def _module(
             copies[node] = graph.node_copy(node, copied)
         return copies[node]
 
-    for node in own:
+    for node in part.own:
         copied(node)
-    if passed is not None:
-        results: Any = [copies[node] for node in passed]
-        graph.output(results[0] if len(results) == 1 else tuple(results))
+    if part.passed is not None:
+        results: Any = tuple(copies[node] for node in part.passed)
+        if kept is not None:
+            graph.output((results, tuple(copies[node] for node in kept)))
+        else:
+            graph.output(results[0] if len(results) == 1 else results)
     else:
         result: Any = fx.map_arg(net.graph.output_node().args[0], copied)
         calling = getattr(net, "dni_calling", None)
         graph.output(result if calling is None else graph.call_function(calling.unflatten, (result,)))
-    made = _Stage(net, graph, "Segment")
+    return graph
+
+
+def _module(net: nn.Module, part: Part) -> fx.GraphModule:
+    net = rewritten(net)
+    made = SegmentModule(net, part_graph(net, part), "Segment")
     if not net.dni_runs_graph_in_eval:
         made.register_forward_pre_hook(_in_train_mode)
     return made
 
 
-class _Stage(fx.GraphModule):
+class SegmentModule(fx.GraphModule):
     """A segment, which trains nothing while a PipelineStage looks for shapes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

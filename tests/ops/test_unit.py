@@ -12,6 +12,8 @@ from dni_fx.settings import Training
 class Trains:
     """Stands for an exit."""
 
+    trains_at_once = False
+
     def __init__(self, training: bool = True, frozen: bool = False) -> None:
         self.training, self.frozen = training, frozen
 

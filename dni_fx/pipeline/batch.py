@@ -1,0 +1,86 @@
+"""A batch on its way through a stage: its microbatches, the values of the one that runs, losses and outputs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dni_fx.errors import DniFxError, described
+from dni_fx.pipeline.stage import Stage
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """A batch in one stage.
+
+    Args:
+        args, target, kwargs: As in `ScheduleDecoupled.step`.
+
+    Attributes:
+        given: The arguments of the stage for the microbatch that runs.
+        passed: The values for the stage above.
+        kept: The values from which the gradients at the upper end are predicted.
+        losses, outputs: In the last stage: of each microbatch.
+    """
+
+    def __init__(self, stage: Stage, count: int, args: Sequence[Any], target: Any, kwargs: Mapping[str, Any]) -> None:
+        if unknown := [name for name in kwargs if name != "dni_context"]:
+            raise DniFxError(f"unknown argument {unknown[0]}: a stage takes the arguments of the net by position")
+        self.stage = stage
+        self.given: Sequence[Any] = ()
+        self.passed: Sequence[Any] = ()
+        self.kept: Sequence[Any] = ()
+        self.losses: list[Tensor] = []
+        self.outputs: list[Any] = []
+        if stage.index == 0:
+            if not args:
+                raise DniFxError("the first stage needs the arguments of the net: step(x, target=y)")
+            context = [kwargs.get("dni_context", target)] if stage.takes_context else []
+            self._args = _split([*args, *context], count)
+        self._targets = _split([target], count) if stage.is_last else []
+
+    def run(self, k: int, loss_fn: Callable[[Any, Any], Tensor] | None, learns_below: bool) -> None:
+        """Run a microbatch; the last stage runs the backward pass of its loss, too.
+
+        Args:
+            learns_below: The stage below gets gradients.
+        """
+        given = self._args[k] if self.stage.index == 0 else list(self.given)
+        for place in self.stage.predicted if learns_below else ():
+            given[place] = given[place].requires_grad_()
+        self.given = given
+        result = self.stage(*given)
+        if not self.stage.is_last:
+            self.passed, self.kept = result
+            return
+        assert loss_fn is not None
+        loss = loss_fn(result, self._targets[k][0])
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise DniFxError(f"loss_fn returned {described(loss)}; expected a tensor with one number")
+        if torch.is_grad_enabled():
+            loss.backward()
+        self.losses.append(loss.detach())
+        self.outputs.append(pytree.tree_map_only(Tensor, Tensor.detach, result))
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradients of the activations from the stage below."""
+        return [self.given[place].grad for place in self.stage.predicted]
+
+    def joined_outputs(self) -> Any:
+        """The outputs of all microbatches: one tensor, if they are tensors; None but in the last stage."""
+        if self.outputs and all(isinstance(output, Tensor) and output.dim() for output in self.outputs):
+            return torch.cat(self.outputs)
+        return self.outputs or None
+
+
+def _split(values: Sequence[Any], count: int) -> list[list[Any]]:
+    """The values of each microbatch: tensors are split along their first axis, others are the same for all."""
+    leaves, structure = pytree.tree_flatten(list(values))
+    sizes = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+    if sizes and min(sizes) < count:
+        raise DniFxError(f"a batch of {min(sizes)} samples does not split into {count} microbatches")
+    parts = [leaf.tensor_split(count) if isinstance(leaf, Tensor) and leaf.dim() else [leaf] * count for leaf in leaves]
+    return [pytree.tree_unflatten([part[k] for part in parts], structure) for k in range(count)]

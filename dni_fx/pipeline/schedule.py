@@ -1,0 +1,228 @@
+"""The schedule of a decoupled pipeline: each stage trains on a microbatch as soon as it has the activation."""
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dni_fx.errors import DniFxError, described
+from dni_fx.pipeline.actions import Action, Kind, actions, evaluation
+from dni_fx.pipeline.batch import Batch
+from dni_fx.pipeline.connection import Connection, connect
+from dni_fx.pipeline.shared import SharedWeights
+from dni_fx.pipeline.stage import Stage
+from dni_fx.pipeline.targets import Targets
+
+__all__ = ["ScheduleDecoupled"]
+
+
+class ScheduleDecoupled:
+    """Trains a stage of a pipeline, with the interface of the schedules of `torch.distributed.pipelining`.
+
+    A stage takes an activation, runs forward and its own backward passes, sends its activation on, updates its weights,
+    and takes the next. It never waits for a stage above it. Where synthesizers learn, the gradients of the stage above
+    train them when they come; where a cut has an exit, no gradients are sent.
+
+    Args:
+        stage: Of `dni_fx.pipeline.stages`. The process with rank k in `group` has stage k.
+        n_microbatches: The number of parts of a batch, in all processes the same.
+        loss_fn: A function of (output, target) that returns the mean loss of a microbatch; the last stage calls it.
+        optimizer: Of the parameters of the stage. With `sync`, None: gradients are left in the parameters, the mean
+            over the microbatches, and the training loop steps and erases them.
+        sync: All microbatches of a step see the same weights; then the stage waits for all gradients, and updates once.
+            The results are those of the net in one process.
+        max_age: The most updates after which a gradient from above still trains a synthesizer; the activations of so
+            many microbatches are kept for it. None: 8 for each stage.
+        refresh: An exit that uses weights of a later stage has copies of them, renewed after so many updates of that
+            stage. With `sync` they are always the same.
+        group: The processes of the pipeline; None: all.
+        timeout: Seconds after which a wait for another process ends with a PeerError.
+
+    Raises:
+        DniFxError: If an argument is wrong; in the first step, if the processes have not the stages of one net.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        n_microbatches: int,
+        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        sync: bool = False,
+        max_age: int | None = None,
+        refresh: int = 10,
+        group: dist.ProcessGroup | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        _check_counts(n_microbatches=n_microbatches, refresh=refresh, max_age=1 if max_age is None else max_age)
+        _check_stage(stage, loss_fn, optimizer, sync)
+        self.stage, self.n_microbatches, self.loss_fn, self.optimizer = stage, n_microbatches, loss_fn, optimizer
+        self.sync, self.refresh, self.group, self.timeout = sync, refresh, group, timeout
+        self.targets = Targets(stage, sync, 8 * stage.count if max_age is None else max_age)
+        self.updates = self.microbatches = 0
+        self._connection: Connection | None = None
+        self._shared: SharedWeights | None = None
+        self._waited = self._total = 0.0
+
+    def step(self, *args: Any, target: Any = None, losses: list[Tensor] | None = None, **kwargs: Any) -> Any:
+        """Train on a batch.
+
+        Args:
+            args: The arguments of the net, for the first stage. Tensors are split along their first axis.
+            target: For the last stage, the second argument of `loss_fn`. For the first stage, the labels of
+                synthesizers and exits, unless `dni_context` is given.
+            losses: A list to which the last stage appends the loss of each microbatch.
+            kwargs: `dni_context`, for the first stage.
+
+        Returns:
+            In the last stage the outputs of the microbatches, joined; else None.
+
+        Raises:
+            PeerError: If another process is gone, or does not answer.
+        """
+        self.stage.train()
+        connection = self._connected()
+        planned = actions(
+            self.stage.index,
+            self.stage.count,
+            self.n_microbatches,
+            sync=self.sync,
+            learns=self.targets.wanted,
+            learns_below=connection.learns_below,
+        )
+        if self.sync and self.optimizer is not None:
+            self.optimizer.zero_grad()
+        return self._do(planned, Batch(self.stage, self.n_microbatches, args, target, kwargs), losses)
+
+    def eval(self, *args: Any, target: Any = None, losses: list[Tensor] | None = None, **kwargs: Any) -> Any:
+        """Run a batch forward in eval mode. The arguments, and what it returns, are those of `step`."""
+        self.stage.eval()
+        self._connected()
+        planned = evaluation(self.stage.index, self.stage.count, self.n_microbatches)
+        with torch.no_grad():
+            return self._do(planned, Batch(self.stage, self.n_microbatches, args, target, kwargs), losses)
+
+    def close(self) -> None:
+        """End the training in all processes: wait until each has what others have sent, and has closed, too.
+
+        Raises:
+            PeerError: If a neighbour does not close within the timeout.
+        """
+        if self._connection is not None:
+            self._connection.close(self.timeout)
+            self._at_exit.detach()
+            self._connection = None
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the first step: updates, bytes sent upwards and downwards, and the share of the time waited.
+
+        Where synthesizers learn from the stage above: the number of its gradients, of those that came too late, and
+        their mean and greatest age in microbatches.
+        """
+        sent = {} if self._connection is None else self._connection.bytes()
+        waited = self._waited / self._total if self._total else 0.0
+        learned = self.targets.metrics() if self.targets.wanted else {}
+        return {"updates": self.updates, **sent, "waited": waited, **learned}
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            learns = self.targets.wanted
+            self._connection = connect(self.stage, self.n_microbatches, self.sync, learns, self.group, self.timeout)
+            # A program that ends without close() must not end while threads wait inside of torch.
+            self._at_exit = weakref.finalize(self, self._connection.close, 1.0, "the program has ended")
+            self._shared = SharedWeights(self.stage, self._connection, self.sync, self.refresh, self.timeout)
+        return self._connection
+
+    def _do(self, planned: Sequence[Action], batch: Batch, losses: list[Tensor] | None) -> Any:
+        begin = time.perf_counter()
+        connection = self._connected()
+        try:
+            for kind, k in planned:
+                self._act(kind, k, batch, connection)
+        except BaseException as error:
+            raise connection.failed(error) from None
+        self._total += time.perf_counter() - begin
+        if losses is not None:
+            losses += batch.losses
+        return batch.joined_outputs()
+
+    def _act(self, kind: Kind, k: int, batch: Batch, connection: Connection) -> None:
+        begin = time.perf_counter()
+        match kind:
+            case Kind.RECEIVE:
+                batch.given = connection.activations.take()
+            case Kind.SEND:
+                connection.to_above.send(batch.passed)
+            case Kind.SEND_TARGET:
+                self._send_target(batch, connection)
+            case Kind.TAKE_TARGET:
+                number, *gradients = connection.targets.take()
+                self._waited += time.perf_counter() - begin
+                self.targets.learn(number, gradients, self.microbatches)
+            case Kind.LEARN:
+                while (found := connection.targets.poll()) is not None:
+                    self.targets.learn(found[0], found[1:], self.microbatches)
+            case Kind.RUN:
+                self._run(k, batch, connection)
+            case Kind.UPDATE:
+                self._update()
+        if kind in (Kind.RECEIVE, Kind.SEND):
+            self._waited += time.perf_counter() - begin
+
+    def _run(self, k: int, batch: Batch, connection: Connection) -> None:
+        connection.check()
+        if not self.stage.training:
+            batch.run(k, self.loss_fn, learns_below=False)
+            return
+        assert self._shared is not None
+        self._shared.pre_run()
+        batch.run(k, self.loss_fn, learns_below=connection.learns_below)
+        self.targets.keep(self.microbatches, batch.passed, batch.kept)
+        self.microbatches += 1
+
+    def _send_target(self, batch: Batch, connection: Connection) -> None:
+        message = [self.microbatches - 1, *batch.gradients()]
+        if self.sync:
+            connection.to_below.send(message)
+        else:
+            connection.to_below.offer(message)  # the stage below learns from those that come
+
+    def _update(self) -> None:
+        assert self._shared is not None
+        if self.sync:
+            gradients = [p.grad for p in self.stage.parameters() if p.grad is not None]
+            if gradients:
+                torch._foreach_div_(gradients, self.n_microbatches)
+        self._shared.pre_update()
+        self.updates += 1
+        if self.optimizer is not None:
+            self.optimizer.step()
+            if not self.sync:
+                self.optimizer.zero_grad()
+        self._shared.post_update(self.updates)
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise DniFxError(f"{name}={described(value)}: a whole number, 1 or more")
+
+
+def _check_stage(stage: Any, loss_fn: Any, optimizer: Any, sync: bool) -> None:
+    if not isinstance(stage, Stage):
+        raise DniFxError(f"stage={described(stage)}: expected one of dni_fx.pipeline.stages(net)")
+    if stage.is_last and not callable(loss_fn):
+        raise DniFxError("the last stage needs loss_fn, a function of (output, target)")
+    if optimizer is None and not sync:
+        raise DniFxError("each microbatch updates the weights: give optimizer=, or sync=True")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise DniFxError(f"optimizer={described(optimizer)}: expected a torch optimizer of the parameters of the stage")
+    for weight in [] if sync else stage.shared:
+        if len(weight.owners) > 1:
+            one, other = (f"{weight.names[index]} of stage {index}" for index in weight.owners[:2])
+            raise DniFxError(f"{one} and {other} are one weight: sync=True keeps it so, or cut the net elsewhere")

@@ -1,0 +1,106 @@
+"""What the processes of a pipeline train, and one process with the whole net. A process imports it by its name."""
+
+from typing import Any
+
+import torch
+from in_stages import X, Y, loss_of, made
+from torch import Tensor, distributed, nn
+
+from dni_fx import DniFxError
+from dni_fx.pipeline import ScheduleDecoupled, stages
+from dni_fx.pipeline.batch import Batch
+from dni_fx.pipeline.targets import Targets
+
+NAMES = ("linear", "labels", "tail", "unit")
+MICROBATCHES = 4
+STEPS = 3
+
+
+def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+
+
+def trained(name: str, segments: int) -> dict[str, Tensor]:
+    """The weights of the net after steps in one process."""
+    net = made(name, segments)
+    net.dni.scale_with(accumulate=1)
+    optimizer = optimizer_of(net)
+    for _ in range(STEPS):
+        for x, y in zip(X.chunk(MICROBATCHES), Y.chunk(MICROBATCHES), strict=True):
+            loss_of(net(x, **({"dni_context": y} if net.dni_takes_context() else {})), y).backward()
+        for parameter in net.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= MICROBATCHES
+        optimizer.step()
+        optimizer.zero_grad()
+    return dict(net.state_dict())
+
+
+def in_sync(rank: int, name: str, segments: int, count: int) -> dict[str, Tensor]:
+    """The weights of one stage after the same steps."""
+    stage = stages(made(name, segments), count)[rank]
+    schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), sync=True)
+    for _ in range(STEPS):
+        schedule.step(X, target=Y)
+    schedule.close()
+    return dict(stage.state_dict())
+
+
+def synced(rank: int) -> dict[str, Any]:
+    return {f"{name} {segments}": in_sync(rank, name, segments, 2) for name in NAMES for segments in (2, 3)}
+
+
+def one_by_one(name: str, segments: int) -> dict[str, Tensor]:
+    """The weights after each stage has trained on each microbatch, in one process, without targets from above."""
+    found = stages(made(name, segments))
+    optimizers = [optimizer_of(stage) for stage in found]
+    for stage in found:
+        Targets(stage, sync=False, most=1)
+    for _ in range(STEPS + 1):
+        for x, y in zip(X.chunk(MICROBATCHES), Y.chunk(MICROBATCHES), strict=True):
+            values = [x, y]
+            for stage, optimizer in zip(found, optimizers, strict=True):
+                batch = Batch(stage, 1, [x], y, {})
+                batch.given = [value.detach() for value in values]
+                batch.run(0, loss_of, learns_below=False)
+                values = list(batch.passed)
+                optimizer.step()
+                optimizer.zero_grad()
+    joined = {}
+    for stage in found:
+        joined |= stage.state_dict()
+    return joined
+
+
+def unsynced(rank: int, name: str, segments: int = 2) -> dict[str, Any]:
+    """The weights of one stage that waits for none above it, and the metrics."""
+    stage = stages(made(name, segments))[rank]
+    schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage))
+    losses: list[Tensor] = []
+    for _ in range(STEPS):
+        outputs = schedule.step(X, target=Y, losses=losses)
+    evaluated = schedule.eval(X, target=Y)
+    distributed.barrier()  # gradients on the way come in the next step
+    schedule.step(X, target=Y)
+    metrics = schedule.metrics()
+    schedule.close()
+    sizes = [None if value is None else len(value) for value in (outputs, evaluated)]
+    return {"losses": len(losses), "sizes": sizes, "metrics": metrics} | dict(stage.state_dict())
+
+
+def refused(rank: int) -> str:
+    """The error of two processes that do not fit together."""
+    stage = stages(made("linear"))[rank]
+    try:
+        ScheduleDecoupled(stage, 2 + rank, loss_of, optimizer=optimizer_of(stage)).step(X, target=Y)
+    except DniFxError as error:
+        return str(error)
+    return ""
+
+
+def process(rank: int) -> dict[str, Any]:
+    return {
+        "synced": synced(rank),
+        "unsynced": {name: unsynced(rank, name) for name in (*NAMES, "copy")},
+        "refused": refused(rank),
+    }

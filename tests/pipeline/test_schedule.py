@@ -1,0 +1,89 @@
+"""Two processes, each with a stage: in sync they train the net of one process; else none waits for one above it."""
+
+from typing import Any
+
+import pytest
+import torch
+from in_pipeline import MICROBATCHES, NAMES, STEPS, one_by_one, optimizer_of, process, trained
+from in_stages import loss_of, made
+from processes import in_two_processes
+
+from dni_fx import DniFxError
+from dni_fx.pipeline import ScheduleDecoupled, stages
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_microbatches": 0}, "n_microbatches=0: a whole number, 1 or more"),
+        ({"refresh": 0}, "refresh=0"),
+        ({"max_age": True}, "max_age=True"),
+        ({"loss_fn": None}, r"the last stage needs loss_fn"),
+        ({"optimizer": None}, r"give optimizer=, or sync=True"),
+        ({"optimizer": torch.optim.Adam}, "expected a torch optimizer"),
+        ({"stage": torch.nn.Linear(2, 2)}, r"expected one of dni_fx\.pipeline\.stages"),
+    ],
+)
+def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
+    stage = stages(made("linear"))[1]
+    given: dict[str, Any] = {"stage": stage, "n_microbatches": 2, "loss_fn": loss_of, "optimizer": optimizer_of(stage)}
+    with pytest.raises(DniFxError, match=message):
+        ScheduleDecoupled(**given | options)
+
+
+def test_no_process_group() -> None:
+    stage = stages(made("linear"))[1]
+    with pytest.raises(DniFxError, match=r"call torch\.distributed\.init_process_group"):
+        ScheduleDecoupled(stage, 2, loss_of, optimizer=optimizer_of(stage)).step()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return in_two_processes(process, tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("segments", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_sync_the_weights_are_those_of_one_process(name: str, segments: int, found: list[dict[str, Any]]) -> None:
+    """Also with more segments than stages, and with weights that two stages have."""
+    wanted = trained(name, segments)
+    for here in found:
+        for key, value in here["synced"][f"{name} {segments}"].items():
+            torch.testing.assert_close(value, wanted[key], rtol=1e-6, atol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+def test_with_exits_each_stage_trains_by_itself(found: list[dict[str, Any]]) -> None:
+    wanted = one_by_one("copy", 2)
+    seen = set()
+    for here in found:
+        for key in here["unsynced"]["copy"].keys() & wanted.keys():
+            torch.testing.assert_close(here["unsynced"]["copy"][key], wanted[key], rtol=1e-6, atol=1e-6, msg=key)
+            seen.add(key)
+    assert seen == wanted.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*NAMES, "copy"])
+def test_what_is_sent(name: str, found: list[dict[str, Any]]) -> None:
+    below, above = (here["unsynced"][name]["metrics"] for here in found)
+    learns = name in ("linear", "labels")
+    assert below["updates"] == above["updates"] == MICROBATCHES * (STEPS + 1)
+    assert below["bytes_up"] > 0 and above["bytes_up"] == below["bytes_down"] == 0
+    assert (above["bytes_down"] > 0) is learns
+    assert (below.get("gradients", 0) > 0) is learns and "gradients" not in above
+    assert 0 <= below["waited"] <= 1
+
+
+@pytest.mark.slow
+def test_outputs_and_losses(found: list[dict[str, Any]]) -> None:
+    below, above = (here["unsynced"]["linear"] for here in found)
+    assert (below["sizes"], below["losses"]) == ([None, None], 0)
+    assert (above["sizes"], above["losses"]) == ([8, 8], MICROBATCHES * STEPS)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_fit_are_refused_in_both(found: list[dict[str, Any]]) -> None:
+    for here in found:
+        assert here["refused"] == "stage 0 (rank 0) has microbatches=2, and stage 1 (rank 1) has microbatches=3"
