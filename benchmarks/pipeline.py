@@ -5,7 +5,8 @@ Run:  python benchmarks/pipeline.py            writes benchmarks/results/pipelin
 
 Each rank is a process with one thread. All ways of a case are in one set of processes and take turns, so that a slow
 moment slows all alike. A turn trains on the same number of samples in each case. Before, the first update of each
-exact way is compared with that of one process. After, a further step counts the live bytes of each rank.
+exact way is compared with that of one process. After, a further step of a case with even stages and a free link counts
+the live bytes of each rank.
 
 The bubble is 1 - (the seconds that the busiest rank computes) / (the seconds of the turn). Computing is the forward and
 backward passes, the loss and the optimizer's step. Bytes sent go up (to a higher rank) or down, summed over the ranks.
@@ -142,7 +143,8 @@ class Bench:
             for way, trainee in self.trainees.items():
                 turns[way].append(self.turn(trainee, steps))
         self.links.link, self.clock.half_speed = pipeline_links.Link(), False
-        peaks = {way: self.peak(trainee) for way, trainee in self.trainees.items()}
+        report_peaks = pipeline_report.plain(self.case)  # the link changes nothing about memory
+        peaks = {way: self.peak(trainee) for way, trainee in self.trainees.items()} if report_peaks else {}
         everywhere: list[Any] = [None] * self.case.ranks
         dist.all_gather_object(everywhere, (turns, peaks))
         found: dict[str, Result] = {}
@@ -150,8 +152,9 @@ class Bench:
             if way in self.refused:
                 found[way] = {"refused": self.refused[way]}
             else:
-                peaks_of = [own_peaks[way] for _, own_peaks in everywhere]
-                found[way] = together([own_turns[way] for own_turns, _ in everywhere]) | {"peaks": peaks_of}
+                found[way] = together([own_turns[way] for own_turns, _ in everywhere])
+                if peaks:
+                    found[way]["peaks"] = [own_peaks[way] for _, own_peaks in everywhere]
         return found
 
     def close(self) -> None:
@@ -204,8 +207,11 @@ def run(path: Path, arguments: argparse.Namespace) -> None:
         todo = [case for case in dict.fromkeys(cases(ranks, arguments)) if case not in finished]
         if todo:
             with tempfile.TemporaryDirectory() as folder:
-                # If a process fails, spawn ends the others; daemons end with this process.
-                torch.multiprocessing.spawn(process, (folder, path, todo, arguments), nprocs=ranks, daemon=True)
+                # If a process fails, the others are ended; daemons end with this process. It has computed nothing, so
+                # it can fork, which spares each process the imports.
+                torch.multiprocessing.start_processes(
+                    process, (folder, path, todo, arguments), nprocs=ranks, daemon=True, start_method="fork"
+                )
 
 
 def numbers(text: str) -> list[int]:
