@@ -13,10 +13,11 @@ backward passes, the loss and the optimizer's step. Bytes sent go up (to a highe
 Memory is the peak of live tensors on the rank with the most: weights, their other versions, the optimizer's state,
 gradients, activations.
 
-benchmarks/pipeline_rivals.py has the ways, benchmarks/pipeline_links.py the links.
+benchmarks/pipeline_net.py has the ways, benchmarks/pipeline_links.py the links.
 """
 
 import argparse
+import copy
 import dataclasses
 import datetime
 import json
@@ -24,17 +25,20 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pipeline_links
+import pipeline_net
 import pipeline_report
-import pipeline_rivals
 import runs
 import torch
 import torch.distributed as dist
+from pipeline_net import Clock, Setting, Trainee
 from pipeline_report import Case
+from pipeline_rivals import RIVALS
+from torch import nn
 
 from dni_fx.bench.live_bytes import training_peak
 
@@ -63,34 +67,47 @@ def blocks_of(case: Case) -> tuple[int, ...]:
     return tuple(round(BLOCKS / case.ranks * (1 + tilt * (1 - 2 * rank / last))) for rank in range(case.ranks))
 
 
+# A further way is one more entry: a function of a net of its own, which all ranks have alike, and a setting.
+WAYS: dict[str, Callable[[nn.Sequential, Setting], Trainee]] = RIVALS
+
+
+def make(way: str, net: nn.Sequential, setting: Setting) -> Trainee:
+    """What trains this rank's part of a net in a way.
+
+    Raises:
+        ValueError: If the way refuses the number of micro-batches.
+    """
+    return WAYS[way](copy.deepcopy(net), setting)
+
+
 class Bench:
     """One rank's ways in a case."""
 
     def __init__(self, case: Case, links: pipeline_links.Links) -> None:
         self.case, self.links = case, links
-        self.clock = pipeline_rivals.Clock()
+        self.clock = Clock()
         torch.manual_seed(0)
-        self.net = pipeline_rivals.network(case.width, BLOCKS)
+        self.net = pipeline_net.network(case.width, BLOCKS)
         samples = case.microbatches * MICROBATCH
-        self.x, self.target = torch.randn(samples, case.width), torch.randint(0, pipeline_rivals.CLASSES, (samples,))
+        self.x, self.target = torch.randn(samples, case.width), torch.randint(0, pipeline_net.CLASSES, (samples,))
         self.groups: list[dist.ProcessGroup] = []
-        self.trainees: dict[str, pipeline_rivals.Trainee] = {}
+        self.trainees: dict[str, Trainee] = {}
         self.refused: dict[str, str] = {}
-        for way in pipeline_rivals.WAYS:
+        for way in WAYS:
             group = dist.new_group(timeout=TIMEOUT)
-            setting = pipeline_rivals.Setting(blocks_of(case), case.microbatches, group, self.clock)
+            setting = Setting(blocks_of(case), case.microbatches, group, self.clock)
             self.groups.append(group)
             try:
-                self.trainees[way] = pipeline_rivals.make(way, self.net, setting)
+                self.trainees[way] = make(way, self.net, setting)
             except ValueError as error:
                 self.refused[way] = " ".join(str(error).split())
 
     def check(self) -> None:
         """Compare the first update with that of one process."""
-        alone = pipeline_rivals.network(self.case.width, BLOCKS)
+        alone = pipeline_net.network(self.case.width, BLOCKS)
         alone.load_state_dict(self.net.state_dict())
-        optimizer = pipeline_rivals.optimizer_for([*alone.parameters()])
-        pipeline_rivals.loss_of(alone(self.x), self.target).backward()
+        optimizer = pipeline_net.optimizer_for([*alone.parameters()])
+        pipeline_net.loss_of(alone(self.x), self.target).backward()
         optimizer.step()
         wanted = dict(alone.named_parameters())
         for way, trainee in self.trainees.items():
@@ -103,7 +120,7 @@ class Bench:
                         found, right, rtol=0, atol=1e-5, msg=f"{way}: the {kind} of {name} is not one process's"
                     )
 
-    def turn(self, trainee: pipeline_rivals.Trainee, steps: int) -> Result:
+    def turn(self, trainee: Trainee, steps: int) -> Result:
         """Train for some steps: the numbers of this rank."""
         dist.barrier()
         self.clock.seconds.clear()
@@ -119,7 +136,7 @@ class Bench:
         computing = {kind: s / steps for kind, s in self.clock.seconds.items()}
         return {"seconds": seconds, "computing": computing} | sent
 
-    def peak(self, trainee: pipeline_rivals.Trainee) -> int:
+    def peak(self, trainee: Trainee) -> int:
         """The most bytes alive on this rank in a step that begins and ends with nothing under way."""
 
         def step() -> None:
@@ -142,13 +159,15 @@ class Bench:
         for _ in range(rounds):
             for way, trainee in self.trainees.items():
                 turns[way].append(self.turn(trainee, steps))
-        self.links.link, self.clock.half_speed = pipeline_links.Link(), False
+        for trainee in self.trainees.values():
+            trainee.finish()
+        self.clock.half_speed = False
         report_peaks = pipeline_report.plain(self.case)  # the link changes nothing about memory
         peaks = {way: self.peak(trainee) for way, trainee in self.trainees.items()} if report_peaks else {}
         everywhere: list[Any] = [None] * self.case.ranks
         dist.all_gather_object(everywhere, (turns, peaks))
         found: dict[str, Result] = {}
-        for way in pipeline_rivals.WAYS:
+        for way in WAYS:
             if way in self.refused:
                 found[way] = {"refused": self.refused[way]}
             else:
@@ -159,6 +178,7 @@ class Bench:
 
     def close(self) -> None:
         self.links.stop()
+        self.links.link = pipeline_links.Link()
         dist.barrier()
         for group in self.groups:
             dist.destroy_process_group(group)

@@ -54,7 +54,7 @@ class Links:
         self.link = Link()
         self.sent: Counter[int] = Counter()
         self._free: defaultdict[int, float] = defaultdict(float)  # when the last message to a rank has left
-        self._queues: dict[Any, queue.SimpleQueue[Any]] = {}
+        self._threads: dict[Any, tuple[queue.SimpleQueue[Any], threading.Thread]] = {}
 
     def install(self) -> None:
         isend = self.isend  # one object: torch compares operations by identity
@@ -82,17 +82,20 @@ class Links:
         self.isend(tensor, dst, group, tag, group_dst).wait()
 
     def stop(self) -> None:
-        """End the threads after their last message."""
-        for messages in self._queues.values():
+        """Wait until the last message has arrived; end the threads."""
+        for messages, thread in self._threads.values():
             messages.put(None)
-        self._queues.clear()
+            thread.join()
+        self._threads.clear()
 
     def _queue(self, group: Any, dst: int, tag: int) -> queue.SimpleQueue[Any]:
         key = group, dst, tag
-        if key not in self._queues:
-            messages = self._queues[key] = queue.SimpleQueue()
-            threading.Thread(target=_deliver, args=(messages, *key), daemon=True).start()
-        return self._queues[key]
+        if key not in self._threads:
+            messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            thread = threading.Thread(target=_deliver, args=(messages, *key), daemon=True)
+            thread.start()
+            self._threads[key] = messages, thread
+        return self._threads[key][0]
 
 
 def _deliver(messages: queue.SimpleQueue[Any], group: Any, dst: int, tag: int) -> None:

@@ -1,20 +1,15 @@
-"""The net of benchmarks/pipeline.py, and the ways to train it in a pipeline: torch's schedules, and PipeDream-2BW.
-
-`make(way, net, setting)` makes what trains one rank's part of the net. A further way is one more entry of `WAYS`: a
-function of a net of its own (all ranks have equal ones) and a `Setting` that returns a `Trainee`.
-"""
+"""The ways to train a net in a pipeline that benchmarks/pipeline.py compares: torch's schedules, and PipeDream-2BW."""
 
 import copy
 import functools
-import itertools
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from pipeline_net import Clock, Setting, Trainee, loss_of, optimizer_for, parts, state_of
 from torch import Tensor, nn
 from torch.distributed.pipelining import (
     PipelineStage,
@@ -23,114 +18,6 @@ from torch.distributed.pipelining import (
     ScheduleInterleaved1F1B,
     ScheduleZBVZeroBubble,
 )
-
-T = TypeVar("T")
-CLASSES = 10
-
-
-class Clock:
-    """Seconds that this rank computes, by kind of computation.
-
-    Attributes:
-        half_speed: Sleep after each computation for as long as it took; the sleep counts as computing.
-    """
-
-    def __init__(self) -> None:
-        self.half_speed = False
-        self.seconds: dict[str, float] = {}
-
-    def timed(self, kind: str, function: Callable[..., T]) -> Callable[..., T]:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> T:
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            if self.half_speed:
-                time.sleep(time.perf_counter() - start)
-            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
-            return result
-
-        return call
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a way has to train in.
-
-    Attributes:
-        blocks: The blocks of each rank.
-        microbatches: In each step.
-        group: Its own group of all ranks: messages that a way has not received yet do not reach another way.
-        clock: Times every computation of the way.
-    """
-
-    blocks: tuple[int, ...]
-    microbatches: int
-    group: dist.ProcessGroup
-    clock: Clock
-
-
-class Trainee(Protocol):
-    """One rank's part of a net in training.
-
-    Attributes:
-        exact: Whether its first update is that of one process.
-    """
-
-    exact: bool
-
-    def step(self, x: Tensor, target: Tensor) -> None:
-        """One step with the optimizer's; the whole batch is given to every rank, which takes what it needs."""
-
-    def finish(self) -> None:
-        """Complete the micro-batches that are under way between two steps."""
-
-    def state(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """The name, the weight and the gradient of the last update, of each parameter of this rank."""
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.net(x)
-
-
-def network(width: int, blocks: int) -> nn.Sequential:
-    """Pre-norm residual MLP blocks and a head."""
-    return nn.Sequential(*(Block(width) for _ in range(blocks)), nn.Linear(width, CLASSES))
-
-
-def loss_of(output: Tensor, target: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(output, target)
-
-
-def optimizer_for(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, 0.01, momentum=0.9)
-
-
-class Part(nn.Module):
-    """Some layers of a net, under the net's names."""
-
-    def __init__(self, net: nn.Sequential, layers: range) -> None:
-        super().__init__()
-        for i in layers:
-            self.add_module(str(i), net[i])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.children():
-            x = layer(x)
-        return x
-
-
-def parts(net: nn.Sequential, blocks: Sequence[int]) -> list[Part]:
-    """The stages, with these numbers of blocks, and the head in the last."""
-    bounds = [0, *itertools.accumulate(blocks)]
-    bounds[-1] += 1
-    return [Part(net, range(low, high)) for low, high in itertools.pairwise(bounds)]
 
 
 class OneProcess:
@@ -160,13 +47,6 @@ class OneProcess:
 
     def state(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         return state_of(self.net)
-
-
-def state_of(*modules: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
-    for module in modules:
-        for name, p in module.named_parameters():
-            assert p.grad is not None
-            yield name, p, p.grad
 
 
 class Torch:
@@ -347,7 +227,7 @@ def in_v(ranks: int) -> list[int]:
     return [*range(ranks), *reversed(range(ranks))]
 
 
-WAYS: dict[str, Callable[[nn.Sequential, Setting], Trainee]] = {
+RIVALS: dict[str, Callable[[nn.Sequential, Setting], Trainee]] = {
     "one process": OneProcess,
     "GPipe": functools.partial(Torch, ScheduleGPipe, in_turn),
     "1F1B": functools.partial(Torch, Schedule1F1B, in_turn),
@@ -355,12 +235,3 @@ WAYS: dict[str, Callable[[nn.Sequential, Setting], Trainee]] = {
     "ZBV": functools.partial(Torch, ScheduleZBVZeroBubble, in_v),
     "PipeDream-2BW": TwoBufferedWeights,
 }
-
-
-def make(way: str, net: nn.Sequential, setting: Setting) -> Trainee:
-    """What trains this rank's part of a net in a way.
-
-    Raises:
-        ValueError: If the way refuses the number of micro-batches.
-    """
-    return WAYS[way](copy.deepcopy(net), setting)
