@@ -4,16 +4,16 @@ Run:  python benchmarks/pipeline.py            writes benchmarks/results/pipelin
       python benchmarks/pipeline.py --quick    a narrow net and few cases, under a minute; writes no file
 
 Each rank is a process with one thread. All ways of a case are in one set of processes and take turns, so that a slow
-moment slows all alike. A turn trains on the same number of samples in each case. Before, the first update of each
-exact way is compared with that of one process. After, a further step of a case with even stages and a free link counts
-the live bytes of each rank.
+moment slows all alike. A turn has eight micro-batches, in as many steps, and one step at least. Before, the first update
+of each exact way is compared with that of one process. After, a further step of a case with even stages and a free link
+counts the live bytes of each rank.
 
 The bubble is 1 - (the seconds that the busiest rank computes) / (the seconds of the turn). Computing is the forward and
 backward passes, the loss and the optimizer's step. Bytes sent go up (to a higher rank) or down, summed over the ranks.
 Memory is the peak of live tensors on the rank with the most: weights, their other versions, the optimizer's state,
 gradients, activations.
 
-benchmarks/pipeline_net.py has the ways, benchmarks/pipeline_links.py the links.
+pipeline_net.py has the net and what a way is, pipeline_rivals.py the ways, pipeline_links.py the links.
 """
 
 import argparse
@@ -36,7 +36,7 @@ import runs
 import torch
 import torch.distributed as dist
 from pipeline_net import Clock, Setting, Trainee
-from pipeline_report import Case
+from pipeline_report import MICROBATCH, Case
 from pipeline_rivals import RIVALS
 from torch import nn
 
@@ -44,12 +44,12 @@ from dni_fx.bench.live_bytes import training_peak
 
 RUNS = Path(__file__).parent / "results" / "pipeline.jsonl"
 TIMEOUT = datetime.timedelta(seconds=60)
-BLOCKS, MICROBATCH = 12, 256
+BLOCKS = 12
 Result = dict[str, Any]
 
 
 def cases(ranks: int, arguments: argparse.Namespace) -> Iterator[Case]:
-    """All micro-batch counts on a free link; the links, and uneven stages, with the number of `--middle`."""
+    """All numbers of micro-batches on a free link; the links and the uneven stages with one number of them."""
     base = Case(ranks, arguments.middle, arguments.width)
     for m in arguments.microbatches:
         yield dataclasses.replace(base, microbatches=m)
@@ -148,7 +148,7 @@ class Bench:
         return measured.peak + measured.outside
 
     def run(self, rounds: int, microbatches: int) -> dict[str, Result]:
-        """What all ranks found, by way, on rank 0."""
+        """What all ranks found, by way."""
         steps = max(1, microbatches // self.case.microbatches)
         self.check()
         self.clock.half_speed = self.case.stages == "last at half speed" and dist.get_rank() == self.case.ranks - 1
@@ -162,8 +162,8 @@ class Bench:
         for trainee in self.trainees.values():
             trainee.finish()
         self.clock.half_speed = False
-        report_peaks = pipeline_report.plain(self.case)  # the link changes nothing about memory
-        peaks = {way: self.peak(trainee) for way, trainee in self.trainees.items()} if report_peaks else {}
+        measured = self.trainees if pipeline_report.plain(self.case) else {}
+        peaks = {way: self.peak(trainee) for way, trainee in measured.items()}
         everywhere: list[Any] = [None] * self.case.ranks
         dist.all_gather_object(everywhere, (turns, peaks))
         found: dict[str, Result] = {}
@@ -210,7 +210,7 @@ def process(rank: int, folder: str, path: Path, todo: Sequence[Case], arguments:
     links.install()
     for case in todo:
         bench = Bench(case, links)
-        found = bench.run(arguments.rounds, max(arguments.microbatches))
+        found = bench.run(arguments.rounds, arguments.middle)
         bench.close()
         if rank == 0:
             record = {"run": dataclasses.asdict(case), "torch": torch.__version__, "ways": found}
@@ -243,12 +243,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a narrow net, two rounds, few cases")
     parser.add_argument("--stages", type=numbers, help="numbers of processes (default: 2,3; quick: 2)")
     parser.add_argument("--microbatches", type=numbers, help="in a step (default: 1,2,4,8,16; quick: 1,2,4)")
-    parser.add_argument("--rounds", type=int, help="turns of each way (default: 7; quick: 2)")
+    parser.add_argument("--rounds", type=int, help="turns of each way (default: 5; quick: 2)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="the file of runs (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.stages = arguments.stages or ([2] if arguments.quick else [2, 3])
     arguments.microbatches = arguments.microbatches or ([1, 2, 4] if arguments.quick else [1, 2, 4, 8, 16])
-    arguments.rounds = arguments.rounds or (2 if arguments.quick else 7)
+    arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
     arguments.width = 64 if arguments.quick else 512
     arguments.middle = 4 if arguments.quick else 8
     if arguments.quick:

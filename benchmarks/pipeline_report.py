@@ -10,6 +10,7 @@ from typing import Any
 
 import runs
 
+MICROBATCH = 256  # samples
 Result = dict[str, Any]
 Ways = dict[str, Result]
 LINKS = [(milliseconds, megabytes) for milliseconds in (0, 5, 20) for megabytes in (0, 100, 10)]
@@ -33,7 +34,7 @@ def report(path: Path) -> Iterator[str]:
     torch_version = next(iter(found.values()))["torch"]
     yield "# Training in a pipeline of processes\n"
     yield f"`python benchmarks/pipeline.py`; torch {torch_version}, gloo, {platform.machine()}, {os.cpu_count()} cores,"
-    yield "one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of 256 samples, SGD with"
+    yield f"one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples, SGD with"
     yield "momentum; its step is in every time. `one process` is the whole net in one process. Samples a second: median"
     yield "of turns. Ratio: seconds beside GPipe's of the same turn, median (10th to 90th percentile). Bubble: the part"
     yield "of the time in which the busiest rank does not compute. MB sent in a step: up (to a higher rank) and down."
@@ -41,6 +42,8 @@ def report(path: Path) -> Iterator[str]:
     for ranks in sorted({case.ranks for case in found}):
         own = {case: record["ways"] for case, record in found.items() if case.ranks == ranks}
         yield f"## {ranks} processes, width {next(iter(own)).width}\n"
+        if ranks > (os.cpu_count() or 1):
+            yield "There are more processes than cores: waits for a core count as computing.\n"
         yield from table_of_microbatches({case: ways for case, ways in own.items() if plain(case)})
         delayed = {case: ways for case, ways in own.items() if case.stages == "even" and same_count(case, own)}
         if len(delayed) > 1:
@@ -73,7 +76,7 @@ def link_name(case: Case) -> str:
 
 def speed(case: Case, result: Result) -> str:
     """Samples a second."""
-    return f"{256 * case.microbatches / statistics.median(result['seconds']):,.0f}"
+    return f"{MICROBATCH * case.microbatches / statistics.median(result['seconds']):,.0f}"
 
 
 def table_of_microbatches(found: dict[Case, Ways]) -> Iterator[str]:

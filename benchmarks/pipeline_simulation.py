@@ -1,6 +1,6 @@
 """Pipelines of 4 to 1,024 stages, computed from the times of one stage that benchmarks/pipeline.py has measured.
 
-Run:  python benchmarks/pipeline_simulation.py    writes benchmarks/results/pipeline_simulation.md
+Run:  python benchmarks/pipeline_simulation.py    minutes; writes benchmarks/results/pipeline_simulation.md
 
 All stages are alike. GPipe, 1F1B and ZBV run in the order of their papers: a computation begins when the one before it
 on its rank has ended, and its input is there. The time of a step is the longest time of a rank from its first
@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import runs
-from pipeline_report import Case, plain
+from pipeline_report import MICROBATCH, Case, plain
 
 RESULTS = Path(__file__).parent / "results" / "pipeline_simulation.md"
 MEASURED = RESULTS.with_name("pipeline.jsonl")
 STAGES = (4, 16, 64, 256, 1024)
 MILLISECONDS = (0, 5, 20)
-MICROBATCH = 256
 
 
 @dataclass(frozen=True)
