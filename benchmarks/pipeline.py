@@ -4,9 +4,9 @@ Run:  python benchmarks/pipeline.py            writes benchmarks/results/pipelin
       python benchmarks/pipeline.py --quick    a narrow net and few cases, under a minute; writes no file
 
 Each rank is a process with one thread. All ways of a case are in one set of processes and take turns, so that a slow
-moment slows all alike. A turn has eight micro-batches, in as many steps, and one step at least. Before, the first update
-of each exact way is compared with that of one process. After, a further step of a case with even stages and a free link
-counts the live bytes of each rank.
+moment slows all alike. A turn has eight micro-batches, in as many steps, and one step at least. Before, the first
+update of each exact way is compared with that of one process. After, a further step of a case with even stages and a
+free link counts the live bytes of each rank.
 
 The bubble is 1 - (the seconds that the busiest rank computes) / (the seconds of the turn). Computing is the forward and
 backward passes, the loss and the optimizer's step. Bytes sent go up (to a higher rank) or down, summed over the ranks.
@@ -107,7 +107,9 @@ class Bench:
         alone = pipeline_net.network(self.case.width, BLOCKS)
         alone.load_state_dict(self.net.state_dict())
         optimizer = pipeline_net.optimizer_for([*alone.parameters()])
-        pipeline_net.loss_of(alone(self.x), self.target).backward()
+        m = self.case.microbatches  # a whole batch at once would need much memory
+        for x, target in zip(self.x.chunk(m), self.target.chunk(m), strict=True):
+            (pipeline_net.loss_of(alone(x), target) / m).backward()
         optimizer.step()
         wanted = dict(alone.named_parameters())
         for way, trainee in self.trainees.items():

@@ -34,10 +34,10 @@ def report(path: Path) -> Iterator[str]:
     torch_version = next(iter(found.values()))["torch"]
     yield "# Training in a pipeline of processes\n"
     yield f"`python benchmarks/pipeline.py`; torch {torch_version}, gloo, {platform.machine()}, {os.cpu_count()} cores,"
-    yield f"one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples, SGD with"
-    yield "momentum; its step is in every time. `one process` is the whole net in one process. Samples a second: median"
-    yield "of turns. Ratio: seconds beside GPipe's of the same turn, median (10th to 90th percentile). Bubble: the part"
-    yield "of the time in which the busiest rank does not compute. MB sent in a step: up (to a higher rank) and down."
+    yield f"one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples, SGD"
+    yield "with momentum, whose step is in every time. `one process` is the whole net in one process. Samples a second:"
+    yield "median of turns. Ratio: seconds beside GPipe's of the same turn, median (10th to 90th percentile). Bubble: the"
+    yield "part of the time in which the busiest rank does not compute. MB sent in a step: up (to a higher rank) and down."
     yield "Memory: the most MB of live tensors on a rank.\n"
     for ranks in sorted({case.ranks for case in found}):
         own = {case: record["ways"] for case, record in found.items() if case.ranks == ranks}
@@ -111,7 +111,7 @@ def table_of_cases(found: dict[Case, Ways], name: Callable[[Case], str]) -> Iter
 def refusals(found: dict[Case, Ways]) -> Iterator[str]:
     """Why a way has no numbers."""
     reasons = {
-        f"- {way}, {case.microbatches} micro-batches: {result['refused']}"
+        f"- {way}, {case.microbatches} micro-batches a step: {result['refused']}"
         for case, ways in found.items()
         for way, result in ways.items()
         if "refused" in result
