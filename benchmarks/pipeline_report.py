@@ -34,11 +34,11 @@ def report(path: Path) -> Iterator[str]:
     torch_version = next(iter(found.values()))["torch"]
     yield "# Training in a pipeline of processes\n"
     yield f"`python benchmarks/pipeline.py`; torch {torch_version}, gloo, {platform.machine()}, {os.cpu_count()} cores,"
-    yield f"one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples, SGD"
-    yield "with momentum, whose step is in every time. `one process` is the whole net in one process. Samples a second:"
-    yield "median of turns. Ratio: seconds beside GPipe's of the same turn, median (10th to 90th percentile). Bubble: the"
-    yield "part of the time in which the busiest rank does not compute. MB sent in a step: up (to a higher rank) and down."
-    yield "Memory: the most MB of live tensors on a rank.\n"
+    yield f"one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples,"
+    yield "SGD with momentum, whose step is in every time. `one process` is the whole net in one process."
+    yield "Samples a second: median of turns. Ratio: seconds beside GPipe's of the same turn, median (10th to 90th"
+    yield "percentile). Bubble: the part of the time in which the busiest rank does not compute. MB sent in a step: up"
+    yield "(to a higher rank) and down. Memory: the most MB of live tensors on a rank.\n"
     for ranks in sorted({case.ranks for case in found}):
         own = {case: record["ways"] for case, record in found.items() if case.ranks == ranks}
         yield f"## {ranks} processes, width {next(iter(own)).width}\n"
