@@ -1,0 +1,267 @@
+"""Training in a pipeline of processes: samples a second, bubble, bytes sent and memory of each way.
+
+Run:  python benchmarks/pipeline.py            writes benchmarks/results/pipeline.jsonl and .md; hours; can be stopped
+      python benchmarks/pipeline.py --quick    a narrow net and few cases, under a minute; writes no file
+
+Each rank is a process with one thread. All ways of a case are in one set of processes and take turns, so that a slow
+moment slows all alike. A turn has eight micro-batches, in as many steps, and one step at least. Before, the first
+update of each exact way is compared with that of one process. After, a further step of a case with even stages and a
+free link counts the live bytes of each rank.
+
+The bubble is 1 - (the seconds that the busiest rank computes) / (the seconds of the turn). Computing is the forward and
+backward passes, the loss and the optimizer's step. Bytes sent go up (to a higher rank) or down, summed over the ranks.
+Memory is the peak of live tensors on the rank with the most: weights, their other versions, the optimizer's state,
+gradients, activations.
+
+pipeline_net.py has the net and what a way is, pipeline_rivals.py the ways, pipeline_links.py the links.
+"""
+
+import argparse
+import copy
+import dataclasses
+import datetime
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pipeline_links
+import pipeline_net
+import pipeline_report
+import runs
+import torch
+import torch.distributed as dist
+from pipeline_net import Clock, Setting, Trainee
+from pipeline_report import MICROBATCH, Case
+from pipeline_rivals import RIVALS
+from torch import nn
+
+from dni_fx.bench.live_bytes import training_peak
+
+RUNS = Path(__file__).parent / "results" / "pipeline.jsonl"
+TIMEOUT = datetime.timedelta(seconds=60)
+BLOCKS = 12
+Result = dict[str, Any]
+
+
+def cases(ranks: int, arguments: argparse.Namespace) -> Iterator[Case]:
+    """All numbers of micro-batches on a free link; the links and the uneven stages with one number of them."""
+    base = Case(ranks, arguments.middle, arguments.width)
+    for m in arguments.microbatches:
+        yield dataclasses.replace(base, microbatches=m)
+    first = -1 if arguments.quick else 0
+    for milliseconds, megabytes in pipeline_report.LINKS[first:]:
+        yield dataclasses.replace(base, milliseconds=milliseconds, megabytes=megabytes)
+    for stages in pipeline_report.STAGES[first:]:
+        yield dataclasses.replace(base, stages=stages)
+
+
+def blocks_of(case: Case) -> tuple[int, ...]:
+    """The blocks of each rank: 30 % more on one side than equal parts, and 30 % less on the other."""
+    tilt = {"lower 30 % larger": 0.3, "upper 30 % larger": -0.3}.get(case.stages, 0)
+    last = case.ranks - 1
+    return tuple(round(BLOCKS / case.ranks * (1 + tilt * (1 - 2 * rank / last))) for rank in range(case.ranks))
+
+
+# A further way is one more entry: a function of a net of its own, which all ranks have alike, and a setting.
+WAYS: dict[str, Callable[[nn.Sequential, Setting], Trainee]] = RIVALS
+
+
+def make(way: str, net: nn.Sequential, setting: Setting) -> Trainee:
+    """What trains this rank's part of a net in a way.
+
+    Raises:
+        ValueError: If the way refuses the number of micro-batches.
+    """
+    return WAYS[way](copy.deepcopy(net), setting)
+
+
+class Bench:
+    """One rank's ways in a case."""
+
+    def __init__(self, case: Case, links: pipeline_links.Links) -> None:
+        self.case, self.links = case, links
+        self.clock = Clock()
+        torch.manual_seed(0)
+        self.net = pipeline_net.network(case.width, BLOCKS)
+        samples = case.microbatches * MICROBATCH
+        self.x, self.target = torch.randn(samples, case.width), torch.randint(0, pipeline_net.CLASSES, (samples,))
+        self.groups: list[dist.ProcessGroup] = []
+        self.trainees: dict[str, Trainee] = {}
+        self.refused: dict[str, str] = {}
+        for way in WAYS:
+            group = dist.new_group(timeout=TIMEOUT)
+            setting = Setting(blocks_of(case), case.microbatches, group, self.clock)
+            self.groups.append(group)
+            try:
+                self.trainees[way] = make(way, self.net, setting)
+            except ValueError as error:
+                self.refused[way] = " ".join(str(error).split())
+
+    def check(self) -> None:
+        """Compare the first update with that of one process."""
+        alone = pipeline_net.network(self.case.width, BLOCKS)
+        alone.load_state_dict(self.net.state_dict())
+        optimizer = pipeline_net.optimizer_for([*alone.parameters()])
+        m = self.case.microbatches  # a whole batch at once would need much memory
+        for x, target in zip(self.x.chunk(m), self.target.chunk(m), strict=True):
+            (pipeline_net.loss_of(alone(x), target) / m).backward()
+        optimizer.step()
+        wanted = dict(alone.named_parameters())
+        for way, trainee in self.trainees.items():
+            trainee.step(self.x, self.target)
+            trainee.finish()
+            for name, weight, gradient in trainee.state() if trainee.exact else ():
+                own = wanted[name]
+                for kind, found, right in (("gradient", gradient, own.grad), ("weight", weight, own)):
+                    torch.testing.assert_close(
+                        found, right, rtol=0, atol=1e-5, msg=f"{way}: the {kind} of {name} is not one process's"
+                    )
+
+    def turn(self, trainee: Trainee, steps: int) -> Result:
+        """Train for some steps: the numbers of this rank."""
+        dist.barrier()
+        self.clock.seconds.clear()
+        self.links.sent.clear()
+        start = time.perf_counter()
+        for _ in range(steps):
+            trainee.step(self.x, self.target)
+        dist.barrier()
+        seconds = (time.perf_counter() - start) / steps
+        sent = {"up": 0.0, "down": 0.0}
+        for rank, size in self.links.sent.items():
+            sent["up" if rank > dist.get_rank() else "down"] += size / steps
+        computing = {kind: s / steps for kind, s in self.clock.seconds.items()}
+        return {"seconds": seconds, "computing": computing} | sent
+
+    def peak(self, trainee: Trainee) -> int:
+        """The most bytes alive on this rank in a step that begins and ends with nothing under way."""
+
+        def step() -> None:
+            trainee.step(self.x, self.target)
+            trainee.finish()
+
+        trainee.finish()
+        measured = training_peak(step)
+        return measured.peak + measured.outside
+
+    def run(self, rounds: int, microbatches: int) -> dict[str, Result]:
+        """What all ranks found, by way."""
+        steps = max(1, microbatches // self.case.microbatches)
+        self.check()
+        self.clock.half_speed = self.case.stages == "last at half speed" and dist.get_rank() == self.case.ranks - 1
+        self.links.link = pipeline_links.Link(self.case.milliseconds / 1e3, self.case.megabytes * 1e6 or math.inf)
+        for trainee in self.trainees.values():  # once without being counted
+            self.turn(trainee, 1)
+        turns: dict[str, list[Result]] = {way: [] for way in self.trainees}
+        for _ in range(rounds):
+            for way, trainee in self.trainees.items():
+                turns[way].append(self.turn(trainee, steps))
+        for trainee in self.trainees.values():
+            trainee.finish()
+        self.clock.half_speed = False
+        measured = self.trainees if pipeline_report.plain(self.case) else {}
+        peaks = {way: self.peak(trainee) for way, trainee in measured.items()}
+        everywhere: list[Any] = [None] * self.case.ranks
+        dist.all_gather_object(everywhere, (turns, peaks))
+        found: dict[str, Result] = {}
+        for way in WAYS:
+            if way in self.refused:
+                found[way] = {"refused": self.refused[way]}
+            else:
+                found[way] = together([own_turns[way] for own_turns, _ in everywhere])
+                if peaks:
+                    found[way]["peaks"] = [own_peaks[way] for _, own_peaks in everywhere]
+        return found
+
+    def close(self) -> None:
+        self.links.stop()
+        self.links.link = pipeline_links.Link()
+        dist.barrier()
+        for group in self.groups:
+            dist.destroy_process_group(group)
+
+
+def together(ranks: Sequence[Sequence[Result]]) -> Result:
+    """The numbers of all ranks' turns: seconds of each, and medians."""
+    seconds = [turn["seconds"] for turn in ranks[0]]
+    busiest = [max(sum(turn["computing"].values()) for turn in turns) for turns in zip(*ranks, strict=True)]
+    kinds = {kind for own in ranks for turn in own for kind in turn["computing"]}
+    return {
+        "seconds": seconds,
+        "bubble": statistics.median(1 - busy / wall for busy, wall in zip(busiest, seconds, strict=True)),
+        "computing": {  # of each rank
+            kind: [statistics.median(turn["computing"].get(kind, 0.0) for turn in own) for own in ranks]
+            for kind in sorted(kinds)
+        },
+        "up": sum(own[0]["up"] for own in ranks),
+        "down": sum(own[0]["down"] for own in ranks),
+    }
+
+
+def process(rank: int, folder: str, path: Path, todo: Sequence[Case], arguments: argparse.Namespace) -> None:
+    """One rank: all cases with this number of ranks. Rank 0 adds a line to the file for each."""
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store{todo[0].ranks}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=todo[0].ranks, timeout=TIMEOUT)
+    links = pipeline_links.Links()
+    links.install()
+    for case in todo:
+        bench = Bench(case, links)
+        found = bench.run(arguments.rounds, arguments.middle)
+        bench.close()
+        if rank == 0:
+            record = {"run": dataclasses.asdict(case), "torch": torch.__version__, "ways": found}
+            with path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(case, flush=True)
+    dist.destroy_process_group()
+
+
+def run(path: Path, arguments: argparse.Namespace) -> None:
+    """Do the cases that are not in the file."""
+    finished = {case for case, _ in runs.done(path, Case)}
+    for ranks in arguments.stages:
+        todo = [case for case in dict.fromkeys(cases(ranks, arguments)) if case not in finished]
+        if todo:
+            with tempfile.TemporaryDirectory() as folder:
+                # If a process fails, the others are ended; daemons end with this process. It has computed nothing, so
+                # it can fork, which spares each process the imports.
+                torch.multiprocessing.start_processes(
+                    process, (folder, path, todo, arguments), nprocs=ranks, daemon=True, start_method="fork"
+                )
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a narrow net, two rounds, few cases")
+    parser.add_argument("--stages", type=numbers, help="numbers of processes (default: 2,3; quick: 2)")
+    parser.add_argument("--microbatches", type=numbers, help="in a step (default: 1,2,4,8,16; quick: 1,2,4)")
+    parser.add_argument("--rounds", type=int, help="turns of each way (default: 5; quick: 2)")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="the file of runs (default: %(default)s)")
+    arguments = parser.parse_args()
+    arguments.stages = arguments.stages or ([2] if arguments.quick else [2, 3])
+    arguments.microbatches = arguments.microbatches or ([1, 2, 4] if arguments.quick else [1, 2, 4, 8, 16])
+    arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
+    arguments.width = 64 if arguments.quick else 512
+    arguments.middle = 4 if arguments.quick else 8
+    if arguments.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / RUNS.name
+            run(path, arguments)
+            print("\n".join(pipeline_report.report(path)))
+    else:
+        run(arguments.runs, arguments)
+        runs.write_report(arguments.runs, pipeline_report.report(arguments.runs))
+
+
+if __name__ == "__main__":
+    main()

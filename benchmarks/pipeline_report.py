@@ -1,0 +1,122 @@
+"""The report of benchmarks/pipeline.py."""
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import runs
+
+MICROBATCH = 256  # samples
+Result = dict[str, Any]
+Ways = dict[str, Result]
+LINKS = [(milliseconds, megabytes) for milliseconds in (0, 5, 20) for megabytes in (0, 100, 10)]
+STAGES = ["lower 30 % larger", "upper 30 % larger", "last at half speed"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of turns; all ways take part."""
+
+    ranks: int
+    microbatches: int
+    width: int
+    milliseconds: int = 0  # latency of the link
+    megabytes: int = 0  # a second, bandwidth of the link; 0: no limit
+    stages: str = "even"
+
+
+def report(path: Path) -> Iterator[str]:
+    found = dict(runs.done(path, Case))
+    torch_version = next(iter(found.values()))["torch"]
+    yield "# Training in a pipeline of processes\n"
+    yield f"`python benchmarks/pipeline.py`; torch {torch_version}, gloo, {platform.machine()}, {os.cpu_count()} cores,"
+    yield f"one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples,"
+    yield "SGD with momentum, whose step is in every time. `one process` is the whole net in one process."
+    yield "Samples a second: median of turns. Ratio: seconds beside GPipe's of the same turn, median (10th to 90th"
+    yield "percentile). Bubble: the part of the time in which the busiest rank does not compute. MB sent in a step: up"
+    yield "(to a higher rank) and down. Memory: the most MB of live tensors on a rank.\n"
+    for ranks in sorted({case.ranks for case in found}):
+        own = {case: record["ways"] for case, record in found.items() if case.ranks == ranks}
+        yield f"## {ranks} processes, width {next(iter(own)).width}\n"
+        if ranks > (os.cpu_count() or 1):
+            yield "There are more processes than cores: waits for a core count as computing.\n"
+        yield from table_of_microbatches({case: ways for case, ways in own.items() if plain(case)})
+        delayed = {case: ways for case, ways in own.items() if case.stages == "even" and same_count(case, own)}
+        if len(delayed) > 1:
+            m = next(iter(delayed)).microbatches
+            yield f"### A link with latency and bandwidth, {m} micro-batches: samples a second (bubble)\n"
+            yield from table_of_cases(delayed, link_name)
+        uneven = {case: ways for case, ways in own.items() if free(case) and same_count(case, own)}
+        if len(uneven) > 1:
+            m = next(iter(uneven)).microbatches
+            yield f"### Uneven stages, {m} micro-batches: samples a second (bubble)\n"
+            yield from table_of_cases(uneven, lambda case: case.stages)
+
+
+def free(case: Case) -> bool:
+    return not case.milliseconds and not case.megabytes
+
+
+def plain(case: Case) -> bool:
+    return free(case) and case.stages == "even"
+
+
+def same_count(case: Case, cases: Iterable[Case]) -> bool:
+    """Whether a case has the number of micro-batches of the links and the uneven stages."""
+    return case.microbatches in {other.microbatches for other in cases if not plain(other)}
+
+
+def link_name(case: Case) -> str:
+    return f"{case.milliseconds} ms, " + (f"{case.megabytes} MB/s" if case.megabytes else "no limit")
+
+
+def speed(case: Case, result: Result) -> str:
+    """Samples a second."""
+    return f"{MICROBATCH * case.microbatches / statistics.median(result['seconds']):,.0f}"
+
+
+def table_of_microbatches(found: dict[Case, Ways]) -> Iterator[str]:
+    yield "| micro-batches | way | samples/s | ratio to GPipe | bubble | MB up | MB down | MB on a rank |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for case in sorted(found, key=lambda case: case.microbatches):
+        for way, result in found[case].items():
+            if "refused" in result:
+                yield f"| {case.microbatches} | {way} | - | - | - | - | - | - |"
+                continue
+            ratio = runs.ratio(result["seconds"], found[case]["GPipe"]["seconds"])
+            sent = f"{result['up'] / 1e6:.2f} | {result['down'] / 1e6:.2f}"
+            numbers = f"{ratio} | {result['bubble']:.0%} | {sent} | {max(result['peaks']) / 1e6:.0f}"
+            yield f"| {case.microbatches} | {way} | {speed(case, result)} | {numbers} |"
+    yield ""
+    yield from refusals(found)
+
+
+def table_of_cases(found: dict[Case, Ways], name: Callable[[Case], str]) -> Iterator[str]:
+    yield "| way | " + " | ".join(map(name, found)) + " |"
+    yield "|---|" + "---|" * len(found)
+    for way in next(iter(found.values())):
+        cells = [
+            "-" if "refused" in ways[way] else f"{speed(case, ways[way])} ({ways[way]['bubble']:.0%})"
+            for case, ways in found.items()
+        ]
+        yield f"| {way} | " + " | ".join(cells) + " |"
+    yield ""
+    yield from refusals(found)
+
+
+def refusals(found: dict[Case, Ways]) -> Iterator[str]:
+    """Why a way has no numbers."""
+    reasons = {
+        f"- {way}, {case.microbatches} micro-batches a step: {result['refused']}"
+        for case, ways in found.items()
+        for way, result in ways.items()
+        if "refused" in result
+    }
+    if reasons:
+        yield "Refused:\n"
+        yield from sorted(reasons)
+        yield ""
