@@ -13,7 +13,8 @@ backward passes, the loss and the optimizer's step. Bytes sent go up (to a highe
 Memory is the peak of live tensors on the rank with the most: weights, their other versions, the optimizer's state,
 gradients, activations.
 
-pipeline_net.py has the net and what a way is, pipeline_rivals.py the ways, pipeline_links.py the links.
+pipeline_net.py has the net and what a way is, pipeline_rivals.py and pipeline_decoupled.py the ways, pipeline_links.py
+the links.
 """
 
 import argparse
@@ -35,6 +36,7 @@ import pipeline_report
 import runs
 import torch
 import torch.distributed as dist
+from pipeline_decoupled import DECOUPLED
 from pipeline_net import Clock, Setting, Trainee
 from pipeline_report import MICROBATCH, Case
 from pipeline_rivals import RIVALS
@@ -68,7 +70,7 @@ def blocks_of(case: Case) -> tuple[int, ...]:
 
 
 # A further way is one more entry: a function of a net of its own, which all ranks have alike, and a setting.
-WAYS: dict[str, Callable[[nn.Sequential, Setting], Trainee]] = RIVALS
+WAYS: dict[str, Callable[[nn.Sequential, Setting], Trainee]] = RIVALS | DECOUPLED
 
 
 def make(way: str, net: nn.Sequential, setting: Setting) -> Trainee:
@@ -251,7 +253,7 @@ def main() -> None:
     arguments.stages = arguments.stages or ([2] if arguments.quick else [2, 3])
     arguments.microbatches = arguments.microbatches or ([1, 2, 4] if arguments.quick else [1, 2, 4, 8, 16])
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
-    arguments.width = 64 if arguments.quick else 512
+    arguments.width = 64 if arguments.quick else 256
     arguments.middle = 4 if arguments.quick else 8
     if arguments.quick:
         with tempfile.TemporaryDirectory() as folder:

@@ -4,19 +4,18 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from dni_fx.errors import DniFxError, PeerError, first_line
+from dni_fx.pipeline import groups
 from dni_fx.pipeline.link import Peer, Receiver, Sender
 from dni_fx.pipeline.stage import Stage
 
 __all__ = ["Connection", "Description", "check_descriptions", "connect"]
 
-_FOREVER = timedelta(days=365)  # a thread waits for the next message; who asks for it has a timeout
 _SECONDS = 2.0  # for a neighbour to say why it stopped
 
 
@@ -113,8 +112,12 @@ class Connection:
         end = time.monotonic() + seconds
         late: list[Sender | Receiver] = [link for link in receivers if not link.drain(end - time.monotonic())]
         late += [link for link in senders if not link.finish(max(0.0, end - time.monotonic()))]
-        for link in late if failure is None else ():
+        if failure is not None:
+            return
+        for link in late:
             raise PeerError(f"{link.peer} has not closed its schedule within {seconds:g} seconds")
+        for group in self.groups:
+            groups.give_back(self.ranks, group)
 
 
 def connect(
@@ -135,23 +138,18 @@ def connect(
     dist.all_gather_object(found, own, group=group)
     check_descriptions(found)
     ranks = [dist.get_global_rank(group, k) if group is not None else k for k in range(size)]
-    groups = [_new_group(ranks) for _ in range(3)]
+    taken = [groups.take(ranks) for _ in range(3)]
     device = next((p.device for p in stage.parameters()), torch.device("cpu"))
     waiting = {"limit": microbatches} if sync else {}  # else each of two neighbours could wait for the other
 
     below = above = None
     if rank > 0:
         peer = Peer(rank - 1, ranks[rank - 1])
-        below = Receiver(peer, groups[0], device, timeout), Sender(peer, groups[1], timeout, **waiting)
+        below = Receiver(peer, taken[0], device, timeout), Sender(peer, taken[1], timeout, **waiting)
     if rank < size - 1:
         peer = Peer(rank + 1, ranks[rank + 1])
-        above = Sender(peer, groups[0], timeout), Receiver(peer, groups[1], device, timeout, **waiting)
-    return Connection(Peer(rank, ranks[rank]), below, above, rank > 0 and found[rank - 1].learns, groups, ranks)
-
-
-def _new_group(ranks: list[int]) -> dist.ProcessGroup:
-    group: dist.ProcessGroup = dist.new_group(ranks, timeout=_FOREVER, use_local_synchronization=True)
-    return group
+        above = Sender(peer, taken[0], timeout), Receiver(peer, taken[1], device, timeout, **waiting)
+    return Connection(Peer(rank, ranks[rank]), below, above, rank > 0 and found[rank - 1].learns, taken, ranks)
 
 
 def check_descriptions(found: Sequence[Description]) -> None:

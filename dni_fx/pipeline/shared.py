@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dni_fx.pipeline import groups
 from dni_fx.pipeline.connection import Connection
 from dni_fx.pipeline.link import Peer, Receiver, Sender
 from dni_fx.pipeline.stage import Stage
@@ -32,7 +33,7 @@ class SharedWeights:
             for holders, found in groupby(
                 sorted(weights, key=lambda w: sorted(w[0].names)), lambda w: sorted(w[0].names)
             ):
-                holding = dist.new_group([ranks[index] for index in holders], use_local_synchronization=True)
+                holding = groups.take([ranks[index] for index in holders])
                 self._summed.append((holding, [p for _, p in found]))
             return
         # Exits use weights of later stages: the last stage that has a weight trains it.
