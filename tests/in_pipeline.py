@@ -1,5 +1,7 @@
 """What the processes of a pipeline train, and one process with the whole net. A process imports it by its name."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from in_stages import X, Y, loss_of, made
 from torch import Tensor, distributed, nn
 
 from dni_fx import DniFxError
-from dni_fx.pipeline import ScheduleDecoupled, stages
+from dni_fx.pipeline import ScheduleDecoupled, load, save, stages
 from dni_fx.pipeline.batch import Batch
 from dni_fx.pipeline.targets import Targets
 
@@ -88,6 +90,27 @@ def unsynced(rank: int, name: str, segments: int = 2) -> dict[str, Any]:
     return {"losses": len(losses), "sizes": sizes, "metrics": metrics} | dict(stage.state_dict())
 
 
+def resumed(rank: int, name: str, folder: str) -> dict[str, Any]:
+    """The weights after a run, and after one that is stopped in the middle and goes on in new objects."""
+    found = []
+    for stops in (False, True):
+        stage = stages(made(name, 3), 2)[rank]
+        schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), sync=name == "linear")
+        for step in range(2 * STEPS):
+            if stops and step == STEPS:
+                save(folder, schedule)
+                schedule.close()
+                stage = stages(made(name, 3), 2)[rank]
+                sync = name == "linear"
+                schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), sync=sync)
+                assert load(folder, schedule) == STEPS
+            schedule.step(X, target=Y)
+        schedule.close()
+        found.append(dict(stage.state_dict()))
+    save(folder, schedule)
+    return {"through": found[0], "stopped": found[1]}
+
+
 def refused(rank: int) -> str:
     """The error of two processes that do not fit together."""
     stage = stages(made("linear"))[rank]
@@ -99,7 +122,9 @@ def refused(rank: int) -> str:
 
 
 def process(rank: int) -> dict[str, Any]:
+    folder = Path(os.environ["PIPELINE_FOLDER"])
     return {
+        "resumed": {name: resumed(rank, name, str(folder / name)) for name in ("linear", "copy")},
         "synced": synced(rank),
         "unsynced": {name: unsynced(rank, name) for name in (*NAMES, "copy")},
         "refused": refused(rank),

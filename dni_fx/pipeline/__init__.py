@@ -3,7 +3,8 @@
 In: a rewritten net. Out: its stages, and the schedule that trains them.
 """
 
+from dni_fx.pipeline.checkpoint import latest, load, save
 from dni_fx.pipeline.schedule import ScheduleDecoupled
 from dni_fx.pipeline.stage import Stage, stages
 
-__all__ = ["ScheduleDecoupled", "Stage", "stages"]
+__all__ = ["ScheduleDecoupled", "Stage", "latest", "load", "save", "stages"]

@@ -64,7 +64,7 @@ class ScheduleDecoupled:
         self.stage, self.n_microbatches, self.loss_fn, self.optimizer = stage, n_microbatches, loss_fn, optimizer
         self.sync, self.refresh, self.group, self.timeout = sync, refresh, group, timeout
         self.targets = Targets(stage, sync, 8 * stage.count if max_age is None else max_age)
-        self.updates = self.microbatches = 0
+        self.steps = self.updates = self.microbatches = 0
         self._connection: Connection | None = None
         self._shared: SharedWeights | None = None
         self._waited = self._total = 0.0
@@ -146,6 +146,7 @@ class ScheduleDecoupled:
                 self._act(kind, k, batch, connection)
         except BaseException as error:
             raise connection.failed(error) from None
+        self.steps += self.stage.training
         self._total += time.perf_counter() - begin
         if losses is not None:
             losses += batch.losses

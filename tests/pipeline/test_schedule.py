@@ -1,5 +1,6 @@
 """Two processes, each with a stage: in sync they train the net of one process; else none waits for one above it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from in_stages import loss_of, made
 from processes import in_two_processes
 
 from dni_fx import DniFxError
-from dni_fx.pipeline import ScheduleDecoupled, stages
+from dni_fx.pipeline import ScheduleDecoupled, load, stages
 
 
 @pytest.mark.parametrize(
@@ -38,8 +39,15 @@ def test_no_process_group() -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_two_processes(process, tmp_path_factory.mktemp("pipeline"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_FOLDER", str(folder / "checkpoints"))
+        return in_two_processes(process, folder)
 
 
 @pytest.mark.slow
@@ -87,3 +95,23 @@ def test_outputs_and_losses(found: list[dict[str, Any]]) -> None:
 def test_processes_that_do_not_fit_are_refused_in_both(found: list[dict[str, Any]]) -> None:
     for here in found:
         assert here["refused"] == "stage 0 (rank 0) has microbatches=2, and stage 1 (rank 1) has microbatches=3"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "copy"])
+def test_a_run_that_goes_on_has_the_same_numbers(name: str, found: list[dict[str, Any]]) -> None:
+    for here in found:
+        through, stopped = here["resumed"][name]["through"], here["resumed"][name]["stopped"]
+        assert all(torch.equal(through[key], stopped[key]) for key in through)
+
+
+@pytest.mark.slow
+def test_another_number_of_stages_goes_on(folder: Path, found: list[dict[str, Any]]) -> None:
+    """A checkpoint of two processes, read as three stages: weights and momentum of each parameter are there."""
+    wanted = {key: value for here in found for key, value in here["resumed"]["linear"]["stopped"].items()}
+    for stage in stages(made("linear", 3)):
+        optimizer = optimizer_of(stage)
+        schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer, sync=True)
+        assert load(folder / "checkpoints" / "linear", schedule) == 2 * STEPS
+        assert all(torch.equal(value, wanted[key]) for key, value in stage.state_dict().items())
+        assert all(optimizer.state[p]["momentum_buffer"].shape == p.shape for p in stage.parameters())

@@ -1,0 +1,187 @@
+"""Checkpoints of a pipeline, by torch.distributed.checkpoint: each process writes its part, and any other reads it.
+
+A folder has a folder for each checkpoint. One without the file `.metadata`, which is written last, is not complete.
+"""
+
+import contextlib
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+
+from dni_fx.errors import DniFxError, first_line
+from dni_fx.pipeline.schedule import ScheduleDecoupled
+from dni_fx.pipeline.stage import Stage
+from dni_fx.runtime import Crossing
+from dni_fx.store import random_state, set_random_state
+
+__all__ = ["latest", "load", "save"]
+
+_KEPT = 2  # complete checkpoints that stay
+_NAME = re.compile(r"step-(\d+)")
+
+
+def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
+    """Write a checkpoint after a step, in all processes of the pipeline; the older ones but for one are deleted.
+
+    Weights, the optimizer's state and the random states are in it. Gradients on their way to synthesizers are not.
+
+    Returns:
+        Its folder, `step-000100` after 100 steps.
+
+    Raises:
+        DniFxError: If it cannot be written.
+    """
+    path = Path(folder) / f"step-{schedule.steps:06}"
+    stage = schedule.stage
+    values: dict[str, Any] = {f"model.{name}": value for name, value in _own(stage).items()}
+    values |= _optimizer_state(schedule)
+    values |= {f"progress.{name}": crossing.progress() for name, crossing in _crossings(stage).items()}
+    values[f"stage.{stage.count}.{stage.index}"] = {
+        "random": random_state(),
+        "counts": (schedule.steps, schedule.updates, schedule.microbatches),
+    }
+    try:
+        with _alone():
+            save_distributed(
+                values, checkpoint_id=path, planner=DefaultSavePlanner(flatten_state_dict=False), **_within(schedule)
+            )
+    except (OSError, CheckpointException) as error:
+        raise DniFxError(f"cannot write the checkpoint {path}: {first_line(error)}") from None
+    if stage.index == 0:
+        for old in _complete(Path(folder))[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def latest(folder: str | Path) -> Path | None:
+    """The last complete checkpoint in a folder; None: there is none."""
+    return next(reversed(_complete(Path(folder))), None)
+
+
+def load(folder: str | Path, schedule: ScheduleDecoupled) -> int:
+    """Continue from the last complete checkpoint in a folder, also one of another number of stages.
+
+    Returns:
+        The number of steps that are done; 0: there is no checkpoint.
+
+    Raises:
+        DniFxError: If the checkpoint is of another model, or cannot be read.
+    """
+    path = latest(folder)
+    if path is None:
+        return 0
+    stage = schedule.stage
+    try:
+        there = FileSystemReader(path).read_metadata().state_dict_metadata
+    except Exception as error:  # a damaged pickle may raise any error
+        raise DniFxError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
+    model = {f"model.{name}": value for name, value in stage.state_dict().items()}
+    missing = [name for name in model if name not in there and not name.startswith("model.dni.")]
+    if missing:
+        raise DniFxError(f"the checkpoint {path} is of another model: it has no {missing[0].removeprefix('model.')}")
+    own = f"stage.{stage.count}.{stage.index}"
+    first = next(key for key in there if key.startswith("stage."))
+    wanted = {name for name, _ in stage.named_parameters()}
+    values: dict[str, Any] = {name: value for name, value in model.items() if name in there}
+    for key, data in there.items():
+        of_optimizer = key.startswith("optimizer.") and key.split("/")[0].removeprefix("optimizer.") in wanted
+        of_progress = key.startswith("progress.") and key.removeprefix("progress.") in _crossings(stage)
+        if of_optimizer or of_progress or key in (own, first):
+            values[key] = None
+            if isinstance(data, TensorStorageMetadata):
+                values[key] = torch.empty(data.size, dtype=data.properties.dtype)
+    try:
+        with _alone():
+            load_distributed(values, checkpoint_id=path, planner=_load_planner(), **_within(schedule))
+    except Exception as error:  # a damaged file may raise any error
+        raise DniFxError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
+    _restore(schedule, values, values.get(own) or values[first], exactly=own in there)
+    return schedule.steps
+
+
+def _restore(schedule: ScheduleDecoupled, values: Mapping[str, Any], stage: Mapping[str, Any], exactly: bool) -> None:
+    for name, crossing in _crossings(schedule.stage).items():
+        if (progress := values.get(f"progress.{name}")) is not None:
+            crossing.resume(progress)
+    schedule.steps, schedule.updates, schedule.microbatches = stage["counts"]
+    if exactly:  # the random numbers of as many processes
+        set_random_state(stage["random"])
+    optimizer, names = schedule.optimizer, {p: name for name, p in schedule.stage.named_parameters()}
+    for group in () if optimizer is None else optimizer.param_groups:
+        for parameter in group["params"]:
+            prefix = f"optimizer.{names[parameter]}/"
+            found = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+            group |= found.pop("group", {})
+            if found and optimizer is not None:
+                optimizer.state[parameter] = {
+                    key: value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
+                    for key, value in found.items()
+                }
+
+
+def _own(stage: Stage) -> dict[str, Tensor]:
+    """The entries of the state_dict that no later stage has."""
+    others = {weight.names[stage.index] for weight in stage.shared if max(weight.names) != stage.index}
+    tied = {w.names[stage.index] for w in stage.shared if len(set(w.names.values())) > 1}
+    return {name: value for name, value in stage.state_dict().items() if name not in others - tied}
+
+
+def _optimizer_state(schedule: ScheduleDecoupled) -> dict[str, Any]:
+    """The state and the settings of the optimizer, for each parameter by its name."""
+    found: dict[str, Any] = {}
+    names: dict[nn.Parameter, str] = {p: name for name, p in schedule.stage.named_parameters()}
+    own = _own(schedule.stage)
+    for group in () if schedule.optimizer is None else schedule.optimizer.param_groups:
+        settings = {key: value for key, value in group.items() if key != "params"}
+        for parameter in group["params"]:
+            name = names.get(parameter)
+            if name is None:
+                raise DniFxError("the optimizer has parameters that are not of the stage")
+            if name in own:
+                state = schedule.optimizer.state.get(parameter, {}) if schedule.optimizer is not None else {}
+                found |= {f"optimizer.{name}/{key}": value for key, value in state.items()}
+                found[f"optimizer.{name}/group"] = settings
+    return found
+
+
+def _crossings(stage: Stage) -> dict[str, Crossing]:
+    return {name: module for name, module in stage.named_modules() if isinstance(module, Crossing)}
+
+
+def _complete(folder: Path) -> list[Path]:
+    """The complete checkpoints, by their number of steps."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        (path for path in there if _NAME.fullmatch(path.name) and (path / ".metadata").is_file()),
+        key=lambda path: int(path.name.removeprefix("step-")),
+    )
+
+
+def _load_planner() -> DefaultLoadPlanner:
+    # With either, the planner fills a copy of the values, and those that are no tensors are lost.
+    return DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """A process may read or write a checkpoint without others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _within(schedule: ScheduleDecoupled) -> dict[str, Any]:
+    return {"process_group": schedule.group, "no_dist": not dist.is_initialized()}

@@ -1,0 +1,53 @@
+"""Checkpoints: the last complete one counts, and what is none of this model is refused. Runs: see test_schedule.py."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from in_pipeline import loss_of, optimizer_of
+from in_stages import X, made
+
+import dni_fx
+from dni_fx import DniFxError
+from dni_fx.pipeline import ScheduleDecoupled, latest, load, save, stages
+
+
+def schedule_of(name: str = "linear", index: int = 0) -> ScheduleDecoupled:
+    stage = stages(made(name))[index]
+    return ScheduleDecoupled(stage, 2, loss_of, optimizer=optimizer_of(stage))
+
+
+def test_an_interrupted_checkpoint_does_not_count(tmp_path: Path) -> None:
+    schedule = schedule_of()
+    assert latest(tmp_path) is None and load(tmp_path, schedule) == 0
+    for schedule.steps in (9, 10, 100):
+        save(tmp_path, schedule)
+    (tmp_path / "step-000100" / ".metadata").unlink()
+    (tmp_path / "step-000200").mkdir()
+    assert latest(tmp_path) == tmp_path / "step-000010"
+    assert load(tmp_path, schedule_of()) == 10
+    schedule.steps = 300
+    save(tmp_path, schedule)
+    assert not (tmp_path / "step-000009").exists() and (tmp_path / "step-000010").exists()
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    save(tmp_path, schedule_of())
+    other = dni_fx.transform(
+        torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3)), X[:, 0], cuts=["0"], synthesizer="linear"
+    )
+    stage = stages(other)[0]
+    with pytest.raises(DniFxError, match=r"is of another model: it has no 0\.weight"):
+        load(tmp_path, ScheduleDecoupled(stage, 2, optimizer=optimizer_of(stage)))
+    (tmp_path / "step-000000" / ".metadata").write_bytes(b"no pickle")
+    with pytest.raises(DniFxError, match=r"cannot read the checkpoint .*step-000000"):
+        load(tmp_path, schedule_of())
+    with pytest.raises(DniFxError, match="cannot write the checkpoint"):
+        save(tmp_path / "step-000000" / ".metadata", schedule_of())
+
+
+def test_an_optimizer_of_other_parameters(tmp_path: Path) -> None:
+    schedule = schedule_of()
+    schedule.optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), 0.1)
+    with pytest.raises(DniFxError, match="the optimizer has parameters that are not of the stage"):
+        save(tmp_path, schedule)
