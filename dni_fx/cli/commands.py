@@ -13,6 +13,7 @@ from dni_fx.cli.compare import compare
 from dni_fx.cli.defaults import Command
 from dni_fx.cli.diff import CONTEXT, diff, show_graphs
 from dni_fx.cli.inspect import inspect as inspect_command
+from dni_fx.cli.launch import launch
 from dni_fx.cli.options import (
     AllOption,
     PlanOptions,
@@ -167,6 +168,7 @@ app.command(epilog="Example:  [cyan]dni-fx bench net.py:Net --input 32x3x64x64 -
     bench
 )
 app.command(epilog="Example:  [cyan]dni-fx compare net.py --data net.py:batches --cuts 2 --cuts 4[/]")(compare)
+app.command(epilog="Example:  [cyan]dni-fx launch net.py --stages 2 --data net.py:batches[/]")(launch)
 app.command("inspect", epilog="Example:  [cyan]dni-fx inspect net.py:Net --input 32x3x64x64[/]")(inspect_command)
 app.command(epilog="Example:  [cyan]dni-fx graph net.py --cuts 3 -o net.svg[/]")(graph)
 app.command(epilog="Examples:  [cyan]dni-fx diff net_dni[/]   [cyan]dni-fx diff net.py plan.json -y[/]")(diff)

@@ -24,7 +24,7 @@ from dni_fx.cli.options import (
 from dni_fx.cli.pages import PageWriter, ReportOption
 from dni_fx.cli.parsing import parse_cuts, parse_training
 from dni_fx.cli.progress import err, note, out, progress, shows_progress, stages
-from dni_fx.cli.targets import load_model, load_target
+from dni_fx.cli.targets import batches_of, load_model, load_target, named
 from dni_fx.errors import DniFxError
 from dni_fx.paths import as_path
 
@@ -118,7 +118,7 @@ def compare(
         page = PageWriter(report)
         shared = _shared(classes, context_size, training, step)
         ways = _ways(cuts or ["auto"], synthesizer or ["auto"], shared)
-        options: dict[str, Any] = {"loss": _named(loss) if loss is not None and ":" in loss else loss}
+        options: dict[str, Any] = {"loss": named(loss) if loss is not None and ":" in loss else loss}
         seed(0)  # a model that draws its weights draws the same in each run
         if data is None and context_size is not None:
             raise DniFxError("--context-size: the targets of the batches are the vectors: give --data")
@@ -127,10 +127,10 @@ def compare(
             options |= {"example_inputs": example.args, "example_kwargs": example.kwargs}
         else:
             model = load_model(target, show)
-            options["data"] = _guarded(data)
+            options["data"] = batches_of(data)
             if input and not is_from_file("input"):
                 raise DniFxError("with --data the first batch is the example: leave --input out")
-        options |= {name: _named(text) for name, text in (("metric", metric), ("optimizer", optimizer)) if text}
+        options |= {name: named(text) for name, text in (("metric", metric), ("optimizer", optimizer)) if text}
         show("cutting the model")
     with contextlib.redirect_stdout(sys.stderr), stages() as begin, _live() as live:
         begin(f"training for {steps} steps")
@@ -167,25 +167,6 @@ def _ways(cuts: list[str], synthesizers: list[str], shared: dict[str, Any]) -> l
         {"cuts": parse_cuts(where)} | ({} if name == "auto" else {"synthesizer": name}) | shared
         for where, name in itertools.product(cuts, synthesizers)
     ]
-
-
-def _named(text: str) -> Any:
-    from dni_fx.model import load_attribute
-
-    return load_attribute(text)
-
-
-def _guarded(text: str) -> Callable[[], Iterator[Any]]:
-    """The person's batches; an error in their code is one line with its place."""
-    from dni_fx.model import errors_of
-
-    value = _named(text)
-
-    def batches() -> Iterator[Any]:
-        with errors_of(text):
-            yield from value() if callable(value) else value
-
-    return batches
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dni_fx.cli.progress import ShowStage, note
 from dni_fx.errors import DniFxError, SourceError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from dni_fx.plans import Plan
     from dni_fx.runtime import DecoupledModule
 
-__all__ = ["capture", "load_model", "load_saved", "load_target"]
+__all__ = ["batches_of", "capture", "load_model", "load_saved", "load_target", "named"]
 
 
 def capture(
@@ -76,3 +77,23 @@ def load_saved(folder: Path, specs: list[str] | None) -> "tuple[DecoupledModule,
             f"{folder} needs the model that it was made from: dni-fx check model.py --cuts {folder}"
         ) from None
     return net, parse_specs(specs) if specs else inputs_like(net.dni.plan.inputs)
+
+
+def named(text: str) -> Any:
+    """What FILE.py:NAME names."""
+    from dni_fx.model import load_attribute
+
+    return load_attribute(text)
+
+
+def batches_of(text: str) -> Callable[[], Iterator[Any]]:
+    """The person's batches; an error in their code is one line with its place."""
+    from dni_fx.model import errors_of
+
+    value = named(text)
+
+    def batches() -> Iterator[Any]:
+        with errors_of(text):
+            yield from value() if callable(value) else value
+
+    return batches

@@ -27,8 +27,8 @@ class Batch:
     """
 
     def __init__(self, stage: Stage, count: int, args: Sequence[Any], target: Any, kwargs: Mapping[str, Any]) -> None:
-        if unknown := [name for name in kwargs if name != "dni_context"]:
-            raise DniFxError(f"unknown argument {unknown[0]}: a stage takes the arguments of the net by position")
+        if unknown := kwargs.keys() - stage.arguments - {"dni_context"} if stage.index == 0 else ():
+            raise DniFxError(f"the net has no argument {min(unknown)}")
         self.stage = stage
         self.given: Sequence[Any] = ()
         self.passed: Sequence[Any] = ()
@@ -36,10 +36,11 @@ class Batch:
         self.losses: list[Tensor] = []
         self.outputs: list[Any] = []
         if stage.index == 0:
-            if not args:
+            if not args and not kwargs:
                 raise DniFxError("the first stage needs the arguments of the net: step(x, target=y)")
-            context = [kwargs.get("dni_context", target)] if stage.takes_context else []
-            self._args = _split([*args, *context], count)
+            named = {"dni_context": target, **kwargs} if stage.takes_context else dict(kwargs)
+            others = [named.get(name) for name in stage.arguments[len(args) :]]
+            self._args = _split([*args, *others], count)
         self._targets = _split([target], count) if stage.is_last else []
 
     def run(self, k: int, loss_fn: Callable[[Any, Any], Tensor] | None, learns_below: bool) -> None:

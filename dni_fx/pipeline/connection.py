@@ -82,9 +82,11 @@ class Connection:
             self.targets.check()
 
     def bytes(self) -> dict[str, int]:
-        """The bytes that were sent upwards and downwards."""
+        """The bytes that were sent: activations upwards, gradients downwards, and weights to those that have copies."""
         up = 0 if self.above is None else self.to_above.bytes
-        return {"bytes_up": up, "bytes_down": 0 if self.below is None else self.to_below.bytes}
+        down = 0 if self.below is None else self.to_below.bytes
+        weights = sum(link.bytes for link in self.others if isinstance(link, Sender))
+        return {"bytes_up": up, "bytes_down": down, "bytes_weights": weights}
 
     def failed(self, error: BaseException) -> BaseException:
         """Tell the neighbours that this process stops, and return the error to raise: one that names the cause."""

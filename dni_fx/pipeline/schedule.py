@@ -119,7 +119,8 @@ class ScheduleDecoupled:
             self._connection = None
 
     def metrics(self) -> dict[str, float]:
-        """Counts since the first step: updates, bytes sent upwards and downwards, and the share of the time waited.
+        """Counts since the first step: updates, bytes sent (activations upwards, gradients downwards, weights to stages
+        that have copies), and the share of the time waited.
 
         Where synthesizers learn from the stage above: the number of its gradients, of those that came too late, and
         their mean and greatest age in microbatches.

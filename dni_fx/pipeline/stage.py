@@ -68,6 +68,7 @@ class Stage(fx.GraphModule):
     Attributes:
         index: Its number, from below.
         count: The number of stages.
+        arguments: The names of its arguments.
         takes_context: Whether it takes `dni_context` as its last argument: the first stage alone.
         predicted: The places, among its arguments, of the tensors whose gradients the stage below predicts.
         net_name: What distinguishes the net from others: its fingerprint, and its cuts.
@@ -81,6 +82,7 @@ class Stage(fx.GraphModule):
         kept = None if cut is None else _kept(cut)
         super().__init__(net, part_graph(net, part, kept), "Stage")
         self.index, self.count = index, count
+        self.arguments = tuple(str(node.target) for node in part.given)
         self.takes_context = index == 0 and net.dni_takes_context()
         self.takes: tuple[str, ...] = ()
         self.gives = tuple(node.name for node in part.passed or ())

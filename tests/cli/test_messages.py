@@ -22,7 +22,7 @@ NOT_REACHED = {"step", "optimizer", "model", "accumulate", "context_from"}
 
 def options() -> set[str]:
     found: set[str] = set()
-    for command in ("rewrite", "plan", "check", "bench", "compare", "inspect", "diff"):
+    for command in ("rewrite", "plan", "check", "bench", "compare", "inspect", "diff", "launch"):
         text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
         found |= set(re.findall(r"(--[a-z-]+)", text))
     return found

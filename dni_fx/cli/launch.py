@@ -1,0 +1,185 @@
+"""The command `launch`: train a model in a pipeline of processes. It starts itself again in each of them."""
+
+import contextlib
+import logging
+import os
+import shlex
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from dni_fx.cli.options import ClassesOption, FrontendOption, SynthesizerOption, Target, with_options
+from dni_fx.cli.parsing import parse_cuts
+from dni_fx.cli.progress import note, out, progress
+from dni_fx.cli.targets import batches_of, load_model, named
+from dni_fx.errors import DniFxError
+from dni_fx.paths import as_path
+
+if TYPE_CHECKING:
+    from dni_fx.pipeline import Trained
+
+__all__ = ["launch"]
+
+_LINES = 10  # of progress in a run
+_FIRST = 2.0  # seconds for the first process to report an error that all have, which ends the others
+
+
+@with_options()
+def launch(
+    target: Target,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="The batches, FILE.py:NAME, as for `dni-fx compare`: an iterable of (inputs, target), or a function "
+            "that returns one. Each process draws all of them.",
+            show_default=False,
+        ),
+    ],
+    stages: Annotated[int, typer.Option(help="The number of processes, with a stage of the model each.")] = 2,
+    steps: Annotated[int, typer.Option(help="Training steps, each on a batch.")] = 200,
+    microbatches: Annotated[int, typer.Option(help="The parts of a batch. Each stage updates after each part.")] = 4,
+    sync: Annotated[
+        bool,
+        typer.Option("--sync", help="Update once a step, after all gradients have come: the results of one process."),
+    ] = False,
+    cuts: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to cut, as for `dni-fx rewrite`; with more segments than stages, a stage has several. Default: "
+            "so many segments, of equal time.",
+            show_default=False,
+        ),
+    ] = None,
+    synthesizer: SynthesizerOption = "auto",
+    classes: ClassesOption = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="The loss: a name in torch.nn.functional, or FILE.py:NAME, a function of (outputs, target). Default: "
+            "as for `dni-fx compare`.",
+            show_default=False,
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="FILE.py:NAME, a function that makes an optimizer from parameters. Default: Adam.", show_default=False
+        ),
+    ] = None,
+    frontend: FrontendOption = "auto",
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of checkpoints; the run goes on from the last complete one there.", show_default=False
+        ),
+    ] = None,
+    every: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.")] = 100,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the trained net to this folder, as `rewrite` does.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the torchrun command, and do not run it.")] = False,
+) -> None:
+    """Train a model in several processes, each with a stage of it, by torchrun.
+
+    It prints the torchrun command and runs it. Add --nnodes or --max-restarts to that command to train on several
+    machines, or to start again from the last checkpoint when a process fails.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        _start(stages, data, dry_run=dry_run)
+        return
+    from dni_fx import store
+    from dni_fx.pipeline import Run
+
+    rewrite: dict[str, Any] = {"frontend": frontend}
+    rewrite |= {} if synthesizer == "auto" else {"synthesizer": synthesizer}
+    rewrite |= {} if classes is None else {"classes": classes}
+    rewrite |= {} if cuts is None else {"cuts": parse_cuts(cuts)}
+    if output is not None:
+        output = as_path(output, "--output")
+        store.check_destination(output, force=False)
+    own_loss = named(loss) if loss is not None and ":" in loss else loss
+    run = Run(stages, steps, microbatches, sync, own_loss, rewrite=rewrite, folder=checkpoints, every=every)
+    if optimizer is not None:
+        run = replace(run, optimizer=named(optimizer))
+    try:
+        _train(target, data, run, output)
+    except DniFxError:
+        if os.environ.get("RANK") != "0":
+            time.sleep(_FIRST)
+        raise
+
+
+def _start(stages: int, data: str, *, dry_run: bool) -> None:
+    """Run this command again in each process."""
+    if stages < 2:
+        raise DniFxError(f"--stages {stages}: a pipeline has 2 stages or more")
+    if ":" not in data:
+        raise DniFxError(f"--data {data}: FILE.py:NAME")
+    process = ["-m", "dni_fx", *sys.argv[1:]]
+    options = ["--standalone", "--nproc-per-node", str(stages), *process]
+    out.print(Text(f"torchrun {shlex.join(options)}"), soft_wrap=True)
+    if dry_run:
+        return
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // stages)))  # else torchrun warns
+    try:
+        run.run(run.parse_args(options))
+    except ChildFailedError as error:  # the process has said why
+        _, failure = error.get_first_failure()
+        raise typer.Exit(failure.exitcode if failure.exitcode > 0 else 1) from None
+    except SignalException:
+        raise KeyboardInterrupt from None
+
+
+def _train(target: str, data: str, run: Any, output: Path | None) -> None:
+    import torch.distributed as dist
+
+    from dni_fx import store
+    from dni_fx.model import seed
+    from dni_fx.pipeline import train
+
+    with contextlib.redirect_stdout(sys.stderr), progress() as show:
+        dist.init_process_group("gloo")
+        seed(run.seed)
+        model = load_model(target, show)
+        batches = batches_of(data)
+
+    def shown(step: int, loss: float) -> None:
+        if step % max(1, run.steps // _LINES) == 0:
+            note(f"step {step}: loss {loss:.4g}")
+
+    with contextlib.redirect_stdout(sys.stderr):
+        trained = train(model, batches, run, shown)
+        if dist.get_rank() == run.stages - 1 and output is not None:
+            store.save(trained.net, output)
+    dist.destroy_process_group()
+    if trained.metrics:
+        _show(trained, run)
+        if output is not None:
+            out.print(Text.assemble("wrote ", (str(output), "bold")))
+
+
+def _show(trained: "Trained", run: Any) -> None:
+    from dni_fx.report import add_row, plain_table
+    from dni_fx.units import bytes_text
+
+    if trained.losses:
+        out.print(f"loss {trained.losses[-1]:.4g} after {run.steps} steps; {trained.samples:,.0f} samples a second")
+    table = plain_table("", ("stage", "updates", "time waited", "sent up", "sent down", "gradients", "mean age"))
+    for index, one in enumerate(trained.metrics):
+        learned = (str(one["gradients"]), f"{one['mean_age']:.1f}") if "gradients" in one else ("", "")
+        sent = bytes_text(one["bytes_up"]), bytes_text(one["bytes_down"])
+        add_row(table, str(index), f"{one['updates']:,}", f"{100 * one['waited']:.0f} %", *sent, *learned)
+    out.print(table)

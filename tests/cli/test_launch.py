@@ -1,0 +1,78 @@
+"""`dni-fx launch` on a file of a person's own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import run
+
+import dni_fx
+
+NET = """
+import torch
+from torch import nn
+
+def block():
+    return nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+def build_model():
+    return nn.Sequential(block(), block(), block(), nn.Linear(8, 3))
+
+def batches():
+    while True:
+        yield torch.randn(16, 8), torch.randint(0, 3, (16,))
+
+def broken():
+    yield torch.randn(16, 8), torch.randint(0, 3, (16,))
+    raise ValueError("the disk is gone")
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(NET)
+    return str(tmp_path / "net.py")
+
+
+def test_the_torchrun_command(net: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "launch", net, "--data", f"{net}:batches", "--stages", "3", "--dry-run") == 0
+    line = capsys.readouterr().out
+    assert line.startswith(f"torchrun --standalone --nproc-per-node 3 -m dni_fx launch {net} --data ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stages", "1", "--data", "x:y"], "--stages 1: a pipeline has 2 stages or more"),
+        (["--data", "x"], "--data x"),
+    ],
+)
+def test_wrong_options(
+    options: list[str], message: str, net: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "launch", net, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def launched(net: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "dni_fx", "launch", net, "--steps", "4", "--microbatches", "2", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(net).parent)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_goes_on_from_its_checkpoint(net: str, tmp_path: Path) -> None:
+    folders = ["--checkpoints", str(tmp_path / "steps"), "--every", "1"]
+    failed = launched(net, "--data", f"{net}:broken", *folders)
+    lines = [line for line in failed.stderr.splitlines() if not line.startswith("step ")]
+    assert failed.returncode in (2, 3) and lines[0].startswith("error: ") and "the disk is gone" in lines[0]
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-000001"]
+
+    done = launched(net, "--data", f"{net}:batches", *folders, "-o", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "step 1:" not in done.stderr and "step 4: loss" in done.stderr
+    assert "samples a second" in done.stdout and "time waited" in done.stdout
+    trained = dni_fx.load(tmp_path / "out")
+    torch.manual_seed(0)
+    assert all(not torch.equal(p, torch.zeros_like(p)) for p in trained.parameters())
