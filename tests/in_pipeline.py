@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from in_stages import X, Y, loss_of, made
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from dni_fx import DniFxError
 from dni_fx.pipeline import ScheduleDecoupled, load, save, stages
@@ -38,18 +39,18 @@ def trained(name: str, segments: int) -> dict[str, Tensor]:
     return dict(net.state_dict())
 
 
-def in_sync(rank: int, name: str, segments: int, count: int) -> dict[str, Tensor]:
+def in_sync(group: Any, name: str, segments: int, count: int) -> dict[str, Tensor]:
     """The weights of one stage after the same steps."""
-    stage = stages(made(name, segments), count)[rank]
-    schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), sync=True)
+    stage = stages(made(name, segments), count)[distributed.get_rank(group)]
+    schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), sync=True, group=group)
     for _ in range(STEPS):
         schedule.step(X, target=Y)
     schedule.close()
     return dict(stage.state_dict())
 
 
-def synced(rank: int) -> dict[str, Any]:
-    return {f"{name} {segments}": in_sync(rank, name, segments, 2) for name in NAMES for segments in (2, 3)}
+def synced(group: Any) -> dict[str, Any]:
+    return {f"{name} {segments}": in_sync(group, name, segments, 2) for name in NAMES for segments in (2, 3)}
 
 
 def one_by_one(name: str, segments: int) -> dict[str, Tensor]:
@@ -74,15 +75,15 @@ def one_by_one(name: str, segments: int) -> dict[str, Tensor]:
     return joined
 
 
-def unsynced(rank: int, name: str, segments: int = 2) -> dict[str, Any]:
+def unsynced(group: Any, name: str, segments: int = 2) -> dict[str, Any]:
     """The weights of one stage that waits for none above it, and the metrics."""
-    stage = stages(made(name, segments))[rank]
-    schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage))
+    stage = stages(made(name, segments))[distributed.get_rank(group)]
+    schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), group=group)
     losses: list[Tensor] = []
     for _ in range(STEPS):
         outputs = schedule.step(X, target=Y, losses=losses)
     evaluated = schedule.eval(X, target=Y)
-    distributed.barrier()  # gradients on the way come in the next step
+    distributed.barrier(group)  # gradients on the way come in the next step
     schedule.step(X, target=Y)
     metrics = schedule.metrics()
     schedule.close()
@@ -90,42 +91,64 @@ def unsynced(rank: int, name: str, segments: int = 2) -> dict[str, Any]:
     return {"losses": len(losses), "sizes": sizes, "metrics": metrics} | dict(stage.state_dict())
 
 
-def resumed(rank: int, name: str, folder: str) -> dict[str, Any]:
+def resumed(group: Any, name: str, folder: str) -> dict[str, Any]:
     """The weights after a run, and after one that is stopped in the middle and goes on in new objects."""
+    options: dict[str, Any] = {"sync": name == "linear", "group": group}
     found = []
     for stops in (False, True):
-        stage = stages(made(name, 3), 2)[rank]
-        schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), sync=name == "linear")
-        for step in range(2 * STEPS):
-            if stops and step == STEPS:
+        for part in range(2):
+            if part == 0 or stops:
+                stage = stages(made(name, 3), 2)[distributed.get_rank(group)]
+                schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), **options)
+            if part == 1 and stops:
+                assert load(folder, schedule) == STEPS
+            for _ in range(STEPS):
+                schedule.step(X, target=Y)
+            if stops:
                 save(folder, schedule)
                 schedule.close()
-                stage = stages(made(name, 3), 2)[rank]
-                sync = name == "linear"
-                schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), sync=sync)
-                assert load(folder, schedule) == STEPS
-            schedule.step(X, target=Y)
         schedule.close()
         found.append(dict(stage.state_dict()))
-    save(folder, schedule)
     return {"through": found[0], "stopped": found[1]}
 
 
-def refused(rank: int) -> str:
+def refused(group: Any) -> str:
     """The error of two processes that do not fit together."""
+    rank = distributed.get_rank(group)
     stage = stages(made("linear"))[rank]
     try:
-        ScheduleDecoupled(stage, 2 + rank, loss_of, optimizer=optimizer_of(stage)).step(X, target=Y)
+        ScheduleDecoupled(stage, 2 + rank, loss_of, optimizer=optimizer_of(stage), group=group).step(X, target=Y)
     except DniFxError as error:
         return str(error)
     return ""
 
 
+def replicated(group: Any, replicas: Any) -> dict[str, Tensor]:
+    """The weights of one stage of two pipelines, each of which has half of the microbatches."""
+    replica = distributed.get_rank(replicas)
+    net = made("linear")
+    with torch.no_grad():
+        for parameter in net.parameters() if replica else ():
+            parameter.zero_()  # the first replica's weights count
+    stage = stages(net)[distributed.get_rank(group)]
+    options: dict[str, Any] = {"sync": True, "group": group, "replicas": replicas}
+    schedule = ScheduleDecoupled(stage, MICROBATCHES // 2, loss_of, optimizer=optimizer_of(stage), **options)
+    for _ in range(STEPS):
+        schedule.step(X.chunk(2)[replica], target=Y.chunk(2)[replica])
+    schedule.close()
+    return dict(stage.state_dict())
+
+
 def process(rank: int) -> dict[str, Any]:
-    folder = Path(os.environ["PIPELINE_FOLDER"])
-    return {
-        "resumed": {name: resumed(rank, name, str(folder / name)) for name in ("linear", "copy")},
-        "synced": synced(rank),
-        "unsynced": {name: unsynced(rank, name) for name in (*NAMES, "copy")},
-        "refused": refused(rank),
-    }
+    """In four processes: two pipelines train together. Before, the first one trains alone."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "stage"))
+    group = mesh["stage"].get_group()
+    found: dict[str, Any] = {}
+    if rank < 2:
+        folder = Path(os.environ["PIPELINE_FOLDER"])
+        found["synced"] = synced(group)
+        found["unsynced"] = {name: unsynced(group, name) for name in (*NAMES, "copy")}
+        found["resumed"] = {name: resumed(group, name, str(folder / name)) for name in ("linear", "copy")}
+        found["refused"] = refused(group)
+    distributed.barrier()
+    return found | {"replicated": replicated(group, mesh["replica"].get_group())}

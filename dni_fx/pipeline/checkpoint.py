@@ -37,6 +37,7 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
     """Write a checkpoint after a step, in all processes of the pipeline; the older ones but for one are deleted.
 
     Weights, the optimizer's state and the random states are in it. Gradients on their way to synthesizers are not.
+    With replicas, the first pipeline writes.
 
     Returns:
         Its folder, `step-000100` after 100 steps.
@@ -45,6 +46,8 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
         DniFxError: If it cannot be written.
     """
     path = Path(folder) / f"step-{schedule.steps:06}"
+    if _is_copy(schedule):
+        return path
     stage = schedule.stage
     values: dict[str, Any] = {f"model.{name}": value for name, value in _own(stage).items()}
     values |= _optimizer_state(schedule)
@@ -108,7 +111,7 @@ def load(folder: str | Path, schedule: ScheduleDecoupled) -> int:
             load_distributed(values, checkpoint_id=path, planner=_load_planner(), **_within(schedule))
     except Exception as error:  # a damaged file may raise any error
         raise DniFxError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
-    _restore(schedule, values, values.get(own) or values[first], exactly=own in there)
+    _restore(schedule, values, values.get(own) or values[first], exactly=own in there and not _is_copy(schedule))
     return schedule.steps
 
 
@@ -130,6 +133,10 @@ def _restore(schedule: ScheduleDecoupled, values: Mapping[str, Any], stage: Mapp
                     key: value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
                     for key, value in found.items()
                 }
+
+
+def _is_copy(schedule: ScheduleDecoupled) -> bool:
+    return schedule.replicas is not None and dist.get_rank(schedule.replicas) > 0
 
 
 def _own(stage: Stage) -> dict[str, Tensor]:

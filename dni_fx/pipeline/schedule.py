@@ -13,6 +13,7 @@ from dni_fx.errors import DniFxError, described
 from dni_fx.pipeline.actions import Action, Kind, actions, evaluation
 from dni_fx.pipeline.batch import Batch
 from dni_fx.pipeline.connection import Connection, connect
+from dni_fx.pipeline.replicas import average_gradients, copy_weights
 from dni_fx.pipeline.shared import SharedWeights
 from dni_fx.pipeline.stage import Stage
 from dni_fx.pipeline.targets import Targets
@@ -40,6 +41,8 @@ class ScheduleDecoupled:
         refresh: An exit that uses weights of a later stage has copies of them, renewed after so many updates of that
             stage. With `sync` they are always the same.
         group: The processes of the pipeline; None: all.
+        replicas: The processes that have the same stage, each in a pipeline of its own: they begin with the weights of
+            the first, and average their gradients before each update. None: there is one pipeline.
         timeout: Seconds after which a wait for another process ends with a PeerError.
 
     Raises:
@@ -57,12 +60,14 @@ class ScheduleDecoupled:
         max_age: int | None = None,
         refresh: int = 10,
         group: dist.ProcessGroup | None = None,
+        replicas: dist.ProcessGroup | None = None,
         timeout: float = 60.0,
     ) -> None:
         _check_counts(n_microbatches=n_microbatches, refresh=refresh, max_age=1 if max_age is None else max_age)
         _check_stage(stage, loss_fn, optimizer, sync)
         self.stage, self.n_microbatches, self.loss_fn, self.optimizer = stage, n_microbatches, loss_fn, optimizer
-        self.sync, self.refresh, self.group, self.timeout = sync, refresh, group, timeout
+        self.sync, self.refresh, self.timeout = sync, refresh, timeout
+        self.group, self.replicas = group, replicas
         self.targets = Targets(stage, sync, 8 * stage.count if max_age is None else max_age)
         self.steps = self.updates = self.microbatches = 0
         self._connection: Connection | None = None
@@ -133,6 +138,8 @@ class ScheduleDecoupled:
     def _connected(self) -> Connection:
         if self._connection is None:
             learns = self.targets.wanted
+            if self.replicas is not None:
+                copy_weights(self.stage, self.replicas)
             self._connection = connect(self.stage, self.n_microbatches, self.sync, learns, self.group, self.timeout)
             # A program that ends without close() must not end while threads wait inside of torch.
             self._at_exit = weakref.finalize(self, self._connection.close, 1.0, "the program has ended")
@@ -201,6 +208,8 @@ class ScheduleDecoupled:
             if gradients:
                 torch._foreach_div_(gradients, self.n_microbatches)
         self._shared.pre_update()
+        if self.replicas is not None:
+            average_gradients([*self.stage.parameters()], self.replicas)
         self.updates += 1
         if self.optimizer is not None:
             self.optimizer.step()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from processes import in_two_processes
+from processes import in_processes
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 import dni_fx
@@ -162,7 +162,7 @@ def process(rank: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    found = in_two_processes(process, tmp_path)
+    found = in_processes(process, tmp_path)
     for name in IN_TWO:
         for key, value in trained(name, tmp_path, 8).items():
             assert torch.equal(found[0][name][key], found[1][name][key]), (name, key)

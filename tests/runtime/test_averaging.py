@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import in_two_processes
+from processes import in_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import CUT_IN_TIME, HELD, OPTIONS, Holder, X, in_windows, process, trained
@@ -14,7 +14,7 @@ import dni_fx
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_two_processes(process, tmp_path_factory.mktemp("processes"))
+    return in_processes(process, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("name", [*OPTIONS, "accumulated"])

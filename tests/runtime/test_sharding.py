@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 from in_shards import CASES, process, trained
-from processes import in_two_processes
+from processes import in_processes
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    return in_two_processes(process, tmp_path_factory.mktemp("shards"))
+    return in_processes(process, tmp_path_factory.mktemp("shards"))
 
 
 @pytest.mark.parametrize(("place", "name"), CASES)

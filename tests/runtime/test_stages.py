@@ -7,7 +7,7 @@ import pytest
 import torch
 from in_stages import MICROBATCHES, OPTIONS, SCHEDULES, X, Y, gradients, loss_of, made, process
 from nets import NormedResidual
-from processes import in_two_processes
+from processes import in_processes
 from torch import Tensor, nn
 
 import dni_fx
@@ -107,7 +107,7 @@ def test_a_plain_model() -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_two_processes(process, tmp_path_factory.mktemp("stages"))
+    return in_processes(process, tmp_path_factory.mktemp("stages"))
 
 
 @pytest.mark.slow
