@@ -43,6 +43,7 @@ NOT_RUN = {
     "make ": "the commands of `make` call this test",
     "pip install": "needs a network",
     "python benchmarks/": "takes hours",
+    "dni-fx launch": "tests/cli/test_launch.py runs it",
     "torchrun": "test_averaging.py, test_sharding.py and test_stages.py of tests/runtime run two processes",
 }
 
