@@ -21,6 +21,7 @@ Train and keep:
     SegmentOptimizer  an optimizer for each segment
     segments          the segments as modules, such as stages of a pipeline
     shard_segments    split the parameters over processes, by segment
+    pipeline          the package that trains a net in several processes, a stage in each
     save, load        a folder for a rewritten net
     save_checkpoint, load_checkpoint
                       a file for a training run
@@ -102,6 +103,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version  # takes longer than the rest of this file
 
         return version("dni-fx")
+    if name == "pipeline":
+        return importlib.import_module("dni_fx.pipeline")
     if name not in _MODULES:
         raise AttributeError(f"module 'dni_fx' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"dni_fx.{_MODULES[name]}"), name)
