@@ -1,7 +1,7 @@
 """`transform` and `plan`: check the arguments, and call the compiler."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +56,7 @@ def transform(
     objective: str = "memory",
     memory_budget: str | int | None = None,
     synthesizer_share: float | None = None,
+    speeds: Sequence[float] | None = None,
     profile: bool = False,
     frontend: str = "auto",
     verify: bool = True,
@@ -123,6 +124,8 @@ def transform(
         synthesizer_share: The largest share of the time of a step of backpropagation that all synthesizers together
             may take. None: no limit with a memory budget; else 0.05, or 1.5 times the smallest possible share if
             no cuts are so cheap; exits: 0.15, from four segments on 0.3, and 0.15 and 0.2 for units.
+        speeds: With objective="throughput" and a number as `cuts`: the speed of the machine of each segment beside the
+            others, as in (1, 0.5). None: all are alike.
         profile: True: measure the times of the nodes on real tensors. False: count FLOPs.
         frontend: How the model is captured. "fx": symbolic tracing that keeps layers whole. "export": torch.export; in
             eval mode the original model runs. "modules": no graph; cuts are at the outputs of submodules. "auto": the
@@ -147,7 +150,7 @@ def transform(
         check_horizon(training, "compile")
         if inside == "checkpoint":
             raise DniFxError(NOT_COMPILED)
-    limits = limits_of(objective, memory_budget, synthesizer_share)
+    limits = limits_of(objective, memory_budget, synthesizer_share, speeds)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state, inside)
     example = example_inputs_of(model, example_inputs, example_kwargs)
     if context_from is not None:
@@ -201,6 +204,7 @@ def plan(
     objective: str = "memory",
     memory_budget: str | int | None = None,
     synthesizer_share: float | None = None,
+    speeds: Sequence[float] | None = None,
     profile: bool = False,
     frontend: str = "auto",
     verify: bool = True,
@@ -211,16 +215,22 @@ def plan(
     The arguments and errors are the same as for `transform`.
     """
     settings = Settings(classes=classes, context_size=context_size, loss=loss)
-    limits = limits_of(objective, memory_budget, synthesizer_share)
+    limits = limits_of(objective, memory_budget, synthesizer_share, speeds)
     request = Request(cuts, synthesizer, settings, limits, profile, frontend, verify, state, inside)
     return capture_and_plan(model, example_inputs_of(model, example_inputs, example_kwargs), request)[1]
 
 
-def limits_of(objective: str, memory_budget: str | int | None, synthesizer_share: float | None) -> Limits:
+def limits_of(
+    objective: str,
+    memory_budget: str | int | None,
+    synthesizer_share: float | None,
+    speeds: Sequence[float] | None = None,
+) -> Limits:
     """Check the arguments of `transform` that limit the search for cuts."""
     check_arguments({"objective": objective, "memory_budget": memory_budget, "synthesizer_share": synthesizer_share})
+    check_arguments({"speeds": speeds})
     budget = None if memory_budget is None else parse_bytes(memory_budget)
-    return Limits(checked_objective(objective), synthesizer_share, budget)
+    return Limits(checked_objective(objective), synthesizer_share, budget, None if speeds is None else tuple(speeds))
 
 
 def example_inputs_of(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None) -> Inputs:

@@ -41,6 +41,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
 
 
+def _are_positive(value: object) -> bool:
+    return isinstance(value, tuple | list) and bool(value) and all(_is_positive(one) for one in value)
+
+
 def _is_positive(value: Any) -> bool:
     return _is_number(value) and 0 < value < math.inf
 
@@ -121,6 +125,7 @@ KINDS: dict[str, Kind] = {
         "a number of bytes, or a text such as '2GiB'", lambda value: _is_whole(value) or isinstance(value, str)
     ).or_none(),
     "synthesizer_share": Kind("a number above 0, as in 0.05 for 5 % of a step", _is_positive).or_none(),
+    "speeds": Kind("a positive number for each segment, as in (1, 0.5)", _are_positive).or_none(),
     "inside": one_of("keep", "checkpoint"),
     # how the cuts are rewritten
     "unlock": one_of("none", "backward"),

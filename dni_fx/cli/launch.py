@@ -55,6 +55,13 @@ def launch(
             show_default=False,
         ),
     ] = None,
+    speeds: Annotated[
+        str | None,
+        typer.Option(
+            help="The speeds of the machines of the stages beside each other, as in 1,0.5: cut for these.",
+            show_default=False,
+        ),
+    ] = None,
     synthesizer: SynthesizerOption = "auto",
     classes: ClassesOption = None,
     loss: Annotated[
@@ -102,6 +109,7 @@ def launch(
     rewrite |= {} if synthesizer == "auto" else {"synthesizer": synthesizer}
     rewrite |= {} if classes is None else {"classes": classes}
     rewrite |= {} if cuts is None else {"cuts": parse_cuts(cuts)}
+    rewrite |= {} if speeds is None else {"speeds": _numbers(speeds)}
     if output is not None:
         output = as_path(output, "--output")
         store.check_destination(output, force=False)
@@ -141,6 +149,13 @@ def _start(stages: int, data: str, *, dry_run: bool) -> None:
         raise typer.Exit(failure.exitcode if failure.exitcode > 0 else 1) from None
     except SignalException:
         raise KeyboardInterrupt from None
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise DniFxError(f"--speeds {text}: numbers with commas, as in 1,0.5") from None
 
 
 def _train(target: str, data: str, run: Any, output: Path | None) -> None:

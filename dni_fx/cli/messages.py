@@ -31,6 +31,7 @@ _OPTIONS = (
     "objective",
     "memory_budget",
     "synthesizer_share",
+    "speeds",
     "frontend",
     "state",
     "inside",

@@ -78,7 +78,9 @@ def _asked(graph: fx.Graph, cost_model: CostModel, cuts: Cuts, limits: Limits) -
     if isinstance(cuts, int):
         raise DniFxError(f"cuts={cuts!r}: a number of segments is 2 or more")
     if limits != Limits():
-        raise DniFxError("objective, memory budget and synthesizer share are for cuts='auto' or a number of segments")
+        raise DniFxError(
+            "objective, memory budget, synthesizer share and speeds are for cuts='auto' or a number of segments"
+        )
     if isinstance(cuts, Plan):
         places = positions_of_plan(flow, cuts)
         why = f"a saved plan: {cuts.why.removeprefix('a saved plan: ')}"
@@ -111,6 +113,10 @@ def _automatic(
         raise DniFxError(cost_model.refusal(legal[0]))
     if segments is not None and segments > len(candidates) + 1 and limits.budget is None:
         raise DniFxError(f"cannot make {segments} segments: the model has legal cuts for {len(candidates) + 1} at most")
+    if limits.speeds is not None and len(limits.speeds) != segments:
+        raise DniFxError(
+            f"speeds= has {len(limits.speeds)} numbers: give cuts={len(limits.speeds)}, a segment for each"
+        )
     found, others, share = best_cuts(cost_model, candidates, segments, limits, inside)
     verdict = Verdict(
         objective=limits.objective,
@@ -123,6 +129,8 @@ def _automatic(
     if limits.budget is not None:
         what = "fewest segments" if inside is None else "fastest plan"
         asked += f", the {what} that fit{'s' * (inside is not None)} into {bytes_text(limits.budget)}"
+    if limits.speeds is not None:
+        asked += f" for machines of the speeds {', '.join(f'{speed:g}' for speed in limits.speeds)}"
     proof = "optimal" if inside is None else "the best plan that was weighed"
     if inside is None and not verdict.optimal:
         gap = f"{100 * (found.value / found.bound - 1):.2g} %" if found.bound > 0 else "an unknown share"

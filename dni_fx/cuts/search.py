@@ -38,8 +38,11 @@ class Limits:
     objective: Objective = "memory"
     share: float | None = None  # of a step, for the synthesizers; None: `usual_share`, or ROOM times the least
     budget: int | None = None  # bytes at the peak of a training step
+    speeds: tuple[float, ...] | None = None  # of the machine of each segment
 
     def __post_init__(self) -> None:
+        if self.speeds is not None and (self.objective != "throughput" or self.budget is not None):
+            raise DniFxError('speeds= is for objective="throughput", and excludes a memory budget')
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
         if self.share is not None and not (number and 0 < self.share < math.inf):
             raise DniFxError(
@@ -89,6 +92,9 @@ def best_cuts(
         NoLegalCutError: If no cuts bring the peak below the memory budget.
     """
     places = _places(cost_model, candidates, limits)
+    if limits.speeds is not None:
+        found = _uneven(places, limits.speeds)
+        return found, [], found.share
     most = min(len(candidates), MOST_CUTS if segments is None else segments - 1)
     counts = range(1, most + 1) if segments is None or limits.budget is not None else [segments - 1]
     least = float(np.sort(places.times)[: counts[0]].sum())
@@ -165,6 +171,14 @@ def _places(cost_model: CostModel, candidates: Sequence[Candidate], limits: Limi
         np.array([float(c.static + c.gradient) if limits.objective == "memory" else 0.0 for c in costs]),
         np.array([c.time / step if step else 0.0 for c in costs]),
     )
+
+
+def _uneven(places: _Candidates, speeds: Sequence[float]) -> Choice:
+    """The plan whose slowest segment is the fastest, on machines of these speeds; charges do not count."""
+    n, cuts = len(places.candidates) + 1, len(speeds) - 1
+    split = chain.lightest(places.cost_model.segment_loads(places.objective, places.candidates), n, cuts, speeds)[cuts]
+    found = _valued(places, [places.candidates[i - 1] for i in split.cuts])
+    return replace(found, value=split.value, charges=0.0, bound=split.value)
 
 
 def _weigh(places: _Candidates, counts: Sequence[int], share: float) -> list[Choice]:

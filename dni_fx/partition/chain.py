@@ -26,16 +26,18 @@ class Split(NamedTuple):
     cuts: tuple[int, ...]
 
 
-def lightest(loads_from: LoadsFrom, places: int, cuts: int) -> list[Split]:
+def lightest(loads_from: LoadsFrom, places: int, cuts: int, speeds: Sequence[float] = ()) -> list[Split]:
     """Find, for every number of cuts up to `cuts`, the split with the lightest heaviest segment.
 
     Args:
         places: The number of the last place, n.
+        speeds: Of the machine of each segment, one more than `cuts`, by which its load is divided. Empty: all are 1.
 
     Returns:
         `cuts + 1` splits; number k has exactly k cuts. Of equally good splits, the last cut of this one is the latest.
     """
-    return _search(loads_from, places, cuts, lambda score, load, _: np.maximum(score, load))
+    per = np.array(speeds or [1.0] * (cuts + 1))[:, None]
+    return _search(loads_from, places, cuts, lambda score, load, _: np.maximum(score, load / per))
 
 
 def cheapest(loads_from: LoadsFrom, places: int, cuts: int, prices: Numbers, limit: float = math.inf) -> Split:

@@ -73,3 +73,17 @@ def test_a_saved_plan_gives_its_reason_once() -> None:
     plan = dni_fx.plan(model, X, cuts=["1"])
     again = dni_fx.plan(model, X, cuts=dni_fx.plan(model, X, cuts=plan))
     assert again.why == "a saved plan: after 1, as asked for"
+
+
+def test_machines_of_other_speeds() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(12)))
+    options: dict[str, Any] = {"synthesizer": "linear", "objective": "throughput", "verify": False}
+    for speeds, layers in (((1, 1), 6), ((1, 0.5), 8), ((1, 3), 3)):
+        found = dni_fx.plan(model, torch.rand(4, 16), cuts=2, speeds=speeds, **options)
+        assert abs(found.segments[0].parameters / (16 * 17) - layers) <= 1 and "machines of the speeds 1, " in found.why
+    with pytest.raises(DniFxError, match=r"speeds= has 2 numbers: give cuts=2, a segment for each"):
+        dni_fx.plan(model, torch.rand(4, 16), cuts=3, speeds=(1, 2), **options)
+    with pytest.raises(DniFxError, match='speeds= is for objective="throughput"'):
+        dni_fx.plan(model, torch.rand(4, 16), cuts=2, speeds=(1, 2))
+    with pytest.raises(DniFxError, match=r"speeds=\(0,\)"):
+        dni_fx.plan(model, torch.rand(4, 16), cuts=2, speeds=(0,))

@@ -80,3 +80,22 @@ def test_equal_splits_are_cut_late() -> None:
 
 def test_torch_is_not_needed() -> None:
     assert "torch" not in vars(chain)
+
+
+def test_machines_of_other_speeds() -> None:
+    """The segment of a machine at half speed counts twice."""
+    loads = np.array([3.0, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    sums = np.concatenate([[0.0], np.cumsum(loads)])
+
+    def loads_from(i: int) -> np.ndarray:
+        return sums[i + 1 :] - sums[i]
+
+    for speeds in itertools.product((0.5, 1.0, 3.0), repeat=3):
+        found = chain.lightest(loads_from, len(loads), 2, speeds)[2]
+        wanted = min(
+            max(
+                (sums[b] - sums[a]) / speed for a, b, speed in zip((0, *cuts), (*cuts, len(loads)), speeds, strict=True)
+            )
+            for cuts in itertools.combinations(range(1, len(loads)), 2)
+        )
+        assert found.value == wanted
