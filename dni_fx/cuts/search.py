@@ -174,11 +174,13 @@ def _places(cost_model: CostModel, candidates: Sequence[Candidate], limits: Limi
 
 
 def _uneven(places: _Candidates, speeds: Sequence[float]) -> Choice:
-    """The plan whose slowest segment is the fastest, on machines of these speeds; charges do not count."""
+    """The plan with the least sum of its slowest segment and its charges, on machines of these speeds."""
     n, cuts = len(places.candidates) + 1, len(speeds) - 1
-    split = chain.lightest(places.cost_model.segment_loads(places.objective, places.candidates), n, cuts, speeds)[cuts]
+    loads_from = places.cost_model.segment_loads(places.objective, places.candidates)
+    floor = chain.lightest(loads_from, n, cuts, speeds)[cuts].value
+    split = chain.best(loads_from, n, cuts, _with_ends(places.charges), floor, speeds)
     found = _valued(places, [places.candidates[i - 1] for i in split.cuts])
-    return replace(found, value=split.value, charges=0.0, bound=split.value)
+    return replace(found, value=split.value, bound=split.value)
 
 
 def _weigh(places: _Candidates, counts: Sequence[int], share: float) -> list[Choice]:

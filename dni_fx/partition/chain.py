@@ -36,24 +36,35 @@ def lightest(loads_from: LoadsFrom, places: int, cuts: int, speeds: Sequence[flo
     Returns:
         `cuts + 1` splits; number k has exactly k cuts. Of equally good splits, the last cut of this one is the latest.
     """
-    per = np.array(speeds or [1.0] * (cuts + 1))[:, None]
+    per = _column(speeds, cuts)
     return _search(loads_from, places, cuts, lambda score, load, _: np.maximum(score, load / per))
 
 
-def cheapest(loads_from: LoadsFrom, places: int, cuts: int, prices: Numbers, limit: float = math.inf) -> Split:
+def cheapest(
+    loads_from: LoadsFrom,
+    places: int,
+    cuts: int,
+    prices: Numbers,
+    limit: float = math.inf,
+    speeds: Sequence[float] = (),
+) -> Split:
     """Find the split of exactly `cuts` cuts with the least sum of `prices`, in which no segment is above `limit`.
 
     One search for the sum of load and price would be wrong: below its last cut, the best split need not be the lightest
     one. Of equally cheap splits, the last cut of this one is the latest.
     """
 
+    per = _column(speeds, cuts)
+
     def join(score: Numbers, load: Numbers, ends: slice) -> Numbers:
-        return np.where(load <= limit, score + prices[ends], math.inf)
+        return np.where(load / per <= limit, score + prices[ends], math.inf)
 
     return _search(loads_from, places, cuts, join)[cuts]
 
 
-def best(loads_from: LoadsFrom, places: int, cuts: int, prices: Numbers, floor: float) -> Split:
+def best(
+    loads_from: LoadsFrom, places: int, cuts: int, prices: Numbers, floor: float, speeds: Sequence[float] = ()
+) -> Split:
     """Find the split of exactly `cuts` cuts with the least sum of its heaviest load and its prices.
 
     Each round finds the cheapest split that is lighter than the split before, until no lighter one can be better: this
@@ -65,19 +76,24 @@ def best(loads_from: LoadsFrom, places: int, cuts: int, prices: Numbers, floor: 
     found = Split(math.inf, ())
     limit = math.inf
     while True:
-        split = cheapest(loads_from, places, cuts, prices, limit)
+        split = cheapest(loads_from, places, cuts, prices, limit, speeds)
         if math.isinf(split.value) or floor + split.value >= found.value:
             return found
-        load = heaviest(loads_from, places, split.cuts)
+        load = heaviest(loads_from, places, split.cuts, speeds)
         if load + split.value < found.value:
             found = Split(load + split.value, split.cuts)
         limit = math.nextafter(load, -math.inf)
 
 
-def heaviest(loads_from: LoadsFrom, places: int, cuts: Sequence[int]) -> float:
+def heaviest(loads_from: LoadsFrom, places: int, cuts: Sequence[int], speeds: Sequence[float] = ()) -> float:
     """The load of the heaviest segment between these cuts."""
     ends = [0, *cuts, places]
-    return max(float(loads_from(i)[j - i - 1]) for i, j in zip(ends[:-1], ends[1:], strict=True))
+    per = speeds or [1.0] * (len(cuts) + 1)
+    return max(float(loads_from(i)[j - i - 1]) / speed for i, j, speed in zip(ends[:-1], ends[1:], per, strict=True))
+
+
+def _column(speeds: Sequence[float], cuts: int) -> Numbers:
+    return np.array(speeds or [1.0] * (cuts + 1))[:, None]
 
 
 def _search(

@@ -84,18 +84,24 @@ def test_torch_is_not_needed() -> None:
 
 def test_machines_of_other_speeds() -> None:
     """The segment of a machine at half speed counts twice."""
-    loads = np.array([3.0, 1, 1, 1, 1, 1, 1, 1, 1, 1])
-    sums = np.concatenate([[0.0], np.cumsum(loads)])
+    sums = np.concatenate([[0.0], np.cumsum([3.0, 1, 1, 1, 1, 1, 1, 1, 1, 1])])
+    prices = np.array([0.0, 2, 0, 1, 0, 3, 0, 0, 1, 0, 0])
 
     def loads_from(i: int) -> np.ndarray:
         return sums[i + 1 :] - sums[i]
 
     for speeds in itertools.product((0.5, 1.0, 3.0), repeat=3):
-        found = chain.lightest(loads_from, len(loads), 2, speeds)[2]
-        wanted = min(
-            max(
-                (sums[b] - sums[a]) / speed for a, b, speed in zip((0, *cuts), (*cuts, len(loads)), speeds, strict=True)
+        values = [
+            (
+                max(
+                    (sums[b] - sums[a]) / s
+                    for (a, b), s in zip(itertools.pairwise((0, *cuts, 10)), speeds, strict=True)
+                ),
+                cuts,
             )
-            for cuts in itertools.combinations(range(1, len(loads)), 2)
-        )
-        assert found.value == wanted
+            for cuts in itertools.combinations(range(1, 10), 2)
+        ]
+        floor = lightest(loads_from, 10, 2, speeds)[2].value
+        assert floor == min(values)[0]
+        wanted = min(load + sum(prices[c] for c in cuts) for load, cuts in values)
+        assert best(loads_from, 10, 2, prices, floor, speeds).value == wanted
