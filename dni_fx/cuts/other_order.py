@@ -9,11 +9,12 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import networkx as nx
+from networkx.utils import UnionFind
 from torch import fx
 
 from dni_fx.cuts.search import CHARGE
 from dni_fx.graph import kept_order
-from dni_fx.partition import Objective, find_positions, flow_node, has_one_order, partition
+from dni_fx.partition import Objective, flow_node, has_one_order, next_places, partition
 
 __all__ = ["OtherOrder", "other_order"]
 
@@ -82,19 +83,40 @@ def _weights(flow: "nx.DiGraph[str]", objective: Objective) -> dict[str, float]:
 
 
 def _stretches(flow: "nx.DiGraph[str]", weights: Mapping[str, float]) -> list[list[str]]:
-    """The stretches between places that one tensor crosses, as traced, except the heavy ones.
+    """Groups of nodes in which a cut saves less than a further synthesizer is charged.
 
-    A cut inside a light one saves less than a further synthesizer is charged.
+    They are made of light stretches, each from a value to the next value that every way to the outputs goes through.
     """
-    narrow = {position.after for position in find_positions(flow) if len(position.crossing) <= 1}
     light = CHARGE * sum(weights.values())
-    stretches: list[list[str]] = [[]]
-    for name in flow:
-        if weights[name] or flow_node(flow, name).carries_gradient:
-            stretches[-1].append(name)
-        if name in narrow:
-            stretches.append([])
-    return [stretch for stretch in stretches if len(stretch) > 1 and sum(map(weights.__getitem__, stretch)) < light]
+    *_, output = flow
+    next_place = next_places(flow, list(flow.predecessors(output)))
+    groups: UnionFind[str] = UnionFind(flow)
+    loads = dict(weights)
+    for name in [name for name in flow if next_place.get(name) in flow]:
+        stretch = _stretch(flow, name, next_place, weights, light)
+        load = sum(loads[root] for root in dict.fromkeys(groups[one] for one in (name, *stretch)))
+        if stretch and load < light:
+            groups.union(name, *stretch)
+            loads[groups[name]] = load
+    return [sorted(group) for group in groups.to_sets() if len(group) > 1]
+
+
+def _stretch(
+    flow: "nx.DiGraph[str]", name: str, next_place: Mapping[str, str], weights: Mapping[str, float], light: float
+) -> list[str]:
+    """The nodes on the ways from a node to its next place; none if they are not light, or use other branches."""
+    found: dict[str, None] = {}
+    waiting, load = [name], 0.0
+    while waiting:
+        for user in flow.successors(waiting.pop()):
+            if user in next_place and user not in found:
+                found[user] = None
+                load += weights[user]
+                waiting += [user] if user != next_place[name] else []
+        if load >= light:
+            return []
+    sources = {source for one in found for source in flow.predecessors(one) if source in next_place}
+    return list(found) if sources <= {name, *found} else []
 
 
 def _uncuttable(flow: "nx.DiGraph[str]") -> list[list[str]]:
