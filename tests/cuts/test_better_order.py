@@ -46,6 +46,24 @@ def test_auto_cuts_what_it_would_not_cut_as_traced() -> None:
     assert plan.cuts and "in another order, since as traced no cuts are worth it" in plan.why
 
 
+class OneByOne(Towers):
+    """One tower runs after the other."""
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        for number, layer in enumerate(self.a):
+            x = self.layer(layer, x, f"a{number}")
+        for number, layer in enumerate(self.b):
+            y = self.layer(layer, y, f"b{number}")
+        return {"logits": self.head(torch.cat([x, y], 1)), "hidden": y}
+
+
+def test_a_worse_order_is_not_kept() -> None:
+    """`partition` knows less of the costs than the cost model."""
+    net = dni_fx.transform(OneByOne(depth=6), inputs(2048), cuts=3, objective="throughput", verify=False)
+    assert layers_of(net.graph) == "a0 a1 a2 a3 a4 a5 b0 b1 b2 b3 b4 b5"
+    assert "the nodes run as traced, since in another order the cuts cost " in net.dni.plan.why
+
+
 def seeded(module: nn.Module) -> Any:
     torch.manual_seed(3)
     return module(*X)
