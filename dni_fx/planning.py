@@ -33,7 +33,7 @@ from dni_fx.cost import (
     with_exits,
     without_rows,
 )
-from dni_fx.cuts import Cuts, Decision, Limits, Recomputing, check_graph, decide, make_plan
+from dni_fx.cuts import Cuts, Decision, Limits, Recomputing, check_graph, decide, in_better_order, make_plan
 from dni_fx.errors import DniFxError, NoLegalCutError
 from dni_fx.graph import dataflow, record_of, returned_nodes
 from dni_fx.model import Inputs, any_fake, describe
@@ -88,7 +88,7 @@ def capture_and_plan(model: nn.Module, example: Inputs, request: Request) -> tup
     captured = capture(model, example, frontend, compare=request.verify, in_depth=in_depth)
     module = captured.module
     if isinstance(cuts, Plan):
-        check_graph(module.graph, cuts)
+        check_graph(module, cuts)
     _check_inside(module, request, in_depth=in_depth)
     announce("choosing the cuts", 0.97)
     tensors = _state_tensors(model, module, example, request)
@@ -118,22 +118,30 @@ def _plan(
         if in_depth:
             find_order(module, example)
     states = {tensor.output for tensor in tensors} if module.dni_runs_graph else set()
-    flow = dataflow(module.graph, node_times(module, example) if request.profile else None, states)
+    times = node_times(module, example) if request.profile else None
     resident_bytes = resident(model, example, OPTIMIZER_STATES)
-    chooser = _Chooser(module, flow, resident_bytes, request)
-    if in_depth:
-        cost_model, decision = chooser.choose(exits)
+    origin = describe(example), example.source, captured.frontend, captured.tried
+
+    def planned() -> tuple[CostModel, Plan]:
+        """The plan in the order that the nodes have now."""
+        chooser = _Chooser(module, dataflow(module.graph, times, states), resident_bytes, request)
+        if in_depth:
+            cost_model, decision = chooser.choose(exits)
+        else:
+            cost_model, decision = chooser.cost_model(None), _no_cuts_in_depth(request)
+        plan = make_plan(type(model).__name__, module.graph, cost_model, decision, *origin)
+        searched = in_depth and cuts == "auto" and request.limits.budget is None  # a budget asks for cuts
+        if searched and plan.forecast is not None and not plan.forecast.saves:
+            decision = Decision((), _NOTHING_SAVED)
+            plan = make_plan(type(model).__name__, module.graph, cost_model, decision, *origin)
+        return cost_model, plan
+
+    chosen_freely = in_depth and not tensors and (cuts == "auto" or isinstance(cuts, int))
+    if chosen_freely and module.dni_runs_graph and not request.recomputes:
+        segments = cuts if isinstance(cuts, int) else None
+        cost_model, plan = in_better_order(module, dataflow(module.graph, times), planned, segments, request.limits)
     else:
-        cost_model, decision = chooser.cost_model(None), _no_cuts_in_depth(request)
-
-    def planned(decision: Decision) -> Plan:
-        origin = describe(example), example.source, captured.frontend, captured.tried
-        return make_plan(type(model).__name__, module.graph, cost_model, decision, *origin)
-
-    plan = planned(decision)
-    searched = in_depth and cuts == "auto" and request.limits.budget is None  # a budget asks for cuts
-    if searched and plan.forecast is not None and not plan.forecast.saves:
-        plan = planned(Decision((), _NOTHING_SAVED))
+        cost_model, plan = planned()
     if request.settings.mix and not plan.cuts:
         raise DniFxError("mix is for cuts in depth, and there are none: give a number of segments, as in cuts=2")
     by_default = request.synthesizer == "auto" and isinstance(cuts, str | int) and not tensors
@@ -143,7 +151,7 @@ def _plan(
     if tensors and plan.cuts and not module.dni_runs_graph:
         raise DniFxError("cuts in time and in depth together need a graph, by the front end fx or export")
     known = cuts if isinstance(cuts, Plan) and request.synthesizer == "auto" else None
-    return with_exits(plan, flow, cost_model.exits, known)
+    return with_exits(plan, cost_model.flow, cost_model.exits, known)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import pytest
 import torch
 from command_line import run
@@ -23,7 +24,7 @@ from random_nets import (
     programs,
     random_inputs,
 )
-from torch import Tensor
+from torch import Tensor, fx
 
 import dni_fx
 from dni_fx.capture.frontends import capture
@@ -31,9 +32,11 @@ from dni_fx.compiler import rewrite
 from dni_fx.cuts.asked import separated
 from dni_fx.errors import CaptureError, DniFxError, NoLegalCutError
 from dni_fx.graph.flow import dataflow
+from dni_fx.graph.kept_order import kept_order
 from dni_fx.model import tensors_in
 from dni_fx.model.inputs import Inputs
 from dni_fx.partition.positions import find_positions
+from dni_fx.passes.reorder_nodes import ReorderNodes
 from dni_fx.settings import Settings
 from dni_fx.synthesizers.exits import WEIGHTS
 
@@ -41,6 +44,7 @@ MODELS = {"auto": 36, "modules": 40, "export": 16}
 FLOOR = {"auto": 0.9, "modules": 0.6, "export": 0.6}  # the least share of a part's models that is cut and checked
 PARTS = 4
 RECOMPUTES = 0.1  # the share of the models whose segments compute their activations again
+REORDERED = 0.3  # the share of the models whose nodes run in another order
 
 
 def mean_square(outputs: Any, _target: object) -> Tensor:
@@ -53,6 +57,18 @@ def random_synthesizer(choice: random.Random) -> tuple[str, Any]:
     return (f"exit(units={units!r}, weights={weights!r})", mean_square) if choice.random() < 0.5 else ("auto", None)
 
 
+def random_order(graph: fx.Graph, choice: random.Random) -> list[str]:
+    """Any order in which the nodes may run, with the inputs first."""
+    kept = kept_order(graph)
+    assert not kept.whole
+    flow: nx.DiGraph[str] = nx.DiGraph(list(kept.pairs))
+    flow.add_edges_from((source.name, node.name) for node in graph.nodes for source in node.all_input_nodes)
+    flow.add_nodes_from(node.name for node in graph.nodes)
+    ends = {"placeholder": -1.0, "output": 2.0}
+    rank = {node.name: ends.get(node.op, choice.random()) for node in graph.nodes}
+    return list(nx.lexicographical_topological_sort(flow, rank.__getitem__))
+
+
 def check_cut_anywhere(program: Program, frontend: str, seed: int) -> bool:
     """Cut at one to three random legal places, in either mode, and check; False: there was no legal place."""
     net = RandomNet(program)
@@ -60,6 +76,9 @@ def check_cut_anywhere(program: Program, frontend: str, seed: int) -> bool:
     choice = random.Random(seed)
     try:
         module, used, _ = capture(net, Inputs(inputs), frontend)
+        reordering = random.Random(seed + 1)
+        if module.dni_runs_graph and reordering.random() < REORDERED:
+            ReorderNodes(random_order(module.graph, reordering))(module)
         flow = dataflow(module.graph)
         legal = [p for p in find_positions(flow) if not p.obstacle]
         if not legal:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dni_fx.capture.frontends import capture
 from dni_fx.model import Captured, Inputs, Reads, at_path, has_path
 from dni_fx.ops import without_autocast
+from dni_fx.passes.reorder_nodes import ReorderNodes
 from dni_fx.runtime import DecoupledModule
 
 __all__ = ["Recapture"]
@@ -23,11 +24,13 @@ class Recapture:
 
     Attributes:
         text: The graph before the rewrite.
+        order: The names of its nodes.
         constants: The tensors in the graph that the model does not have, by path.
         left: How many more times this captures the model.
     """
 
     text: str
+    order: tuple[str, ...]
     constants: Mapping[str, Tensor]
     inputs: Inputs
     frontend: str
@@ -37,7 +40,8 @@ class Recapture:
     def of(cls, module: DecoupledModule, inputs: Inputs, frontend: str) -> "Recapture":
         """Of a captured module that is not rewritten yet."""
         kept = inputs.map(lambda tensor: tensor.detach().cpu().requires_grad_(tensor.requires_grad))
-        return cls(str(module.graph), _constants(module), kept, frontend)
+        order = tuple(node.name for node in module.graph.nodes)
+        return cls(str(module.graph), order, _constants(module), kept, frontend)
 
     def __call__(self, captured: Captured) -> Captured | None:
         """The facts with the values that the model has now; None: its graph is another one now, or cannot be made."""
@@ -57,6 +61,8 @@ class Recapture:
         with without_autocast(device.type), torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = capture(model, inputs, self.frontend, compare=False).module
+        if found.dni_runs_graph:
+            ReorderNodes(self.order)(found)
         constants = _constants(found)
         same = constants.keys() == self.constants.keys() and all(
             torch.equal(value, self.constants[name]) for name, value in constants.items()

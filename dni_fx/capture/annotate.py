@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
 from dni_fx.capture.places import line_of_node
@@ -31,13 +31,28 @@ class _Workspace:
     node: str
 
 
+class _Draws(TorchDispatchMode):
+    """Sees operators that draw random numbers."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+        return func(*args, **(kwargs or {}))
+
+
 class _Annotator(fx.Interpreter):
     """Runs the graph, and writes the record and `meta["val"]` of each node."""
 
-    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode, saving: Saving) -> None:
+    def __init__(self, module: fx.GraphModule, counter: FlopCounterMode, saving: Saving, draws: "_Draws") -> None:
         super().__init__(module, garbage_collect_values=False)
         self.counter = counter
         self.saving = saving
+        self.draws = draws
         self.counted: set[int] = set()  # storages that are in the `owns` of a node
         self.names = {id(p): name for name, p in module.named_parameters()}
         self.ranks = {name: p.dim() for name, p in module.named_parameters()}
@@ -51,8 +66,10 @@ class _Annotator(fx.Interpreter):
         read = tensors_in([self.env[i] for i in n.all_input_nodes if i in self.env])
         versions = [t._version for t in read]
         before = self.counter.get_total_flops()
+        self.draws.seen = False
         value = super().run_node(n)
-        record = NodeRecord(flops=self.counter.get_total_flops() - before, parameters=self._parameters(n))
+        flops = self.counter.get_total_flops() - before
+        record = NodeRecord(flops=flops, parameters=self._parameters(n), draws=self.draws.seen)
         set_record(n, record)
         n.meta["val"] = value
         tensors = tensors_in(value)
@@ -76,6 +93,7 @@ class _Annotator(fx.Interpreter):
             self.nodes_in.setdefault(storage, []).append(node)
         unknown = self.saving.unknown
         record.saves = {self._number(key): size for key, size in self.saving.take().items()}
+        record.saves_again = {self._number(key): size for key, size in self.saving.take_again().items()}
         if unknown:
             rest = self._bytes_saved(node) - sum(record.saves.values())
             record.saves[self._number(_Workspace(node.name))] = max(0, rest)
@@ -179,8 +197,8 @@ def _run(module: DecoupledModule, inputs: Inputs, mode: AbstractContextManager[A
         if isinstance(mode, FakeTensorMode):  # an operator may take a parameter or its fake tensor
             state += [mode.from_tensor(t) for t in state]
         saving = Saving([*state, *inputs.tensors()])
-        with mode, counter, saving:
-            _Annotator(module, counter, saving).run(*module.dni_values_for(inputs))
+        with mode, counter, saving, _Draws() as draws:
+            _Annotator(module, counter, saving, draws).run(*module.dni_values_for(inputs))
 
 
 def _materialised(tensor: Tensor) -> Tensor:

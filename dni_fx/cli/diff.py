@@ -244,7 +244,7 @@ def _rewritten(module: "DecoupledModule", plan: "Plan") -> "DecoupledModule":
     from dni_fx.cuts import check_graph
     from dni_fx.settings import DEFAULTS
 
-    check_graph(module.graph, plan)
+    check_graph(module, plan)
     net = compiler.rewrite(module, plan, settings=DEFAULTS if plan.rewrite is None else plan.rewrite.settings)
     if plan.rewrite is not None:
         net.dni.plan = replace(net.dni.plan, rewrite=plan.rewrite)

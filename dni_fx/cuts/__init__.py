@@ -4,6 +4,7 @@ In: an annotated graph and its costs. Out: a `Plan`.
 """
 
 from dni_fx.cuts.asked import check_graph
+from dni_fx.cuts.better_order import in_better_order
 from dni_fx.cuts.decide import Cuts, decide
 from dni_fx.cuts.inside import Recomputing
 from dni_fx.cuts.places import Place, places_of
@@ -19,6 +20,7 @@ __all__ = [
     "check_graph",
     "decide",
     "fingerprint",
+    "in_better_order",
     "make_plan",
     "places_of",
 ]

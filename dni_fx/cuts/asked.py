@@ -11,7 +11,9 @@ from dni_fx.cuts.plan import Decision, fingerprint
 from dni_fx.errors import DniFxError, described
 from dni_fx.graph import mark_of, record_of
 from dni_fx.partition import Position, find_positions, flow_node, position_after
+from dni_fx.passes.reorder_nodes import ReorderNodes
 from dni_fx.plans import Plan
+from dni_fx.runtime import DecoupledModule
 
 __all__ = [
     "after_every",
@@ -144,11 +146,18 @@ def separated(flow: "nx.DiGraph[str]", chosen: list[Position], *, drop: bool = F
     return tuple(kept)
 
 
-def check_graph(graph: fx.Graph, plan: Plan) -> None:
-    """Raise a DniFxError if a saved plan was made for another graph."""
-    if plan.fingerprint != fingerprint(graph):
-        names = {node.name for node in graph.nodes}
-        missing = [cut.after for cut in plan.cuts if cut.after not in names]
+def check_graph(module: DecoupledModule, plan: Plan) -> None:
+    """Put the nodes of a captured graph into the order of a saved plan.
+
+    Raises:
+        DniFxError: If the plan was made for another graph, or the nodes may not run in its order.
+    """
+    names = [name for segment in plan.segments for name in segment.nodes]
+    traced = [node.name for node in module.graph.nodes]
+    if module.dni_runs_graph and names != traced and sorted(names) == sorted(traced):
+        ReorderNodes(names)(module)
+    if plan.fingerprint != fingerprint(module.graph):
+        missing = [cut.after for cut in plan.cuts if cut.after not in traced]
         detail = f": no node {missing[0]!r}" if missing else ""
         raise DniFxError(
             f"the plan was made for another graph (of {plan.model}){detail}; make a new one: dni-fx plan TARGET"

@@ -6,6 +6,7 @@ In: an fx graph. Out: a `NodeRecord` for each node, counts of FLOPs and saved by
 from dni_fx.graph.counters import Saving, flop_counter, sequence_number, storage_key
 from dni_fx.graph.features import default_axis, feature_axis, fixed_axes
 from dni_fx.graph.flow import dataflow
+from dni_fx.graph.kept_order import KeptOrder, kept_order
 from dni_fx.graph.lint import lint
 from dni_fx.graph.marks import cut_after, mark_of
 from dni_fx.graph.record import (
@@ -21,6 +22,7 @@ from dni_fx.graph.record import (
 )
 
 __all__ = [
+    "KeptOrder",
     "NodeRecord",
     "Saving",
     "crossing_tensor",
@@ -31,6 +33,7 @@ __all__ = [
     "fixed_axes",
     "flop_counter",
     "has_record",
+    "kept_order",
     "lint",
     "mark_of",
     "module_calls",

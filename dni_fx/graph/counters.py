@@ -62,7 +62,9 @@ class Saving(saved_tensors_hooks):
     def __init__(self, ignore: Iterable[Tensor]) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
         self._seen = {storage_key(t) for t in ignore}
+        self._ignored = frozenset(self._seen)
         self._fresh: dict[int, int] = {}
+        self._again: dict[int, int] = {}
         self._alias: dict[int, int] = {}
         self.unknown = False  # an operator has a workspace whose size the fake kernel does not report
 
@@ -73,6 +75,8 @@ class Saving(saved_tensors_hooks):
         if key not in self._seen:
             self._seen.add(key)
             self._fresh[key] = size
+        elif key not in self._ignored and key not in self._fresh:
+            self._again[key] = size
         return tensor
 
     def alias(self, originals: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
@@ -90,6 +94,11 @@ class Saving(saved_tensors_hooks):
         fresh, self._fresh = self._fresh, {}
         self.unknown = False
         return fresh
+
+    def take_again(self) -> dict[int, int]:
+        """Bytes saved since the last call that had been saved before, by storage."""
+        again, self._again = self._again, {}
+        return again
 
     def is_innermost(self, hooks: Any) -> bool:
         """Whether `hooks`, autograd's innermost hooks, are the hooks of this counter."""

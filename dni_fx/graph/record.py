@@ -47,6 +47,7 @@ class NodeRecord:
     device: torch.device | None = None
     owns: dict[int, int] = field(default_factory=dict)  # storage: bytes, of the memory that the node allocates
     saves: dict[int, int] = field(default_factory=dict)  # storage: bytes, that autograd keeps from this node on
+    saves_again: dict[int, int] = field(default_factory=dict)  # storage: bytes, kept for this node and an earlier one
     flops: int = 0  # forward
     backward_flops: int = 0
     parameters: tuple[str, ...] = ()  # trainable parameters that the node uses
@@ -54,6 +55,7 @@ class NodeRecord:
     gradient_from: str = ""  # the later node that makes the value carry gradient, by a write into its memory
     storages: frozenset[int] = frozenset()  # that the tensors of the value lie in
     mutates: frozenset[int] = frozenset()  # storages that the node writes to
+    draws: bool = False  # random numbers, in train mode
     axis: int = -1  # the feature axis of the value
     batch: int | None = 0  # the batch axis of the value; None: no axis follows the batch
     rows: int = 1  # entries of the batch axis for each sample; 0: their number varies

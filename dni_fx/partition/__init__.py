@@ -18,7 +18,7 @@ from dni_fx.partition.positions import (
     position_after,
 )
 from dni_fx.partition.projections import projection_sums
-from dni_fx.partition.split import Partition, loads, partition
+from dni_fx.partition.split import Partition, has_one_order, loads, partition
 from dni_fx.partition.units import units_above
 from dni_fx.partition.workload import Numbers, Objective
 
@@ -41,6 +41,7 @@ __all__ = [
     "find_positions",
     "find_route",
     "flow_node",
+    "has_one_order",
     "is_in_branch",
     "largest_parameter",
     "loads",

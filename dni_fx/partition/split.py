@@ -14,10 +14,11 @@ import networkx as nx
 from dni_fx.errors import DniFxError
 from dni_fx.partition.contraction import Contraction
 from dni_fx.partition.instance import Instance, checked_budget, checked_objective, checked_segments
+from dni_fx.partition.orders import is_chain
 from dni_fx.partition.solve import CAP, solve
 from dni_fx.partition.workload import Objective
 
-__all__ = ["Partition", "loads", "partition"]
+__all__ = ["Partition", "has_one_order", "loads", "partition"]
 
 CLOSE = 1e-9  # relative: a bound this close to a load proves the load optimal
 
@@ -101,6 +102,18 @@ def _split(contraction: Contraction, segments: int, objective: Objective) -> tup
         return [0] * len(contraction.workload.weight), None
     solution = solve(contraction.workload, segments, objective, CAP)
     return solution.label.tolist(), solution.lower_bound
+
+
+def has_one_order(
+    graph: "nx.DiGraph[Any]",
+    *,
+    node_weight: str = "weight",
+    transfer_weight: str = "transfer",
+    together: Iterable[Iterable[Hashable]] = (),
+) -> bool:
+    """Whether `partition` finds the segments of this graph along one order, since it has no branches that weigh."""
+    contraction, _ = Instance.of(graph, node_weight, transfer_weight).contract(together)
+    return is_chain(contraction.workload)
 
 
 def loads(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from towers import Towers, inputs
 
 import dni_fx
 from dni_fx import DniFxError
@@ -41,6 +42,28 @@ def test_the_same_graph(frontend: str) -> None:
     net.train()(X).sum().backward()
     assert model.a.weight.grad is not None and torch.equal(net.eval()(X), before)
     assert net.dni_captured.again.left == 2  # captured once, not at each call
+
+
+class ReadingTowers(Towers):
+    """Reads a value that changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = True
+
+    def layer(self, linear: nn.Module, h: Tensor, name: str) -> Tensor:
+        if self.unused:
+            self.head  # noqa: B018
+        return super().layer(linear, h, name)
+
+
+def test_the_same_graph_whose_nodes_run_in_another_order() -> None:
+    model = ReadingTowers()
+    net = dni_fx.transform(model, inputs(), cuts=2, verify=False)
+    assert "in another order" in net.dni.plan.why
+    before = net.eval()(*inputs())["logits"]
+    model.unused = False
+    assert torch.equal(net(*inputs())["logits"], before)
 
 
 @pytest.mark.parametrize("frontend", ["fx", "export"])

@@ -22,9 +22,12 @@ def test_each_saved_storage_is_counted_once() -> None:
         y = h.exp()
         z = y.view(-1) * y.view(-1)
         assert saving.take() == {saving.key(x): 3 * 4 * 4, saving.key(y): 3 * 4 * 4}
-        assert saving.take() == {}
+        assert saving.take() == saving.take_again() == {}
         w = z.tanh()
+        v = y.view(-1) * w
         assert list(saving.take()) == [saving.key(w)]
+        assert saving.take_again() == {saving.key(y): 3 * 4 * 4}
+    del v
 
 
 def test_a_copy_counts_as_its_original() -> None:

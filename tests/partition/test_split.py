@@ -20,7 +20,7 @@ from seeds import seeds
 from dni_fx.errors import DniFxError
 from dni_fx.partition.orders import split_along_order
 from dni_fx.partition.solve import solve
-from dni_fx.partition.split import loads, partition
+from dni_fx.partition.split import has_one_order, loads, partition
 
 pytestmark = pytest.mark.slow
 
@@ -247,6 +247,16 @@ def test_bad_input(graph: Any, arguments: dict[str, Any], message: str | None) -
     with pytest.raises(DniFxError, match=message) as error:
         partition(graph, **arguments)
     assert error.value.exit_code == 2
+
+
+def test_branches_that_weigh_have_more_than_one_order() -> None:
+    graph = nx.DiGraph([("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")])
+    nx.set_node_attributes(graph, {"a": 3.0, "b": 4.0, "c": 0.0, "d": 2.0}, "weight")
+    nx.set_node_attributes(graph, 0.5, "transfer")
+    assert has_one_order(graph)
+    graph.nodes["c"]["weight"] = 5.0
+    assert not has_one_order(graph)
+    assert has_one_order(graph, together=["bc"])
 
 
 def test_loads_of_what_is_no_split() -> None:
