@@ -136,7 +136,7 @@ def _plan(
             plan = make_plan(type(model).__name__, module.graph, cost_model, decision, *origin)
         return cost_model, plan
 
-    chosen_freely = in_depth and not tensors and (cuts == "auto" or isinstance(cuts, int))
+    chosen_freely = in_depth and not tensors and (cuts == "auto" or (isinstance(cuts, int) and cuts >= 2))
     if chosen_freely and module.dni_runs_graph and not request.recomputes:
         segments = cuts if isinstance(cuts, int) else None
         cost_model, plan = in_better_order(module, dataflow(module.graph, times), planned, segments, request.limits)
