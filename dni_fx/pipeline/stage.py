@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from dni_fx import ops
 from dni_fx.errors import DniFxError, described
 from dni_fx.partition import chain
-from dni_fx.runtime import Crossing, DecoupledModule, Exit, Part, part_graph, rewritten, segment_parts
+from dni_fx.runtime import Crossing, DecoupledModule, Exit, Part, keep_out_of_state_dict, part_graph, rewritten, segment_parts
 
 __all__ = ["SharedWeight", "Stage", "stages"]
 
@@ -81,6 +81,7 @@ class Stage(fx.GraphModule):
         cut = part.cut if part.passed is not None else None
         kept = None if cut is None else _kept(cut)
         super().__init__(net, part_graph(net, part, kept), "Stage")
+        keep_out_of_state_dict(net, self)
         self.index, self.count = index, count
         self.arguments = tuple(str(node.target) for node in part.given)
         self.takes_context = index == 0 and net.dni_takes_context()

@@ -21,7 +21,7 @@ from dni_fx.runtime.pieces import NOT_COMPILED
 from dni_fx.runtime.prepare import prepare_training
 from dni_fx.runtime.retrace import rename, retrace
 from dni_fx.runtime.shards import shard_segments
-from dni_fx.runtime.stages import Part, part_graph, segment_parts, segments
+from dni_fx.runtime.stages import Part, keep_out_of_state_dict, part_graph, segment_parts, segments
 from dni_fx.runtime.stepping import SegmentOptimizer
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_cuts
 from dni_fx.runtime.time_windows import next_window, state_indices
@@ -55,6 +55,7 @@ __all__ = [
     "is_cross_entropy",
     "is_linear",
     "is_reserved",
+    "keep_out_of_state_dict",
     "log_metrics",
     "make_module",
     "next_window",

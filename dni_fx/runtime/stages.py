@@ -17,7 +17,7 @@ from dni_fx.model import preserved
 from dni_fx.runtime.generated import AnyNames
 from dni_fx.runtime.module import DecoupledModule, rewritten
 
-__all__ = ["Part", "part_graph", "segment_parts", "segments"]
+__all__ = ["Part", "keep_out_of_state_dict", "part_graph", "segment_parts", "segments"]
 
 _CUTS = (ops.decouple, ops.decouple_unit, ops.inject)
 _CALLERS = 12  # frames from the call of a stage's module to the method of the stage, at most
@@ -155,9 +155,18 @@ def part_graph(net: DecoupledModule, part: Part, kept: Sequence[fx.Node] | None 
     return graph
 
 
+def keep_out_of_state_dict(net: nn.Module, made: nn.Module) -> None:
+    """Leave out of a module's state_dict the buffers that the net's leaves out: torch.fx registers them anew."""
+    there = net.state_dict().keys()
+    for prefix, module in made.named_modules():
+        missing = {name for name in module._buffers if (f"{prefix}.{name}" if prefix else name) not in there}
+        module._non_persistent_buffers_set |= missing
+
+
 def _module(net: nn.Module, part: Part) -> fx.GraphModule:
     net = rewritten(net)
     made = SegmentModule(net, part_graph(net, part), "Segment")
+    keep_out_of_state_dict(net, made)
     if not net.dni_runs_graph_in_eval:
         made.register_forward_pre_hook(_in_train_mode)
     return made
