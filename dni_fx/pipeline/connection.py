@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from dni_fx.errors import DniFxError, PeerError, first_line
 from dni_fx.pipeline import groups
-from dni_fx.pipeline.link import LinkError, Peer, Receiver, Sender, break_off
+from dni_fx.pipeline.link import EQUALLY_OFTEN, LinkError, Peer, Receiver, Sender, break_off
 from dni_fx.pipeline.stage import Stage
 from dni_fx.pipeline.watch import Report, Watch, late
 
@@ -141,7 +141,8 @@ class Connection:
     def failed(self, error: BaseException) -> BaseException:
         """Tell the others that this process stops, and return the error to raise: one that names the cause."""
         of_peer = isinstance(error, LinkError)
-        text = str(error) if of_peer else f"{self.own} stopped: {type(error).__name__}: {first_line(error)}"
+        said = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
+        text = str(error) if of_peer else f"{self.own} stopped: {said}"
         report = Report(text, error.suspect if isinstance(error, LinkError) else None)
         text = self.watch.stop(report, needs_cause=of_peer)
         self._break_off()
@@ -176,7 +177,7 @@ class Connection:
         for link in self._links:
             if isinstance(link, Receiver) and link.peer.stage < self.own.stage and link.dropped:
                 what = f"{link.peer} sent {link.dropped} microbatches more than {self.own} took"
-                raise LinkError(f"{what}: call step() equally often in all processes", None)
+                raise LinkError(f"{what}: {EQUALLY_OFTEN}", None)
         self.watch.end()
         self.watch.wait(max(0.0, end - time.monotonic()))
 

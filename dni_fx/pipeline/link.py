@@ -16,7 +16,9 @@ from torch import Tensor
 
 from dni_fx.errors import DniFxError, PeerError, first_line
 
-__all__ = ["LinkError", "Peer", "Receiver", "Sender", "break_off", "read"]
+__all__ = ["EQUALLY_OFTEN", "LinkError", "Peer", "Receiver", "Sender", "break_off", "read"]
+
+EQUALLY_OFTEN = "call step() equally often in all processes"
 
 LIMIT = 2  # messages on each side of a link that wait for the other side
 
@@ -215,7 +217,7 @@ class Receiver:
         try:
             while (found := read(self.peer, self.group, self.device)) is not None:
                 self._found.put(found)
-            end = LinkError(f"{self.peer} has ended its training, and sends no more", None)
+            end = LinkError(f"{self.peer} has ended its training, and sends no more: {EQUALLY_OFTEN}", None)
         except Exception as error:  # any error of a backend; the thread that takes messages raises it
             end = _gone(self.peer, error)
         self._found.put(end)

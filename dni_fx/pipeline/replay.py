@@ -34,7 +34,7 @@ class Replay:
                 raise
             if not self._has_warned:
                 text = f"{receiver.peer} is gone: this stage trains on its last {len(self._last)} microbatches again"
-                warnings.warn(text, stacklevel=5)
+                warnings.warn(text, stacklevel=6)
                 self._has_warned = True
             given, target = self._last.popleft()
         self._last.append((_copied(given), target))  # a copy: a stage may change what it takes

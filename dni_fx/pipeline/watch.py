@@ -166,7 +166,7 @@ def cause(own: Peer, reports: Mapping[int, Report], silent: Sequence[Peer]) -> s
     for report in reports.values():
         if report.suspect is None:
             return report.text
-    # Each waited for another: the last one of this chain says for which it waits in vain.
+    # Each waited for another: the last of this chain has not said for which, or they waited for each other.
     seen: list[int] = []
     stage = own.stage
     while stage in reports and stage not in seen:
@@ -175,7 +175,7 @@ def cause(own: Peer, reports: Mapping[int, Report], silent: Sequence[Peer]) -> s
         assert suspect is not None
         stage = suspect
     if stage not in seen:
-        return reports[seen[-1]].text
-    if silent:  # they waited for each other, as in a sum of gradients, in which one is missing
+        return next(report.text for report in reports.values() if report.suspect == stage)
+    if silent:  # for a sum of gradients, in which one is missing
         return f"{silent[0]} does not answer"
     return reports[own.stage].text
