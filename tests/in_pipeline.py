@@ -1,5 +1,6 @@
 """What the processes of a pipeline train, and one process with the whole net. A process imports it by its name."""
 
+import time
 from typing import Any
 
 import torch
@@ -88,6 +89,26 @@ def unsynced(rank: int, name: str, segments: int = 2) -> dict[str, Any]:
     return {"losses": len(losses), "sizes": sizes, "metrics": metrics} | dict(stage.state_dict())
 
 
+def slow(rank: int) -> list[float]:
+    """When the first of two stages has passed each microbatch on, and when the second one, a slow one, begins it."""
+    stage = stages(made("unit"))[rank]
+    schedule = ScheduleDecoupled(stage, 1, loss_of, optimizer=optimizer_of(stage), timeout=5.0)
+    times = []
+
+    def begin(*_: Any) -> None:
+        times.append(time.monotonic())
+        time.sleep(0.02)
+
+    if rank == 1:
+        stage.register_forward_pre_hook(begin)
+    for _ in range(30):
+        schedule.step(X, target=Y)
+        if rank == 0:
+            times.append(time.monotonic())
+    schedule.close()
+    return times
+
+
 def refused(rank: int) -> str:
     """The error of two processes that do not fit together."""
     stage = stages(made("linear"))[rank]
@@ -102,5 +123,6 @@ def process(rank: int) -> dict[str, Any]:
     return {
         "synced": synced(rank),
         "unsynced": {name: unsynced(rank, name) for name in (*NAMES, "copy")},
+        "slow": slow(rank),
         "refused": refused(rank),
     }
