@@ -1,6 +1,7 @@
 """What the processes of a pipeline train, and one process with the whole net. A process imports it by its name."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,27 @@ def resumed(group: Any, name: str, folder: str) -> dict[str, Any]:
     return {"through": found[0], "stopped": found[1]}
 
 
+def slow(group: Any) -> list[float]:
+    """When the first of two stages has passed each microbatch on, and when the second one, a slow one, begins it."""
+    rank = distributed.get_rank(group)
+    stage = stages(made("unit"))[rank]
+    schedule = ScheduleDecoupled(stage, 1, loss_of, optimizer=optimizer_of(stage), group=group, timeout=5.0)
+    times = []
+
+    def begin(*_: Any) -> None:
+        times.append(time.monotonic())
+        time.sleep(0.02)
+
+    if rank == 1:
+        stage.register_forward_pre_hook(begin)
+    for _ in range(30):
+        schedule.step(X, target=Y)
+        if rank == 0:
+            times.append(time.monotonic())
+    schedule.close()
+    return times
+
+
 def refused(group: Any) -> str:
     """The error of two processes that do not fit together."""
     rank = distributed.get_rank(group)
@@ -150,5 +172,6 @@ def process(rank: int) -> dict[str, Any]:
         found["unsynced"] = {name: unsynced(group, name) for name in (*NAMES, "copy")}
         found["resumed"] = {name: resumed(group, name, str(folder / name)) for name in ("linear", "copy")}
         found["refused"] = refused(group)
+        found["slow"] = slow(group)
     distributed.barrier()
     return found | {"replicated": replicated(group, mesh["replica"].get_group())}

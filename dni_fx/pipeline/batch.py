@@ -21,6 +21,7 @@ class Batch:
 
     Attributes:
         given: The arguments of the stage for the microbatch that runs.
+        targets: In the last stage: of each microbatch, the second argument of the loss function, in a list.
         passed: The values for the stage above.
         kept: The values from which the gradients at the upper end are predicted.
         losses, outputs: In the last stage: of each microbatch.
@@ -41,7 +42,7 @@ class Batch:
             named = {"dni_context": target, **kwargs} if stage.takes_context else dict(kwargs)
             others = [named.get(name) for name in stage.arguments[len(args) :]]
             self._args = _split([*args, *others], count)
-        self._targets = _split([target], count) if stage.is_last else []
+        self.targets = _split([target], count) if stage.is_last else [[None]] * count
 
     def run(self, k: int, loss_fn: Callable[[Any, Any], Tensor] | None, learns_below: bool) -> None:
         """Run a microbatch; the last stage runs the backward pass of its loss, too.
@@ -58,7 +59,7 @@ class Batch:
             self.passed, self.kept = result
             return
         assert loss_fn is not None
-        loss = loss_fn(result, self._targets[k][0])
+        loss = loss_fn(result, self.targets[k][0])
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise DniFxError(f"loss_fn returned {described(loss)}; expected a tensor with one number")
         if torch.is_grad_enabled():

@@ -1,22 +1,24 @@
 """The links of a stage with its neighbours; before them, a check that all processes have stages of one pipeline."""
 
-import threading
+import atexit
+import itertools
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from dni_fx.errors import DniFxError, PeerError, first_line
 from dni_fx.pipeline import groups
-from dni_fx.pipeline.link import Peer, Receiver, Sender
+from dni_fx.pipeline.link import EQUALLY_OFTEN, LinkError, Peer, Receiver, Sender, break_off
 from dni_fx.pipeline.stage import Stage
+from dni_fx.pipeline.watch import Report, Watch, late
 
-__all__ = ["Connection", "Description", "check_descriptions", "connect"]
+__all__ = ["Connection", "Description", "check_descriptions"]
 
-_SECONDS = 2.0  # for a neighbour to say why it stopped
+_tags = itertools.count(2**20)  # of the watch of each pipeline; a program seldom uses such tags
 
 
 class Description(NamedTuple):
@@ -36,122 +38,165 @@ class Description(NamedTuple):
         return str(Peer(self.stage, self.rank))
 
 
-@dataclass
 class Connection:
-    """The links of a stage with the stages below and above it; None: there is none.
+    """The links of a stage with the stages below and above it, after a check that all have stages of one net.
+
+    Args:
+        group: The processes of the pipeline; None: all.
+        timeout: Seconds for a wait.
+        elastic: Train on when another process stops.
 
     Attributes:
-        below: From the stage below come activations; to it go gradients.
+        activations, to_below: The links with the stage below; the first stage has none.
+        targets, to_above: The links with the stage above; the last stage has none.
         learns_below: The synthesizers of the stage below learn from the gradients of this one.
-        groups: The groups for activations, for gradients, and for shared weights.
+        shared: The group for weights that several stages have.
+        others: The links for them.
         ranks: The rank of each stage in the default group.
-        others: The links for shared weights.
+        failure: Why this process has stopped.
     """
 
-    own: Peer
-    below: tuple[Receiver, Sender] | None
-    above: tuple[Sender, Receiver] | None
-    learns_below: bool
-    groups: list[dist.ProcessGroup]
-    ranks: list[int]
-    others: list[Sender | Receiver] = field(default_factory=list)
+    activations: Receiver
+    to_below: Sender
+    targets: Receiver
+    to_above: Sender
+    shared: dist.ProcessGroup
 
-    @property
-    def activations(self) -> Receiver:
-        assert self.below is not None
-        return self.below[0]
+    def __init__(self, group: dist.ProcessGroup | None, timeout: float, elastic: bool) -> None:
+        everyone = group or dist.group.WORLD
+        if not dist.is_initialized() or everyone is None:
+            raise DniFxError("call torch.distributed.init_process_group(), and start the program by torchrun")
+        self.timeout, self.elastic = timeout, elastic
+        self.failure: BaseException | None = None
+        self.learns_below = False
+        self._links: list[Sender | Receiver] = []
+        self.others: list[Sender | Receiver] = []
+        self._groups: list[tuple[groups.Key, dist.ProcessGroup]] = []
+        self.ranks = [dist.get_global_rank(everyone, k) for k in range(everyone.size())]
+        peers = [Peer(k, rank) for k, rank in enumerate(self.ranks)]
+        self.own = peers.pop(everyone.rank())
+        on_failure = (lambda: None) if elastic else self._break_off
+        self.watch = Watch(self.own, peers, everyone, next(_tags), timeout, on_failure)
+        atexit.register(self._at_exit)
 
-    @property
-    def to_below(self) -> Sender:
-        assert self.below is not None
-        return self.below[1]
+    def connect(self, stage: Stage, microbatches: int, sync: bool, learns: bool) -> None:
+        """Check that the processes have the stages of one net, and connect the neighbours.
 
-    @property
-    def to_above(self) -> Sender:
-        assert self.above is not None
-        return self.above[0]
+        Args:
+            learns: The synthesizers of the stage learn from the gradients of the stage above.
 
-    @property
-    def targets(self) -> Receiver:
-        assert self.above is not None
-        return self.above[1]
+        Raises:
+            DniFxError: In all processes, if they do not fit; it names both ends.
+            PeerError: If one is gone, or does not answer.
+        """
+        (index, rank), net = self.own, stage.net_name
+        own = Description(stage.index, rank, stage.count, microbatches, sync, net, stage.takes, stage.gives, learns)
+        found = self.watch.exchange(own)
+        check_descriptions(found)
+        up, down, self.shared = (self.take_group(self.ranks) for _ in range(3))
+        device = next((p.device for p in stage.parameters()), torch.device("cpu"))
+        waiting = {"limit": microbatches} if sync else {}  # else each of two neighbours could wait for the other
+        if index > 0:
+            peer = Peer(index - 1, self.ranks[index - 1])
+            self.activations = Receiver(peer, up, device, self.timeout)
+            self.to_below = Sender(peer, down, self.timeout, **waiting)
+            self.learns_below = found[index - 1].learns
+            self._links += [self.activations, self.to_below]
+        if index < stage.count - 1:
+            peer = Peer(index + 1, self.ranks[index + 1])
+            self.to_above = Sender(peer, up, self.timeout)
+            self.targets = Receiver(peer, down, device, self.timeout, **waiting)
+            self._links += [self.to_above, self.targets]
+
+    def take_group(self, ranks: Sequence[int]) -> dist.ProcessGroup:
+        """A group of these ranks, until this connection ends.
+
+        Raises:
+            LinkError: If they do not connect.
+        """
+        key = groups.Key(tuple(ranks), self.timeout)
+        try:
+            group = groups.take(key)
+        except RuntimeError as error:
+            raise LinkError(f"the processes did not connect: {first_line(error)}", self.own.stage) from None
+        self._groups.append((key, group))
+        self.check()
+        return group
 
     def check(self) -> None:
-        """Raise a PeerError if the stage above is gone."""
-        if self.above is not None:
-            self.targets.check()
+        """Raise a LinkError if another process has stopped, unless this one trains on."""
+        if self.elastic:
+            return
+        self.watch.check()
+        for link in [*self._links, *self.others]:
+            if link.error is not None and link.error.suspect is not None:
+                raise link.error
 
     def bytes(self) -> dict[str, int]:
         """The bytes that were sent: activations upwards, gradients downwards, and weights to those that have copies."""
-        up = 0 if self.above is None else self.to_above.bytes
-        down = 0 if self.below is None else self.to_below.bytes
+        senders = [link for link in self._links if isinstance(link, Sender)]
+        up = sum(sender.bytes for sender in senders if sender.peer.stage > self.own.stage)
         weights = sum(link.bytes for link in self.others if isinstance(link, Sender))
-        return {"bytes_up": up, "bytes_down": down, "bytes_weights": weights}
+        return {"bytes_up": up, "bytes_down": sum(s.bytes for s in senders) - up, "bytes_weights": weights}
 
     def failed(self, error: BaseException) -> BaseException:
-        """Tell the neighbours that this process stops, and return the error to raise: one that names the cause."""
-        if isinstance(error, PeerError):
-            receivers = [*(self.below or ())[:1], *(self.above or ())[1:]]
-            failures = [receiver.failure(_SECONDS) for receiver in receivers if isinstance(receiver, Receiver)]
-            error = next((one for one in failures if one is not None and " is gone: " not in str(one)), error)
-            said = str(error).split(": ")[0] if " is gone: " in str(error) else str(error)
-        else:
-            said = f"{self.own} stopped: {type(error).__name__}: {first_line(error)}"
-        self.close(_SECONDS, said)
-        return error
+        """Tell the others that this process stops, and return the error to raise: one that names the cause."""
+        of_peer = isinstance(error, LinkError)
+        said = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
+        text = str(error) if of_peer else f"{self.own} stopped: {said}"
+        report = Report(text, error.suspect if isinstance(error, LinkError) else None)
+        text = self.watch.stop(report, needs_cause=of_peer)
+        self._break_off()
+        self.failure = PeerError(text) if of_peer else error
+        return self.failure
 
-    def close(self, seconds: float, failure: str | None = None) -> None:
+    def close(self) -> None:
         """Send the last message on each link, and wait for those of the other processes.
 
         Raises:
-            PeerError: If another process does not end its part within the seconds, but for a failure.
+            PeerError: If another process does not end its part within the timeout.
         """
-        links = [*(self.below or ()), *(self.above or ()), *self.others]
-        senders = [link for link in links if isinstance(link, Sender)]
-        receivers = [link for link in links if isinstance(link, Receiver)]
-        for sender in senders:
-            threading.Thread(target=sender.end, args=(failure,), daemon=True).start()  # all at once
-        end = time.monotonic() + seconds
-        late: list[Sender | Receiver] = [link for link in receivers if not link.drain(end - time.monotonic())]
-        late += [link for link in senders if not link.finish(max(0.0, end - time.monotonic()))]
-        if failure is not None:
-            return
-        for link in late:
-            raise PeerError(f"{link.peer} has not closed its schedule within {seconds:g} seconds")
-        for group in self.groups:
-            groups.give_back(self.ranks, group)
+        try:
+            self._end(time.monotonic() + self.timeout)
+        except LinkError as error:
+            failure = self.failed(error)
+            if not self.elastic:
+                raise failure from None
+        else:
+            atexit.unregister(self._at_exit)
+            for key, group in self._groups:
+                groups.give_back(key, group)
 
+    def _end(self, end: float) -> None:
+        waiting: list[Sender | Receiver] = [*self._links, *self.others]
+        while waiting := [link for link in waiting if not link.end()]:
+            self.check()
+            if time.monotonic() > end:
+                raise late(waiting[0].peer, self.timeout)
+            time.sleep(0.005)
+        self.check()
+        for link in self._links:
+            if isinstance(link, Receiver) and link.peer.stage < self.own.stage and link.dropped:
+                what = f"{link.peer} sent {link.dropped} microbatches more than {self.own} took"
+                raise LinkError(f"{what}: {EQUALLY_OFTEN}", None)
+        self.watch.end()
+        self.watch.wait(max(0.0, end - time.monotonic()))
 
-def connect(
-    stage: Stage, microbatches: int, sync: bool, learns: bool, group: dist.ProcessGroup | None, timeout: float
-) -> Connection:
-    """Check that the processes have the stages of one net, and connect the neighbours.
+    def _break_off(self) -> None:
+        for _, group in list(self._groups):
+            break_off(group)
 
-    Raises:
-        DniFxError: In all processes, if they do not fit; it names both ends.
-    """
-    if not dist.is_initialized():
-        raise DniFxError("call torch.distributed.init_process_group(), and start the program by torchrun")
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    own = Description(
-        stage.index, dist.get_rank(), stage.count, microbatches, sync, stage.net_name, stage.takes, stage.gives, learns
-    )
-    found: list[Any] = [None] * size
-    dist.all_gather_object(found, own, group=group)
-    check_descriptions(found)
-    ranks = [dist.get_global_rank(group, k) if group is not None else k for k in range(size)]
-    taken = [groups.take(ranks) for _ in range(3)]
-    device = next((p.device for p in stage.parameters()), torch.device("cpu"))
-    waiting = {"limit": microbatches} if sync else {}  # else each of two neighbours could wait for the other
-
-    below = above = None
-    if rank > 0:
-        peer = Peer(rank - 1, ranks[rank - 1])
-        below = Receiver(peer, taken[0], device, timeout), Sender(peer, taken[1], timeout, **waiting)
-    if rank < size - 1:
-        peer = Peer(rank + 1, ranks[rank + 1])
-        above = Sender(peer, taken[0], timeout), Receiver(peer, taken[1], device, timeout, **waiting)
-    return Connection(Peer(rank, ranks[rank]), below, above, rank > 0 and found[rank - 1].learns, taken, ranks)
+    def _at_exit(self) -> None:
+        # A program that ends without close() must not end while threads wait inside of torch.
+        raised = getattr(sys, "last_value", None)
+        if self.failure is None and raised is not None:
+            self.failed(raised)
+        elif self.failure is None:
+            try:
+                self.close()
+            except PeerError as error:
+                sys.stderr.write(f"dni-fx: {error}\n")
+        self.watch.abandon()
 
 
 def check_descriptions(found: Sequence[Description]) -> None:

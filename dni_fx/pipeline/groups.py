@@ -5,34 +5,48 @@ torch gives a group of the same processes the name of one that was destroyed, an
 
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch.distributed as dist
 
-__all__ = ["give_back", "take"]
+__all__ = ["Key", "give_back", "take"]
 
-_FOREVER = timedelta(days=365)  # a thread waits for the next message; who asks for it has a timeout
 
-_free: "weakref.WeakKeyDictionary[dist.ProcessGroup, defaultdict[tuple[int, ...], list[dist.ProcessGroup]]]"
+class Key(NamedTuple):
+    """What distinguishes groups.
+
+    Attributes:
+        ranks: Of the processes.
+        timeout: Seconds for the processes to connect, and for a sum.
+    """
+
+    ranks: tuple[int, ...]
+    timeout: float
+
+
+_free: "weakref.WeakKeyDictionary[dist.ProcessGroup, defaultdict[Key, list[dist.ProcessGroup]]]"
 _free = weakref.WeakKeyDictionary()  # by the group of all processes, which a program may make anew
 
 
-def take(ranks: Sequence[int]) -> dist.ProcessGroup:
+def take(key: Key) -> dist.ProcessGroup:
     """A group of these ranks, which all of them take in the same order."""
-    free = _groups(ranks)
+    free = _groups(key)
     if free:
         return free.pop(0)
-    group: dist.ProcessGroup = dist.new_group(list(ranks), timeout=_FOREVER, use_local_synchronization=True)
+    group: dist.ProcessGroup = dist.new_group(
+        list(key.ranks), timeout=timedelta(seconds=key.timeout), use_local_synchronization=True
+    )
     return group
 
 
-def give_back(ranks: Sequence[int], group: dist.ProcessGroup) -> None:
+def give_back(key: Key, group: dist.ProcessGroup) -> None:
     """Return a group on which no message is under way."""
-    _groups(ranks).append(group)
+    _groups(key).append(group)
 
 
-def _groups(ranks: Sequence[int]) -> list[dist.ProcessGroup]:
+def _groups(key: Key) -> list[dist.ProcessGroup]:
     everyone = dist.group.WORLD
-    assert everyone is not None
-    return _free.setdefault(everyone, defaultdict(list))[tuple(ranks)]
+    if everyone is None:  # the program has called destroy_process_group()
+        return []
+    return _free.setdefault(everyone, defaultdict(list))[key]

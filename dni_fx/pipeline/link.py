@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +16,15 @@ from torch import Tensor
 
 from dni_fx.errors import DniFxError, PeerError, first_line
 
-__all__ = ["Peer", "Receiver", "Sender"]
+__all__ = ["EQUALLY_OFTEN", "LinkError", "Peer", "Receiver", "Sender", "break_off", "read"]
+
+EQUALLY_OFTEN = "call step() equally often in all processes"
 
 LIMIT = 2  # messages on each side of a link that wait for the other side
+
+_FOREVER = timedelta(days=365)  # a thread waits for the next message; who asks for it has a timeout
+
+_NEVER_SENT = 2**30  # the tag of a message that nobody sends
 
 _HEADER = 4096  # bytes of the message before the tensors: shapes, dtypes, and the values that are no tensors
 
@@ -26,7 +33,7 @@ class Peer(NamedTuple):
     """The process at the other end.
 
     Attributes:
-        stage: The index of its stage.
+        stage: The index of its stage, and its rank in the group of the pipeline.
         rank: Its rank in the default group.
     """
 
@@ -45,13 +52,19 @@ class _TensorHere(NamedTuple):
 
 
 class _Last(NamedTuple):
-    """The last message of a link.
+    """The last message of a link: the sender has no more to send."""
+
+
+class LinkError(PeerError):
+    """A wait for another process that came to no good end.
 
     Attributes:
-        failure: Why the sender stopped; None: it has no more to send.
+        suspect: The stage that was waited for; None: the error is the cause, and no other process has a better reason.
     """
 
-    failure: str | None
+    def __init__(self, message: str, suspect: int | None) -> None:
+        super().__init__(message)
+        self.suspect = suspect
 
 
 class _Message(NamedTuple):
@@ -74,7 +87,7 @@ class _Message(NamedTuple):
             raise DniFxError(f"the values beside tensors in a message take {size} bytes, more than {_HEADER}")
         device = next((t.device for t in tensors if t.device.type == "cuda"), None)
         event = None if device is None else torch.cuda.current_stream(device).record_event()
-        return cls(items, tuple(t for t in tensors if t.numel()), event)
+        return cls(items, tuple(_as_bytes(t) for t in tensors if t.numel()), event)
 
 
 class Sender:
@@ -82,13 +95,15 @@ class Sender:
 
     Attributes:
         bytes: Sent so far, without headers.
+        error: Why no more can be sent.
     """
 
-    def __init__(self, peer: Peer, group: dist.ProcessGroup, timeout: float, limit: int = LIMIT) -> None:
-        self.peer, self.group, self.timeout = peer, group, timeout
+    def __init__(self, peer: Peer, group: dist.ProcessGroup, timeout: float, limit: int = LIMIT, tag: int = 0) -> None:
+        self.peer, self.group, self.timeout, self.tag = peer, group, timeout, tag
         self.bytes = 0
+        self.error: LinkError | None = None
         self._waiting: queue.Queue[_Message] = queue.Queue(limit)
-        self._error: Exception | None = None
+        self._ended = False
         self._thread = threading.Thread(target=self._send, name=f"to {peer}", daemon=True)
         self._thread.start()
 
@@ -96,50 +111,37 @@ class Sender:
         """Send values; wait while too many older messages wait.
 
         Raises:
-            PeerError: If the process is gone, or takes no message within the timeout.
+            LinkError: If the process is gone, or takes no message within the timeout.
         """
-        self._put(_Message.of(values), self.timeout)
-
-    def offer(self, values: Sequence[Any]) -> bool:
-        """Send values, unless too many older messages wait; return whether they are sent.
-
-        Raises:
-            PeerError: If the process is gone.
-        """
-        if self._waiting.full() and self._error is None:
-            return False
-        self.send(values)
-        return True
-
-    def end(self, failure: str | None = None) -> None:
-        """Send the last message; after a failure the process may be gone, too."""
-        with contextlib.suppress(PeerError):
-            self._put(_Message(_Last(failure), ()), 1.0 if failure else self.timeout)
-
-    def finish(self, seconds: float) -> bool:
-        """Wait until all messages are sent; return whether they are."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def _put(self, message: "_Message", seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while True:
-            self._check()
+        message = _Message.of(values)
+        end = time.monotonic() + self.timeout
+        while self.error is None:
             try:
-                self._waiting.put(message, timeout=min(1.0, max(0.0, end - time.monotonic())))
+                self._waiting.put(message, timeout=0.1)
             except queue.Full:
                 if time.monotonic() >= end:
-                    raise PeerError(f"{self.peer} took no message for {seconds:g} seconds") from None
+                    what = f"{self.peer} took no message for {self.timeout:g} seconds"
+                    self.error = LinkError(what, self.peer.stage)
             else:
                 self.bytes += sum(tensor.nbytes for tensor in message.tensors)
                 return
+        raise self.error
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise _gone(self.peer, self._error)
+    def offer(self, values: Sequence[Any]) -> None:
+        """Send values, unless too many older messages wait, or the process is gone."""
+        if self.error is None and not self._waiting.full():
+            self.send(values)
+
+    def end(self) -> bool:
+        """Send the last message, as soon as there is room for it; return whether all are sent, or cannot be."""
+        if not self._ended:
+            with contextlib.suppress(queue.Full):
+                self._waiting.put_nowait(_Message(_Last(), ()))
+                self._ended = True
+        return self.error is not None or not self._thread.is_alive()
 
     def _send(self) -> None:
-        posted: deque[list[dist.Work | None]] = deque()
+        posted: deque[list[dist.Work]] = deque()
         try:
             while True:
                 message = self._waiting.get()
@@ -148,17 +150,15 @@ class Sender:
                 header = torch.zeros(_HEADER, dtype=torch.uint8)
                 packed = pickle.dumps(message.items)
                 header[: len(packed)] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-                tensors = (header, *message.tensors)
-                posted.append([dist.isend(tensor, self.peer.rank, group=self.group) for tensor in tensors])
+                posted.append([post(t, self.peer, self.group, self.tag) for t in (header, *message.tensors)])
                 is_last = isinstance(message.items, _Last)
                 while len(posted) > (0 if is_last else LIMIT):
                     for work in posted.popleft():
-                        if work is not None:
-                            work.wait()
+                        work.wait(_FOREVER)
                 if is_last:
                     return
         except Exception as error:  # any error of a backend; the thread that sends messages raises it
-            self._error = error
+            self.error = _gone(self.peer, error)
 
 
 class Receiver:
@@ -166,15 +166,17 @@ class Receiver:
 
     Attributes:
         limit: The most messages that wait here.
+        dropped: The number of messages that came after `end`.
+        error: Why no more messages come.
     """
 
     def __init__(
         self, peer: Peer, group: dist.ProcessGroup, device: torch.device, timeout: float, limit: int = LIMIT
     ) -> None:
         self.peer, self.group, self.device, self.timeout = peer, group, device, timeout
-        self.ended = False
-        self._error: _Last | Exception | None = None
-        self._found: queue.Queue[list[Any] | _Last | Exception] = queue.Queue(limit)
+        self.dropped = 0
+        self.error: LinkError | None = None
+        self._found: queue.Queue[list[Any] | LinkError] = queue.Queue(limit)
         self._thread = threading.Thread(target=self._receive, name=f"from {peer}", daemon=True)
         self._thread.start()
 
@@ -182,87 +184,87 @@ class Receiver:
         """The next message.
 
         Raises:
-            PeerError: If the process is gone, has no more to send, or sends nothing within the timeout.
+            LinkError: If the process is gone, has no more to send, or sends nothing within the timeout.
         """
         try:
-            found = self._opened(self._found.get(timeout=self.timeout))
+            found = self.error or self._found.get(timeout=self.timeout)
         except queue.Empty:
-            raise PeerError(f"{self.peer} sent nothing for {self.timeout:g} seconds") from None
-        if found is None:
-            raise PeerError(f"{self.peer} has ended its training, and sends no more")
+            found = LinkError(f"{self.peer} sent nothing for {self.timeout:g} seconds", self.peer.stage)
+        if isinstance(found, LinkError):
+            self.error = found
+            raise found
         return found
 
     def poll(self) -> list[Any] | None:
-        """The next message, if one is there.
-
-        Raises:
-            PeerError: If the process is gone.
-        """
+        """The next message, if one is there."""
         try:
-            return self._opened(self._found.get_nowait())
+            found = self._found.get_nowait()
         except queue.Empty:
             return None
+        if isinstance(found, LinkError):
+            self.error = found
+            return None
+        return found
 
-    def check(self) -> None:
-        """Raise a PeerError if the process is gone."""
-        if self._error is not None:
-            self._opened(self._error)
-
-    def drain(self, seconds: float) -> bool:
-        """Drop messages, until the last one has come or the seconds are over; return whether it has come."""
-        end = time.monotonic() + seconds
-        while self._thread.is_alive() and time.monotonic() < end:
-            with contextlib.suppress(queue.Empty):
-                self._found.get(timeout=0.02)
-        return not self._thread.is_alive()
-
-    def failure(self, seconds: float) -> PeerError | None:
-        """The failure that the process reports within some seconds, while its other messages are dropped."""
-        end = time.monotonic() + seconds
-        while not self.ended and (left := end - time.monotonic()) > 0:
-            try:
-                self._opened(self._found.get(timeout=left))
-            except queue.Empty:
-                return None
-            except PeerError as error:
-                return error
-        return None
-
-    def _opened(self, found: list[Any] | _Last | Exception) -> list[Any] | None:
-        if isinstance(found, list):
-            return found
-        self.ended = True
-        if isinstance(found, Exception):
-            raise _gone(self.peer, found)
-        if found.failure is not None:
-            raise PeerError(found.failure)
-        return None
+    def end(self) -> bool:
+        """Drop the messages that have come; return whether no more can come."""
+        while (found := self.poll()) is not None:
+            self.dropped += isinstance(found, list)
+        return self.error is not None
 
     def _receive(self) -> None:
         try:
-            while True:
-                header = torch.empty(_HEADER, dtype=torch.uint8)
-                dist.recv(header, self.peer.rank, group=self.group)
-                items = pickle.loads(header.numpy().tobytes())  # from a process of the same run
-                if isinstance(items, _Last):
-                    self._error = items
-                    self._found.put(items)
-                    return
-                self._found.put([self._tensor(i) if isinstance(i, _TensorHere) else i for i in items])
+            while (found := read(self.peer, self.group, self.device)) is not None:
+                self._found.put(found)
+            end = LinkError(f"{self.peer} has ended its training, and sends no more: {EQUALLY_OFTEN}", None)
         except Exception as error:  # any error of a backend; the thread that takes messages raises it
-            self._error = error
-            self._found.put(error)
-
-    def _tensor(self, item: _TensorHere) -> Tensor:
-        tensor = torch.empty(item.shape, dtype=item.dtype, device=self.device)
-        if tensor.numel():
-            dist.recv(tensor, self.peer.rank, group=self.group)
-        if tensor.device.type == "cuda":
-            torch.cuda.current_stream(tensor.device).synchronize()  # another thread uses it, on a stream of its own
-        return tensor
+            end = _gone(self.peer, error)
+        self._found.put(end)
 
 
-def _gone(peer: Peer, error: Exception) -> PeerError:
-    if isinstance(error, PeerError):
-        return error
-    return PeerError(f"{peer} is gone: {first_line(error)}")
+def read(peer: Peer, group: dist.ProcessGroup, device: torch.device, tag: int = 0) -> list[Any] | None:
+    """Wait for the next message of a process; None: the last one."""
+    header = torch.empty(_HEADER, dtype=torch.uint8)
+    _read_into(header, peer, group, tag)
+    items = pickle.loads(header.numpy().tobytes())  # from a process of the same run
+    if isinstance(items, _Last):
+        return None
+    for index, item in enumerate(items):
+        if isinstance(item, _TensorHere):
+            items[index] = tensor = torch.empty(item.shape, dtype=item.dtype, device=device)
+            if tensor.numel():
+                _read_into(_as_bytes(tensor), peer, group, tag)
+            if tensor.device.type == "cuda":
+                # Another thread uses it, on a stream of its own.
+                torch.cuda.current_stream(tensor.device).synchronize()
+    return list(items)
+
+
+def break_off(group: dist.ProcessGroup) -> None:
+    """End all waits of this process on a group, which then is of no use: gloo does so when one wait times out.
+
+    A thread that waits inside of torch while the program ends would make it abort.
+    """
+    for rank in range(group.size()):
+        if rank != group.rank():
+            with contextlib.suppress(RuntimeError):
+                group.recv([torch.empty(1)], rank, _NEVER_SENT).wait(timedelta(milliseconds=1))
+
+
+def post(tensor: Tensor, peer: Peer, group: dist.ProcessGroup, tag: int) -> dist.Work:
+    """Begin to send a tensor."""
+    # A method of the group: a program may have called destroy_process_group() when the last message goes.
+    return group.send([tensor], peer.stage, tag)
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous tensor: gloo sends no bool, and no bfloat16."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _read_into(tensor: Tensor, peer: Peer, group: dist.ProcessGroup, tag: int) -> None:
+    group.recv([tensor], peer.stage, tag).wait(_FOREVER)
+
+
+def _gone(peer: Peer, error: Exception) -> LinkError:
+    return LinkError(f"{peer} is gone: {first_line(error)}", peer.stage)

@@ -1,7 +1,6 @@
 """The schedule of a decoupled pipeline: each stage trains on a microbatch as soon as it has the activation."""
 
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,10 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dni_fx.errors import DniFxError, described
+from dni_fx.errors import DniFxError, PeerError, described, first_line
 from dni_fx.pipeline.actions import Action, Kind, actions, evaluation
 from dni_fx.pipeline.batch import Batch
-from dni_fx.pipeline.connection import Connection, connect
+from dni_fx.pipeline.connection import Connection
+from dni_fx.pipeline.link import LinkError
+from dni_fx.pipeline.replay import Replay
 from dni_fx.pipeline.replicas import average_gradients, copy_weights
 from dni_fx.pipeline.shared import SharedWeights
 from dni_fx.pipeline.stage import Stage
@@ -44,6 +45,8 @@ class ScheduleDecoupled:
         replicas: The processes that have the same stage, each in a pipeline of its own: they begin with the weights of
             the first, and average their gradients before each update. None: there is one pipeline.
         timeout: Seconds after which a wait for another process ends with a PeerError.
+        elastic: When another process stops, the stages below it train on, and the stage above it trains again on the
+            last microbatches that it has. `step` raises no PeerError then, `eval` does in the stages above.
 
     Raises:
         DniFxError: If an argument is wrong; in the first step, if the processes have not the stages of one net.
@@ -62,16 +65,22 @@ class ScheduleDecoupled:
         group: dist.ProcessGroup | None = None,
         replicas: dist.ProcessGroup | None = None,
         timeout: float = 60.0,
+        elastic: bool = False,
     ) -> None:
         _check_counts(n_microbatches=n_microbatches, refresh=refresh, max_age=1 if max_age is None else max_age)
         _check_stage(stage, loss_fn, optimizer, sync)
+        if sync and elastic:
+            raise DniFxError("elastic=True needs sync=False: with sync=True each stage waits for those above it")
         self.stage, self.n_microbatches, self.loss_fn, self.optimizer = stage, n_microbatches, loss_fn, optimizer
-        self.sync, self.refresh, self.timeout = sync, refresh, timeout
+        self.sync, self.refresh, self.timeout, self.elastic = sync, refresh, timeout, elastic
         self.group, self.replicas = group, replicas
         self.targets = Targets(stage, sync, 8 * stage.count if max_age is None else max_age)
         self.steps = self.updates = self.microbatches = 0
         self._connection: Connection | None = None
         self._shared: SharedWeights | None = None
+        self._replay = Replay()
+        self._dropped = 0
+        self._closed = False
         self._waited = self._total = 0.0
 
     def step(self, *args: Any, target: Any = None, losses: list[Tensor] | None = None, **kwargs: Any) -> Any:
@@ -118,32 +127,38 @@ class ScheduleDecoupled:
         Raises:
             PeerError: If a neighbour does not close within the timeout.
         """
-        if self._connection is not None:
-            self._connection.close(self.timeout)
-            self._at_exit.detach()
-            self._connection = None
+        if self._connection is not None and self._connection.failure is None and not self._closed:
+            self._connection.close()
+        self._closed = True
 
     def metrics(self) -> dict[str, float]:
         """Counts since the first step: updates, bytes sent (activations upwards, gradients downwards, weights to stages
         that have copies), and the share of the time waited.
 
         Where synthesizers learn from the stage above: the number of its gradients, of those that came too late, and
-        their mean and greatest age in microbatches.
+        their mean and greatest age in microbatches. With `elastic`: the number of activations that no stage took.
         """
         sent = {} if self._connection is None else self._connection.bytes()
         waited = self._waited / self._total if self._total else 0.0
         learned = self.targets.metrics() if self.targets.wanted else {}
-        return {"updates": self.updates, **sent, "waited": waited, **learned}
+        dropped = {"dropped": self._dropped} if self.elastic else {}
+        return {"updates": self.updates, **sent, "waited": waited, **learned, **dropped}
 
     def _connected(self) -> Connection:
+        if self._closed:
+            raise DniFxError("the schedule is closed: make a new one")
         if self._connection is None:
-            learns = self.targets.wanted
             if self.replicas is not None:
                 copy_weights(self.stage, self.replicas)
-            self._connection = connect(self.stage, self.n_microbatches, self.sync, learns, self.group, self.timeout)
-            # A program that ends without close() must not end while threads wait inside of torch.
-            self._at_exit = weakref.finalize(self, self._connection.close, 1.0, "the program has ended")
-            self._shared = SharedWeights(self.stage, self._connection, self.sync, self.refresh, self.timeout)
+            self._connection = Connection(self.group, self.timeout, self.elastic)
+            try:
+                self._connection.connect(self.stage, self.n_microbatches, self.sync, self.targets.wanted)
+                self._shared = SharedWeights(self.stage, self._connection, self.sync, self.refresh, self.timeout)
+            except BaseException as error:
+                raise self._connection.failed(error) from None
+        elif (failure := self._connection.failure) is not None:
+            kind = PeerError if isinstance(failure, PeerError) else DniFxError
+            raise kind(f"the schedule has stopped before: {first_line(failure)}")
         return self._connection
 
     def _do(self, planned: Sequence[Action], batch: Batch, losses: list[Tensor] | None) -> Any:
@@ -152,8 +167,11 @@ class ScheduleDecoupled:
         try:
             for kind, k in planned:
                 self._act(kind, k, batch, connection)
-        except BaseException as error:
+        except LinkError as error:
             raise connection.failed(error) from None
+        except BaseException as error:
+            connection.failed(error)
+            raise
         self.steps += self.stage.training
         self._total += time.perf_counter() - begin
         if losses is not None:
@@ -164,9 +182,9 @@ class ScheduleDecoupled:
         begin = time.perf_counter()
         match kind:
             case Kind.RECEIVE:
-                batch.given = connection.activations.take()
+                self._receive(k, batch, connection)
             case Kind.SEND:
-                connection.to_above.send(batch.passed)
+                self._send(batch, connection)
             case Kind.SEND_TARGET:
                 self._send_target(batch, connection)
             case Kind.TAKE_TARGET:
@@ -193,6 +211,20 @@ class ScheduleDecoupled:
         batch.run(k, self.loss_fn, learns_below=connection.learns_below)
         self.targets.keep(self.microbatches, batch.passed, batch.kept)
         self.microbatches += 1
+
+    def _receive(self, k: int, batch: Batch, connection: Connection) -> None:
+        if self.elastic and self.stage.training:
+            batch.given, batch.targets[k] = self._replay.take(connection.activations, batch.targets[k])
+        else:
+            batch.given = connection.activations.take()
+
+    def _send(self, batch: Batch, connection: Connection) -> None:
+        try:
+            connection.to_above.send(batch.passed)
+        except LinkError:
+            if not self.elastic:
+                raise
+            self._dropped += 1
 
     def _send_target(self, batch: Batch, connection: Connection) -> None:
         message = [self.microbatches - 1, *batch.gradients()]

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dni_fx.pipeline import groups
+from dni_fx.errors import first_line
 from dni_fx.pipeline.connection import Connection
-from dni_fx.pipeline.link import Peer, Receiver, Sender
+from dni_fx.pipeline.link import LinkError, Peer, Receiver, Sender
 from dni_fx.pipeline.stage import Stage
 
 __all__ = ["SharedWeights"]
@@ -22,18 +22,18 @@ class SharedWeights:
     """
 
     def __init__(self, stage: Stage, connection: Connection, sync: bool, refresh: int, timeout: float) -> None:
-        self.sync, self.refresh = sync, refresh
+        self.own, self.sync, self.refresh = connection.own, sync, refresh
         by_name = dict(stage.named_parameters())
         self._summed: list[tuple[dist.ProcessGroup, list[nn.Parameter]]] = []
         self._copies: list[tuple[Receiver, list[nn.Parameter]]] = []
         self._copied: list[tuple[Sender, list[nn.Parameter]]] = []
-        ranks, group = connection.ranks, connection.groups[2]
+        ranks, group = connection.ranks, connection.shared
         weights = [(weight, by_name[weight.names[stage.index]]) for weight in stage.shared]
         if sync:
             for holders, found in groupby(
                 sorted(weights, key=lambda w: sorted(w[0].names)), lambda w: sorted(w[0].names)
             ):
-                holding = groups.take([ranks[index] for index in holders])
+                holding = connection.take_group([ranks[index] for index in holders])
                 self._summed.append((holding, [p for _, p in found]))
             return
         # Exits use weights of later stages: the last stage that has a weight trains it.
@@ -57,14 +57,22 @@ class SharedWeights:
                         parameter.copy_(value)
 
     def pre_update(self) -> None:
-        """With `sync`, add the gradients up; else drop those of copies, which only follow."""
+        """With `sync`, add the gradients up; else drop those of copies, which only follow.
+
+        Raises:
+            LinkError: If another process is gone, or does not take part within the timeout.
+        """
         for _, parameters in self._copies:
             for parameter in parameters:
                 parameter.grad = None
         for group, parameters in self._summed:
             gradients = [_gradient(parameter) for parameter in parameters]
             for gradient in gradients:
-                dist.all_reduce(gradient, group=group)
+                try:
+                    dist.all_reduce(gradient, group=group)
+                except RuntimeError as error:
+                    what = f"a sum of gradients of several stages failed: {first_line(error)}"
+                    raise LinkError(what, self.own.stage) from None
 
     def post_update(self, updates: int) -> None:
         """Send the weights to those that have copies, unless they have not taken the last ones."""

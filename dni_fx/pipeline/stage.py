@@ -11,7 +11,16 @@ from torch import Tensor, fx, nn
 from dni_fx import ops
 from dni_fx.errors import DniFxError, described
 from dni_fx.partition import chain
-from dni_fx.runtime import Crossing, DecoupledModule, Exit, Part, keep_out_of_state_dict, part_graph, rewritten, segment_parts
+from dni_fx.runtime import (
+    Crossing,
+    DecoupledModule,
+    Exit,
+    Part,
+    keep_out_of_state_dict,
+    part_graph,
+    rewritten,
+    segment_parts,
+)
 
 __all__ = ["SharedWeight", "Stage", "stages"]
 

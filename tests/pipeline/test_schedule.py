@@ -22,6 +22,7 @@ from dni_fx.pipeline import ScheduleDecoupled, load, stages
         ({"loss_fn": None}, r"the last stage needs loss_fn"),
         ({"optimizer": None}, r"give optimizer=, or sync=True"),
         ({"optimizer": torch.optim.Adam}, "expected a torch optimizer"),
+        ({"sync": True, "elastic": True}, "elastic=True needs sync=False"),
         ({"stage": torch.nn.Linear(2, 2)}, r"expected one of dni_fx\.pipeline\.stages"),
     ],
 )
@@ -97,6 +98,14 @@ def test_outputs_and_losses(found: list[dict[str, Any]]) -> None:
     below, above = (here["unsynced"]["linear"] for here in found[:2])
     assert (below["sizes"], below["losses"]) == ([None, None], 0)
     assert (above["sizes"], above["losses"]) == ([8, 8], MICROBATCHES * STEPS)
+
+
+@pytest.mark.slow
+def test_a_slow_stage_slows_those_below(found: list[dict[str, Any]]) -> None:
+    """Few microbatches wait between two stages."""
+    passed, begun = (here["slow"] for here in found)
+    ahead = [sum(time < begin for time in passed) - k for k, begin in enumerate(begun)]
+    assert len(begun) == 30 and 3 <= max(ahead) <= 9
 
 
 @pytest.mark.slow

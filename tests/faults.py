@@ -1,0 +1,173 @@
+"""Three processes with a stage each, one of which stops: `python tests/faults.py FOLDER CASE...` runs cases at once.
+
+Each process is forked, ends as a program does, and writes what it prints to FOLDER/CASE.RANK; FOLDER/ended.json has the
+exit status of each.
+"""
+
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from in_stages import X, Y, loss_of, made
+from torch import Tensor, distributed
+
+from dni_fx import DniFxError
+from dni_fx.pipeline import ScheduleDecoupled, Stage, stages
+
+RANKS = 3
+ALL = -1
+TIMEOUT = 3.0
+STEPS = 10**6  # until another process stops
+LONGEST = 20.0  # seconds of a case
+
+
+class Case(NamedTuple):
+    """A net, the rank of the process that stops, and how it stops."""
+
+    net: str
+    rank: int
+    fault: "Callable[[ScheduleDecoupled], object]"
+    options: dict[str, Any] = {}
+    after: int = 3  # steps
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def kill(schedule: ScheduleDecoupled) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop(schedule: ScheduleDecoupled) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def interrupt(schedule: ScheduleDecoupled) -> None:
+    schedule.stage.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+
+def raise_in_loss(schedule: ScheduleDecoupled) -> None:
+    def failing(output: Tensor, target: Tensor) -> Tensor:
+        raise ValueError("no such class")
+
+    schedule.loss_fn = failing
+
+
+def end(schedule: ScheduleDecoupled) -> None:
+    distributed.destroy_process_group()
+    sys.exit()
+
+
+def close(schedule: ScheduleDecoupled) -> None:
+    try:
+        schedule.close()
+    except DniFxError as error:
+        say(str(error))
+    schedule.close()
+    try:
+        schedule.step(X, target=Y)
+    except DniFxError as error:
+        say(str(error))
+    sys.exit()
+
+
+def wait_to_be_killed(schedule: ScheduleDecoupled) -> None:
+    """The process that starts the others kills this one at some moment."""
+
+
+SYNC = {"sync": True}
+CASES = {
+    "killed": Case("unit", 0, kill),
+    "killed sync": Case("tail", 1, kill, SYNC),
+    "any 0": Case("unit", 0, wait_to_be_killed),
+    "any 1": Case("tail", 1, wait_to_be_killed, SYNC),
+    "any 2": Case("linear", 2, wait_to_be_killed),
+    "stopped": Case("linear", 1, stop),
+    "stopped sync": Case("tail", 2, stop, SYNC),
+    "loss": Case("linear", 2, raise_in_loss),
+    "interrupt": Case("unit", 1, interrupt),
+    "forgets": Case("unit", ALL, end),
+    "closes": Case("linear", 0, close),
+    "elastic": Case("tail", 1, kill, {"elastic": True}, after=8),
+}
+STAGES: dict[str, list[Stage]] = {}  # of each net, made before the processes are forked
+
+
+def run(case: Case, rank: int, store: str) -> None:
+    """Train a stage until a process stops."""
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
+    say("begins")
+    stage = STAGES[case.net][rank]
+    optimizer = torch.optim.SGD(stage.parameters(), 0.1)
+    schedule = ScheduleDecoupled(stage, 2, loss_of, optimizer=optimizer, timeout=TIMEOUT, **case.options)
+    warnings.simplefilter("always")
+    for step in range(20 if "elastic" in case.options else STEPS):
+        if step == case.after and case.rank in (rank, ALL):
+            case.fault(schedule)
+        try:
+            schedule.step(X, target=Y)
+        except DniFxError as error:
+            say(f"{type(error).__name__}: {error}")
+            break
+    else:
+        say(str({key: value for key, value in schedule.metrics().items() if key in ("updates", "dropped")}))
+    try:
+        schedule.step(X, target=Y)
+    except DniFxError as error:
+        say(str(error))
+
+
+def start(name: str, rank: int, folder: Path) -> int:
+    """Fork a process; return its number."""
+    output = os.open(folder / f"{name}.{rank}", os.O_CREAT | os.O_WRONLY)
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        run(CASES[name], rank, f"file://{folder}/{name}.store")
+        sys.exit()
+    os.close(output)
+    return pid
+
+
+def main(folder: Path, names: list[str]) -> None:
+    for net in {CASES[name].net for name in names}:
+        STAGES[net] = stages(made(net, RANKS))
+    gc.freeze()  # else the end of each process copies all pages
+    begin = time.monotonic()
+    running: dict[int, tuple[str, int]] = {}
+    for name in names:
+        for rank in range(RANKS):
+            running[start(name, rank, folder)] = name, rank
+    moments: dict[int, float] = {}
+    ended: dict[str, list[Any]] = {name: [None] * RANKS for name in names}
+    while running:
+        for pid, (name, rank) in list(running.items()):
+            fault, chosen, now = CASES[name].fault, CASES[name].rank == rank, time.monotonic()
+            if chosen and fault is wait_to_be_killed and (folder / f"{name}.{rank}").stat().st_size:
+                moments.setdefault(pid, now + random.uniform(0, 1))
+            is_alone = [other for other, _ in running.values()].count(name) == 1
+            if now > min(moments.get(pid, now), begin + LONGEST) or (chosen and fault is stop and is_alone):
+                os.kill(pid, signal.SIGKILL)
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                ended[name][rank] = os.waitstatus_to_exitcode(status)
+                del running[pid]
+        time.sleep(0.02)
+    (folder / "ended.json").write_text(json.dumps(ended))
+    os._exit(0)  # at once
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or list(CASES))

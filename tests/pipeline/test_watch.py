@@ -1,0 +1,30 @@
+"""Of what several processes say, the cause: not the process that only waited for another."""
+
+import pytest
+
+from dni_fx.pipeline.link import Peer
+from dni_fx.pipeline.watch import Report, cause
+
+PEERS = [Peer(stage, 10 + stage) for stage in range(4)]
+
+
+def silent(stage: int) -> Report:
+    return Report(f"{PEERS[stage]} sent nothing for 3 seconds", stage)
+
+
+@pytest.mark.parametrize(
+    ("reports", "line"),
+    [
+        ({0: silent(1)}, "stage 1 (rank 11) sent nothing for 3 seconds"),
+        ({0: silent(1), 1: silent(2)}, "stage 2 (rank 12) sent nothing for 3 seconds"),
+        ({1: silent(2), 2: silent(3), 0: silent(1)}, "stage 3 (rank 13) sent nothing for 3 seconds"),
+        ({0: silent(1), 2: Report("gone"), 1: silent(2)}, "gone"),
+        ({2: Report("gone"), 3: Report("later"), 0: silent(1)}, "gone"),
+        # The first says how long; the links of the others ended for that reason.
+        ({1: silent(2), 0: Report("stage 2 is gone", 2)}, "stage 2 (rank 12) sent nothing for 3 seconds"),
+        ({0: Report("no sum", 0), 1: Report("no sum", 1), 2: Report("no sum", 2)}, "stage 3 (rank 13) does not answer"),
+        ({0: silent(1), 1: silent(0), 2: silent(0), 3: silent(2)}, "stage 1 (rank 11) sent nothing for 3 seconds"),
+    ],
+)
+def test_cause(reports: dict[int, Report], line: str) -> None:
+    assert cause(PEERS[0], reports, [peer for peer in PEERS[1:] if peer.stage not in reports]) == line
