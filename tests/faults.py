@@ -82,6 +82,13 @@ def close(schedule: ScheduleDecoupled) -> None:
     sys.exit()
 
 
+def close_early(schedule: ScheduleDecoupled) -> None:
+    """The last stage takes one step less than the others."""
+    if not schedule.stage.is_last:
+        schedule.step(X, target=Y)
+    close(schedule)
+
+
 def wait_to_be_killed(schedule: ScheduleDecoupled) -> None:
     """The process that starts the others kills this one at some moment."""
 
@@ -99,6 +106,7 @@ CASES = {
     "interrupt": Case("unit", 1, interrupt),
     "forgets": Case("unit", ALL, end),
     "closes": Case("linear", 0, close),
+    "closes early": Case("unit", ALL, close_early),
     "elastic": Case("tail", 1, kill, {"elastic": True}, after=8),
 }
 STAGES: dict[str, list[Stage]] = {}  # of each net, made before the processes are forked

@@ -81,6 +81,13 @@ def test_one_process_closes(found: Found) -> None:
 
 
 @pytest.mark.slow
+def test_one_process_takes_fewer_steps(found: Found) -> None:
+    line = "stage 1 (rank 1) sent 2 microbatches more than stage 2 (rank 2) took: call step() equally often in all"
+    for status, lines in found["closes early"]:
+        assert status == 0 and lines == [f"{line} processes", "the schedule is closed: make a new one"]
+
+
+@pytest.mark.slow
 def test_elastic(found: Found) -> None:
     """The stage below drops what it cannot send, and the one above trains on what it has."""
     below, _, above = found["elastic"]
