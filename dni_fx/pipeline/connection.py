@@ -14,7 +14,7 @@ from dni_fx.errors import DniFxError, PeerError, first_line
 from dni_fx.pipeline import groups
 from dni_fx.pipeline.link import EQUALLY_OFTEN, LinkError, Peer, Receiver, Sender, break_off
 from dni_fx.pipeline.stage import Stage
-from dni_fx.pipeline.watch import Report, Watch, late
+from dni_fx.pipeline.watch import Report, Watch
 
 __all__ = ["Connection", "Description", "check_descriptions"]
 
@@ -66,6 +66,11 @@ class Connection:
         everyone = group or dist.group.WORLD
         if not dist.is_initialized() or everyone is None:
             raise DniFxError("call torch.distributed.init_process_group(), and start the program by torchrun")
+        if "cpu:gloo" not in (backend := dist.get_backend_config(everyone)):
+            raise DniFxError(
+                f"the process group has the backend {backend}; the messages of a pipeline need gloo, too:"
+                ' call init_process_group("cpu:gloo,cuda:nccl")'
+            )
         self.timeout, self.elastic = timeout, elastic
         self.failure: BaseException | None = None
         self.learns_below = False
@@ -172,7 +177,8 @@ class Connection:
         while waiting := [link for link in waiting if not link.end()]:
             self.check()
             if time.monotonic() > end:
-                raise late(waiting[0].peer, self.timeout)
+                peer = waiting[0].peer
+                raise LinkError(self.watch.late(peer), peer.stage)
             time.sleep(0.005)
         self.check()
         for link in self._links:

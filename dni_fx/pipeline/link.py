@@ -24,7 +24,7 @@ LIMIT = 2  # messages on each side of a link that wait for the other side
 
 _FOREVER = timedelta(days=365)  # a thread waits for the next message; who asks for it has a timeout
 
-_NEVER_SENT = 2**30  # the tag of a message that nobody sends
+_NEVER_SENT = 2**30  # the tag of no message
 
 _HEADER = 4096  # bytes of the message before the tensors: shapes, dtypes, and the values that are no tensors
 

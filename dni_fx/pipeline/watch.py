@@ -108,7 +108,10 @@ class Watch:
             self.check()
             for peer in self.peers:
                 if peer.stage in self._listening:
-                    raise late(peer, seconds)
+                    raise LinkError(self.late(peer), peer.stage)
+
+    def late(self, peer: Peer) -> str:
+        return f"{self.own} has closed its schedule, but {peer} has not within {self.timeout:g} seconds"
 
     def abandon(self) -> None:
         """Wait for no process any more; for the end of the program."""
@@ -150,10 +153,6 @@ class Watch:
             self.reports.setdefault(peer.stage, report)
             self._changed.notify_all()
         self._on_failure()
-
-
-def late(peer: Peer, seconds: float) -> LinkError:
-    return LinkError(f"{peer} has not closed its schedule within {seconds:g} seconds", peer.stage)
 
 
 def cause(own: Peer, reports: Mapping[int, Report], silent: Sequence[Peer]) -> str:

@@ -29,7 +29,7 @@ def test_what_does_not_fit() -> None:
         Batch(first, 9, [X], None, {})
     with pytest.raises(DniFxError, match=r"the first stage needs the arguments of the net"):
         Batch(first, 2, [], None, {})
-    with pytest.raises(DniFxError, match="unknown argument mask"):
+    with pytest.raises(DniFxError, match="the net has no argument mask"):
         Batch(first, 2, [X], None, {"mask": X})
     batch = Batch(last, 1, [], Y, {})
     batch.given = [X]
