@@ -36,7 +36,7 @@ import pipeline_report
 import runs
 import torch
 import torch.distributed as dist
-from pipeline_decoupled import DECOUPLED
+from pipeline_decoupled import DECOUPLED, Decoupled
 from pipeline_net import Clock, Setting, Trainee
 from pipeline_report import MICROBATCH, Case
 from pipeline_rivals import RIVALS
@@ -181,6 +181,9 @@ class Bench:
         return found
 
     def close(self) -> None:
+        for trainee in self.trainees.values():
+            if isinstance(trainee, Decoupled):
+                trainee.close()
         self.links.stop()
         self.links.link = pipeline_links.Link()
         dist.barrier()

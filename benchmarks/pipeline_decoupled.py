@@ -60,6 +60,8 @@ class Decoupled:
         for _ in range(self.rank if self.ahead and not self.sync else 0):
             self.schedule.step(self.last[0], target=self.last[1])
         self.ahead = False
+
+    def close(self) -> None:
         self.schedule.close()
 
     def state(self) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -22,6 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from dni_fx.pipeline import link
+
 _isend = dist.isend  # gloo's, which stays reachable when `install` replaces it
 
 
@@ -60,6 +62,7 @@ class Links:
         isend = self.isend  # one object: torch compares operations by identity
         dist.isend = distributed_c10d.isend = isend
         dist.send = distributed_c10d.send = self.send
+        link.post = self.post
 
     def isend(
         self, tensor: Tensor, dst: int | None = None, group: Any = None, tag: int = 0, group_dst: int | None = None
@@ -80,6 +83,10 @@ class Links:
         self, tensor: Tensor, dst: int | None = None, group: Any = None, tag: int = 0, group_dst: int | None = None
     ) -> None:
         self.isend(tensor, dst, group, tag, group_dst).wait()
+
+    def post(self, tensor: Tensor, peer: link.Peer, group: Any, tag: int) -> Any:
+        """In the place of `dni_fx.pipeline.link.post`."""
+        return self.isend(tensor, group=group, tag=tag, group_dst=peer.stage)
 
     def stop(self) -> None:
         """Wait until the last message has arrived; end the threads."""
