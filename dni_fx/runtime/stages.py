@@ -141,7 +141,8 @@ def part_graph(net: DecoupledModule, part: Part, kept: Sequence[fx.Node] | None 
         return copies[node]
 
     for node in part.own:
-        copied(node)
+        if node.op != "get_attr":  # which a later part may use alone
+            copied(node)
     if part.passed is not None:
         results: Any = tuple(copies[node] for node in part.passed)
         if kept is not None:
