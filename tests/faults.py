@@ -30,12 +30,15 @@ STEPS = 10**6  # until another process stops
 LONGEST = 20.0  # seconds of a case
 
 
+Fault = Callable[[ScheduleDecoupled], object]
+
+
 class Case(NamedTuple):
     """A net, the rank of the process that stops, and how it stops."""
 
     net: str
     rank: int
-    fault: "Callable[[ScheduleDecoupled], object]"
+    fault: Fault
     options: dict[str, Any] = {}
     after: int = 3  # steps
 
@@ -149,6 +152,14 @@ def start(name: str, rank: int, folder: Path) -> int:
     return pid
 
 
+def is_ready(fault: Fault, path: Path) -> bool:
+    """Whether a process has begun, and so can be killed; one that does not respond, while the others end."""
+    texts = [path.with_name(f"{path.name}.{rank}").read_text() for rank in range(RANKS)]
+    if fault is stop:
+        return sum("stopped before" in text for text in texts) == RANKS - 1
+    return fault is wait_to_be_killed and all(texts)
+
+
 def main(folder: Path, names: list[str]) -> None:
     for net in {CASES[name].net for name in names}:
         STAGES[net] = stages(made(net, RANKS))
@@ -162,11 +173,10 @@ def main(folder: Path, names: list[str]) -> None:
     ended: dict[str, list[Any]] = {name: [None] * RANKS for name in names}
     while running:
         for pid, (name, rank) in list(running.items()):
-            fault, chosen, now = CASES[name].fault, CASES[name].rank == rank, time.monotonic()
-            if chosen and fault is wait_to_be_killed and (folder / f"{name}.{rank}").stat().st_size:
-                moments.setdefault(pid, now + random.uniform(0, 1))
-            is_alone = [other for other, _ in running.values()].count(name) == 1
-            if now > min(moments.get(pid, now), begin + LONGEST) or (chosen and fault is stop and is_alone):
+            now = time.monotonic()
+            if CASES[name].rank == rank and is_ready(CASES[name].fault, folder / name):
+                moments.setdefault(pid, now + (random.uniform(0, 1) if CASES[name].fault is wait_to_be_killed else 0))
+            if now > min(moments.get(pid, now), begin + LONGEST):
                 os.kill(pid, signal.SIGKILL)
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
