@@ -126,6 +126,7 @@ def run(case: Case, rank: int, store: str) -> None:
     for step in range(20 if "elastic" in case.options else STEPS):
         if step == case.after and case.rank in (rank, ALL):
             case.fault(schedule)
+        time.sleep(0.01)  # the processes of other cases need the processor, too
         try:
             schedule.step(X, target=Y)
         except DniFxError as error:
