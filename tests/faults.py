@@ -98,11 +98,9 @@ def wait_to_be_killed(schedule: ScheduleDecoupled) -> None:
 
 SYNC = {"sync": True}
 CASES = {
-    "killed": Case("unit", 0, kill),
-    "killed sync": Case("tail", 1, kill, SYNC),
-    "any 0": Case("unit", 0, wait_to_be_killed),
-    "any 1": Case("tail", 1, wait_to_be_killed, SYNC),
-    "any 2": Case("linear", 2, wait_to_be_killed),
+    "killed 0": Case("unit", 0, wait_to_be_killed),
+    "killed 1": Case("tail", 1, wait_to_be_killed, SYNC),
+    "killed 2": Case("linear", 2, wait_to_be_killed),
     "stopped": Case("linear", 1, stop),
     "stopped sync": Case("tail", 2, stop, SYNC),
     "loss": Case("linear", 2, raise_in_loss),
