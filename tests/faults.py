@@ -31,12 +31,15 @@ LONGEST = 40.0  # seconds of a case
 AT_ONCE = 5  # cases
 
 
+Fault = Callable[[ScheduleDecoupled], object]
+
+
 class Case(NamedTuple):
     """A net, the rank of the process that stops, and how it stops."""
 
     net: str
     rank: int
-    fault: "Callable[[ScheduleDecoupled], object]"
+    fault: Fault
     options: dict[str, Any] = {}
     after: int = 3  # steps
 
@@ -96,11 +99,9 @@ def wait_to_be_killed(schedule: ScheduleDecoupled) -> None:
 
 SYNC = {"sync": True}
 CASES = {
-    "killed": Case("unit", 0, kill),
-    "killed sync": Case("tail", 1, kill, SYNC),
-    "any 0": Case("unit", 0, wait_to_be_killed),
-    "any 1": Case("tail", 1, wait_to_be_killed, SYNC),
-    "any 2": Case("linear", 2, wait_to_be_killed),
+    "killed 0": Case("unit", 0, wait_to_be_killed),
+    "killed 1": Case("tail", 1, wait_to_be_killed, SYNC),
+    "killed 2": Case("linear", 2, wait_to_be_killed),
     "stopped": Case("linear", 1, stop),
     "stopped sync": Case("tail", 2, stop, SYNC),
     "loss": Case("linear", 2, raise_in_loss),
@@ -151,6 +152,14 @@ def start(name: str, rank: int, folder: Path) -> int:
     return pid
 
 
+def is_ready(fault: Fault, path: Path) -> bool:
+    """Whether a process has begun, and so can be killed; one that does not respond, while the others end."""
+    texts = [path.with_name(f"{path.name}.{rank}").read_text() for rank in range(RANKS)]
+    if fault is stop:
+        return sum("stopped before" in text for text in texts) == RANKS - 1
+    return fault is wait_to_be_killed and all(texts)
+
+
 def main(folder: Path, names: list[str]) -> None:
     for net in {CASES[name].net for name in names}:
         STAGES[net] = stages(made(net, RANKS))
@@ -173,11 +182,10 @@ def ends(folder: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     ended: dict[str, list[Any]] = {name: [None] * RANKS for name in names}
     while running:
         for pid, (name, rank) in list(running.items()):
-            fault, chosen, now = CASES[name].fault, CASES[name].rank == rank, time.monotonic()
-            if chosen and fault is wait_to_be_killed and (folder / f"{name}.{rank}").stat().st_size:
-                moments.setdefault(pid, now + random.uniform(0, 1))
-            is_alone = [other for other, _ in running.values()].count(name) == 1
-            if now > min(moments.get(pid, now), begin + LONGEST) or (chosen and fault is stop and is_alone):
+            now = time.monotonic()
+            if CASES[name].rank == rank and is_ready(CASES[name].fault, folder / name):
+                moments.setdefault(pid, now + (random.uniform(0, 1) if CASES[name].fault is wait_to_be_killed else 0))
+            if now > min(moments.get(pid, now), begin + LONGEST):
                 os.kill(pid, signal.SIGKILL)
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:

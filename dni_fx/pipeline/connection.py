@@ -185,7 +185,6 @@ class Connection:
             if isinstance(link, Receiver) and link.peer.stage < self.own.stage and link.dropped:
                 what = f"{link.peer} sent {link.dropped} microbatches more than {self.own} took"
                 raise LinkError(f"{what}: {EQUALLY_OFTEN}", None)
-        self.watch.end()
         self.watch.wait(max(0.0, end - time.monotonic()))
 
     def _break_off(self) -> None:

@@ -1,14 +1,10 @@
 """Weights that several stages have: with `sync` their gradients are added up; else exits have copies, renewed."""
 
-from itertools import groupby
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from dni_fx.errors import first_line
 from dni_fx.pipeline.connection import Connection
-from dni_fx.pipeline.link import LinkError, Peer, Receiver, Sender
+from dni_fx.pipeline.link import Peer, Receiver, Sender
 from dni_fx.pipeline.stage import Stage
 
 __all__ = ["SharedWeights"]
@@ -22,30 +18,30 @@ class SharedWeights:
     """
 
     def __init__(self, stage: Stage, connection: Connection, sync: bool, refresh: int, timeout: float) -> None:
-        self.own, self.sync, self.refresh = connection.own, sync, refresh
-        by_name = dict(stage.named_parameters())
-        self._summed: list[tuple[dist.ProcessGroup, list[nn.Parameter]]] = []
+        self.own, self.refresh = connection.own.stage, refresh
+        self._added: list[tuple[Sender, Receiver, list[nn.Parameter]]] = []
         self._copies: list[tuple[Receiver, list[nn.Parameter]]] = []
         self._copied: list[tuple[Sender, list[nn.Parameter]]] = []
-        ranks, group = connection.ranks, connection.shared
+        by_name = dict(stage.named_parameters())
         weights = [(weight, by_name[weight.names[stage.index]]) for weight in stage.shared]
-        if sync:
-            for holders, found in groupby(
-                sorted(weights, key=lambda w: sorted(w[0].names)), lambda w: sorted(w[0].names)
-            ):
-                holding = connection.take_group([ranks[index] for index in holders])
-                self._summed.append((holding, [p for _, p in found]))
-            return
-        # Exits use weights of later stages: the last stage that has a weight trains it.
+        device = next((p.device for _, p in weights), torch.device("cpu"))
         for index in range(stage.count):
-            lent = [p for w, p in weights if index in w.names and w.owners[-1] == stage.index != index]
-            if lent:
-                self._copied.append((Sender(Peer(index, ranks[index]), group, timeout, 1), lent))
-            borrowed = [p for w, p in weights if w.owners[-1] == index != stage.index]
-            if borrowed:
-                device = borrowed[0].device
-                self._copies.append((Receiver(Peer(index, ranks[index]), group, device, timeout), borrowed))
-
+            peer, link = Peer(index, connection.ranks[index]), (connection.shared, timeout, 1)
+            receiving = connection.shared, device, timeout
+            common = [p for w, p in weights if index in w.names]
+            # Exits use weights of later stages: the last stage that uses a weight in its own segments trains it.
+            lent = [p for w, p in weights if index in w.names and w.owners[-1] == stage.index]
+            borrowed = [p for w, p in weights if w.owners[-1] == index]
+            if index == stage.index:
+                continue
+            if sync and common:
+                self._added.append((Sender(peer, *link), Receiver(peer, *receiving), common))
+            if not sync and lent:
+                self._copied.append((Sender(peer, *link), lent))
+            if not sync and borrowed:
+                self._copies.append((Receiver(peer, *receiving), borrowed))
+        for sender, receiver, _ in self._added:
+            connection.others += [sender, receiver]
         connection.others += [*(sender for sender, _ in self._copied), *(receiver for receiver, _ in self._copies)]
 
     def pre_run(self) -> None:
@@ -65,14 +61,14 @@ class SharedWeights:
         for _, parameters in self._copies:
             for parameter in parameters:
                 parameter.grad = None
-        for group, parameters in self._summed:
-            gradients = [_gradient(parameter) for parameter in parameters]
-            for gradient in gradients:
-                try:
-                    dist.all_reduce(gradient, group=group)
-                except RuntimeError as error:
-                    what = f"a sum of gradients of several stages failed: {first_line(error)}"
-                    raise LinkError(what, self.own.stage) from None
+        for sender, _, parameters in self._added:
+            sender.send([_gradient(parameter).clone() for parameter in parameters])
+        parts: dict[nn.Parameter, dict[int, Tensor]] = {}
+        for sender, receiver, parameters in self._added:
+            for parameter, gradient in zip(parameters, receiver.take(), strict=True):
+                parts.setdefault(parameter, {self.own: _gradient(parameter)})[sender.peer.stage] = gradient
+        for parameter, gradients in parts.items():  # in the order of the stages: then all sums are the same
+            parameter.grad = torch.stack([gradients[index] for index in sorted(gradients)]).sum(0)
 
     def post_update(self, updates: int) -> None:
         """Send the weights to those that have copies, unless they have not taken the last ones."""

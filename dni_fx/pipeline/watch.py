@@ -87,28 +87,28 @@ class Watch:
             if needs_cause:
                 self._changed.wait_for(self._is_clear, _SECONDS)
             text = cause(self.own, self.reports, [peer for peer in self.peers if peer.stage in self._listening])
-        end = time.monotonic() + _SECONDS
-        while not self.end() and time.monotonic() < end:
-            time.sleep(0.01)
+        self._flush()
         return text
 
     def end(self) -> bool:
-        """Tell all others that this process ends; return whether all that are there know it."""
+        """Send the last message to all others; return whether it is sent, but to those that are gone."""
         ended = [sender.end() for sender in self._senders]
         return all(ended)
 
     def wait(self, seconds: float) -> None:
-        """Wait until all others have ended.
+        """Tell all others that this process ends, and wait until all have ended.
 
         Raises:
             LinkError: If one has stopped, or does not end within the seconds.
         """
+        self.end()
         with self._changed:
             self._changed.wait_for(lambda: self.reports or not self._listening, seconds)
             self.check()
             for peer in self.peers:
                 if peer.stage in self._listening:
                     raise LinkError(self.late(peer), peer.stage)
+        self._flush()
 
     def late(self, peer: Peer) -> str:
         return f"{self.own} has closed its schedule, but {peer} has not within {self.timeout:g} seconds"
@@ -120,6 +120,12 @@ class Watch:
             break_off(self.group)
             with self._changed:
                 self._changed.wait_for(lambda: not self._listening, _SECONDS)
+
+    def _flush(self) -> None:
+        """Wait until the last messages are sent: after that the program may end."""
+        end = time.monotonic() + _SECONDS
+        while not self.end() and time.monotonic() < end:
+            time.sleep(0.005)
 
     def _missing(self) -> list[Peer]:
         return [peer for peer in self.peers if peer.stage not in self._descriptions]
@@ -177,4 +183,4 @@ def cause(own: Peer, reports: Mapping[int, Report], silent: Sequence[Peer]) -> s
         return next(report.text for report in reports.values() if report.suspect == stage)
     if silent:  # for a sum of gradients, in which one is missing
         return f"{silent[0]} does not answer"
-    return reports[own.stage].text
+    return next(iter(reports.values())).text

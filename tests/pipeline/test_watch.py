@@ -23,7 +23,7 @@ def silent(stage: int) -> Report:
         # The first says how long; the links of the others ended for that reason.
         ({1: silent(2), 0: Report("stage 2 is gone", 2)}, "stage 2 (rank 12) sent nothing for 3 seconds"),
         ({0: Report("no sum", 0), 1: Report("no sum", 1), 2: Report("no sum", 2)}, "stage 3 (rank 13) does not answer"),
-        ({0: silent(1), 1: silent(0), 2: silent(0), 3: silent(2)}, "stage 1 (rank 11) sent nothing for 3 seconds"),
+        ({2: silent(0), 0: silent(1), 1: silent(0), 3: silent(2)}, "stage 0 (rank 10) sent nothing for 3 seconds"),
     ],
 )
 def test_cause(reports: dict[int, Report], line: str) -> None:
