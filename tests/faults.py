@@ -28,7 +28,7 @@ ALL = -1
 TIMEOUT = 3.0
 STEPS = 10**6  # until another process stops
 LONGEST = 40.0  # seconds of a case
-AT_ONCE = 5  # cases
+AT_ONCE = 6  # cases
 
 
 Fault = Callable[[ScheduleDecoupled], object]

@@ -64,8 +64,11 @@ def random_order(graph: fx.Graph, choice: random.Random) -> list[str]:
     flow: nx.DiGraph[str] = nx.DiGraph(list(kept.pairs))
     flow.add_edges_from((source.name, node.name) for node in graph.nodes for source in node.all_input_nodes)
     flow.add_nodes_from(node.name for node in graph.nodes)
-    ends = {"placeholder": -1.0, "output": 2.0}
-    rank = {node.name: ends.get(node.op, choice.random()) for node in graph.nodes}
+    ends = {"placeholder": -len(graph.nodes), "output": 2}  # the inputs stay in order
+    rank = {
+        node.name: ends.get(node.op, choice.random()) + k * (node.op == "placeholder")
+        for k, node in enumerate(graph.nodes)
+    }
     return list(nx.lexicographical_topological_sort(flow, rank.__getitem__))
 
 

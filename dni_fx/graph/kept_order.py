@@ -50,6 +50,9 @@ class KeptOrder:
             return "it does not name each node once"
         if self.whole and list(names) != traced:
             return self.whole
+        inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
+        if sorted(inputs, key=place.__getitem__) != inputs:
+            return "the inputs are in another order"
         uses = ((source.name, node.name) for node in graph.nodes for source in node.all_input_nodes)
         for before, after in itertools.chain(uses, self.pairs):
             if place[before] > place[after]:

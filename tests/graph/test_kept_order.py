@@ -122,3 +122,14 @@ def test_the_check_of_a_fixed_argument_keeps_nothing() -> None:
     module = capture(Fixed(), to_inputs((torch.rand(4, 6), 2.0), None), "fx").module
     assert "specialised" in {node.name for node in module.graph.nodes}
     assert kept_order(module.graph).reason == ""
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return 2 * x + y
+
+
+def test_inputs_stay_in_order() -> None:
+    graph = capture(Pair(), to_inputs((torch.rand(2, 3), torch.rand(2, 3)), None), "fx", compare=False).module.graph
+    x, y, *rest = [node.name for node in graph.nodes]
+    assert kept_order(graph).forbids(graph, [y, x, *rest]) == "the inputs are in another order"
