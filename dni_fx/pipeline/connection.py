@@ -98,7 +98,7 @@ class Connection:
         own = Description(stage.index, rank, stage.count, microbatches, sync, net, stage.takes, stage.gives, learns)
         found = self.watch.exchange(own)
         check_descriptions(found)
-        up, down, self.shared = (self.take_group(self.ranks) for _ in range(3))
+        up, down, self.shared = (self._take_group() for _ in range(3))
         device = next((p.device for p in stage.parameters()), torch.device("cpu"))
         waiting = {"limit": microbatches} if sync else {}  # else each of two neighbours could wait for the other
         if index > 0:
@@ -113,13 +113,13 @@ class Connection:
             self.targets = Receiver(peer, down, device, self.timeout, **waiting)
             self._links += [self.to_above, self.targets]
 
-    def take_group(self, ranks: Sequence[int]) -> dist.ProcessGroup:
-        """A group of these ranks, until this connection ends.
+    def _take_group(self) -> dist.ProcessGroup:
+        """A group of all processes of the pipeline, until this connection ends.
 
         Raises:
             LinkError: If they do not connect.
         """
-        key = groups.Key(tuple(ranks), self.timeout)
+        key = groups.Key(tuple(self.ranks), self.timeout)
         try:
             group = groups.take(key)
         except RuntimeError as error:

@@ -138,7 +138,8 @@ class ScheduleDecoupled:
         Where synthesizers learn from the stage above: the number of its gradients, of those that came too late, and
         their mean and greatest age in microbatches. With `elastic`: the number of activations that no stage took.
         """
-        sent = {} if self._connection is None else self._connection.bytes()
+        none = dict.fromkeys(("bytes_up", "bytes_down", "bytes_weights"), 0)
+        sent = none if self._connection is None else self._connection.bytes()
         waited = self._waited / self._total if self._total else 0.0
         learned = self.targets.metrics() if self.targets.wanted else {}
         dropped = {"dropped": self._dropped} if self.elastic else {}

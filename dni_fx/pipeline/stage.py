@@ -47,7 +47,8 @@ class Cut:
         crossings: The modules of its synthesizers, in the order of its tensors.
         exit: Its exit; None: synthesizers predict.
         places: The place of each of its tensors among the values that the stage passes on; None: it is not used.
-        predictions: A graph that predicts the gradients again, from the values that the stage keeps.
+        predictions: A graph that predicts the gradients again, from the values that the stage keeps; with an exit,
+            an empty one.
     """
 
     segment: ops.Segment
@@ -88,7 +89,7 @@ class Stage(fx.GraphModule):
 
     def __init__(self, net: DecoupledModule, part: Part, index: int, count: int) -> None:
         cut = part.cut if part.passed is not None else None
-        kept = None if cut is None else _kept(cut)
+        kept = None if cut is None else _kept(net, cut)
         super().__init__(net, part_graph(net, part, kept), "Stage")
         keep_out_of_state_dict(net, self)
         self.index, self.count = index, count
@@ -187,9 +188,16 @@ def _sizes(loads: Sequence[float], count: int) -> list[int]:
     return [end - begin for begin, end in zip([0, *cuts], [*cuts, len(loads)], strict=True)]
 
 
-def _kept(cut: fx.Node) -> list[fx.Node]:
-    """The nodes from whose values the gradients at a cut are predicted: its tensors, detached, and others."""
-    if cut.target is ops.decouple_unit:
+def _segment_below(net: DecoupledModule, cut: fx.Node) -> ops.Segment:
+    arguments: Any = cut.args
+    segment: Any = net.get_submodule(arguments[4 if cut.target is ops.decouple_unit else 3].target)
+    found: ops.Segment = segment
+    return found
+
+
+def _kept(net: DecoupledModule, cut: fx.Node) -> list[fx.Node]:
+    """The nodes from whose values synthesizers predict at a cut: its tensors, detached, and others; none for exits."""
+    if _segment_below(net, cut).index in net.dni.exits:
         return []
     arguments: Any = cut.args
     detached, predictions = arguments[1], arguments[2]
@@ -198,16 +206,15 @@ def _kept(cut: fx.Node) -> list[fx.Node]:
 
 
 def _cut(net: DecoupledModule, cut: fx.Node, kept: Sequence[fx.Node], passed: Sequence[fx.Node]) -> Cut:
-    is_unit = cut.target is ops.decouple_unit
     arguments: Any = cut.args
-    segment: Any = net.get_submodule(arguments[4 if is_unit else 3].target)
-    predictions = (arguments[3],) if is_unit else arguments[2]
+    segment = _segment_below(net, cut)
+    predictions = (arguments[3],) if cut.target is ops.decouple_unit else arguments[2]
     results = {node.args[1]: node for node in cut.users}
     places = tuple(passed.index(results[i]) if results.get(i) in passed else None for i in range(len(predictions)))
     crossings: Any = tuple(net.get_submodule(node.target) for node in predictions)
     graph = fx.Graph()
     copies = {node: graph.placeholder(f"kept{index}") for index, node in enumerate(kept)}
-    if not is_unit:
+    if kept:
         graph.output(tuple(graph.node_copy(node, lambda n: copies[n]) for node in predictions))
     exit = net.dni.exits.get(segment.index)
     return Cut(segment, crossings, exit, places, fx.GraphModule(net, graph, "Predictions"))

@@ -158,9 +158,13 @@ class Exit(nn.Module):
     def trained_in_units(self, borrowed: Sequence[Any]) -> list[nn.Parameter]:
         """The parameters that the exit trains in units that run once.
 
+        Where no target comes, the segment above does not train the units, so the exit does in any case.
+
         Args:
             borrowed: The modules and parameters that the units use.
         """
+        if self.trains_at_once:
+            return _parameters(borrowed)
         trains = self.plan.trains and not (self.plan.frozen_units or self.is_off)
         return _parameters(borrowed) if trains else []
 

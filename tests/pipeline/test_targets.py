@@ -1,8 +1,12 @@
 """Gradients that come too late are dropped, and counted; a state that goes from call to call is refused."""
 
+import pytest
 import torch
-from in_stages import X, made
+from in_stages import X, Y, made
+from nets import NormedResidual
+from torch import nn
 
+import dni_fx
 from dni_fx.pipeline import stages
 from dni_fx.pipeline.targets import Targets
 
@@ -21,3 +25,23 @@ def test_an_exit_wants_no_gradients() -> None:
     stage = stages(made("unit"))[0]
     assert not Targets(stage, False, 2).wanted and Targets(stage, True, 2).wanted
     assert not Targets(stages(made("linear"))[1], True, 2).wanted
+
+
+@pytest.mark.parametrize(
+    "options", ["", "weights='copy'", "weights='readonly'", "frozen_units=True", "units=0", "units=2", "units='all'"]
+)
+def test_without_gradients_from_above_a_stage_trains_all_of_its_weights(options: str) -> None:
+    """Also those of the units above the cut, which the segment above trains in one process."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(NormedResidual() for _ in range(4)), nn.Linear(8, 3))
+    exit = {"synthesizer": f"exit({options})" if options else "auto", "loss": "cross_entropy"}
+    net = dni_fx.transform(model, X[:2], cuts=["0"], verify=False, **exit).train()
+    below, above = stages(net)
+    Targets(below, False, 2)
+    below(X, Y)
+    borrowed = {weight.names[0] for weight in below.shared}
+    own = {key: p for key, p in below.named_parameters() if key not in borrowed and not key.startswith("dni.")}
+    assert "0.inner.weight" in own
+    assert set(own) | {key for key, _ in above.named_parameters()} == dict(model.named_parameters()).keys()
+    for key, parameter in own.items():
+        assert parameter.grad is not None and parameter.grad.any(), key
