@@ -51,10 +51,11 @@ Result = dict[str, Any]
 
 
 def cases(ranks: int, arguments: argparse.Namespace) -> Iterator[Case]:
-    """All numbers of micro-batches on a free link; the links and the uneven stages with one number of them."""
+    """All numbers of micro-batches on a free and on a slow link; other links and uneven stages with one of them."""
     base = Case(ranks, arguments.middle, arguments.width)
     for m in arguments.microbatches:
         yield dataclasses.replace(base, microbatches=m)
+        yield dataclasses.replace(base, microbatches=m, milliseconds=pipeline_report.LINKS[-1][0])
     first = -1 if arguments.quick else 0
     for milliseconds, megabytes in pipeline_report.LINKS[first:]:
         yield dataclasses.replace(base, milliseconds=milliseconds, megabytes=megabytes)

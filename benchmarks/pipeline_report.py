@@ -3,7 +3,8 @@
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import runs
 MICROBATCH = 256  # samples
 Result = dict[str, Any]
 Ways = dict[str, Result]
+OURS = ("decoupled, exits", "decoupled, linear")  # without sync
 LINKS = [(milliseconds, megabytes) for milliseconds in (0, 5, 20) for megabytes in (0, 100, 10)]
 STAGES = ["lower 30 % larger", "upper 30 % larger", "last at half speed"]
 
@@ -45,14 +47,19 @@ def report(path: Path) -> Iterator[str]:
         if ranks > (os.cpu_count() or 1):
             yield "There are more processes than cores: waits for a core count as computing.\n"
         yield from table_of_microbatches({case: ways for case, ways in own.items() if plain(case)})
-        delayed = {case: ways for case, ways in own.items() if case.stages == "even" and same_count(case, own)}
+        latency = LINKS[-1][0]
+        slow = {case: ways for case, ways in own.items() if (case.milliseconds, case.megabytes) == (latency, 0)}
+        if len(slow) > 1:
+            yield f"### A link with {latency} ms: samples a second (bubble)\n"
+            by_microbatches = dict(sorted(slow.items(), key=lambda item: item[0].microbatches))
+            yield from table_of_cases(by_microbatches, lambda case: f"{case.microbatches} micro-batches")
+        m = Counter(case.microbatches for case in own if not plain(case)).most_common(1)[0][0]
+        delayed = {case: ways for case, ways in own.items() if case.stages == "even" and case.microbatches == m}
         if len(delayed) > 1:
-            m = next(iter(delayed)).microbatches
             yield f"### A link with latency and bandwidth, {m} micro-batches: samples a second (bubble)\n"
-            yield from table_of_cases(delayed, link_name)
-        uneven = {case: ways for case, ways in own.items() if free(case) and same_count(case, own)}
+            yield from table_of_cases(dict(sorted(delayed.items(), key=lambda item: link_of(item[0]))), link_name)
+        uneven = {case: ways for case, ways in own.items() if free(case) and case.microbatches == m}
         if len(uneven) > 1:
-            m = next(iter(uneven)).microbatches
             yield f"### Uneven stages, {m} micro-batches: samples a second (bubble)\n"
             yield from table_of_cases(uneven, lambda case: case.stages)
 
@@ -65,9 +72,9 @@ def plain(case: Case) -> bool:
     return free(case) and case.stages == "even"
 
 
-def same_count(case: Case, cases: Iterable[Case]) -> bool:
-    """Whether a case has the number of micro-batches of the links and the uneven stages."""
-    return case.microbatches in {other.microbatches for other in cases if not plain(other)}
+def link_of(case: Case) -> tuple[int, float]:
+    """For sorting: slower links last."""
+    return case.milliseconds, 1 / case.megabytes if case.megabytes else 0
 
 
 def link_name(case: Case) -> str:
@@ -95,6 +102,21 @@ def table_of_microbatches(found: dict[Case, Ways]) -> Iterator[str]:
     yield from refusals(found)
 
 
+def lead(ways: Ways) -> str:
+    """The samples a second of the best decoupled way without sync, as a multiple of those of the best other pipeline.
+
+    Per round, the ratio of the best of each; then the median, 10th and 90th percentile.
+    """
+    own = [result["seconds"] for way, result in ways.items() if way in OURS]
+    rivals = [
+        result["seconds"]
+        for way, result in ways.items()
+        if way not in OURS and way not in ("one process", "decoupled, linear, sync") and "refused" not in result
+    ]
+    best, other = min(own, key=statistics.median), min(rivals, key=statistics.median)
+    return runs.ratio(other, best)
+
+
 def table_of_cases(found: dict[Case, Ways], name: Callable[[Case], str]) -> Iterator[str]:
     yield "| way | " + " | ".join(map(name, found)) + " |"
     yield "|---|" + "---|" * len(found)
@@ -104,6 +126,7 @@ def table_of_cases(found: dict[Case, Ways], name: Callable[[Case], str]) -> Iter
             for case, ways in found.items()
         ]
         yield f"| {way} | " + " | ".join(cells) + " |"
+    yield "| the best decoupled, async, beside the best other | " + " | ".join(map(lead, found.values())) + " |"
     yield ""
     yield from refusals(found)
 
