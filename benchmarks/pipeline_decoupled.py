@@ -43,6 +43,7 @@ class Decoupled:
             self.stage, self.microbatches, loss_of, optimizer=optimizer, sync=sync, group=setting.group
         )
         timed = setting.clock.timed
+        self.schedule._send = setting.clock.untimed(self.schedule._send)
         self.schedule._run = timed("forward", self.schedule._run)  # with the backward passes
         self.schedule._update = timed("optimizer", self.schedule._update)
         self.schedule.targets.learn = timed("backward", self.schedule.targets.learn)

@@ -25,15 +25,28 @@ class Clock:
     def __init__(self) -> None:
         self.half_speed = False
         self.seconds: dict[str, float] = {}
+        self._waited = 0.0  # within a computation
 
     def timed(self, kind: str, function: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> T:
-            start = time.perf_counter()
+            start, self._waited = time.perf_counter(), 0.0
             result = function(*args, **kwargs)
             if self.half_speed:
-                time.sleep(time.perf_counter() - start)
-            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
+                time.sleep(time.perf_counter() - start - self._waited)
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start - self._waited
+            return result
+
+        return call
+
+    def untimed(self, function: Callable[..., T]) -> Callable[..., T]:
+        """What does not count within a computation: it may wait for another rank."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> T:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self._waited += time.perf_counter() - start
             return result
 
         return call

@@ -66,7 +66,7 @@ def one_by_one(name: str, segments: int) -> dict[str, Tensor]:
             for stage, optimizer in zip(found, optimizers, strict=True):
                 batch = Batch(stage, 1, [x], y, {})
                 batch.given = [value.detach() for value in values]
-                batch.run(0, loss_of, learns_below=False)
+                batch.run(0, loss_of, lambda values: None, learns_below=False)
                 values = list(batch.passed)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -11,8 +11,7 @@ class Kind(enum.Enum):
 
     RECEIVE = "take the activation of the stage below"
     LEARN = "train the synthesizers by the gradients of older microbatches that are there"
-    RUN = "run forward and backward"
-    SEND = "send the activation to the stage above"
+    RUN = "run forward, send the activation to the stage above, and run backward"
     SEND_TARGET = "send the gradient to the stage below"
     TAKE_TARGET = "wait for the gradient of the stage above, and train the synthesizers by it"
     UPDATE = "step the optimizer"
@@ -30,8 +29,9 @@ def actions(
 ) -> list[Action]:
     """The actions of a stage in one training step.
 
-    Without `sync`, a stage never waits for one above it, and updates its weights after each microbatch. With it, all
-    microbatches see the same weights, and each stage waits for the gradients at its upper end before it updates.
+    A stage sends an activation before its own backward pass: the stage above need not wait for that. Without `sync`, a
+    stage never waits for one above it, and updates its weights after each microbatch. With it, all microbatches see
+    the same weights, and each stage waits for the gradients at its upper end before it updates.
 
     Args:
         learns: Its synthesizers learn from the gradients of the stage above.
@@ -44,8 +44,6 @@ def actions(
         if learns and not sync:
             found.append(Action(Kind.LEARN, k))
         found.append(Action(Kind.RUN, k))
-        if stage < stages - 1:
-            found.append(Action(Kind.SEND, k))
         if stage > 0 and (learns_below or sync):
             found.append(Action(Kind.SEND_TARGET, k))
         if not sync:
@@ -57,13 +55,11 @@ def actions(
     return found
 
 
-def evaluation(stage: int, stages: int, microbatches: int) -> list[Action]:
+def evaluation(stage: int, microbatches: int) -> list[Action]:
     """The actions of a stage that only runs forward."""
     found = []
     for k in range(microbatches):
         if stage > 0:
             found.append(Action(Kind.RECEIVE, k))
         found.append(Action(Kind.RUN, k))
-        if stage < stages - 1:
-            found.append(Action(Kind.SEND, k))
     return found

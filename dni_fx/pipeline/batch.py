@@ -44,17 +44,24 @@ class Batch:
             self._args = _split([*args, *others], count)
         self.targets = _split([target], count) if stage.is_last else [[None]] * count
 
-    def run(self, k: int, loss_fn: Callable[[Any, Any], Tensor] | None, learns_below: bool) -> None:
+    def run(
+        self,
+        k: int,
+        loss_fn: Callable[[Any, Any], Tensor] | None,
+        send: Callable[[Sequence[Any]], None],
+        learns_below: bool,
+    ) -> None:
         """Run a microbatch; the last stage runs the backward pass of its loss, too.
 
         Args:
+            send: Called with the values for the stage above, before the backward pass.
             learns_below: The stage below gets gradients.
         """
         given = self._args[k] if self.stage.index == 0 else list(self.given)
         for place in self.stage.predicted if learns_below else ():
             given[place] = given[place].requires_grad_()
         self.given = given
-        result = self.stage(*given)
+        result = self.stage(*given) if self.stage.is_last else self.stage(*given, dni_send=send)
         if not self.stage.is_last:
             self.passed, self.kept = result
             return

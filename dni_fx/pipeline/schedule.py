@@ -117,7 +117,7 @@ class ScheduleDecoupled:
         """Run a batch forward in eval mode. The arguments, and what it returns, are those of `step`."""
         self.stage.eval()
         self._connected()
-        planned = evaluation(self.stage.index, self.stage.count, self.n_microbatches)
+        planned = evaluation(self.stage.index, self.n_microbatches)
         with torch.no_grad():
             return self._do(planned, Batch(self.stage, self.n_microbatches, args, target, kwargs), losses)
 
@@ -184,8 +184,6 @@ class ScheduleDecoupled:
         match kind:
             case Kind.RECEIVE:
                 self._receive(k, batch, connection)
-            case Kind.SEND:
-                self._send(batch, connection)
             case Kind.SEND_TARGET:
                 self._send_target(batch, connection)
             case Kind.TAKE_TARGET:
@@ -199,17 +197,17 @@ class ScheduleDecoupled:
                 self._run(k, batch, connection)
             case Kind.UPDATE:
                 self._update()
-        if kind in (Kind.RECEIVE, Kind.SEND):
+        if kind is Kind.RECEIVE:
             self._waited += time.perf_counter() - begin
 
     def _run(self, k: int, batch: Batch, connection: Connection) -> None:
         connection.check()
         if not self.stage.training:
-            batch.run(k, self.loss_fn, learns_below=False)
+            batch.run(k, self.loss_fn, self._send, learns_below=False)
             return
         assert self._shared is not None
         self._shared.pre_run()
-        batch.run(k, self.loss_fn, learns_below=connection.learns_below)
+        batch.run(k, self.loss_fn, self._send, learns_below=connection.learns_below)
         self.targets.keep(self.microbatches, batch.passed, batch.kept)
         self.microbatches += 1
 
@@ -219,13 +217,15 @@ class ScheduleDecoupled:
         else:
             batch.given = connection.activations.take()
 
-    def _send(self, batch: Batch, connection: Connection) -> None:
+    def _send(self, values: Sequence[Any]) -> None:
+        begin = time.perf_counter()
         try:
-            connection.to_above.send(batch.passed)
+            self._connected().to_above.send(values)
         except LinkError:
             if not self.elastic:
                 raise
             self._dropped += 1
+        self._waited += time.perf_counter() - begin
 
     def _send_target(self, batch: Batch, connection: Connection) -> None:
         message = [self.microbatches - 1, *batch.gradients()]

@@ -1,6 +1,7 @@
 """The stages of a pipeline: runs of segments of a rewritten net, each a module."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,8 @@ class Stage(fx.GraphModule):
 
     In train mode a call runs forward, and the backward passes of its segments. It returns the values that the stage
     above takes, as a tuple, and the values from which the gradients at its upper end are predicted; the last stage
-    returns what the net returns.
+    returns what the net returns. `dni_send`, a function, is called with the values for the stage above as soon as they
+    are there, before the exit or the synthesizers and the backward pass of the last segment.
 
     Attributes:
         index: Its number, from below.
@@ -90,7 +92,10 @@ class Stage(fx.GraphModule):
     def __init__(self, net: DecoupledModule, part: Part, index: int, count: int) -> None:
         cut = part.cut if part.passed is not None else None
         kept = None if cut is None else _kept(net, cut)
-        super().__init__(net, part_graph(net, part, kept), "Stage")
+        graph = part_graph(net, part, kept)
+        if cut is not None:
+            _send_early(graph)
+        super().__init__(net, graph, "Stage")
         keep_out_of_state_dict(net, self)
         self.index, self.count = index, count
         self.arguments = tuple(str(node.target) for node in part.given)
@@ -186,6 +191,26 @@ def _sizes(loads: Sequence[float], count: int) -> list[int]:
     sums = np.concatenate([[0.0], np.cumsum(loads)])
     cuts = chain.lightest(lambda i: sums[i + 1 :] - sums[i], len(loads), count - 1)[count - 1].cuts
     return [end - begin for begin, end in zip([0, *cuts], [*cuts, len(loads)], strict=True)]
+
+
+def _send_early(graph: fx.Graph) -> None:
+    """Let a stage call `dni_send` with its tensors at the upper end before it predicts their gradients."""
+    output: Any = graph.output_node().args[0]
+    cut = next(node for node in reversed(graph.nodes) if node.target in (ops.decouple, ops.decouple_unit))
+    values: Any = cut.args[1] if cut.target is ops.decouple else (cut.args[2],)
+    before = {node: values[node.args[1]] for node in cut.users if node.target is operator.getitem}
+    sent = tuple(before.get(node, node) for node in output[0])
+    *_, last = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(last):
+        send = graph.placeholder("dni_send", default_value=None)
+    number = {node: k for k, node in enumerate(graph.nodes)}
+    with graph.inserting_after(max([send, *sent], key=number.__getitem__)):
+        graph.call_function(_send, (send, sent))
+
+
+def _send(send: Callable[[Sequence[Any]], None] | None, values: Sequence[Any]) -> None:
+    if send is not None:
+        send(values)
 
 
 def _segment_below(net: DecoupledModule, cut: fx.Node) -> ops.Segment:

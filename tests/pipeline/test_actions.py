@@ -18,7 +18,8 @@ def run(plans: list[list[Action]], room: int, room_down: int) -> list[tuple[int,
         for stage, plan in enumerate(left):
             while plan:
                 kind, k = plan[0]
-                if kind is Kind.SEND and len(links["up", stage + 1]) == room:
+                sends = kind is Kind.RUN and stage < len(plans) - 1
+                if sends and len(links["up", stage + 1]) == room:
                     break
                 if kind is Kind.SEND_TARGET and len(links["down", stage - 1]) == room_down:
                     break
@@ -27,7 +28,7 @@ def run(plans: list[list[Action]], room: int, room_down: int) -> list[tuple[int,
                     if not waiting:
                         break
                     assert waiting.popleft() == k
-                if kind is Kind.SEND:
+                if sends:
                     links["up", stage + 1].append(k)
                 if kind is Kind.SEND_TARGET:
                     links["down", stage - 1].append(k)
@@ -59,9 +60,9 @@ def test_without_sync_no_stage_waits_for_one_above(stages: int, microbatches: in
 
 def test_with_exits_nothing_goes_down() -> None:
     plan = actions(1, 3, 2, sync=False)
-    assert [action.kind for action in plan] == 2 * [Kind.RECEIVE, Kind.RUN, Kind.SEND, Kind.UPDATE]
+    assert [action.kind for action in plan] == 2 * [Kind.RECEIVE, Kind.RUN, Kind.UPDATE]
 
 
 def test_evaluation() -> None:
-    run([evaluation(stage, 3, 4) for stage in range(3)], room=1, room_down=0)
-    assert {action.kind for action in evaluation(2, 3, 4)} == {Kind.RECEIVE, Kind.RUN}
+    run([evaluation(stage, 4) for stage in range(3)], room=1, room_down=0)
+    assert {action.kind for action in evaluation(2, 4)} == {Kind.RECEIVE, Kind.RUN}

@@ -11,16 +11,16 @@ from dni_fx.pipeline.batch import Batch
 def test_microbatches_of_different_sizes() -> None:
     first, last = stages(made("labels"))
     below, above = Batch(first, 3, [X], Y, {}), Batch(last, 3, [], Y, {})
-    sizes = []
+    sizes, sent = [], []
     for k in range(3):
-        below.run(k, None, learns_below=False)
-        above.given = [value.detach() for value in below.passed]
-        above.run(k, loss_of, learns_below=True)
+        below.run(k, None, sent.append, learns_below=False)
+        above.given = list(sent.pop())
+        above.run(k, loss_of, sent.append, learns_below=True)
         sizes.append(len(above.outputs[-1]))
         (gradient,) = above.gradients()
         assert gradient is not None and gradient.shape == above.given[0].shape
     assert sizes == [3, 3, 2] and above.joined_outputs().shape == (8, 5, 3) and below.joined_outputs() is None
-    assert len(above.losses) == 3
+    assert len(above.losses) == 3 and not sent
 
 
 def test_what_does_not_fit() -> None:
@@ -34,4 +34,4 @@ def test_what_does_not_fit() -> None:
     batch = Batch(last, 1, [], Y, {})
     batch.given = [X]
     with pytest.raises(DniFxError, match=r"loss_fn returned <torch.Tensor of shape \[8, 5, 3\]>"):
-        batch.run(0, lambda output, target: output, learns_below=False)
+        batch.run(0, lambda output, target: output, lambda values: None, learns_below=False)

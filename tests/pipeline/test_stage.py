@@ -1,5 +1,7 @@
 """The stages of a net: names, weights of several stages, gradients that come late."""
 
+from typing import Any
+
 import pytest
 import torch
 from in_stages import X, Y, made
@@ -39,6 +41,23 @@ def test_exits_borrow_the_weights_of_a_later_stage() -> None:
     (weight, bias) = below.shared
     assert (weight.names, bias.names) == ({0: "4.weight", 1: "4.weight"}, {0: "4.bias", 1: "4.bias"})
     assert weight.owners == (1,) and above.shared == below.shared
+
+
+@pytest.mark.parametrize("name", ["linear", "labels", "tail", "copy", "unit"])
+def test_a_stage_sends_before_it_runs_backward(name: str) -> None:
+    """Also before the exit; and what it sends is what it returns."""
+    stage = stages(made(name))[0]
+    Targets(stage, sync=False, most=1)
+    sent = []
+
+    def send(values: Any) -> None:
+        assert all(parameter.grad is None for parameter in stage.parameters())
+        sent.append(values)
+
+    passed, _ = stage(X, *([Y] if stage.takes_context else []), dni_send=send)
+    assert any(parameter.grad is not None for parameter in stage.parameters())
+    assert len(sent) == 1 and len(sent[0]) == len(passed)
+    assert all(torch.equal(one, other) for one, other in zip(sent[0], passed, strict=True))
 
 
 class Tied(nn.Module):
