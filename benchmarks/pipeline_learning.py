@@ -253,9 +253,9 @@ def report(path: Path) -> Iterator[str]:
     yield f"`python benchmarks/pipeline_learning.py`; torch {torch.__version__}, gloo, two processes of one thread."
     yield "Batches of 64 in four micro-batches; Adam; for each way the best of three rates with seed 0. Mean over the"
     yield "seeds (least to greatest). Training loss at equal samples: over the last tenth of the samples. At equal"
-    yield "time: over the tenth of the samples that a way has reached when the quickest way has seen all. ms: of a batch,"
-    yield "median of short runs. PipeDream-2BW and the backprop that updates after each micro-batch ran in one process:"
-    yield "the first has no time here, the second that of one process."
+    yield "time: over the tenth of the samples that a way has reached when the quickest way has seen all. ms: of a"
+    yield "batch, median of short runs. PipeDream-2BW and the backprop that updates after each micro-batch ran in one"
+    yield "process: the first has no time here, the second that of one process."
     for net in STEPS:
         trained: dict[str, dict[float, list[Result]]] = {}
         timed: dict[str, list[float]] = {}
