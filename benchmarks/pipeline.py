@@ -9,9 +9,10 @@ update of each exact way is compared with that of one process. After, a further 
 free link counts the live bytes of each rank.
 
 The bubble is 1 - (the seconds that the busiest rank computes) / (the seconds of the turn). Computing is the forward and
-backward passes, the loss and the optimizer's step. Bytes sent go up (to a higher rank) or down, summed over the ranks.
-Memory is the peak of live tensors on the rank with the most: weights, their other versions, the optimizer's state,
-gradients, activations.
+backward passes, the loss and the optimizer's step. Lost time is the part of the time of all ranks in which they do not
+compute, or compute exits and synthesizers; in sync, the gradients of synthesizers' weights still count as computing.
+Bytes sent go up (to a higher rank) or down, summed over the ranks. Memory is the peak of live tensors on the rank with
+the most: weights, their other versions, the optimizer's state, gradients, activations.
 
 pipeline_net.py has the net and what a way is, pipeline_rivals.py and pipeline_decoupled.py the ways, pipeline_links.py
 the links.
@@ -195,11 +196,14 @@ class Bench:
 def together(ranks: Sequence[Sequence[Result]]) -> Result:
     """The numbers of all ranks' turns: seconds of each, and medians."""
     seconds = [turn["seconds"] for turn in ranks[0]]
-    busiest = [max(sum(turn["computing"].values()) for turn in turns) for turns in zip(*ranks, strict=True)]
+    computing = [[turn["computing"] for turn in turns] for turns in zip(*ranks, strict=True)]  # by turn and rank
+    busiest = [max(sum(kinds.values()) for kinds in turn) for turn in computing]
+    useful = [statistics.mean(sum(kinds.values()) - kinds.get(pipeline_net.HEADS, 0) for kinds in t) for t in computing]
     kinds = {kind for own in ranks for turn in own for kind in turn["computing"]}
     return {
         "seconds": seconds,
         "bubble": statistics.median(1 - busy / wall for busy, wall in zip(busiest, seconds, strict=True)),
+        "lost": statistics.median(1 - use / wall for use, wall in zip(useful, seconds, strict=True)),
         "computing": {  # of each rank
             kind: [statistics.median(turn["computing"].get(kind, 0.0) for turn in own) for own in ranks]
             for kind in sorted(kinds)

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pipeline_net import Setting, loss_of, optimizer_for, state_of
+from pipeline_net import HEADS, WAIT, Setting, loss_of, optimizer_for, state_of
 from torch import Tensor, nn
 
 import dni_fx
 from dni_fx.pipeline import ScheduleDecoupled, stages
 
-EXIT = {"synthesizer": "exit(weights='copy')", "loss": "cross_entropy"}
+EXIT = {"synthesizer": "exit(weights='copy')", "loss": "cross_entropy"}  # of a block and the head
+SHARED = {"loss": "cross_entropy"}  # an exit that is the head of the last stage
 LINEAR = {"synthesizer": "linear"}
 
 
@@ -29,8 +30,7 @@ class Decoupled:
 
     def __init__(self, options: dict[str, Any], sync: bool, net: nn.Sequential, setting: Setting) -> None:
         bounds = [sum(setting.blocks[:k]) for k in range(1, len(setting.blocks))]
-        # The block above a cut runs once, below it, for the exit and for the segment above.
-        ahead = 2 if options is EXIT else 1
+        ahead = 2 if options is EXIT else 1  # with its exit, the stage has as many blocks
         x = torch.zeros(2, net[0].net[1].in_features)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -43,10 +43,14 @@ class Decoupled:
             self.stage, self.microbatches, loss_of, optimizer=optimizer, sync=sync, group=setting.group
         )
         timed = setting.clock.timed
-        self.schedule._send = setting.clock.untimed(self.schedule._send)
+        self.schedule._send = timed(WAIT, self.schedule._send)
         self.schedule._run = timed("forward", self.schedule._run)  # with the backward passes
         self.schedule._update = timed("optimizer", self.schedule._update)
-        self.schedule.targets.learn = timed("backward", self.schedule.targets.learn)
+        # In sync the backward pass of the segment below is in it, too.
+        self.schedule.targets.learn = timed("backward" if sync else HEADS, self.schedule.targets.learn)
+        cut = self.stage.cut
+        for head in () if cut is None else [*cut.crossings, *([] if cut.exit is None else [cut.exit])]:
+            head.forward = timed(HEADS, head.forward)
         self.ahead = False
         self.parts = setting.microbatches // self.microbatches
 
@@ -71,6 +75,7 @@ class Decoupled:
 
 DECOUPLED: dict[str, Callable[[nn.Sequential, Setting], Decoupled]] = {
     "decoupled, exits": partial(Decoupled, EXIT, False),
+    "decoupled, shared head": partial(Decoupled, SHARED, False),
     "decoupled, linear": partial(Decoupled, LINEAR, False),
     "decoupled, linear, sync": partial(Decoupled, LINEAR, True),
 }

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 CLASSES = 10
+WAIT = "wait"
+HEADS = "heads"  # what only predicts gradients
 
 
 class Clock:
-    """Seconds that this rank computes, by kind of computation.
+    """Seconds that this rank computes, by kind of computation; time within another kind, or a wait, counts once.
 
     Attributes:
         half_speed: Sleep after each computation for as long as it took; the sleep counts as computing.
@@ -25,28 +27,22 @@ class Clock:
     def __init__(self) -> None:
         self.half_speed = False
         self.seconds: dict[str, float] = {}
-        self._waited = 0.0  # within a computation
+        self._within = 0.0  # seconds of other kinds within the one that runs
 
     def timed(self, kind: str, function: Callable[..., T]) -> Callable[..., T]:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> T:
-            start, self._waited = time.perf_counter(), 0.0
-            result = function(*args, **kwargs)
-            if self.half_speed:
-                time.sleep(time.perf_counter() - start - self._waited)
-            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start - self._waited
-            return result
-
-        return call
-
-    def untimed(self, function: Callable[..., T]) -> Callable[..., T]:
-        """What does not count within a computation: it may wait for another rank."""
+        """The function, whose calls count as `kind`; as WAIT they count as no computation."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> T:
+            around, self._within = self._within, 0.0
             start = time.perf_counter()
             result = function(*args, **kwargs)
-            self._waited += time.perf_counter() - start
+            if self.half_speed and kind != WAIT:
+                time.sleep(time.perf_counter() - start - self._within)
+            seconds = time.perf_counter() - start
+            if kind != WAIT:
+                self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds - self._within
+            self._within = around + seconds
             return result
 
         return call

@@ -14,7 +14,7 @@ import runs
 MICROBATCH = 256  # samples
 Result = dict[str, Any]
 Ways = dict[str, Result]
-OURS = ("decoupled, exits", "decoupled, linear")  # without sync
+OURS = ("decoupled, exits", "decoupled, shared head", "decoupled, linear")  # without sync
 LINKS = [(milliseconds, megabytes) for milliseconds in (0, 5, 20) for megabytes in (0, 100, 10)]
 STAGES = ["lower 30 % larger", "upper 30 % larger", "last at half speed"]
 
@@ -39,8 +39,9 @@ def report(path: Path) -> Iterator[str]:
     yield f"one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples,"
     yield "SGD with momentum, whose step is in every time. `one process` is the whole net in one process."
     yield "Samples a second: median of turns. Ratio: seconds beside GPipe's of the same turn, median (10th to 90th"
-    yield "percentile). Bubble: the part of the time in which the busiest rank does not compute. MB sent in a step: up"
-    yield "(to a higher rank) and down. Memory: the most MB of live tensors on a rank.\n"
+    yield "percentile). Bubble: the part of the time in which the busiest rank does not compute. Lost: the"
+    yield "part of the time of all ranks in which they do not compute, or compute exits and synthesizers. MB sent in a"
+    yield "step: up (to a higher rank) and down. Memory: the most MB of live tensors on a rank.\n"
     for ranks in sorted({case.ranks for case in found}):
         own = {case: record["ways"] for case, record in found.items() if case.ranks == ranks}
         yield f"## {ranks} processes, width {next(iter(own)).width}\n"
@@ -87,17 +88,19 @@ def speed(case: Case, result: Result) -> str:
 
 
 def table_of_microbatches(found: dict[Case, Ways]) -> Iterator[str]:
-    yield "| micro-batches | way | samples/s | ratio to GPipe | bubble | MB up | MB down | MB on a rank |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| micro-batches | way | samples/s | ratio to GPipe | bubble | lost | MB up | MB down | MB on a rank |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for case in sorted(found, key=lambda case: case.microbatches):
         for way, result in found[case].items():
             if "refused" in result:
-                yield f"| {case.microbatches} | {way} | - | - | - | - | - | - |"
+                yield f"| {case.microbatches} | {way} | - | - | - | - | - | - | - |"
                 continue
             ratio = runs.ratio(result["seconds"], found[case]["GPipe"]["seconds"])
-            sent = f"{result['up'] / 1e6:.2f} | {result['down'] / 1e6:.2f}"
-            numbers = f"{ratio} | {result['bubble']:.0%} | {sent} | {max(result['peaks']) / 1e6:.0f}"
-            yield f"| {case.microbatches} | {way} | {speed(case, result)} | {numbers} |"
+            megabytes = (result[key] / 1e6 for key in ("up", "down"))
+            shares = (f"{result[key]:.0%}" for key in ("bubble", "lost"))
+            sizes = (*(f"{mb:.2f}" for mb in megabytes), f"{max(result['peaks']) / 1e6:.0f}")
+            cells = (str(case.microbatches), way, speed(case, result), ratio, *shares, *sizes)
+            yield f"| {' | '.join(cells)} |"
     yield ""
     yield from refusals(found)
 

@@ -192,6 +192,7 @@ def _show(trained: "Trained", run: Any) -> None:
 
     if trained.losses:
         out.print(f"loss {trained.losses[-1]:.4g} after {run.steps} steps; {trained.samples:,.0f} samples a second")
+    out.print(f"cut after {', '.join(trained.ends)}")
     table = plain_table("", ("stage", "updates", "time waited", "sent up", "sent down", "gradients", "mean age"))
     for index, one in enumerate(trained.metrics):
         learned = (str(one["gradients"]), f"{one['mean_age']:.1f}") if "gradients" in one else ("", "")

@@ -58,6 +58,7 @@ class Trained:
 
     Attributes:
         net: The net; in the process of the last stage, with the weights of all stages.
+        ends: The node of the net after which each stage but the last ends.
         losses: In the process of the last stage: the mean over each of its steps.
         begun: The number of steps that a checkpoint had.
         samples: A second.
@@ -65,6 +66,7 @@ class Trained:
     """
 
     net: DecoupledModule
+    ends: list[str]
     losses: list[float]
     begun: int
     samples: float
@@ -91,7 +93,9 @@ def train(model: nn.Module, data: Any, run: Run, progress: Callable[[int, float]
     with Random(run.seed):
         objective = find_objective(run.loss, _output(model, example), example.target, has_data=True)
         net = _cut(model, example, run, objective.given)
-    stage = stages(net, run.stages)[dist.get_rank()]
+    every = stages(net, run.stages)
+    ends = [net.dni.plan.cuts[one.cut.segment.index].after for one in every if one.cut is not None]
+    stage = every[dist.get_rank()]
     optimizer = run.optimizer(stage.parameters())
     schedule = ScheduleDecoupled(stage, run.microbatches, objective.function, optimizer=optimizer, sync=run.sync)
     torch.manual_seed(run.seed + dist.get_rank())
@@ -115,7 +119,7 @@ def train(model: nn.Module, data: Any, run: Run, progress: Callable[[int, float]
     metrics = schedule.metrics()
     schedule.close()
     samples = len(batch.inputs.tensors()[0]) * (run.steps - begun) / seconds
-    return Trained(net, losses, begun, samples, _gathered(net, stage, metrics))
+    return Trained(net, ends, losses, begun, samples, _gathered(net, stage, metrics))
 
 
 def _cut(model: nn.Module, example: Batch, run: Run, loss: Any) -> DecoupledModule:

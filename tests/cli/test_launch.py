@@ -73,7 +73,7 @@ def test_a_run_that_fails_goes_on_from_its_checkpoint(net: str, tmp_path: Path) 
     done = launched(net, "--data", f"{net}:batches", *folders, "-o", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "step 1:" not in done.stderr and "step 4: loss" in done.stderr
-    assert "samples a second" in done.stdout and "time waited" in done.stdout
+    assert "cut after" in done.stdout and "samples a second" in done.stdout and "time waited" in done.stdout
     again = launched(net, "--data", f"{net}:batches", *folders)
     assert again.returncode == 0 and "step 4:" not in again.stderr, again.stderr  # all steps are done
 
