@@ -254,12 +254,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a narrow net, two rounds, few cases")
     parser.add_argument("--stages", type=numbers, help="numbers of processes (default: 2,3; quick: 2)")
-    parser.add_argument("--microbatches", type=numbers, help="in a step (default: 1,2,4,8,16; quick: 1,2,4)")
+    parser.add_argument("--microbatches", type=numbers, help="in a step (default: 1,2,4,8,16; quick: 1,4)")
     parser.add_argument("--rounds", type=int, help="turns of each way (default: 5; quick: 2)")
     parser.add_argument("--runs", type=Path, default=RUNS, help="the file of runs (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.stages = arguments.stages or ([2] if arguments.quick else [2, 3])
-    arguments.microbatches = arguments.microbatches or ([1, 2, 4] if arguments.quick else [1, 2, 4, 8, 16])
+    arguments.microbatches = arguments.microbatches or ([1, 4] if arguments.quick else [1, 2, 4, 8, 16])
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
     arguments.width = 64 if arguments.quick else 256
     arguments.middle = 4 if arguments.quick else 8
