@@ -1,5 +1,7 @@
 """The examples are what they claim to be: targets that are rewritten right, and scripts that train."""
 
+import dataclasses
+import importlib
 import runpy
 import subprocess
 import sys
@@ -75,6 +77,10 @@ def test_skips_of_the_unet_cross_several_cuts() -> None:
 def test_script_prints_both(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--steps", "20"])
     monkeypatch.syspath_prepend(str(EXAMPLES))  # as for `python examples/NAME.py`
+    common = importlib.import_module("common")
+    digits = common.load_digits()
+    few = dataclasses.replace(digits, test_x=digits.test_x[:500], test_y=digits.test_y[:500])
+    monkeypatch.setattr(common, "load_digits", lambda: few)  # all test digits take minutes
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     shown = capsys.readouterr().out
     assert "backprop" in shown and "decoupled" in shown and "20 steps" in shown
