@@ -8,20 +8,29 @@ from typing import Any
 import torch
 from in_stages import X, Y, loss_of, made
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from dni_fx import DniFxError
 from dni_fx.pipeline import ScheduleDecoupled, load, save, stages
 from dni_fx.pipeline.batch import Batch
+from dni_fx.pipeline.stage import Stage
 from dni_fx.pipeline.targets import Targets
 
 NAMES = ("linear", "labels", "tail", "unit")
 MICROBATCHES = 4
 STEPS = 3
+# Name, segments, how: see `replicated`.
+REPLICATED = (("linear", 2, "averaged"), ("linear", 3, "split"), ("unit", 2, "split"))
 
 
 def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+
+
+def weights(stage: nn.Module) -> dict[str, Tensor]:
+    """The state_dict, with whole parameters."""
+    return {key: v.full_tensor() if hasattr(v, "full_tensor") else v for key, v in stage.state_dict().items()}
 
 
 def trained(name: str, segments: int) -> dict[str, Tensor]:
@@ -92,14 +101,20 @@ def unsynced(group: Any, name: str, segments: int = 2) -> dict[str, Any]:
     return {"losses": len(losses), "sizes": sizes, "metrics": metrics} | dict(stage.state_dict())
 
 
-def resumed(group: Any, name: str, folder: str) -> dict[str, Any]:
-    """The weights after a run, and after one that is stopped in the middle and goes on in new objects."""
-    options: dict[str, Any] = {"sync": name == "linear", "group": group}
+def resumed(group: Any, name: str, folder: str, replicas: DeviceMesh | None = None) -> dict[str, Any]:
+    """The weights after a run, and after one that is stopped in the middle and goes on in new objects.
+
+    Args:
+        replicas: The stage is split over them.
+    """
+    options: dict[str, Any] = {"sync": name in ("linear", "unit"), "group": group}
     found = []
     for stops in (False, True):
         for part in range(2):
             if part == 0 or stops:
                 stage = stages(made(name, 3), 2)[distributed.get_rank(group)]
+                if replicas is not None:
+                    fully_shard(stage, mesh=replicas)
                 schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), **options)
             if part == 1 and stops:
                 assert load(folder, schedule) == STEPS
@@ -109,7 +124,7 @@ def resumed(group: Any, name: str, folder: str) -> dict[str, Any]:
                 save(folder, schedule)
                 schedule.close()
         schedule.close()
-        found.append(dict(stage.state_dict()))
+        found.append(weights(stage))
     return {"through": found[0], "stopped": found[1]}
 
 
@@ -145,33 +160,86 @@ def refused(group: Any) -> str:
     return ""
 
 
-def replicated(group: Any, replicas: Any) -> dict[str, Tensor]:
-    """The weights of one stage of two pipelines, each of which has half of the microbatches."""
-    replica = distributed.get_rank(replicas)
-    net = made("linear")
-    with torch.no_grad():
-        for parameter in net.parameters() if replica else ():
-            parameter.zero_()  # the first replica's weights count
-    stage = stages(net)[distributed.get_rank(group)]
-    options: dict[str, Any] = {"sync": True, "group": group, "replicas": replicas}
-    schedule = ScheduleDecoupled(stage, MICROBATCHES // 2, loss_of, optimizer=optimizer_of(stage), **options)
+def replicated(
+    mesh: DeviceMesh, name: str, segments: int, how: str, steps: int = STEPS, **options: Any
+) -> tuple[Stage, ScheduleDecoupled]:
+    """One stage of two pipelines, each of which trains on half of the microbatches.
+
+    Args:
+        how: The replicas of a stage are "averaged" or "split"; or all of it is, but for late parameters.
+        options: Of the schedule.
+    """
+    replica, group = mesh.get_local_rank("replica"), mesh["stage"].get_group()
+    net = made(name, segments)
+    stage = stages(net, 2)[distributed.get_rank(group)]
+    if how == "averaged":
+        with torch.no_grad():
+            for parameter in net.parameters() if replica else ():
+                parameter.zero_()  # the first replica's weights count
+        options["replicas"] = mesh["replica"].get_group()
+    else:
+        fully_shard(stage, mesh=mesh["replica"], ignored_params=stage.late_parameters if "but" in how else None)
+    schedule = ScheduleDecoupled(
+        stage, MICROBATCHES // 2, loss_of, optimizer=optimizer_of(stage), group=group, **options
+    )
+    for _ in range(steps):
+        schedule.step(X.chunk(2)[replica], target=Y.chunk(2)[replica])
+    return stage, schedule
+
+
+def in_sync_replicated(mesh: DeviceMesh, *args: Any) -> dict[str, Tensor]:
+    """The weights after synchronous steps."""
+    stage, schedule = replicated(mesh, *args, sync=True)
+    schedule.close()
+    return weights(stage)
+
+
+def unsynced_replicated(mesh: DeviceMesh, name: str, how: str) -> dict[str, Any]:
+    """The weights after steps without sync, an evaluation in between; and the metrics."""
+    stage, schedule = replicated(mesh, name, 3, how)
+    schedule.eval(X, target=Y)
+    distributed.barrier()  # gradients on the way come in the next step
+    replica = mesh.get_local_rank("replica")
+    schedule.step(X.chunk(2)[replica], target=Y.chunk(2)[replica])
+    schedule.close()
+    return weights(stage) | {"metrics": schedule.metrics()}
+
+
+def copied(mesh: DeviceMesh) -> list[Tensor]:
+    """After each step: the shard of the last layer in the upper stage; in the lower one, that of its copy."""
+    stage, schedule = replicated(mesh, "tail", 2, "split", steps=0, refresh=1)
+    replica = mesh.get_local_rank("replica")
+    shard = dict(stage.named_parameters())["4.weight"].to_local()
+    found = [shard.detach().clone()]
     for _ in range(STEPS):
         schedule.step(X.chunk(2)[replica], target=Y.chunk(2)[replica])
+        found.append(shard.detach().clone())
+        distributed.barrier()
+        time.sleep(0.1)  # for the weights to come
     schedule.close()
-    return dict(stage.state_dict())
+    return found
 
 
 def process(rank: int) -> dict[str, Any]:
     """In four processes: two pipelines train together. Before, the first one trains alone."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "stage"))
     group = mesh["stage"].get_group()
-    found: dict[str, Any] = {}
+    folder = Path(os.environ["PIPELINE_FOLDER"])
+    found: dict[str, Any] = {"resumed": {}}
     if rank < 2:
-        folder = Path(os.environ["PIPELINE_FOLDER"])
         found["synced"] = synced(group)
         found["unsynced"] = {name: unsynced(group, name) for name in (*NAMES, "copy")}
         found["resumed"] = {name: resumed(group, name, str(folder / name)) for name in ("linear", "copy")}
         found["refused"] = refused(group)
         found["slow"] = slow(group)
     distributed.barrier()
-    return found | {"replicated": replicated(group, mesh["replica"].get_group())}
+    found["replicated"] = {
+        f"{name} {segments} {how}": in_sync_replicated(mesh, name, segments, how) for name, segments, how in REPLICATED
+    }
+    found["unsynced replicated"] = {
+        how: unsynced_replicated(mesh, "linear" if "but" in how else "copy", how)
+        for how in ("averaged", "split", "split but late")
+    }
+    found["copied"] = copied(mesh)
+    found["resumed"]["unit"] = resumed(group, "unit", str(folder / "unit"), mesh["replica"])
+    return found

@@ -15,7 +15,16 @@ from dni_fx.model.preserve import in_train_mode, preserved, seed
 from dni_fx.model.probe import probe
 from dni_fx.model.reads import MODE, Read, Reads, text_of, value_of
 from dni_fx.model.seen import Step, value_at
-from dni_fx.model.sharded import gather_again, is_shard, is_sharded, parameter_groups, running_states, states_in
+from dni_fx.model.sharded import (
+    gather_again,
+    is_shard,
+    is_sharded,
+    meshes_in,
+    own_part,
+    parameter_groups,
+    running_states,
+    states_in,
+)
 from dni_fx.model.snapshot import Snapshot
 from dni_fx.model.specs import inputs_like, parse_specs
 
@@ -50,7 +59,9 @@ __all__ = [
     "is_sharded",
     "load_attribute",
     "load_target",
+    "meshes_in",
     "other_argument",
+    "own_part",
     "parameter_groups",
     "parse_specs",
     "placed",

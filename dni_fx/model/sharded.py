@@ -6,9 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["gather_again", "is_shard", "is_sharded", "parameter_groups", "resharded", "running_states", "states_in"]
+__all__ = [
+    "gather_again",
+    "is_shard",
+    "is_sharded",
+    "meshes_in",
+    "own_part",
+    "parameter_groups",
+    "resharded",
+    "running_states",
+    "states_in",
+]
 
 
 def states_in(*modules: nn.Module) -> list[Any]:
@@ -63,9 +73,19 @@ def parameter_groups(state: Any) -> list[Any]:
     return [g for g in [state._fsdp_param_group] if g is not None] if groups is None else groups
 
 
-def is_shard(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is the part of one that this process has."""
-    return type(parameter).__name__ == "DTensor"  # by name, as above
+def meshes_in(module: nn.Module) -> list[Any]:
+    """The mesh of each group of parameters."""
+    return [group.mesh_info.mesh for state in states_in(module) for group in parameter_groups(state)]
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a parameter, or a gradient, is the part of one that this process has."""
+    return type(tensor).__name__ == "DTensor"  # by name, as above
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """The values of a tensor that this process has, as a tensor of their own that shares their memory."""
+    return tensor.detach().to_local() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def gather_again(states: Sequence[Any]) -> None:

@@ -22,6 +22,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from dni_fx.errors import DniFxError, first_line
+from dni_fx.model import is_shard, meshes_in
+from dni_fx.pipeline.replicas import place_among_replicas
 from dni_fx.pipeline.schedule import ScheduleDecoupled
 from dni_fx.pipeline.stage import Stage
 from dni_fx.runtime import Crossing
@@ -37,7 +39,7 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
     """Write a checkpoint after a step, in all processes of the pipeline; the older ones but for one are deleted.
 
     Weights, the optimizer's state and the random states are in it. Gradients on their way to synthesizers are not.
-    With replicas, the first pipeline writes.
+    With replicas, the first pipeline writes; with stages that `fully_shard` has split, all processes of torchrun do.
 
     Returns:
         Its folder, `step-000100` after 100 steps.
@@ -52,7 +54,7 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
     values: dict[str, Any] = {f"model.{name}": value for name, value in _own(stage).items()}
     values |= _optimizer_state(schedule)
     values |= {f"progress.{name}": crossing.progress() for name, crossing in _crossings(stage).items()}
-    values[f"stage.{stage.count}.{stage.index}"] = {
+    values[_own_key(stage)] = {
         "random": random_state(),
         "counts": (schedule.steps, schedule.updates, schedule.microbatches),
     }
@@ -63,7 +65,7 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
             )
     except (OSError, CheckpointException) as error:
         raise DniFxError(f"cannot write the checkpoint {path}: {first_line(error)}") from None
-    if stage.index == 0:
+    if stage.index == 0 and not any(place_among_replicas(stage)):
         for old in _complete(Path(folder))[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     return path
@@ -95,17 +97,18 @@ def load(folder: str | Path, schedule: ScheduleDecoupled) -> int:
     missing = [name for name in model if name not in there and not name.startswith("model.dni.")]
     if missing:
         raise DniFxError(f"the checkpoint {path} is of another model: it has no {missing[0].removeprefix('model.')}")
-    own = f"stage.{stage.count}.{stage.index}"
+    own = _own_key(stage)
     first = next(key for key in there if key.startswith("stage."))
-    wanted = {name for name, _ in stage.named_parameters()}
+    wanted = dict(stage.named_parameters())
     values: dict[str, Any] = {name: value for name, value in model.items() if name in there}
     for key, data in there.items():
-        of_optimizer = key.startswith("optimizer.") and key.split("/")[0].removeprefix("optimizer.") in wanted
+        parameter = wanted.get(key.split("/")[0].removeprefix("optimizer."))
+        of_optimizer = key.startswith("optimizer.") and parameter is not None
         of_progress = key.startswith("progress.") and key.removeprefix("progress.") in _crossings(stage)
         if of_optimizer or of_progress or key in (own, first):
             values[key] = None
             if isinstance(data, TensorStorageMetadata):
-                values[key] = torch.empty(data.size, dtype=data.properties.dtype)
+                values[key] = _empty(data, parameter)
     try:
         with _alone():
             load_distributed(values, checkpoint_id=path, planner=_load_planner(), **_within(schedule))
@@ -133,6 +136,20 @@ def _restore(schedule: ScheduleDecoupled, values: Mapping[str, Any], stage: Mapp
                     key: value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
                     for key, value in found.items()
                 }
+
+
+def _own_key(stage: Stage) -> str:
+    """The name of what only this process has; of a stage that is split, one of its replicas."""
+    place = place_among_replicas(stage)
+    return ".".join(map(str, ("stage", stage.count, stage.index, *(place if any(place) else ()))))
+
+
+def _empty(data: TensorStorageMetadata, parameter: nn.Parameter | None) -> Tensor:
+    """A tensor to read into; a shard, where it is one of the same shape as a parameter that is split."""
+    dtype = data.properties.dtype
+    if parameter is not None and is_shard(parameter) and data.size == parameter.shape:
+        return torch.empty_like(parameter.detach(), dtype=dtype)
+    return torch.empty(data.size, dtype=dtype)
 
 
 def _is_copy(schedule: ScheduleDecoupled) -> bool:
@@ -191,4 +208,5 @@ def _alone() -> Iterator[None]:
 
 
 def _within(schedule: ScheduleDecoupled) -> dict[str, Any]:
-    return {"process_group": schedule.group, "no_dist": not dist.is_initialized()}
+    group = None if meshes_in(schedule.stage) else schedule.group  # else all replicas have parts of it
+    return {"process_group": group, "no_dist": not dist.is_initialized()}

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dni_fx.errors import DniFxError, PeerError, first_line
+from dni_fx.model import meshes_in
 from dni_fx.pipeline import groups
 from dni_fx.pipeline.link import EQUALLY_OFTEN, LinkError, Peer, Receiver, Sender, break_off
 from dni_fx.pipeline.stage import Stage
@@ -33,6 +34,7 @@ class Description(NamedTuple):
     takes: tuple[str, ...]
     gives: tuple[str, ...]
     learns: bool
+    split: tuple[int, ...] = ()  # the shape of the mesh over which `fully_shard` has split it
 
     def __str__(self) -> str:
         return str(Peer(self.stage, self.rank))
@@ -95,7 +97,9 @@ class Connection:
             PeerError: If one is gone, or does not answer.
         """
         (index, rank), net = self.own, stage.net_name
-        own = Description(stage.index, rank, stage.count, microbatches, sync, net, stage.takes, stage.gives, learns)
+        split = next((tuple(mesh.shape) for mesh in meshes_in(stage)), ())
+        ends = stage.takes, stage.gives, learns
+        own = Description(stage.index, rank, stage.count, microbatches, sync, net, *ends, split)
         found = self.watch.exchange(own)
         check_descriptions(found)
         up, down, self.shared = (self._take_group() for _ in range(3))
@@ -212,7 +216,7 @@ def check_descriptions(found: Sequence[Description]) -> None:
     for number, one in enumerate(found):
         if one.stage != number:
             raise DniFxError(f"the process with rank {number} has {one}: it runs stages(net)[{number}]")
-        for what in ("stages", "microbatches", "sync"):
+        for what in ("stages", "microbatches", "sync", "split"):
             if getattr(one, what) != getattr(first, what):
                 values = getattr(first, what), getattr(one, what)
                 raise DniFxError(f"{first} has {what}={values[0]}, and {one} has {what}={values[1]}")

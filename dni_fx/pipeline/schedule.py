@@ -9,15 +9,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dni_fx.errors import DniFxError, PeerError, described, first_line
+from dni_fx.model import own_part
 from dni_fx.pipeline.actions import Action, Kind, actions, evaluation
 from dni_fx.pipeline.batch import Batch
 from dni_fx.pipeline.connection import Connection
 from dni_fx.pipeline.link import LinkError
 from dni_fx.pipeline.replay import Replay
-from dni_fx.pipeline.replicas import average_gradients, copy_weights
+from dni_fx.pipeline.replicas import average_gradients, copy_weights, prepare_split, replica_groups
 from dni_fx.pipeline.shared import SharedWeights
 from dni_fx.pipeline.stage import Stage
 from dni_fx.pipeline.targets import Targets
+from dni_fx.runtime import end_backward
 
 __all__ = ["ScheduleDecoupled"]
 
@@ -43,7 +45,8 @@ class ScheduleDecoupled:
             stage. With `sync` they are always the same.
         group: The processes of the pipeline; None: all.
         replicas: The processes that have the same stage, each in a pipeline of its own: they begin with the weights of
-            the first, and average their gradients before each update. None: there is one pipeline.
+            the first, and average their gradients before each update. None: there is one pipeline, or `fully_shard` has
+            split the stage over them.
         timeout: Seconds after which a wait for another process ends with a PeerError.
         elastic: When another process stops, the stages below it train on, and the stage above it trains again on the
             last microbatches that it has. `step` raises no PeerError then, `eval` does in the stages above.
@@ -78,6 +81,7 @@ class ScheduleDecoupled:
         self.steps = self.updates = self.microbatches = 0
         self._connection: Connection | None = None
         self._shared: SharedWeights | None = None
+        self._replica_groups: Sequence[dist.ProcessGroup] = ()
         self._replay = Replay()
         self._dropped = 0
         self._closed = False
@@ -149,8 +153,10 @@ class ScheduleDecoupled:
         if self._closed:
             raise DniFxError("the schedule is closed: make a new one")
         if self._connection is None:
-            if self.replicas is not None:
-                copy_weights(self.stage, self.replicas)
+            end_backward(self.stage)
+            prepare_split(self.stage, self.optimizer, self.sync, self.group, self.replicas)
+            self._replica_groups = replica_groups(self.stage, self.replicas)
+            copy_weights(self.stage, self._replica_groups)
             self._connection = Connection(self.group, self.timeout, self.elastic)
             try:
                 self._connection.connect(self.stage, self.n_microbatches, self.sync, self.targets.wanted)
@@ -173,6 +179,7 @@ class ScheduleDecoupled:
         except BaseException as error:
             connection.failed(error)
             raise
+        end_backward(self.stage)  # after a run in eval mode it may have whole parameters
         self.steps += self.stage.training
         self._total += time.perf_counter() - begin
         if losses is not None:
@@ -236,13 +243,13 @@ class ScheduleDecoupled:
 
     def _update(self) -> None:
         assert self._shared is not None
+        end_backward(self.stage)
         if self.sync:
-            gradients = [p.grad for p in self.stage.parameters() if p.grad is not None]
+            gradients = [own_part(p.grad) for p in self.stage.parameters() if p.grad is not None]
             if gradients:
                 torch._foreach_div_(gradients, self.n_microbatches)
         self._shared.pre_update()
-        if self.replicas is not None:
-            average_gradients([*self.stage.parameters()], self.replicas)
+        average_gradients([*self.stage.parameters()], self._replica_groups)
         self.updates += 1
         if self.optimizer is not None:
             self.optimizer.step()

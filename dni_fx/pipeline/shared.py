@@ -1,8 +1,12 @@
-"""Weights that several stages have: with `sync` their gradients are added up; else exits have copies, renewed."""
+"""Weights that several stages have: with `sync` their gradients are added up; else exits have copies, renewed.
+
+Of stages that `fully_shard` has split, each replica sends its shards to the same replica of the other stage.
+"""
 
 import torch
 from torch import Tensor, nn
 
+from dni_fx.model import own_part
 from dni_fx.pipeline.connection import Connection
 from dni_fx.pipeline.link import Peer, Receiver, Sender
 from dni_fx.pipeline.stage import Stage
@@ -50,7 +54,7 @@ class SharedWeights:
             while (found := receiver.poll()) is not None:
                 with torch.no_grad():
                     for parameter, value in zip(parameters, found, strict=True):
-                        parameter.copy_(value)
+                        own_part(parameter).copy_(value)
 
     def pre_update(self) -> None:
         """With `sync`, add the gradients up; else drop those of copies, which only follow.
@@ -68,16 +72,16 @@ class SharedWeights:
             for parameter, gradient in zip(parameters, receiver.take(), strict=True):
                 parts.setdefault(parameter, {self.own: _gradient(parameter)})[sender.peer.stage] = gradient
         for parameter, gradients in parts.items():  # in the order of the stages: then all sums are the same
-            parameter.grad = torch.stack([gradients[index] for index in sorted(gradients)]).sum(0)
+            _gradient(parameter).copy_(torch.stack([gradients[index] for index in sorted(gradients)]).sum(0))
 
     def post_update(self, updates: int) -> None:
         """Send the weights to those that have copies, unless they have not taken the last ones."""
         if updates % self.refresh == 0:
             for sender, parameters in self._copied:
-                sender.offer([parameter.detach().clone() for parameter in parameters])
+                sender.offer([own_part(parameter.detach()).clone() for parameter in parameters])
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
+    return own_part(parameter.grad)

@@ -18,6 +18,7 @@ from dni_fx.runtime import (
     Exit,
     Part,
     keep_out_of_state_dict,
+    keep_whole_in_part,
     part_graph,
     rewritten,
     segment_parts,
@@ -97,6 +98,7 @@ class Stage(fx.GraphModule):
             _send_early(graph)
         super().__init__(net, graph, "Stage")
         keep_out_of_state_dict(net, self)
+        keep_whole_in_part(self, net)
         self.index, self.count = index, count
         self.arguments = tuple(str(node.target) for node in part.given)
         self.takes_context = index == 0 and net.dni_takes_context()
@@ -120,6 +122,14 @@ class Stage(fx.GraphModule):
     def cut(self) -> Cut | None:
         """The cut at its upper end; None: it is the last stage."""
         return self._cut[0]
+
+    @property
+    def late_parameters(self) -> set[nn.Parameter]:
+        """Those of the synthesizers at its upper end, to which gradients come late, unless `sync=True`."""
+        cut = self.cut
+        return (
+            {p for c in cut.crossings for p in c.synthesizer.parameters()} if cut is not None and cut.learns else set()
+        )
 
     @property
     def is_last(self) -> bool:

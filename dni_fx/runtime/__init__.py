@@ -20,6 +20,7 @@ from dni_fx.runtime.parameter_groups import OptimizerFactory, attach_synthesizer
 from dni_fx.runtime.pieces import NOT_COMPILED
 from dni_fx.runtime.prepare import prepare_training
 from dni_fx.runtime.retrace import rename, retrace
+from dni_fx.runtime.sharding import end_backward, forget_whole_parameters, keep_whole_in_part
 from dni_fx.runtime.shards import shard_segments
 from dni_fx.runtime.stages import Part, keep_out_of_state_dict, part_graph, segment_parts, segments
 from dni_fx.runtime.stepping import SegmentOptimizer
@@ -51,11 +52,14 @@ __all__ = [
     "build_dni",
     "check_source",
     "check_stepping",
+    "end_backward",
+    "forget_whole_parameters",
     "free_reserved_name",
     "is_cross_entropy",
     "is_linear",
     "is_reserved",
     "keep_out_of_state_dict",
+    "keep_whole_in_part",
     "log_metrics",
     "make_module",
     "next_window",

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dni_fx import ops
 from dni_fx.model import gather_again, parameter_groups, running_states, tensors_in
 from dni_fx.runtime.module import DecoupledModule
 
-__all__ = ["Sharding", "keep_whole_parameters"]
+__all__ = ["Sharding", "end_backward", "forget_whole_parameters", "keep_whole_in_part", "keep_whole_parameters"]
 
 
 class Sharding:
@@ -24,7 +25,7 @@ class Sharding:
     """
 
     def __init__(self) -> None:
-        self.net: weakref.ref[DecoupledModule] | None = None
+        self.net: weakref.ref[nn.Module] | None = None  # or a part of it, which runs alone
         self.running: list[tuple[Any, Any]] = []  # each state and group of parameters, and its training state
         self.reshards: list[tuple[Any, bool]] = []  # each group of parameters, and its reshard_after_backward
         self.kept: list[Any] = []  # states of modules that have kept their whole parameters in this pass
@@ -35,11 +36,15 @@ class Sharding:
 
     def pre_forward(self, net: DecoupledModule) -> None:
         """Gather the parameters again after a batch that was skipped: segments have stepped the shards."""
-        self.net = weakref.ref(net)
-        self._restore()
+        self.pre_forward_of_part(net, ())
         if self.unfinished:
             gather_again(self.kept)
         self.unfinished = False
+
+    def pre_forward_of_part(self, part: nn.Module, _args: Any) -> None:
+        """Note which module runs."""
+        self.net = weakref.ref(part)
+        self._restore()
 
     def pre_backward(self, index: int) -> None:
         """Let the callback keep the parameters of the modules that run forward."""
@@ -89,6 +94,28 @@ def keep_whole_parameters(net: DecoupledModule) -> None:
         segment.listeners.insert(0, sharding)
     net.register_forward_pre_hook(_pre_forward)
     net.register_forward_hook(_post_forward)
+
+
+def keep_whole_in_part(part: nn.Module, net: DecoupledModule) -> None:
+    """Let segments run backward in a module that runs some of the net's; `end_backward` comes before each update."""
+    if (sharding := _sharding(net)) is not None:
+        part.register_forward_pre_hook(sharding.pre_forward_of_part)
+
+
+def forget_whole_parameters(part: nn.Module) -> None:
+    """Let segments hold no parameters that `fully_shard` has split since, which would stay in memory."""
+    for module in part.modules():
+        if isinstance(module, ops.Segment):
+            module.hold(())
+            module.listeners = [listener for listener in module.listeners if type(listener) is Sharding]
+
+
+def end_backward(part: nn.Module) -> None:
+    """Reduce the gradients that `fully_shard` has not reduced in a part of a net, and let it keep shards alone."""
+    split: Any = part if hasattr(part, "_get_fsdp_state") else None
+    if split is not None and (state := split._get_fsdp_state())._is_root:
+        state._root_post_backward_final_callback()
+        split.reshard()
 
 
 def _sharding(net: DecoupledModule) -> Sharding | None:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from dni_fx.errors import DniFxError
-from dni_fx.model import at_path, is_shard, is_sharded, parameter_groups, states_in
+from dni_fx.model import at_path, is_shard, is_sharded, meshes_in
 from dni_fx.runtime.module import DecoupledModule, rewritten
 
 __all__ = ["check_whole", "shard_segments", "shard_synthesizers"]
@@ -98,8 +98,7 @@ def shard_synthesizers(net: DecoupledModule) -> None:
         DniFxError: If the net has exits: they run layers while the model has shards of them.
     """
     original = net.dni_captured.original
-    states = [] if original is None else states_in(original)
-    meshes = [group.mesh_info.mesh for state in states for group in parameter_groups(state)]
+    meshes = [] if original is None else meshes_in(original)
     if meshes and net.dni.exits:
         raise DniFxError("exits run layers of the model: transform the model before fully_shard splits it")
     if original is not None and meshes:

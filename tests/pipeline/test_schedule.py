@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_pipeline import MICROBATCHES, NAMES, STEPS, one_by_one, optimizer_of, process, trained
+from in_pipeline import MICROBATCHES, NAMES, REPLICATED, STEPS, one_by_one, optimizer_of, process, trained
 from in_stages import loss_of, made
 from processes import in_processes
 from torch import distributed
@@ -98,11 +98,49 @@ def test_what_is_sent(name: str, found: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_two_pipelines_train_what_one_process_does(found: list[dict[str, Any]]) -> None:
-    wanted = trained("linear", 2)
+@pytest.mark.parametrize(("name", "segments", "how"), REPLICATED)
+def test_two_pipelines_train_what_one_process_does(
+    name: str, segments: int, how: str, found: list[dict[str, Any]]
+) -> None:
+    """Their replicas average gradients, or each stage is split over them."""
+    wanted = trained(name, segments)
     for here in found:
-        for key, value in here["replicated"].items():
+        for key, value in here["replicated"][f"{name} {segments} {how}"].items():
             torch.testing.assert_close(value, wanted[key], rtol=1e-6, atol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+def test_stages_that_are_split_train_with_exits_what_replicas_do(found: list[dict[str, Any]]) -> None:
+    for here in found:
+        averaged, split = (here["unsynced replicated"][how] for how in ("averaged", "split"))
+        for key in averaged.keys() - {"metrics"}:
+            torch.testing.assert_close(split[key], averaged[key], rtol=1e-6, atol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+def test_synthesizers_that_are_not_split_learn_late(found: list[dict[str, Any]]) -> None:
+    """Gradients come to each replica at times of its own; their average counts in all."""
+    runs = [here["unsynced replicated"]["split but late"] for here in found]
+    for one, other in ((runs[0], runs[2]), (runs[1], runs[3])):
+        assert all(torch.equal(one[key], other[key]) for key in one.keys() - {"metrics"})
+    assert all(runs[rank]["metrics"]["gradients"] > 0 for rank in (0, 2))
+
+
+@pytest.mark.slow
+def test_a_copy_of_weights_that_are_split(found: list[dict[str, Any]]) -> None:
+    for replica in range(2):
+        below, above = (found[2 * replica + stage]["copied"] for stage in range(2))
+        assert not torch.equal(below[-1], below[0])
+        assert all(any(torch.equal(copy, value) for value in above) for copy in below)
+
+
+@pytest.mark.slow
+def test_whole_stages_go_on_where_split_ones_were(folder: Path, found: list[dict[str, Any]]) -> None:
+    stage = stages(made("unit", 3), 2)[1]
+    schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), sync=True)
+    assert load(folder / "checkpoints" / "unit", schedule) == 2 * STEPS
+    wanted = found[1]["resumed"]["unit"]["stopped"]
+    assert all(torch.equal(value, wanted[key]) for key, value in stage.state_dict().items())
 
 
 @pytest.mark.slow
@@ -127,9 +165,10 @@ def test_processes_that_do_not_fit_are_refused_in_both(found: list[dict[str, Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linear", "copy"])
+@pytest.mark.parametrize("name", ["linear", "copy", "unit"])
 def test_a_run_that_goes_on_has_the_same_numbers(name: str, found: list[dict[str, Any]]) -> None:
-    for here in found[:2]:
+    """The one named "unit" has stages that are split."""
+    for here in found if name == "unit" else found[:2]:
         through, stopped = here["resumed"][name]["through"], here["resumed"][name]["stopped"]
         assert all(torch.equal(through[key], stopped[key]) for key in through)
 
