@@ -67,15 +67,15 @@ def one_by_one(name: str, segments: int) -> dict[str, Tensor]:
     """The weights after each stage has trained on each microbatch, in one process, without targets from above."""
     found = stages(made(name, segments))
     optimizers = [optimizer_of(stage) for stage in found]
-    for stage in found:
-        Targets(stage, sync=False, most=1)
+    targets = [Targets(stage, sync=False, most=1) for stage in found]
     for _ in range(STEPS + 1):
         for x, y in zip(X.chunk(MICROBATCHES), Y.chunk(MICROBATCHES), strict=True):
             values = [x, y]
-            for stage, optimizer in zip(found, optimizers, strict=True):
-                batch = Batch(stage, 1, [x], y, {})
+            for stage, optimizer, later in zip(found, optimizers, targets, strict=True):
+                batch = Batch(stage, 1, [x], y, {}, loss_of)
                 batch.given = [value.detach() for value in values]
-                batch.run(0, loss_of, lambda values: None, learns_below=False)
+                with later.coming_later():
+                    batch.run(0, lambda values: None, learns_below=False)
                 values = list(batch.passed)
                 optimizer.step()
                 optimizer.zero_grad()

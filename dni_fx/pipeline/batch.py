@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dni_fx import ops
 from dni_fx.errors import DniFxError, described
 from dni_fx.pipeline.stage import Stage
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "copied"]
 
 
 class Batch:
@@ -18,6 +19,7 @@ class Batch:
 
     Args:
         args, target, kwargs: As in `ScheduleDecoupled.step`.
+        loss_fn: For the last stage; None: it computes no loss.
 
     Attributes:
         given: The arguments of the stage for the microbatch that runs.
@@ -27,10 +29,18 @@ class Batch:
         losses, outputs: In the last stage: of each microbatch.
     """
 
-    def __init__(self, stage: Stage, count: int, args: Sequence[Any], target: Any, kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        count: int,
+        args: Sequence[Any],
+        target: Any,
+        kwargs: Mapping[str, Any],
+        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    ) -> None:
         if unknown := kwargs.keys() - stage.arguments - {"dni_context"} if stage.index == 0 else ():
             raise DniFxError(f"the net has no argument {min(unknown)}")
-        self.stage = stage
+        self.stage, self.loss_fn = stage, loss_fn
         self.given: Sequence[Any] = ()
         self.passed: Sequence[Any] = ()
         self.kept: Sequence[Any] = ()
@@ -39,18 +49,12 @@ class Batch:
         if stage.index == 0:
             if not args and not kwargs:
                 raise DniFxError("the first stage needs the arguments of the net: step(x, target=y)")
-            named = {"dni_context": target, **kwargs} if stage.takes_context else dict(kwargs)
+            named = stage.defaults | ({"dni_context": target} if stage.takes_context else {}) | dict(kwargs)
             others = [named.get(name) for name in stage.arguments[len(args) :]]
             self._args = _split([*args, *others], count)
         self.targets = _split([target], count) if stage.is_last else [[None]] * count
 
-    def run(
-        self,
-        k: int,
-        loss_fn: Callable[[Any, Any], Tensor] | None,
-        send: Callable[[Sequence[Any]], None],
-        learns_below: bool,
-    ) -> None:
+    def run(self, k: int, send: Callable[[Sequence[Any]], None], learns_below: bool) -> None:
         """Run a microbatch; the last stage runs the backward pass of its loss, too.
 
         Args:
@@ -65,13 +69,14 @@ class Batch:
         if not self.stage.is_last:
             self.passed, self.kept = result
             return
-        assert loss_fn is not None
-        loss = loss_fn(result, self.targets[k][0])
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise DniFxError(f"loss_fn returned {described(loss)}; expected a tensor with one number")
-        if torch.is_grad_enabled():
-            loss.backward()
-        self.losses.append(loss.detach())
+        if self.loss_fn is not None:
+            loss = self.loss_fn(result, self.targets[k][0])
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise DniFxError(f"loss_fn returned {described(loss)}; expected a tensor with one number")
+            if torch.is_grad_enabled():
+                with ops.without_autocast(loss.device.type):
+                    loss.backward()
+            self.losses.append(loss.detach())
         self.outputs.append(pytree.tree_map_only(Tensor, Tensor.detach, result))
 
     def gradients(self) -> list[Tensor | None]:
@@ -85,10 +90,20 @@ class Batch:
         return self.outputs or None
 
 
+def copied(values: Any) -> Any:
+    """The values, with copies of tensors."""
+    return pytree.tree_map_only(Tensor, Tensor.clone, values)
+
+
 def _split(values: Sequence[Any], count: int) -> list[list[Any]]:
     """The values of each microbatch: tensors are split along their first axis, others are the same for all."""
     leaves, structure = pytree.tree_flatten(list(values))
     sizes = {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+    if len(sizes) > 1:
+        raise DniFxError(
+            f"the tensors of a batch have {min(sizes)} and {max(sizes)} rows: each is split along its first axis. "
+            "Give a tensor that is for all samples to the model as a buffer"
+        )
     if sizes and min(sizes) < count:
         raise DniFxError(f"a batch of {min(sizes)} samples does not split into {count} microbatches")
     parts = [leaf.tensor_split(count) if isinstance(leaf, Tensor) and leaf.dim() else [leaf] * count for leaf in leaves]

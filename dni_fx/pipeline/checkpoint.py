@@ -157,10 +157,8 @@ def _is_copy(schedule: ScheduleDecoupled) -> bool:
 
 
 def _own(stage: Stage) -> dict[str, Tensor]:
-    """The entries of the state_dict that no later stage has."""
-    others = {weight.names[stage.index] for weight in stage.shared if max(weight.names) != stage.index}
-    tied = {w.names[stage.index] for w in stage.shared if len(set(w.names.values())) > 1}
-    return {name: value for name, value in stage.state_dict().items() if name not in others - tied}
+    """The entries of the state_dict that no later stage has by the same name: an exit has old values of those."""
+    return {name: value for name, value in stage.state_dict().items() if name not in stage.of_later}
 
 
 def _optimizer_state(schedule: ScheduleDecoupled) -> dict[str, Any]:

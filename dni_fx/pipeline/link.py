@@ -81,7 +81,8 @@ class _Message(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> "_Message":
-        tensors = tuple(value.detach().contiguous() for value in values if isinstance(value, Tensor))
+        # A copy: it may be a view of a weight that is updated, or of a batch in a buffer that the loop fills again.
+        tensors = tuple(_copy(value) for value in values if isinstance(value, Tensor))
         items = [_TensorHere(tuple(v.shape), v.dtype) if isinstance(v, Tensor) else v for v in values]
         if (size := len(pickle.dumps(items))) > _HEADER:
             raise DniFxError(f"the values beside tensors in a message take {size} bytes, more than {_HEADER}")
@@ -255,6 +256,10 @@ def post(tensor: Tensor, peer: Peer, group: dist.ProcessGroup, tag: int) -> dist
     """Begin to send a tensor."""
     # A method of the group: a program may have called destroy_process_group() when the last message goes.
     return group.send([tensor], peer.stage, tag)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

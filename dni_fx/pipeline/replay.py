@@ -2,11 +2,9 @@
 
 import warnings
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
+from dni_fx.pipeline.batch import copied
 from dni_fx.pipeline.link import LinkError, Receiver
 
 __all__ = ["Replay"]
@@ -37,9 +35,6 @@ class Replay:
                 warnings.warn(text, stacklevel=6)
                 self._has_warned = True
             given, target = self._last.popleft()
-        self._last.append((_copied(given), target))  # a copy: a stage may change what it takes
+        # A copy: a stage may change what it takes, and the loop may fill the buffer of a batch again.
+        self._last.append((copied(given), copied(target)))
         return given, target
-
-
-def _copied(values: Sequence[Any]) -> list[Any]:
-    return [value.clone() if isinstance(value, Tensor) else value for value in values]

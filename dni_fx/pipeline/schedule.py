@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError, PeerError, described, first_line
 from dni_fx.model import own_part
@@ -88,13 +88,14 @@ class ScheduleDecoupled:
         self._waited = self._total = 0.0
 
     def step(self, *args: Any, target: Any = None, losses: list[Tensor] | None = None, **kwargs: Any) -> Any:
-        """Train on a batch.
+        """Train on a batch. A stage in eval mode is set to train mode; else all modules keep their modes.
 
         Args:
             args: The arguments of the net, for the first stage. Tensors are split along their first axis.
             target: For the last stage, the second argument of `loss_fn`. For the first stage, the labels of
                 synthesizers and exits, unless `dni_context` is given.
-            losses: A list to which the last stage appends the loss of each microbatch.
+            losses: A list to which the last stage appends the loss of each microbatch; for `eval`, None: no loss is
+                computed.
             kwargs: `dni_context`, for the first stage.
 
         Returns:
@@ -103,8 +104,9 @@ class ScheduleDecoupled:
         Raises:
             PeerError: If another process is gone, or does not answer.
         """
-        self.stage.train()
         connection = self._connected()
+        if not self.stage.training:
+            self.stage.train()
         planned = actions(
             self.stage.index,
             self.stage.count,
@@ -115,15 +117,24 @@ class ScheduleDecoupled:
         )
         if self.sync and self.optimizer is not None:
             self.optimizer.zero_grad()
-        return self._do(planned, Batch(self.stage, self.n_microbatches, args, target, kwargs), losses)
+        earlier = self._set_aside() if self.sync else {}
+        outputs = self._do(planned, (args, target, kwargs, self.loss_fn), losses)
+        for parameter, gradient in earlier.items():
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+        return outputs
 
     def eval(self, *args: Any, target: Any = None, losses: list[Tensor] | None = None, **kwargs: Any) -> Any:
         """Run a batch forward in eval mode. The arguments, and what it returns, are those of `step`."""
-        self.stage.eval()
         self._connected()
         planned = evaluation(self.stage.index, self.n_microbatches)
-        with torch.no_grad():
-            return self._do(planned, Batch(self.stage, self.n_microbatches, args, target, kwargs), losses)
+        modes = {module: module.training for module in self.stage.modules()}
+        self.stage.eval()
+        try:
+            with torch.no_grad():
+                return self._do(planned, (args, target, kwargs, None if losses is None else self.loss_fn), losses)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
     def close(self) -> None:
         """End the training in all processes: wait until each has what others have sent, and has closed, too.
@@ -168,10 +179,18 @@ class ScheduleDecoupled:
             raise kind(f"the schedule has stopped before: {first_line(failure)}")
         return self._connection
 
-    def _do(self, planned: Sequence[Action], batch: Batch, losses: list[Tensor] | None) -> Any:
+    def _set_aside(self) -> dict[nn.Parameter, Tensor]:
+        """The gradients of steps before, if the training loop adds them up."""
+        found = {p: p.grad for p in self.stage.parameters() if p.grad is not None}
+        for parameter in found:
+            parameter.grad = None
+        return found
+
+    def _do(self, planned: Sequence[Action], given: tuple[Any, ...], losses: list[Tensor] | None) -> Any:
         begin = time.perf_counter()
         connection = self._connected()
         try:
+            batch = Batch(self.stage, self.n_microbatches, *given)
             for kind, k in planned:
                 self._act(kind, k, batch, connection)
         except LinkError as error:
@@ -210,11 +229,12 @@ class ScheduleDecoupled:
     def _run(self, k: int, batch: Batch, connection: Connection) -> None:
         connection.check()
         if not self.stage.training:
-            batch.run(k, self.loss_fn, self._send, learns_below=False)
+            batch.run(k, self._send, learns_below=False)
             return
         assert self._shared is not None
         self._shared.pre_run()
-        batch.run(k, self.loss_fn, self._send, learns_below=connection.learns_below)
+        with self.targets.coming_later():
+            batch.run(k, self._send, learns_below=connection.learns_below)
         self.targets.keep(self.microbatches, batch.passed, batch.kept)
         self.microbatches += 1
 
@@ -253,6 +273,7 @@ class ScheduleDecoupled:
         self.updates += 1
         if self.optimizer is not None:
             self.optimizer.step()
+            torch.clear_autocast_cache()  # around `step`, autocast would use the weights of before
             if not self.sync:
                 self.optimizer.zero_grad()
         self._shared.post_update(self.updates)

@@ -55,6 +55,7 @@ class SharedWeights:
                 with torch.no_grad():
                     for parameter, value in zip(parameters, found, strict=True):
                         own_part(parameter).copy_(value)
+                torch.clear_autocast_cache()
 
     def pre_update(self) -> None:
         """With `sync`, add the gradients up; else drop those of copies, which only follow.
@@ -78,7 +79,7 @@ class SharedWeights:
         """Send the weights to those that have copies, unless they have not taken the last ones."""
         if updates % self.refresh == 0:
             for sender, parameters in self._copied:
-                sender.offer([own_part(parameter.detach()).clone() for parameter in parameters])
+                sender.offer([own_part(parameter.detach()) for parameter in parameters])
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

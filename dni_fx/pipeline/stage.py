@@ -82,12 +82,14 @@ class Stage(fx.GraphModule):
         index: Its number, from below.
         count: The number of stages.
         arguments: The names of its arguments.
+        defaults: The values of those that have one.
         takes_context: Whether it takes `dni_context` as its last argument: the first stage alone.
         predicted: The places, among its arguments, of the tensors whose gradients the stage below predicts.
         net_name: What distinguishes the net from others: its fingerprint, and its cuts.
         gives: The values that the stage above takes: names, and for activations dtypes and shapes.
         takes: Those of the stage below.
         shared: The parameters that other stages have, too.
+        of_later: The names of the entries of its state_dict that a later stage has by the same name.
     """
 
     def __init__(self, net: DecoupledModule, part: Part, index: int, count: int) -> None:
@@ -101,12 +103,14 @@ class Stage(fx.GraphModule):
         keep_whole_in_part(self, net)
         self.index, self.count = index, count
         self.arguments = tuple(str(node.target) for node in part.given)
+        self.defaults = {str(node.target): node.args[0] for node in part.given if index == 0 and node.args}
         self.takes_context = index == 0 and net.dni_takes_context()
         self.takes: tuple[str, ...] = ()
         self.gives = tuple(node.name for node in part.passed or ())
         self.net_name = f"{net.dni.plan.fingerprint} {[cut.after for cut in net.dni.plan.cuts]}"
         self.predicted: tuple[int, ...] = ()
         self.shared: tuple[SharedWeight, ...] = ()
+        self.of_later: frozenset[str] = frozenset()
         self.train(net.training)
         # In a tuple: a module in an attribute would be a submodule, under a second name.
         self._cut: tuple[Cut | None] = (
@@ -144,11 +148,7 @@ class Stage(fx.GraphModule):
         """
         cut = self.cut
         assert cut is not None
-        for crossing in cut.crossings:
-            crossing.learns = True
         predictions = cut.predictions(*kept)
-        for crossing in cut.crossings:
-            crossing.learns = False
         roots, gradients = [], []
         used = [index for index, place in enumerate(cut.places) if place is not None]
         for index, target in zip(used, targets, strict=True):
@@ -156,7 +156,9 @@ class Stage(fx.GraphModule):
                 layout = cut.segment.layout(index)
                 roots.append(ops.boundary(kept[index].detach(), predictions[index], cut.segment, layout=layout))
                 gradients.append(target)
-        torch.autograd.backward(roots, gradients)
+        if roots:
+            with ops.without_autocast(roots[0].device.type):
+                torch.autograd.backward(roots, gradients)
 
 
 def stages(net: nn.Module, count: int | None = None) -> list[Stage]:
@@ -190,6 +192,11 @@ def stages(net: nn.Module, count: int | None = None) -> list[Stage]:
     for below, stage in zip(found, found[1:], strict=False):
         assert below.cut is not None
         stage.predicted, stage.takes = tuple(below.cut.used), below.gives
+    later: set[str] = set()
+    for stage in reversed(found):
+        names = stage.state_dict().keys()
+        stage.of_later = frozenset(names & later)
+        later |= names
     for weight in _shared(found):
         for index in weight.names:
             found[index].shared += (weight,)

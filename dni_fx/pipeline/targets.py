@@ -1,12 +1,15 @@
 """The gradients that come from the stage above: late, to synthesizers that are trained by predictions made again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dni_fx import ops
 from dni_fx.errors import DniFxError
+from dni_fx.pipeline.batch import copied
 from dni_fx.pipeline.stage import Stage
 
 __all__ = ["Targets"]
@@ -34,17 +37,32 @@ class Targets:
             return
         if cut.learns and not sync and any(getattr(c.synthesizer, "carried", None) is not None for c in cut.crossings):
             raise DniFxError("synthesizers that carry a state from call to call need sync=True")
+
+    @contextmanager
+    def coming_later(self) -> Iterator[None]:
+        """While a microbatch runs: let synthesizers only predict, and exits train at once, where no gradient comes."""
+        cut = None if self.sync else self.stage.cut
+        if cut is None:
+            yield
+            return
         for crossing in cut.crossings:
-            crossing.learns = sync or not cut.learns
+            crossing.learns = not cut.learns
         if cut.exit is not None:
-            cut.exit.trains_at_once = not sync
+            cut.exit.trains_at_once = True
+        try:
+            yield
+        finally:
+            for crossing in cut.crossings:
+                crossing.learns = True
+            if cut.exit is not None:
+                cut.exit.trains_at_once = False
 
     def keep(self, number: int, passed: Sequence[Any], kept: Sequence[Any]) -> None:
         """Keep what the gradients of a microbatch will need."""
         if self.sync:
             self._kept[number] = passed
         elif self.wanted:
-            self._kept[number] = kept
+            self._kept[number] = copied(kept)  # labels may be in a buffer that the loop fills again
             self._kept.pop(number - self.most, None)
 
     def learn(self, number: int, targets: Sequence[Tensor | None], now: int) -> None:
@@ -64,7 +82,9 @@ class Targets:
         if self.sync:
             pairs = [(values[p], t) for p, t in zip(cut.used, targets, strict=True) if t is not None]
             pairs = [(value, t) for value, t in pairs if value.requires_grad]
-            torch.autograd.backward([value for value, _ in pairs], [t for _, t in pairs])
+            if pairs:
+                with ops.without_autocast(pairs[0][0].device.type):
+                    torch.autograd.backward([value for value, _ in pairs], [t for _, t in pairs])
         else:
             self.stage.learn(values, targets)
 

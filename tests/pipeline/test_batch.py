@@ -10,12 +10,12 @@ from dni_fx.pipeline.batch import Batch
 
 def test_microbatches_of_different_sizes() -> None:
     first, last = stages(made("labels"))
-    below, above = Batch(first, 3, [X], Y, {}), Batch(last, 3, [], Y, {})
+    below, above = Batch(first, 3, [X], Y, {}), Batch(last, 3, [], Y, {}, loss_of)
     sizes, sent = [], []
     for k in range(3):
-        below.run(k, None, sent.append, learns_below=False)
+        below.run(k, sent.append, learns_below=False)
         above.given = list(sent.pop())
-        above.run(k, loss_of, sent.append, learns_below=True)
+        above.run(k, sent.append, learns_below=True)
         sizes.append(len(above.outputs[-1]))
         (gradient,) = above.gradients()
         assert gradient is not None and gradient.shape == above.given[0].shape
@@ -31,7 +31,7 @@ def test_what_does_not_fit() -> None:
         Batch(first, 2, [], None, {})
     with pytest.raises(DniFxError, match="the net has no argument mask"):
         Batch(first, 2, [X], None, {"mask": X})
-    batch = Batch(last, 1, [], Y, {})
+    batch = Batch(last, 1, [], Y, {}, lambda output, target: output)
     batch.given = [X]
     with pytest.raises(DniFxError, match=r"loss_fn returned <torch.Tensor of shape \[8, 5, 3\]>"):
-        batch.run(0, lambda output, target: output, lambda values: None, learns_below=False)
+        batch.run(0, lambda values: None, learns_below=False)

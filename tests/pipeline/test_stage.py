@@ -47,14 +47,14 @@ def test_exits_borrow_the_weights_of_a_later_stage() -> None:
 def test_a_stage_sends_before_it_runs_backward(name: str) -> None:
     """Also before the exit; and what it sends is what it returns."""
     stage = stages(made(name))[0]
-    Targets(stage, sync=False, most=1)
     sent = []
 
     def send(values: Any) -> None:
         assert all(parameter.grad is None for parameter in stage.parameters())
         sent.append(values)
 
-    passed, _ = stage(X, *([Y] if stage.takes_context else []), dni_send=send)
+    with Targets(stage, sync=False, most=1).coming_later():
+        passed, _ = stage(X, *([Y] if stage.takes_context else []), dni_send=send)
     assert any(parameter.grad is not None for parameter in stage.parameters())
     assert len(sent) == 1 and len(sent[0]) == len(passed)
     assert all(torch.equal(one, other) for one, other in zip(sent[0], passed, strict=True))
@@ -90,7 +90,8 @@ def test_a_late_gradient_trains_as_one_in_time(name: str) -> None:
             for parameter in net.dni.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         targets = Targets(stage, sync, 8)
-        passed, kept = stage(X, *([Y] if stage.takes_context else []))
+        with targets.coming_later():
+            passed, kept = stage(X, *([Y] if stage.takes_context else []))
         assert sync or not any(value.requires_grad for value in passed)
         targets.keep(0, passed, kept)
         assert stage.cut is not None

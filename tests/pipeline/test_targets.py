@@ -15,7 +15,9 @@ def test_a_limit_of_the_age() -> None:
     stage = stages(made("linear"))[0]
     targets = Targets(stage, False, 2)
     for number in range(3):
-        targets.keep(number, *stage(X))
+        with targets.coming_later():
+            passed, kept = stage(X)
+        targets.keep(number, passed, kept)
     for number in range(3):
         targets.learn(number, [torch.zeros_like(X)], 3)
     assert targets.metrics() == {"gradients": 2, "too_old": 1, "mean_age": 1.5, "max_age": 2}
@@ -37,8 +39,8 @@ def test_without_gradients_from_above_a_stage_trains_all_of_its_weights(options:
     exit = {"synthesizer": f"exit({options})" if options else "auto", "loss": "cross_entropy"}
     net = dni_fx.transform(model, X[:2], cuts=["0"], verify=False, **exit).train()
     below, above = stages(net)
-    Targets(below, False, 2)
-    below(X, Y)
+    with Targets(below, False, 2).coming_later():
+        below(X, Y)
     borrowed = {weight.names[0] for weight in below.shared}
     own = {key: p for key, p in below.named_parameters() if key not in borrowed and not key.startswith("dni.")}
     assert "0.inner.weight" in own
