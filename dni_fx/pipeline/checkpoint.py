@@ -45,12 +45,18 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
         Its folder, `step-000100` after 100 steps.
 
     Raises:
-        DniFxError: If it cannot be written.
+        DniFxError: If it cannot be written, or the folder has a checkpoint of more steps, of another run.
     """
     path = Path(folder) / f"step-{schedule.steps:06}"
+    last = latest(folder)
+    if last is not None and _steps(last) > schedule.steps:
+        raise DniFxError(f"{last} is there, of a run with more steps: load it first, or save to another folder")
     if _is_copy(schedule):
         return path
     stage = schedule.stage
+    is_first = stage.index == 0 and not any(place_among_replicas(stage))
+    if is_first:
+        (path / ".metadata").unlink(missing_ok=True)  # of the same step: not complete until all is written again
     values: dict[str, Any] = {f"model.{name}": value for name, value in _own(stage).items()}
     values |= _optimizer_state(schedule)
     values |= {f"progress.{name}": crossing.progress() for name, crossing in _crossings(stage).items()}
@@ -65,7 +71,7 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
             )
     except (OSError, CheckpointException) as error:
         raise DniFxError(f"cannot write the checkpoint {path}: {first_line(error)}") from None
-    if stage.index == 0 and not any(place_among_replicas(stage)):
+    if is_first:
         for old in _complete(Path(folder))[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     return path
@@ -188,8 +194,12 @@ def _complete(folder: Path) -> list[Path]:
     there = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         (path for path in there if _NAME.fullmatch(path.name) and (path / ".metadata").is_file()),
-        key=lambda path: int(path.name.removeprefix("step-")),
+        key=_steps,
     )
+
+
+def _steps(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _load_planner() -> DefaultLoadPlanner:

@@ -3,6 +3,8 @@
 Of stages that `fully_shard` has split, each replica sends its shards to the same replica of the other stage.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,8 @@ class SharedWeights:
         self._copies: list[tuple[Receiver, list[nn.Parameter]]] = []
         self._copied: list[tuple[Sender, list[nn.Parameter]]] = []
         by_name = dict(stage.named_parameters())
-        weights = [(weight, by_name[weight.names[stage.index]]) for weight in stage.shared]
+        found = [(weight, by_name[weight.names[stage.index]]) for weight in stage.shared]
+        weights = [(weight, p) for weight, p in found if p.requires_grad or not sync]
         device = next((p.device for _, p in weights), torch.device("cpu"))
         for index in range(stage.count):
             peer, link = Peer(index, connection.ranks[index]), (connection.shared, timeout, 1)
@@ -47,18 +50,29 @@ class SharedWeights:
         for sender, receiver, _ in self._added:
             connection.others += [sender, receiver]
         connection.others += [*(sender for sender, _ in self._copied), *(receiver for receiver, _ in self._copies)]
+        self._begin_alike({p: weight.owners[-1] for weight, p in weights})
+
+    def _begin_alike(self, trained_by: Mapping[nn.Parameter, int]) -> None:
+        """With `sync`, begin with the values of the stage that trains a weight: processes may draw others."""
+        for sender, _, parameters in self._added:
+            sender.send([own_part(parameter.detach()) for parameter in parameters])
+        for sender, receiver, parameters in self._added:
+            for parameter, value in zip(parameters, receiver.take(), strict=True):
+                if trained_by[parameter] == sender.peer.stage:
+                    own_part(parameter.detach()).copy_(value)
 
     def pre_run(self) -> None:
         """Take new values of copies, if some have come."""
         for receiver, parameters in self._copies:
             while (found := receiver.poll()) is not None:
-                with torch.no_grad():
-                    for parameter, value in zip(parameters, found, strict=True):
-                        own_part(parameter).copy_(value)
+                for parameter, value in zip(parameters, found, strict=True):
+                    own_part(parameter.detach()).copy_(value)
                 torch.clear_autocast_cache()
 
     def pre_update(self) -> None:
         """With `sync`, add the gradients up; else drop those of copies, which only follow.
+
+        A weight that has no gradient in any stage keeps none: an optimizer would decay it.
 
         Raises:
             LinkError: If another process is gone, or does not take part within the timeout.
@@ -67,22 +81,21 @@ class SharedWeights:
             for parameter in parameters:
                 parameter.grad = None
         for sender, _, parameters in self._added:
-            sender.send([_gradient(parameter).clone() for parameter in parameters])
+            sender.send([None if p.grad is None else own_part(p.grad) for p in parameters])
         parts: dict[nn.Parameter, dict[int, Tensor]] = {}
         for sender, receiver, parameters in self._added:
             for parameter, gradient in zip(parameters, receiver.take(), strict=True):
-                parts.setdefault(parameter, {self.own: _gradient(parameter)})[sender.peer.stage] = gradient
+                own = {} if parameter.grad is None else {self.own: own_part(parameter.grad).clone()}
+                parts.setdefault(parameter, own)
+                if gradient is not None:
+                    parts[parameter][sender.peer.stage] = gradient
         for parameter, gradients in parts.items():  # in the order of the stages: then all sums are the same
-            _gradient(parameter).copy_(torch.stack([gradients[index] for index in sorted(gradients)]).sum(0))
+            if gradients:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                own_part(parameter.grad).copy_(torch.stack([gradients[index] for index in sorted(gradients)]).sum(0))
 
     def post_update(self, updates: int) -> None:
         """Send the weights to those that have copies, unless they have not taken the last ones."""
         if updates % self.refresh == 0:
             for sender, parameters in self._copied:
                 sender.offer([own_part(parameter.detach()) for parameter in parameters])
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return own_part(parameter.grad)
