@@ -100,7 +100,7 @@ class ScheduleDecoupled:
             PeerError: If another process is gone, or does not answer.
         """
         self.stage.train()
-        connection = self._connected()
+        connection = self.connect()
         planned = actions(
             self.stage.index,
             self.stage.count,
@@ -116,7 +116,7 @@ class ScheduleDecoupled:
     def eval(self, *args: Any, target: Any = None, losses: list[Tensor] | None = None, **kwargs: Any) -> Any:
         """Run a batch forward in eval mode. The arguments, and what it returns, are those of `step`."""
         self.stage.eval()
-        self._connected()
+        self.connect()
         planned = evaluation(self.stage.index, self.stage.count, self.n_microbatches)
         with torch.no_grad():
             return self._do(planned, Batch(self.stage, self.n_microbatches, args, target, kwargs), losses)
@@ -145,7 +145,15 @@ class ScheduleDecoupled:
         dropped = {"dropped": self._dropped} if self.elastic else {}
         return {"updates": self.updates, **sent, "waited": waited, **learned, **dropped}
 
-    def _connected(self) -> Connection:
+    def lost(self, error: Exception) -> BaseException:
+        """The error to raise when a collective of torch has failed: it names the process that is gone."""
+        connection, text = self._connection, f"another process is gone: {first_line(error)}"
+        if connection is None or connection.failure is not None or self.elastic:
+            return PeerError(text)
+        return connection.failed(LinkError(text, self.stage.index))
+
+    def connect(self) -> Connection:
+        """The links with the other processes: the first call makes them, in all processes at the same time."""
         if self._closed:
             raise DniFxError("the schedule is closed: make a new one")
         if self._connection is None:
@@ -164,7 +172,7 @@ class ScheduleDecoupled:
 
     def _do(self, planned: Sequence[Action], batch: Batch, losses: list[Tensor] | None) -> Any:
         begin = time.perf_counter()
-        connection = self._connected()
+        connection = self.connect()
         try:
             for kind, k in planned:
                 self._act(kind, k, batch, connection)
