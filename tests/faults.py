@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from in_stages import X, Y, loss_of, made
 from torch import Tensor, distributed
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from dni_fx import DniFxError
-from dni_fx.pipeline import ScheduleDecoupled, Stage, stages
+from dni_fx.pipeline import ScheduleDecoupled, Stage, save, stages
 
 RANKS = 3
 ALL = -1
@@ -93,6 +94,17 @@ def close_early(schedule: ScheduleDecoupled) -> None:
     close(schedule)
 
 
+def kill_in_checkpoint(schedule: ScheduleDecoupled) -> None:
+    """The first stage is killed when all have written their parts of a checkpoint."""
+    if schedule.stage.index == 0:
+        FileSystemWriter.finish = lambda *_, **__: kill(schedule)  # type: ignore[method-assign]
+    try:
+        save(Path(sys.argv[1]) / "checkpoints", schedule)
+    except DniFxError as error:
+        say(f"{type(error).__name__}: {error}")
+    sys.exit()
+
+
 def wait_to_be_killed(schedule: ScheduleDecoupled) -> None:
     """The process that starts the others kills this one at some moment."""
 
@@ -102,6 +114,7 @@ CASES = {
     "killed 0": Case("unit", 0, wait_to_be_killed),
     "killed 1": Case("tail", 1, wait_to_be_killed, SYNC),
     "killed 2": Case("linear", 2, wait_to_be_killed),
+    "killed in checkpoint": Case("unit", ALL, kill_in_checkpoint),
     "stopped": Case("linear", 1, stop),
     "stopped sync": Case("tail", 2, stop, SYNC),
     "loss": Case("linear", 2, raise_in_loss),

@@ -44,6 +44,7 @@ NOT_RUN = {
     "pip install": "needs a network",
     "python benchmarks/": "takes hours",
     "dni-fx launch": "tests/cli/test_launch.py runs it",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun": "tests/pipeline/test_checkpoint_restarts.py has such processes",
     "torchrun": "test_averaging.py, test_sharding.py and test_stages.py of tests/runtime run two processes",
 }
 

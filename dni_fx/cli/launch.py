@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["launch"]
 
 _LINES = 10  # of progress in a run
+_OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # else processes that restart find the addresses of those before
 _FIRST = 2.0  # seconds for the first process to report an error that all have, which ends the others
 
 
@@ -96,8 +97,10 @@ def launch(
 ) -> None:
     """Train a model in several processes, each with a stage of it, by torchrun.
 
-    It prints the torchrun command and runs it. Add --nnodes or --max-restarts to that command to train on several
-    machines, or to start again from the last checkpoint when a process fails.
+    It prints the torchrun command and runs it. Add --max-restarts 3 before -m to that command, and all processes start
+    again from the last checkpoint when one fails. To train on several machines, run it on each, with --nnodes,
+    --rdzv-backend c10d, --rdzv-endpoint HOST:PORT and --rdzv-id in place of --standalone, and the number of processes
+    of a machine after --nproc-per-node.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         _start(stages, data, dry_run=dry_run)
@@ -133,9 +136,10 @@ def _start(stages: int, data: str, *, dry_run: bool) -> None:
         raise DniFxError(f"--data {data}: FILE.py:NAME")
     process = ["-m", "dni_fx", *sys.argv[1:]]
     options = ["--standalone", "--nproc-per-node", str(stages), *process]
-    out.print(Text(f"torchrun {shlex.join(options)}"), soft_wrap=True)
+    out.print(Text(f"{_OWN_STORE}=1 torchrun {shlex.join(options)}"), soft_wrap=True)
     if dry_run:
         return
+    os.environ[_OWN_STORE] = "1"
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -46,6 +46,7 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
 
     Raises:
         DniFxError: If it cannot be written, or the folder has a checkpoint of more steps, of another run.
+        PeerError: If another process is gone.
     """
     path = Path(folder) / f"step-{schedule.steps:06}"
     last = latest(folder)
@@ -71,6 +72,8 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
             )
     except (OSError, CheckpointException) as error:
         raise DniFxError(f"cannot write the checkpoint {path}: {first_line(error)}") from None
+    except RuntimeError as error:
+        raise schedule.lost(error) from None
     if is_first:
         for old in _complete(Path(folder))[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
@@ -90,10 +93,13 @@ def load(folder: str | Path, schedule: ScheduleDecoupled) -> int:
 
     Raises:
         DniFxError: If the checkpoint is of another model, or cannot be read.
+        PeerError: If another process is gone.
     """
     path = latest(folder)
     if path is None:
         return 0
+    if dist.is_initialized():
+        schedule.connect()
     stage = schedule.stage
     try:
         there = FileSystemReader(path).read_metadata().state_dict_metadata
@@ -118,7 +124,9 @@ def load(folder: str | Path, schedule: ScheduleDecoupled) -> int:
     try:
         with _alone():
             load_distributed(values, checkpoint_id=path, planner=_load_planner(), **_within(schedule))
-    except Exception as error:  # a damaged file may raise any error
+    except RuntimeError as error:
+        raise schedule.lost(error) from None
+    except (Exception, CheckpointException) as error:  # a damaged file may raise any error
         raise DniFxError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
     _restore(schedule, values, values.get(own) or values[first], exactly=own in there and not _is_copy(schedule))
     return schedule.steps

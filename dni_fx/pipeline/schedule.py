@@ -104,7 +104,7 @@ class ScheduleDecoupled:
         Raises:
             PeerError: If another process is gone, or does not answer.
         """
-        connection = self._connected()
+        connection = self.connect()
         if not self.stage.training:
             self.stage.train()
         planned = actions(
@@ -125,7 +125,7 @@ class ScheduleDecoupled:
 
     def eval(self, *args: Any, target: Any = None, losses: list[Tensor] | None = None, **kwargs: Any) -> Any:
         """Run a batch forward in eval mode. The arguments, and what it returns, are those of `step`."""
-        self._connected()
+        self.connect()
         planned = evaluation(self.stage.index, self.n_microbatches)
         modes = {module: module.training for module in self.stage.modules()}
         self.stage.eval()
@@ -160,7 +160,15 @@ class ScheduleDecoupled:
         dropped = {"dropped": self._dropped} if self.elastic else {}
         return {"updates": self.updates, **sent, "waited": waited, **learned, **dropped}
 
-    def _connected(self) -> Connection:
+    def lost(self, error: Exception) -> BaseException:
+        """The error to raise when a collective of torch has failed: it names the process that is gone."""
+        connection, text = self._connection, f"another process is gone: {first_line(error)}"
+        if connection is None or connection.failure is not None or self.elastic:
+            return PeerError(text)
+        return connection.failed(LinkError(text, self.stage.index))
+
+    def connect(self) -> Connection:
+        """The links with the other processes: the first call makes them, in all processes at the same time."""
         if self._closed:
             raise DniFxError("the schedule is closed: make a new one")
         if self._connection is None:
@@ -188,7 +196,7 @@ class ScheduleDecoupled:
 
     def _do(self, planned: Sequence[Action], given: tuple[Any, ...], losses: list[Tensor] | None) -> Any:
         begin = time.perf_counter()
-        connection = self._connected()
+        connection = self.connect()
         try:
             batch = Batch(self.stage, self.n_microbatches, *given)
             for kind, k in planned:
@@ -247,7 +255,7 @@ class ScheduleDecoupled:
     def _send(self, values: Sequence[Any]) -> None:
         begin = time.perf_counter()
         try:
-            self._connected().to_above.send(values)
+            self.connect().to_above.send(values)
         except LinkError:
             if not self.elastic:
                 raise

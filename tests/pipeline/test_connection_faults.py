@@ -54,6 +54,13 @@ def test_a_killed_process_is_named(rank: int, found: Found) -> None:
 
 
 @pytest.mark.slow
+def test_a_process_that_is_killed_in_a_checkpoint_is_named(found: Found) -> None:
+    first, *others = found["killed in checkpoint"]
+    assert first == Ended(-9, [])
+    assert others == 2 * [Ended(0, ["PeerError: stage 0 (rank 0) is gone: its process has ended"])]
+
+
+@pytest.mark.slow
 def test_a_stopped_process_is_named(found: Found) -> None:
     for name, rank in (("stopped", 1), ("stopped sync", 2)):
         for status, lines in found[name][:rank] + found[name][rank + 1 :]:
