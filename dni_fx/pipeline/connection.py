@@ -4,7 +4,8 @@ import atexit
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ from dni_fx.pipeline.watch import Report, Watch
 
 __all__ = ["Connection", "Description", "check_descriptions"]
 
-_tags = itertools.count(2**20)  # of the watch of each pipeline; a program seldom uses such tags
+# Of the watch of each pipeline of the same processes; a program seldom uses such tags.
+_tags: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(lambda: itertools.count(2**20))
 
 
 class Description(NamedTuple):
@@ -34,6 +36,7 @@ class Description(NamedTuple):
     takes: tuple[str, ...]
     gives: tuple[str, ...]
     learns: bool
+    groups: int = 0  # of torch, in the process
     split: tuple[int, ...] = ()  # the shape of the mesh over which `fully_shard` has split it
 
     def __str__(self) -> str:
@@ -83,7 +86,7 @@ class Connection:
         peers = [Peer(k, rank) for k, rank in enumerate(self.ranks)]
         self.own = peers.pop(everyone.rank())
         on_failure = (lambda: None) if elastic else self._break_off
-        self.watch = Watch(self.own, peers, everyone, next(_tags), timeout, on_failure)
+        self.watch = Watch(self.own, peers, everyone, next(_tags[tuple(self.ranks)]), timeout, on_failure)
         atexit.register(self._at_exit)
 
     def connect(self, stage: Stage, microbatches: int, sync: bool, learns: bool) -> None:
@@ -99,9 +102,10 @@ class Connection:
         (index, rank), net = self.own, stage.net_name
         split = next((tuple(mesh.shape) for mesh in meshes_in(stage)), ())
         ends = stage.takes, stage.gives, learns
-        own = Description(stage.index, rank, stage.count, microbatches, sync, net, *ends, split)
+        own = Description(stage.index, rank, stage.count, microbatches, sync, net, *ends, groups.count(), split)
         found = self.watch.exchange(own)
         check_descriptions(found)
+        groups.fill(max(one.groups for one in found))
         up, down, self.shared = (self._take_group() for _ in range(3))
         device = next((p.device for p in stage.parameters()), torch.device("cpu"))
         waiting = {"limit": microbatches} if sync else {}  # else each of two neighbours could wait for the other

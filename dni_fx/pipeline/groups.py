@@ -9,8 +9,9 @@ from datetime import timedelta
 from typing import NamedTuple
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-__all__ = ["Key", "give_back", "take"]
+__all__ = ["Key", "count", "fill", "give_back", "take"]
 
 
 class Key(NamedTuple):
@@ -27,6 +28,17 @@ class Key(NamedTuple):
 
 _free: "weakref.WeakKeyDictionary[dist.ProcessGroup, defaultdict[Key, list[dist.ProcessGroup]]]"
 _free = weakref.WeakKeyDictionary()  # by the group of all processes, which a program may make anew
+
+
+def count() -> int:
+    """The number of groups of this process, which torch puts into the name of the next one."""
+    return len(distributed_c10d._world.pg_names)
+
+
+def fill(number: int) -> None:
+    """Make groups of this process alone, until it has so many: processes with other numbers do not connect."""
+    while count() < number:
+        dist.new_group([dist.get_rank()], use_local_synchronization=True)
 
 
 def take(key: Key) -> dist.ProcessGroup:
