@@ -1,11 +1,9 @@
 """The links of a stage with its neighbours; before them, a check that all processes have stages of one pipeline."""
 
 import atexit
-import itertools
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,13 +13,11 @@ from dni_fx.errors import DniFxError, PeerError, first_line
 from dni_fx.model import meshes_in
 from dni_fx.pipeline import groups
 from dni_fx.pipeline.link import EQUALLY_OFTEN, LinkError, Peer, Receiver, Sender, break_off
+from dni_fx.pipeline.replicas import Replicas
 from dni_fx.pipeline.stage import Stage
-from dni_fx.pipeline.watch import Report, Watch
+from dni_fx.pipeline.watch import Report, Watch, next_tag
 
 __all__ = ["Connection", "Description", "check_descriptions"]
-
-# Of the watch of each pipeline of the same processes; a program seldom uses such tags.
-_tags: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(lambda: itertools.count(2**20))
 
 
 class Description(NamedTuple):
@@ -48,8 +44,9 @@ class Connection:
 
     Args:
         group: The processes of the pipeline; None: all.
+        replicas: The processes that have the same stage.
         timeout: Seconds for a wait.
-        elastic: Train on when another process stops.
+        elastic: Train on when another process of the pipeline stops.
 
     Attributes:
         activations, to_below: The links with the stage below; the first stage has none.
@@ -67,15 +64,22 @@ class Connection:
     to_above: Sender
     shared: dist.ProcessGroup
 
-    def __init__(self, group: dist.ProcessGroup | None, timeout: float, elastic: bool) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        replicas: Sequence[dist.ProcessGroup],
+        timeout: float,
+        elastic: bool,
+    ) -> None:
         everyone = group or dist.group.WORLD
         if not dist.is_initialized() or everyone is None:
             raise DniFxError("call torch.distributed.init_process_group(), and start the program by torchrun")
-        if "cpu:gloo" not in (backend := dist.get_backend_config(everyone)):
-            raise DniFxError(
-                f"the process group has the backend {backend}; the messages of a pipeline need gloo, too:"
-                ' call init_process_group("cpu:gloo,cuda:nccl")'
-            )
+        for one in (everyone, *replicas):
+            if "cpu:gloo" not in (backend := dist.get_backend_config(one)):
+                raise DniFxError(
+                    f"the process group has the backend {backend}; the messages of a pipeline need gloo, too:"
+                    ' call init_process_group("cpu:gloo,cuda:nccl")'
+                )
         self.timeout, self.elastic = timeout, elastic
         self.failure: BaseException | None = None
         self.learns_below = False
@@ -86,7 +90,8 @@ class Connection:
         peers = [Peer(k, rank) for k, rank in enumerate(self.ranks)]
         self.own = peers.pop(everyone.rank())
         on_failure = (lambda: None) if elastic else self._break_off
-        self.watch = Watch(self.own, peers, everyone, next(_tags[tuple(self.ranks)]), timeout, on_failure)
+        self.watch = Watch(self.own, peers, everyone, next_tag(self.ranks), timeout, on_failure)
+        self.replicas = Replicas(replicas, timeout)
         atexit.register(self._at_exit)
 
     def connect(self, stage: Stage, microbatches: int, sync: bool, learns: bool) -> None:
@@ -120,6 +125,8 @@ class Connection:
             self.to_above = Sender(peer, up, self.timeout)
             self.targets = Receiver(peer, down, device, self.timeout, **waiting)
             self._links += [self.to_above, self.targets]
+        alike = ("stage", "stages", "microbatches", "sync", "net")
+        self.replicas.begin(stage, {name: getattr(own, name) for name in alike})
 
     def _take_group(self) -> dist.ProcessGroup:
         """A group of all processes of the pipeline, until this connection ends.
@@ -138,6 +145,7 @@ class Connection:
 
     def check(self) -> None:
         """Raise a LinkError if another process has stopped, unless this one trains on."""
+        self.replicas.check()
         if self.elastic:
             return
         self.watch.check()
@@ -159,6 +167,7 @@ class Connection:
         text = str(error) if of_peer else f"{self.own} stopped: {said}"
         report = Report(text, error.suspect if isinstance(error, LinkError) else None)
         text = self.watch.stop(report, needs_cause=of_peer)
+        self.replicas.stop(text)
         self._break_off()
         self.failure = PeerError(text) if of_peer else error
         return self.failure
@@ -194,6 +203,7 @@ class Connection:
                 what = f"{link.peer} sent {link.dropped} microbatches more than {self.own} took"
                 raise LinkError(f"{what}: {EQUALLY_OFTEN}", None)
         self.watch.wait(max(0.0, end - time.monotonic()))
+        self.replicas.wait(max(0.0, end - time.monotonic()))
 
     def _break_off(self) -> None:
         for _, group in list(self._groups):
@@ -210,6 +220,7 @@ class Connection:
             except PeerError as error:
                 sys.stderr.write(f"dni-fx: {error}\n")
         self.watch.abandon()
+        self.replicas.abandon()
 
 
 def check_descriptions(found: Sequence[Description]) -> None:

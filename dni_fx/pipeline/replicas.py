@@ -1,18 +1,30 @@
 """Data parallel training of a stage: its replicas average gradients, or `fully_shard` has split it over them."""
 
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import is_shard, is_sharded, meshes_in, states_in
+from dni_fx.pipeline.link import LinkError, Peer, break_off
 from dni_fx.pipeline.stage import Stage
+from dni_fx.pipeline.watch import Report, Watch, next_tag
 from dni_fx.runtime import forget_whole_parameters
 
-__all__ = ["average_gradients", "copy_weights", "place_among_replicas", "prepare_split", "replica_groups"]
+__all__ = ["Replicas", "place_among_replicas", "prepare_split", "replica_groups"]
+
+
+class Replica(Peer):
+    """A process with the same stage; `stage` is its number among them."""
+
+    def __str__(self) -> str:
+        return f"replica {self.stage} (rank {self.rank})"
 
 
 def prepare_split(
@@ -68,38 +80,110 @@ def place_among_replicas(stage: Stage) -> list[int]:
     return next((mesh.get_coordinate() for mesh in meshes_in(stage)), [])
 
 
-def copy_weights(stage: nn.Module, groups: Sequence[dist.ProcessGroup]) -> None:
-    """Give all replicas the parameters and buffers of the first one; shards stay as they are."""
-    for group in groups:
-        for tensor in [*stage.parameters(), *stage.buffers()]:
-            if not is_shard(tensor):
-                dist.broadcast(tensor.detach(), group_src=0, group=group)
+class Replicas:
+    """The processes that have the same stage. They begin alike, average their gradients, and notice when one stops.
 
-
-def average_gradients(parameters: Sequence[nn.Parameter], groups: Sequence[dist.ProcessGroup]) -> None:
-    """Average the gradients over the replicas; one that a replica lacks counts as zero. Those of shards are averages.
-
-    A synthesizer that learns late may have a gradient in some replicas alone.
+    Args:
+        groups: Of these processes; none: the stage has no replicas.
+        timeout: Seconds for a wait.
     """
-    wanted = [parameter for parameter in parameters if parameter.requires_grad and not is_shard(parameter)]
-    for group in groups if wanted else ():
-        _average(wanted, group)
 
+    def __init__(self, groups: Sequence[dist.ProcessGroup], timeout: float) -> None:
+        self.groups, self.timeout = groups, timeout
+        self._watches = []
+        for group in groups:
+            ranks = [dist.get_global_rank(group, k) for k in range(group.size())]
+            peers: list[Peer] = [Replica(k, rank) for k, rank in enumerate(ranks)]
+            own = peers.pop(group.rank())
+            stop = functools.partial(break_off, group)
+            self._watches.append(Watch(own, peers, group, next_tag(ranks), timeout, stop))
 
-def _average(wanted: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
-    there = torch.tensor([float(parameter.grad is not None) for parameter in wanted], device=wanted[0].device)
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in wanted:
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        by_dtype.setdefault(gradient.dtype, []).append(gradient)
-    for gradients in by_dtype.values():
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, group=group)
-        flat /= dist.get_world_size(group)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-    dist.all_reduce(there, group=group)
-    rest = {dtype: iter(gradients) for dtype, gradients in by_dtype.items()}
-    for parameter, number in zip(wanted, there.tolist(), strict=True):
-        gradient = next(rest[parameter.dtype])
-        parameter.grad = gradient if number else None
+    def begin(self, stage: Stage, alike: Mapping[str, Any]) -> None:
+        """Give all replicas the parameters and buffers of the first one; shards stay as they are.
+
+        Args:
+            alike: Values that must be the same in all, by name.
+
+        Raises:
+            DniFxError: If it is not.
+            LinkError: If another replica has stopped, or does not start within the timeout.
+        """
+        for watch in self._watches:
+            for number, other in enumerate(watch.exchange(alike)):
+                for name, value in alike.items():
+                    if other[name] != value:
+                        raise DniFxError(f"replica {number} has {name}={other[name]}, and {watch.own} has {value}")
+        tensors = [tensor for tensor in [*stage.parameters(), *stage.buffers()] if not is_shard(tensor)]
+        for group in self.groups:
+            for tensor in tensors:
+                self._wait(dist.broadcast(tensor.detach(), group_src=0, group=group, async_op=True), tensor)
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Average the gradients; one that a replica lacks counts as zero. Those of shards are averages.
+
+        A synthesizer that learns late may have a gradient in some replicas alone.
+
+        Raises:
+            LinkError: If another replica has stopped, or does not take part within the timeout.
+        """
+        wanted = [parameter for parameter in parameters if parameter.requires_grad and not is_shard(parameter)]
+        for group in self.groups if wanted else ():
+            self._average(wanted, group)
+
+    def check(self) -> None:
+        """Raise a LinkError if another replica has stopped."""
+        for watch in self._watches:
+            for report in list(watch.reports.values()):
+                raise LinkError(report.text, None)
+
+    def explained(self, error: Exception) -> Exception:
+        """The error to raise in place of that of a collective, if another replica has stopped."""
+        for watch in self._watches:
+            if (text := watch.reason()) is not None:
+                return LinkError(text, None)
+        return error
+
+    def stop(self, text: str) -> None:
+        """Tell all others why this process stops."""
+        for watch in self._watches:
+            watch.stop(Report(text), needs_cause=False)
+
+    def wait(self, seconds: float) -> None:
+        """Tell all others that this process ends, and wait until all have ended.
+
+        Raises:
+            LinkError: If one has stopped, or does not end within the seconds.
+        """
+        for watch in self._watches:
+            watch.wait(seconds)
+
+    def abandon(self) -> None:
+        """Wait for no replica any more; for the end of the program."""
+        for watch in self._watches:
+            watch.abandon()
+
+    def _average(self, wanted: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
+        there = torch.tensor([float(parameter.grad is not None) for parameter in wanted], device=wanted[0].device)
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in wanted:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            by_dtype.setdefault(gradient.dtype, []).append(gradient)
+        for gradients in by_dtype.values():
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            self._wait(dist.all_reduce(flat, group=group, async_op=True), flat)
+            flat /= dist.get_world_size(group)
+            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+        self._wait(dist.all_reduce(there, group=group, async_op=True), there)
+        rest = {dtype: iter(gradients) for dtype, gradients in by_dtype.items()}
+        for parameter, number in zip(wanted, there.tolist(), strict=True):
+            gradient = next(rest[parameter.dtype])
+            parameter.grad = gradient if number else None
+
+    def _wait(self, work: Any, tensor: Tensor) -> None:
+        try:
+            # NCCL would block the program until the device is done.
+            work.wait(*([timedelta(seconds=self.timeout)] if tensor.device.type == "cpu" else []))
+        except RuntimeError as error:
+            text = f"a replica of the stage took no part within {self.timeout:g} seconds: {first_line(error)}"
+            raise self.explained(LinkError(text, None)) from None

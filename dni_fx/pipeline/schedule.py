@@ -15,7 +15,7 @@ from dni_fx.pipeline.batch import Batch
 from dni_fx.pipeline.connection import Connection
 from dni_fx.pipeline.link import LinkError
 from dni_fx.pipeline.replay import Replay
-from dni_fx.pipeline.replicas import average_gradients, copy_weights, prepare_split, replica_groups
+from dni_fx.pipeline.replicas import prepare_split, replica_groups
 from dni_fx.pipeline.shared import SharedWeights
 from dni_fx.pipeline.stage import Stage
 from dni_fx.pipeline.targets import Targets
@@ -81,7 +81,6 @@ class ScheduleDecoupled:
         self.steps = self.updates = self.microbatches = 0
         self._connection: Connection | None = None
         self._shared: SharedWeights | None = None
-        self._replica_groups: Sequence[dist.ProcessGroup] = ()
         self._replay = Replay()
         self._dropped = 0
         self._closed = False
@@ -174,9 +173,8 @@ class ScheduleDecoupled:
         if self._connection is None:
             end_backward(self.stage)
             prepare_split(self.stage, self.optimizer, self.sync, self.group, self.replicas)
-            self._replica_groups = replica_groups(self.stage, self.replicas)
-            copy_weights(self.stage, self._replica_groups)
-            self._connection = Connection(self.group, self.timeout, self.elastic)
+            replicas = replica_groups(self.stage, self.replicas)
+            self._connection = Connection(self.group, replicas, self.timeout, self.elastic)
             try:
                 self._connection.connect(self.stage, self.n_microbatches, self.sync, self.targets.wanted)
                 self._shared = SharedWeights(self.stage, self._connection, self.sync, self.refresh, self.timeout)
@@ -201,9 +199,10 @@ class ScheduleDecoupled:
             batch = Batch(self.stage, self.n_microbatches, *given)
             for kind, k in planned:
                 self._act(kind, k, batch, connection)
-        except LinkError as error:
-            raise connection.failed(error) from None
         except BaseException as error:
+            found = connection.replicas.explained(error) if isinstance(error, RuntimeError) else error
+            if isinstance(found, LinkError):
+                raise connection.failed(found) from None
             connection.failed(error)
             raise
         end_backward(self.stage)  # after a run in eval mode it may have whole parameters
@@ -277,7 +276,7 @@ class ScheduleDecoupled:
             if gradients:
                 torch._foreach_div_(gradients, self.n_microbatches)
         self._shared.pre_update()
-        average_gradients([*self.stage.parameters()], self._replica_groups)
+        self.connect().replicas.average([*self.stage.parameters()])
         self.updates += 1
         if self.optimizer is not None:
             self.optimizer.step()

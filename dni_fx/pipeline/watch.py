@@ -1,9 +1,11 @@
 """Which process of a pipeline has stopped, and why: each tells all others, apart from the data that they exchange."""
 
+import itertools
 import pickle
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +13,16 @@ import torch.distributed as dist
 
 from dni_fx.pipeline.link import LinkError, Peer, Sender, break_off, read
 
-__all__ = ["Report", "Watch", "cause"]
+__all__ = ["Report", "Watch", "cause", "next_tag"]
 
+# Of the messages of each watch of the same processes; a program seldom uses such tags.
+_tags: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(lambda: itertools.count(2**20))
 _SECONDS = 1.0  # for the other processes to say why they stop
+
+
+def next_tag(ranks: Sequence[int]) -> int:
+    """The tag of the next watch of these processes, which all of them make in the same order."""
+    return next(_tags[tuple(ranks)])
 
 
 class Report(NamedTuple):
@@ -77,6 +86,12 @@ class Watch:
         """Raise a LinkError if a process has stopped."""
         for stage, report in list(self.reports.items()):
             raise LinkError(report.text, stage)
+
+    def reason(self) -> str | None:
+        """Why another process has stopped, if one says so within a second."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.reports, _SECONDS)
+            return next((report.text for report in self.reports.values()), None)
 
     def stop(self, report: Report, *, needs_cause: bool) -> str:
         """Tell all others why this process stops, and return the cause, which another may know."""
