@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dni_fx.errors import DniFxError
 from dni_fx.model import is_shard, is_sharded, meshes_in, states_in
 from dni_fx.pipeline.stage import Stage
-from dni_fx.runtime import forget_whole_parameters
+from dni_fx.runtime import check_means, forget_whole_parameters
 
 __all__ = ["average_gradients", "copy_weights", "place_among_replicas", "prepare_split", "replica_groups"]
 
@@ -42,6 +42,7 @@ def prepare_split(
                 "fully_shard has split the stage over processes that have other stages: "
                 'give it the processes that have the same stage, as mesh=mesh["replica"], and group= the pipeline'
             )
+    check_means(stage)
     if replicas is not None:
         raise DniFxError("fully_shard has split the stage over its replicas, and averages gradients: omit replicas=")
     here = {*stage.parameters()}
