@@ -108,7 +108,7 @@ def resumed(group: Any, name: str, folder: str, replicas: DeviceMesh | None = No
         replicas: The stage is split over them.
     """
     options: dict[str, Any] = {"sync": name in ("linear", "unit"), "group": group}
-    found = []
+    found, state = [], torch.get_rng_state()
     for stops in (False, True):
         for part in range(2):
             if part == 0 or stops:
@@ -118,9 +118,12 @@ def resumed(group: Any, name: str, folder: str, replicas: DeviceMesh | None = No
                 schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), **options)
             if part == 1 and stops:
                 assert load(folder, schedule) == STEPS
+                assert torch.equal(torch.get_rng_state(), state)
             for _ in range(STEPS):
                 schedule.step(X, target=Y)
             if stops:
+                torch.manual_seed(distributed.get_rank())  # replicas have random numbers of their own
+                state = torch.get_rng_state()
                 save(folder, schedule)
                 schedule.close()
         schedule.close()

@@ -15,7 +15,7 @@ from dni_fx.model import is_shard, is_sharded, meshes_in, states_in
 from dni_fx.pipeline.link import LinkError, Peer, break_off
 from dni_fx.pipeline.stage import Stage
 from dni_fx.pipeline.watch import Report, Watch, next_tag
-from dni_fx.runtime import forget_whole_parameters
+from dni_fx.runtime import check_means, forget_whole_parameters
 
 __all__ = ["Replicas", "place_among_replicas", "prepare_split", "replica_groups"]
 
@@ -54,6 +54,7 @@ def prepare_split(
                 "fully_shard has split the stage over processes that have other stages: "
                 'give it the processes that have the same stage, as mesh=mesh["replica"], and group= the pipeline'
             )
+    check_means(stage)
     if replicas is not None:
         raise DniFxError("fully_shard has split the stage over its replicas, and averages gradients: omit replicas=")
     here = {*stage.parameters()}

@@ -21,7 +21,7 @@ from dni_fx.runtime.pieces import NOT_COMPILED
 from dni_fx.runtime.prepare import prepare_training
 from dni_fx.runtime.retrace import rename, retrace
 from dni_fx.runtime.sharding import end_backward, forget_whole_parameters, keep_whole_in_part
-from dni_fx.runtime.shards import shard_segments
+from dni_fx.runtime.shards import check_means, shard_segments
 from dni_fx.runtime.stages import Part, keep_out_of_state_dict, part_graph, segment_parts, segments
 from dni_fx.runtime.stepping import SegmentOptimizer
 from dni_fx.runtime.time_cut import TimeCut, add_time_cuts, time_cuts
@@ -50,6 +50,7 @@ __all__ = [
     "add_time_cuts",
     "attach_synthesizers",
     "build_dni",
+    "check_means",
     "check_source",
     "check_stepping",
     "end_backward",

@@ -7,9 +7,10 @@ from torch import fx, nn
 
 from dni_fx.errors import DniFxError
 from dni_fx.model import at_path, is_shard, is_sharded, meshes_in
+from dni_fx.runtime.exits import Exit
 from dni_fx.runtime.module import DecoupledModule, rewritten
 
-__all__ = ["check_whole", "shard_segments", "shard_synthesizers"]
+__all__ = ["check_means", "check_whole", "shard_segments", "shard_synthesizers"]
 
 
 def shard_segments(net: nn.Module, **options: Any) -> None:
@@ -77,12 +78,24 @@ def _run_by_exits(net: DecoupledModule) -> list[str]:
     return [path for e in exits for path in e.borrowed if path not in e.copied or e.weights == "ema"]
 
 
+def check_means(module: nn.Module) -> None:
+    """Check that the running means of weights in exits are whole: they move in the forward pass.
+
+    Raises:
+        DniFxError: If `fully_shard` has split one.
+    """
+    for exit in module.modules():
+        if isinstance(exit, Exit) and exit.plan.weights == "ema" and is_sharded(exit):
+            raise DniFxError("exit(weights='ema') has running means, which fully_shard splits: use weights='copy'")
+
+
 def check_whole(net: DecoupledModule) -> None:
     """Check that exits find whole the layers that they run at a cut.
 
     Raises:
-        DniFxError: If `fully_shard` has split one of these layers apart from the net.
+        DniFxError: If `fully_shard` has split one of these layers apart from the net, or their running means.
     """
+    check_means(net)
     for path in _run_by_exits(net):
         if any(map(is_shard, _parameters(at_path(net, path)))):
             raise DniFxError(

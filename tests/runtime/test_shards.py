@@ -84,6 +84,13 @@ def test_exits_find_no_layer_split() -> None:
         made(model, **EXIT)
 
 
+def test_running_means_of_weights() -> None:
+    net = made(synthesizer="exit(weights='ema')", loss="cross_entropy")
+    fully_shard(net)
+    with pytest.raises(DniFxError, match="has running means, which fully_shard splits"):
+        net(X, dni_context=Y)
+
+
 def test_a_model_that_was_split_is_left_as_it_was() -> None:
     torch.manual_seed(1)
     by_block(model := Model())
