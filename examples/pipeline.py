@@ -22,6 +22,7 @@ from dni_fx.pipeline import ScheduleDecoupled, stages
 
 BATCH, MICROBATCHES, LENGTH = 64, 4, 64
 Draw = Callable[[], tuple[Tensor, Tensor]]
+Task = tuple[str, nn.Module, list[str], Draw, tuple[Tensor, Tensor]]  # name of the data, net, cuts, batches, test
 
 
 class Block(nn.Module):
@@ -58,22 +59,23 @@ class GPT(nn.Module):
         return self.head(self.norm(h)).transpose(1, 2)
 
 
-def digits() -> tuple[nn.Module, list[str], Draw, tuple[Tensor, Tensor]]:
+def digits() -> Task:
     data = common.load_digits()
 
     def draw() -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(data.train_y), (BATCH,))
         return data.train_x[rows], data.train_y[rows]
 
-    return mlp.MLP(data.side**2), ["bn2"], draw, (data.test_x, data.test_y)
+    return data.name, mlp.MLP(data.side**2), ["bn2"], draw, (data.test_x, data.test_y)
 
 
-def characters() -> tuple[nn.Module, list[str], Draw, tuple[Tensor, Tensor]]:
+def characters() -> Task:
     """Tiny Shakespeare, if its file is there; else the README of this project."""
     root = Path(__file__).resolve().parents[1]
     name = "text/tinyshakespeare.txt"
     found = [root.parent / "shared" / "data" / name, Path(os.environ.get("DNI_FX_DATA", "data")) / name]
-    text = next((path for path in found if path.is_file()), root / "README.md").read_text(encoding="utf-8")
+    path = next((path for path in found if path.is_file()), root / "README.md")
+    text = path.read_text(encoding="utf-8")
     number = {character: k for k, character in enumerate(sorted(set(text)))}
     train, test = torch.tensor([number[character] for character in text]).split(
         [len(text) * 9 // 10, len(text) - len(text) * 9 // 10]
@@ -86,7 +88,8 @@ def characters() -> tuple[nn.Module, list[str], Draw, tuple[Tensor, Tensor]]:
     def draw() -> tuple[Tensor, Tensor]:
         return windows(train, torch.randint(len(train) - LENGTH, (BATCH,)))
 
-    return GPT(len(number)), ["blocks.1"], draw, windows(test, torch.arange(0, len(test) - LENGTH, LENGTH)[:512])
+    tested = windows(test, torch.arange(0, len(test) - LENGTH, LENGTH)[:512])
+    return path.name, GPT(len(number)), ["blocks.1"], draw, tested
 
 
 def main() -> None:
@@ -100,7 +103,7 @@ def main() -> None:
     rank = dist.get_rank()
 
     torch.manual_seed(0)  # the processes build the same net, and draw the same batches
-    net, cuts, draw, (test_x, test_y) = digits() if arguments.net == "mnist" else characters()
+    data, net, cuts, draw, (test_x, test_y) = digits() if arguments.net == "mnist" else characters()
     exit = {"synthesizer": "exit(weights='copy')", "loss": "cross_entropy"}
     cut = dni_fx.transform(net, draw()[0], cuts=cuts, **exit)
     stage = stages(cut)[rank]  # this process trains one stage
@@ -108,6 +111,8 @@ def main() -> None:
     loss_fn = nn.functional.cross_entropy
     schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_fn, optimizer=optimizer, sync=arguments.sync)
 
+    if stage.is_last:
+        print(f"{data}, {arguments.steps} steps of batch {BATCH}", flush=True)
     torch.manual_seed(1)
     begin = time.perf_counter()
     for step in range(1, arguments.steps + 1):

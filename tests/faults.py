@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from dni_fx import DniFxError
-from dni_fx.pipeline import ScheduleDecoupled, Stage, save, stages
+from dni_fx.pipeline import ScheduleDecoupled, Stage, groups, save, stages
 
 RANKS = 3
 ALL = -1
@@ -105,6 +105,11 @@ def kill_in_checkpoint(schedule: ScheduleDecoupled) -> None:
     sys.exit()
 
 
+def kill_while_connecting(schedule: ScheduleDecoupled) -> None:
+    """In the first step, when the others already wait for this process."""
+    groups.take = lambda key: kill(schedule)  # type: ignore[assignment,return-value]
+
+
 def wait_to_be_killed(schedule: ScheduleDecoupled) -> None:
     """The process that starts the others kills this one at some moment."""
 
@@ -114,6 +119,7 @@ CASES = {
     "killed 0": Case("unit", 0, wait_to_be_killed),
     "killed 1": Case("tail", 1, wait_to_be_killed, SYNC),
     "killed 2": Case("linear", 2, wait_to_be_killed),
+    "killed connecting": Case("unit", 1, kill_while_connecting, {"timeout": 2 * LONGEST}, after=0),
     "killed in checkpoint": Case("unit", ALL, kill_in_checkpoint),
     "stopped": Case("linear", 1, stop),
     "stopped sync": Case("tail", 2, stop, SYNC),
@@ -133,7 +139,7 @@ def run(case: Case, rank: int, store: str) -> None:
     say("begins")
     stage = STAGES[case.net][rank]
     optimizer = torch.optim.SGD(stage.parameters(), 0.1)
-    schedule = ScheduleDecoupled(stage, 2, loss_of, optimizer=optimizer, timeout=TIMEOUT, **case.options)
+    schedule = ScheduleDecoupled(stage, 2, loss_of, optimizer=optimizer, **{"timeout": TIMEOUT} | case.options)
     warnings.simplefilter("always")
     for step in range(20 if "elastic" in case.options else STEPS):
         if step == case.after and case.rank in (rank, ALL):

@@ -1,8 +1,15 @@
 """The examples are what they claim to be: targets that are rewritten right, and scripts that train."""
 
+import contextlib
 import dataclasses
+import functools
 import importlib
+import os
+import re
 import runpy
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import raced
 from oracle import Scripted, gradients, tell_truth
 
 import dni_fx
@@ -95,3 +103,31 @@ def test_the_demo_compares(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Cut into 4 segments") and "checkpointing" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a copy of the project without its data: the text is the README. The processes are as torchrun starts them."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    shutil.copy(EXAMPLES.parent / "README.md", tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(sys, "argv", ["pipeline.py", "--net", "characters", "--steps", "4"])
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "DNI_FX_DATA": str(tmp_path)}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    def train(rank: int) -> None:
+        signal.alarm(60)  # ends a process that waits
+        os.environ["RANK"] = str(rank)
+        with (tmp_path / str(rank)).open("w") as output, contextlib.redirect_stdout(output):
+            runpy.run_path(str(tmp_path / "examples" / "pipeline.py"), run_name="__main__")
+
+    assert raced([functools.partial(train, rank) for rank in range(2)]) == [0, 0]
+    below, above = ((tmp_path / str(rank)).read_text().splitlines() for rank in range(2))
+    assert above[0] == "README.md, 4 steps of batch 64"
+    assert [line.split(":")[0] for line in above[1:5]] == [f"step {step}" for step in range(1, 5)]
+    assert re.fullmatch(r"test [4-7]\.\d+ bits a character", above[5])  # hardly trained
+    assert below[0].startswith("rank 0: {'updates': 16, ") and above[6].startswith("rank 1: {'updates': 16, ")

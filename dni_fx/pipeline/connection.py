@@ -1,7 +1,10 @@
 """The links of a stage with its neighbours; before them, a check that all processes have stages of one pipeline."""
 
 import atexit
+import contextlib
+import queue
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -135,10 +138,16 @@ class Connection:
             LinkError: If they do not connect.
         """
         key = groups.Key(tuple(self.ranks), self.timeout)
-        try:
-            group = groups.take(key)
-        except RuntimeError as error:
-            raise LinkError(f"the processes did not connect: {first_line(error)}", self.own.stage) from None
+        found: queue.Queue[dist.ProcessGroup | Exception] = queue.Queue()
+        # In a thread: torch waits for a process that is gone until the timeout.
+        threading.Thread(target=_take, args=(key, found), name="connects", daemon=True).start()
+        group = None
+        while group is None:
+            self.watch.check()
+            with contextlib.suppress(queue.Empty):
+                group = found.get(timeout=0.1)
+        if isinstance(group, Exception):
+            raise LinkError(f"the processes did not connect: {first_line(group)}", self.own.stage)
         self._groups.append((key, group))
         self.check()
         return group
@@ -221,6 +230,13 @@ class Connection:
                 sys.stderr.write(f"dni-fx: {error}\n")
         self.watch.abandon()
         self.replicas.abandon()
+
+
+def _take(key: groups.Key, found: "queue.Queue[dist.ProcessGroup | Exception]") -> None:
+    try:
+        found.put(groups.take(key))
+    except RuntimeError as error:  # any error of a backend
+        found.put(error)
 
 
 def check_descriptions(found: Sequence[Description]) -> None:

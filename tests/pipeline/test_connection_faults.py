@@ -54,6 +54,12 @@ def test_a_killed_process_is_named(rank: int, found: Found) -> None:
 
 
 @pytest.mark.slow
+def test_a_process_that_is_killed_while_all_connect_is_named_at_once(found: Found) -> None:
+    """The others do not wait for it until the timeout, which is longer than the case may take."""
+    others_say(found["killed connecting"], 1, "stage 1 (rank 1) is gone: its process has ended")
+
+
+@pytest.mark.slow
 def test_a_process_that_is_killed_in_a_checkpoint_is_named(found: Found) -> None:
     first, *others = found["killed in checkpoint"]
     assert first == Ended(-9, [])
