@@ -87,7 +87,7 @@ def process(rank: int, run: Run, folder: str) -> None:
     warnings.simplefilter("ignore")
     made = example()
     torch.manual_seed(run.seed)
-    net, cuts, draw, test = getattr(made, run.net)()
+    _, net, cuts, draw, test = getattr(made, run.net)()
     if run.way in IN_ONE_PROCESS:
         if rank == 0:
             write(folder, in_one_process(net, draw, test, run, made.MICROBATCHES))
