@@ -128,7 +128,9 @@ def resumed(group: Any, name: str, folder: str, replicas: DeviceMesh | None = No
                 schedule.close()
         schedule.close()
         found.append(weights(stage))
-    return {"through": found[0], "stopped": found[1]}
+    states = {} if schedule.optimizer is None or replicas is not None else schedule.optimizer.state
+    momentum = {name: states[p]["momentum_buffer"] for name, p in stage.named_parameters() if p in states}
+    return {"through": found[0], "stopped": found[1], "momentum": momentum}
 
 
 def slow(group: Any) -> list[float]:

@@ -56,8 +56,6 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
         return path
     stage = schedule.stage
     is_first = stage.index == 0 and not any(place_among_replicas(stage))
-    if is_first:
-        (path / ".metadata").unlink(missing_ok=True)  # of the same step: not complete until all is written again
     values: dict[str, Any] = {f"model.{name}": value for name, value in _own(stage).items()}
     values |= _optimizer_state(schedule)
     values |= {f"progress.{name}": crossing.progress() for name, crossing in _crossings(stage).items()}
@@ -66,6 +64,8 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
         "counts": (schedule.steps, schedule.updates, schedule.microbatches),
     }
     try:
+        if is_first:
+            (path / ".metadata").unlink(missing_ok=True)  # of the same step: not complete until all is written again
         with _alone():
             save_distributed(
                 values, checkpoint_id=path, planner=DefaultSavePlanner(flatten_state_dict=False), **_within(schedule)

@@ -1,6 +1,7 @@
 """Checkpoints: the last complete one counts, and what is none of this model is refused. Runs: see test_schedule.py."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from in_stages import X, made
 
 import dni_fx
 from dni_fx import DniFxError
-from dni_fx.pipeline import ScheduleDecoupled, latest, load, save, stages
+from dni_fx.pipeline import ScheduleDecoupled, checkpoint, latest, load, save, stages
 
 
 def schedule_of(name: str = "linear", index: int = 0) -> ScheduleDecoupled:
@@ -29,6 +30,43 @@ def test_an_interrupted_checkpoint_does_not_count(tmp_path: Path) -> None:
     schedule.steps = 300
     save(tmp_path, schedule)
     assert not (tmp_path / "step-000009").exists() and (tmp_path / "step-000010").exists()
+
+
+def test_a_checkpoint_of_another_run_is_not_deleted(tmp_path: Path) -> None:
+    schedule = schedule_of()
+    schedule.steps = 10
+    save(tmp_path, schedule)
+    schedule.steps = 9
+    with pytest.raises(DniFxError, match=r"step-000010 is there, of a run with more steps: load it first"):
+        save(tmp_path, schedule)
+    assert latest(tmp_path) == tmp_path / "step-000010"
+
+
+def test_the_same_step_again_is_complete_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = schedule_of()
+    path = save(tmp_path, schedule)
+
+    def fails(*_: Any, **__: Any) -> None:
+        assert latest(tmp_path) is None
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "save_distributed", fails)
+    with pytest.raises(DniFxError, match="the disk is full"):
+        save(tmp_path, schedule)
+    monkeypatch.undo()
+    assert latest(tmp_path) is None and save(tmp_path, schedule) == latest(tmp_path) == path
+
+
+def test_each_entry_is_written_by_the_last_stage_that_has_it() -> None:
+    """Also the running means of a layer that an exit uses."""
+    layers = [torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8)]
+    options = {"synthesizer": "exit(units=0)", "loss": "cross_entropy", "verify": False}
+    net = dni_fx.transform(torch.nn.Sequential(*layers, torch.nn.Linear(8, 3)), X[:, 0], cuts=["0", "1"], **options)
+    found = stages(net.train())
+    written = [checkpoint._own(stage) for stage in found]
+    assert "3.running_mean" in found[0].state_dict() and "3.running_mean" not in written[0]
+    assert sum(map(len, written)) == len(net.state_dict())
+    assert {name for own in written for name in own} == net.state_dict().keys()
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:

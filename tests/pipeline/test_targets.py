@@ -23,6 +23,18 @@ def test_a_limit_of_the_age() -> None:
     assert targets.metrics() == {"gradients": 2, "too_old": 1, "mean_age": 1.5, "max_age": 2}
 
 
+@pytest.mark.parametrize("name", ["linear", "unit"])
+def test_only_in_a_pipeline_the_gradients_come_later(name: str) -> None:
+    """After a run, the net trains its synthesizers and exits in one process as before."""
+    net = made(name)
+    stage = stages(net)[0]
+    assert stage.cut is not None
+    (crossing,), exit = stage.cut.crossings, stage.cut.exit
+    with Targets(stage, False, 2).coming_later():
+        assert crossing.learns is (name == "unit") and (exit is None or exit.trains_at_once)
+    assert crossing.learns and not (exit is not None and exit.trains_at_once)
+
+
 def test_an_exit_wants_no_gradients() -> None:
     stage = stages(made("unit"))[0]
     assert not Targets(stage, False, 2).wanted and Targets(stage, True, 2).wanted
