@@ -21,6 +21,8 @@ from dni_fx.pipeline.watch import Report, Watch
 
 __all__ = ["Connection", "Description", "check_descriptions"]
 
+_SECONDS = 1.0  # for threads to return from torch, at the end of the program
+
 _tags = itertools.count(2**20)  # of the watch of each pipeline; a program seldom uses such tags
 
 
@@ -211,6 +213,10 @@ class Connection:
             except PeerError as error:
                 sys.stderr.write(f"dni-fx: {error}\n")
         self.watch.abandon()
+        # A thread that returns from torch while the program ends makes it abort.
+        waiting, end = [*self._links, *self.others], time.monotonic() + _SECONDS
+        while (waiting := [link for link in waiting if not link.end()]) and time.monotonic() < end:
+            time.sleep(0.005)
 
 
 def _take(key: groups.Key, found: "queue.Queue[dist.ProcessGroup | Exception]") -> None:
