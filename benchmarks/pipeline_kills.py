@@ -196,7 +196,8 @@ def _saved(marks: list[Mark]) -> int:
 
 def report(arguments: argparse.Namespace) -> Iterator[str]:
     yield "# Processes of a pipeline that are killed\n"
-    yield f"`python benchmarks/pipeline_kills.py`; torch {torch.__version__}, gloo, {os.cpu_count()} cores."
+    command = f"`python benchmarks/pipeline_kills.py --kills {arguments.kills}`"
+    yield f"{command}; torch {torch.__version__}, gloo, {os.cpu_count()} cores."
     yield f"{arguments.kills} kills (SIGKILL) at random moments; {STEPS} steps, a checkpoint after each {EVERY}."
     yield "Part: what the process did: `connect` (with the first step), `step`, `checkpoint`, `close`, `end`. Seconds:"
     yield f"until all others have ended. Left: processes that have not after {LONGEST:g} seconds. Named: how many of"

@@ -97,10 +97,10 @@ def launch(
 ) -> None:
     """Train a model in several processes, each with a stage of it, by torchrun.
 
-    It prints the torchrun command and runs it. Add --max-restarts 3 before -m to that command, and all processes start
-    again from the last checkpoint when one fails. To train on several machines, run it on each, with --nnodes,
-    --rdzv-backend c10d, --rdzv-endpoint HOST:PORT and --rdzv-id in place of --standalone, and the number of processes
-    of a machine after --nproc-per-node.
+    It prints the torchrun command and runs it. With --max-restarts 3 before -m in that command, all processes start
+    again from the last checkpoint when one fails. To train on several machines, run the command on each, with --nnodes,
+    --rdzv-backend c10d and --rdzv-endpoint HOST:PORT in place of --standalone, and the number of processes of a machine
+    after --nproc-per-node.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         _start(stages, data, dry_run=dry_run)

@@ -22,6 +22,8 @@ from dni_fx.pipeline.watch import Report, Watch, next_tag
 
 __all__ = ["Connection", "Description", "check_descriptions"]
 
+_SECONDS = 1.0  # for threads to return from torch, at the end of the program
+
 
 class Description(NamedTuple):
     """What a process says of itself before the first step."""
@@ -230,6 +232,10 @@ class Connection:
                 sys.stderr.write(f"dni-fx: {error}\n")
         self.watch.abandon()
         self.replicas.abandon()
+        # A thread that returns from torch while the program ends makes it abort.
+        waiting, end = [*self._links, *self.others], time.monotonic() + _SECONDS
+        while (waiting := [link for link in waiting if not link.end()]) and time.monotonic() < end:
+            time.sleep(0.005)
 
 
 def _take(key: groups.Key, found: "queue.Queue[dist.ProcessGroup | Exception]") -> None:
