@@ -7,6 +7,7 @@ import pytest
 import torch
 from in_pipeline import loss_of, optimizer_of
 from in_stages import X, made
+from nets import NormedResidual
 
 import dni_fx
 from dni_fx import DniFxError
@@ -59,7 +60,7 @@ def test_the_same_step_again_is_complete_at_its_end(tmp_path: Path, monkeypatch:
 
 def test_each_entry_is_written_by_the_last_stage_that_has_it() -> None:
     """Also the running means of a layer that an exit uses."""
-    layers = [torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.BatchNorm1d(8)]
+    layers = [*(NormedResidual() for _ in range(3)), torch.nn.BatchNorm1d(8)]
     options = {"synthesizer": "exit(units=0)", "loss": "cross_entropy", "verify": False}
     net = dni_fx.transform(torch.nn.Sequential(*layers, torch.nn.Linear(8, 3)), X[:, 0], cuts=["0", "1"], **options)
     found = stages(net.train())
