@@ -77,7 +77,7 @@ class Saving(saved_tensors_hooks):
             self._fresh[key] = size
         elif key not in self._ignored and key not in self._fresh:
             self._again[key] = size
-        return tensor
+        return tensor.detach()  # an output that its own node saves would hold itself, and everything below it
 
     def alias(self, originals: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
         """Count each copy as its original; the caller keeps both alive."""

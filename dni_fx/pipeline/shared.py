@@ -1,6 +1,7 @@
 """Weights that several stages have: with `sync` their gradients are added up; else exits have copies, renewed.
 
-Of stages that `fully_shard` has split, each replica sends its shards to the same replica of the other stage.
+Of stages that `fully_shard` has split, each replica sends its shards to the same replica of the other stage. The shards
+of a copy may come at different times: its parts may be of different ages.
 """
 
 from collections.abc import Mapping

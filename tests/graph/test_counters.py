@@ -1,5 +1,8 @@
 """Counters of one run: FLOPs of recurrent layers, and the storages that autograd keeps."""
 
+import gc
+import weakref
+
 import torch
 from torch import nn
 
@@ -28,6 +31,17 @@ def test_each_saved_storage_is_counted_once() -> None:
         assert list(saving.take()) == [saving.key(w)]
         assert saving.take_again() == {saving.key(y): 3 * 4 * 4}
     del v
+
+
+def test_what_was_saved_is_freed() -> None:
+    """Also an output that its own node saves."""
+    weight = nn.Parameter(torch.rand(4, 4))
+    here = weakref.ref(weight)
+    with Saving([]):
+        y = (torch.rand(3, 4) @ weight).relu()
+    del weight, y
+    gc.collect()
+    assert here() is None
 
 
 def test_a_copy_counts_as_its_original() -> None:

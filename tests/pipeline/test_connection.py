@@ -21,6 +21,7 @@ GOOD = [
             r"stage 0 \(rank 4\) has microbatches=8, and stage 1 .* has micr",
         ),
         ([GOOD[0], GOOD[1]._replace(sync=True)], "sync=False, and .* sync=True"),
+        ([GOOD[0], GOOD[1]._replace(split=(2,))], r"split=\(\), and .* split=\(2,\)"),
         ([GOOD[0], GOOD[1]._replace(stages=3)], "stages=2, and .* stages=3"),
         ([GOOD[0], GOOD[1]._replace(takes=("h float16 [8]",))], r"sends h float32 \[8\], and .* takes h float16 \[8\]"),
         ([GOOD[0], GOOD[1]._replace(net="other")], "stages of different nets"),
