@@ -87,6 +87,10 @@ def launch(
         ),
     ] = None,
     every: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.")] = 100,
+    timeout: Annotated[
+        float,
+        typer.Option(help="Seconds for which a process waits for another one; a first batch that compiles takes long."),
+    ] = 60,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -117,7 +121,9 @@ def launch(
         output = as_path(output, "--output")
         store.check_destination(output, force=False)
     own_loss = named(loss) if loss is not None and ":" in loss else loss
-    run = Run(stages, steps, microbatches, sync, own_loss, rewrite=rewrite, folder=checkpoints, every=every)
+    run = Run(
+        stages, steps, microbatches, sync, own_loss, rewrite=rewrite, folder=checkpoints, every=every, timeout=timeout
+    )
     if optimizer is not None:
         run = replace(run, optimizer=named(optimizer))
     try:

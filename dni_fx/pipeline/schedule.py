@@ -70,6 +70,8 @@ class ScheduleDecoupled:
         timeout: float = 60.0,
         elastic: bool = False,
     ) -> None:
+        if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+            raise DniFxError(f"timeout={described(timeout)}: expected seconds, more than 0")
         _check_counts(n_microbatches=n_microbatches, refresh=refresh, max_age=1 if max_age is None else max_age)
         _check_stage(stage, loss_fn, optimizer, sync)
         if sync and elastic:

@@ -38,6 +38,7 @@ class Run:
         folder: Of checkpoints; the run goes on from the last one there. None: there are none.
         every: The steps from one checkpoint to the next.
         seed: For the batches, the synthesizers' weights, and random numbers in forward.
+        timeout: Seconds for which a process waits for another one.
     """
 
     stages: int
@@ -50,6 +51,7 @@ class Run:
     folder: Path | None = None
     every: int = 100
     seed: int = 0
+    timeout: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def train(model: nn.Module, data: Any, run: Run, progress: Callable[[int, float]
     ends = [net.dni.plan.cuts[one.cut.segment.index].after for one in every if one.cut is not None]
     stage = every[dist.get_rank()]
     optimizer = run.optimizer(stage.parameters())
-    schedule = ScheduleDecoupled(stage, run.microbatches, objective.function, optimizer=optimizer, sync=run.sync)
+    schedule = ScheduleDecoupled(
+        stage, run.microbatches, objective.function, optimizer=optimizer, sync=run.sync, timeout=run.timeout
+    )
     torch.manual_seed(run.seed + dist.get_rank())
     begun = 0 if run.folder is None else load(run.folder, schedule)
     losses: list[float] = []

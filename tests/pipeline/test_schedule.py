@@ -20,6 +20,7 @@ from dni_fx.pipeline import ScheduleDecoupled, load, stages
     [
         ({"n_microbatches": 0}, "n_microbatches=0: a whole number, 1 or more"),
         ({"refresh": 0}, "refresh=0"),
+        ({"timeout": 0}, "timeout=0: expected seconds, more than 0"),
         ({"max_age": True}, "max_age=True"),
         ({"loss_fn": None}, r"the last stage needs loss_fn"),
         ({"optimizer": None}, r"give optimizer=, or sync=True"),
