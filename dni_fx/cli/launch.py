@@ -4,8 +4,11 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +20,7 @@ from dni_fx.cli.options import ClassesOption, FrontendOption, SynthesizerOption,
 from dni_fx.cli.parsing import parse_cuts
 from dni_fx.cli.progress import note, out, progress
 from dni_fx.cli.targets import batches_of, load_model, named
-from dni_fx.errors import DniFxError
+from dni_fx.errors import DniFxError, PeerError
 from dni_fx.paths import as_path
 
 if TYPE_CHECKING:
@@ -25,9 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["launch"]
 
-_LINES = 10  # of progress in a run
+_LINES = 10  # of progress in a run; more, if
+_SILENCE = 10.0  # seconds have passed
 _OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # else processes that restart find the addresses of those before
-_FIRST = 2.0  # seconds for the first process to report an error that all have, which ends the others
+_FIRST = 5.0  # seconds for the first process to report an error that all have, which ends the others
 
 
 @with_options()
@@ -106,9 +110,8 @@ def launch(
     --rdzv-backend c10d and --rdzv-endpoint HOST:PORT in place of --standalone, and the number of processes of a machine
     after --nproc-per-node.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        _start(stages, data, dry_run=dry_run)
-        return
+    if ":" not in data:
+        raise DniFxError(f"--data {data}: FILE.py:NAME")
     from dni_fx import store
     from dni_fx.pipeline import Run
 
@@ -116,17 +119,25 @@ def launch(
     rewrite |= {} if synthesizer == "auto" else {"synthesizer": synthesizer}
     rewrite |= {} if classes is None else {"classes": classes}
     rewrite |= {} if cuts is None else {"cuts": parse_cuts(cuts)}
-    rewrite |= {} if speeds is None else {"speeds": _numbers(speeds)}
+    rewrite |= {} if speeds is None else {"speeds": _speeds(speeds, None if cuts is not None else stages)}
     if output is not None:
         output = as_path(output, "--output")
         store.check_destination(output, force=False)
-    own_loss = named(loss) if loss is not None and ":" in loss else loss
+    if checkpoints is not None and checkpoints.exists() and not checkpoints.is_dir():
+        raise DniFxError(f"--checkpoints {checkpoints}: it is a file; give a folder")
     run = Run(
-        stages, steps, microbatches, sync, own_loss, rewrite=rewrite, folder=checkpoints, every=every, timeout=timeout
+        stages, steps, microbatches, sync, loss, rewrite=rewrite, folder=checkpoints, every=every, timeout=timeout
     )
-    if optimizer is not None:
-        run = replace(run, optimizer=named(optimizer))
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        with _alone_in(None if dry_run else checkpoints):
+            _start(stages, dry_run=dry_run)
+        return
+    _end_with_launcher()
     try:
+        if loss is not None and ":" in loss:
+            run = replace(run, loss=named(loss))
+        if optimizer is not None:
+            run = replace(run, optimizer=named(optimizer))
         _train(target, data, run, output)
     except DniFxError:
         if os.environ.get("RANK") != "0":
@@ -134,12 +145,36 @@ def launch(
         raise
 
 
-def _start(stages: int, data: str, *, dry_run: bool) -> None:
+@contextlib.contextmanager
+def _alone_in(folder: Path | None) -> Iterator[None]:
+    """Raise a DniFxError if another run has the folder of checkpoints."""
+    if folder is None:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise DniFxError(f"--checkpoints {folder}: another run writes to it") from None
+
+
+def _end_with_launcher() -> None:
+    """End this process when that of torchrun is gone, which else ends it."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watches torchrun", daemon=True).start()
+
+
+def _start(stages: int, *, dry_run: bool) -> None:
     """Run this command again in each process."""
-    if stages < 2:
-        raise DniFxError(f"--stages {stages}: a pipeline has 2 stages or more")
-    if ":" not in data:
-        raise DniFxError(f"--data {data}: FILE.py:NAME")
     process = ["-m", "dni_fx", *sys.argv[1:]]
     options = ["--standalone", "--nproc-per-node", str(stages), *process]
     out.print(Text(f"{_OWN_STORE}=1 torchrun {shlex.join(options)}"), soft_wrap=True)
@@ -154,18 +189,24 @@ def _start(stages: int, data: str, *, dry_run: bool) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // stages)))  # else torchrun warns
     try:
         run.run(run.parse_args(options))
-    except ChildFailedError as error:  # the process has said why
+    except ChildFailedError as error:
         _, failure = error.get_first_failure()
-        raise typer.Exit(failure.exitcode if failure.exitcode > 0 else 1) from None
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            raise PeerError(f"the process of stage {failure.local_rank} was ended by {name}") from None
+        raise typer.Exit(failure.exitcode or 1) from None  # the process has said why
     except SignalException:
         raise KeyboardInterrupt from None
 
 
-def _numbers(text: str) -> list[float]:
+def _speeds(text: str, count: int | None) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
     except ValueError:
         raise DniFxError(f"--speeds {text}: numbers with commas, as in 1,0.5") from None
+    if count is not None and len(found) != count:
+        raise DniFxError(f"--speeds {text}: {len(found)} numbers for --stages {count}")
+    return found
 
 
 def _train(target: str, data: str, run: Any, output: Path | None) -> None:
@@ -173,7 +214,7 @@ def _train(target: str, data: str, run: Any, output: Path | None) -> None:
 
     from dni_fx import store
     from dni_fx.model import seed
-    from dni_fx.pipeline import train
+    from dni_fx.pipeline import latest, train
 
     with contextlib.redirect_stdout(sys.stderr), progress() as show:
         dist.init_process_group("gloo")
@@ -181,9 +222,16 @@ def _train(target: str, data: str, run: Any, output: Path | None) -> None:
         model = load_model(target, show)
         batches = batches_of(data)
 
+    last = time.monotonic()
+
     def shown(step: int, loss: float) -> None:
-        if step % max(1, run.steps // _LINES) == 0:
+        nonlocal last
+        if step % max(1, run.steps // _LINES) == 0 or time.monotonic() > last + _SILENCE:
             note(f"step {step}: loss {loss:.4g}")
+            last = time.monotonic()
+
+    if dist.get_rank() == 0 and run.folder is not None and (path := latest(run.folder)) is not None:
+        note(f"goes on from {path}")
 
     with contextlib.redirect_stdout(sys.stderr):
         trained = train(model, batches, run, shown)

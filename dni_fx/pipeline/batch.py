@@ -49,6 +49,9 @@ class Batch:
         if stage.index == 0:
             if not args and not kwargs:
                 raise DniFxError("the first stage needs the arguments of the net: step(x, target=y)")
+            own = len(stage.arguments) - stage.takes_context
+            if len(args) > own:
+                raise DniFxError(f"the net takes {own} arguments, and got {len(args)}: step(x, target=y)")
             named = stage.defaults | ({"dni_context": target} if stage.takes_context else {}) | dict(kwargs)
             others = [named.get(name) for name in stage.arguments[len(args) :]]
             self._args = _split([*args, *others], count)
@@ -84,10 +87,19 @@ class Batch:
         return [self.given[place].grad for place in self.stage.predicted]
 
     def joined_outputs(self) -> Any:
-        """The outputs of all microbatches: one tensor, if they are tensors; None but in the last stage."""
-        if self.outputs and all(isinstance(output, Tensor) and output.dim() for output in self.outputs):
-            return torch.cat(self.outputs)
-        return self.outputs or None
+        """The outputs of all microbatches, joined along the first axis; None but in the last stage.
+
+        A list of them, if they have other structures, or more than tensors with axes.
+        """
+        if not self.outputs:
+            return None
+        flat = [pytree.tree_flatten(output) for output in self.outputs]
+        structure = flat[0][1]
+        tensors = all(isinstance(leaf, Tensor) and leaf.dim() for leaves, _ in flat for leaf in leaves)
+        if not tensors or any(other != structure for _, other in flat):
+            return self.outputs
+        joined = [torch.cat(leaves) for leaves in zip(*(leaves for leaves, _ in flat), strict=True)]
+        return pytree.tree_unflatten(joined, structure)
 
 
 def copied(values: Any) -> Any:
@@ -105,6 +117,9 @@ def _split(values: Sequence[Any], count: int) -> list[list[Any]]:
             "Give a tensor that is for all samples to the model as a buffer"
         )
     if sizes and min(sizes) < count:
-        raise DniFxError(f"a batch of {min(sizes)} samples does not split into {count} microbatches")
+        raise DniFxError(
+            f"a batch of {min(sizes)} samples does not split into {count} microbatches: give more samples, or ask for "
+            "fewer microbatches"
+        )
     parts = [leaf.tensor_split(count) if isinstance(leaf, Tensor) and leaf.dim() else [leaf] * count for leaf in leaves]
     return [pytree.tree_unflatten([part[k] for part in parts], structure) for k in range(count)]

@@ -16,10 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.distributed.checkpoint.storage import WriteResult
 
 from dni_fx.errors import DniFxError, first_line
 from dni_fx.model import is_shard, meshes_in
@@ -49,12 +50,23 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
         PeerError: If another process is gone.
     """
     path = Path(folder) / f"step-{schedule.steps:06}"
+    if _is_copy(schedule):
+        return path
+    try:
+        return _save(path, schedule)
+    except RuntimeError as error:
+        raise schedule.lost(error) from None
+    except BaseException as error:
+        schedule.stop(error)
+        raise
+
+
+def _save(path: Path, schedule: ScheduleDecoupled) -> Path:
+    folder, stage = path.parent, schedule.stage
+    _check_folder(folder, schedule)
     last = latest(folder)
     if last is not None and _steps(last) > schedule.steps:
         raise DniFxError(f"{last} is there, of a run with more steps: load it first, or save to another folder")
-    if _is_copy(schedule):
-        return path
-    stage = schedule.stage
     is_first = stage.index == 0 and not any(place_among_replicas(stage))
     values: dict[str, Any] = {f"model.{name}": value for name, value in _own(stage).items()}
     values |= _optimizer_state(schedule)
@@ -62,22 +74,42 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
     values[_own_key(stage)] = {
         "random": random_state(),
         "counts": (schedule.steps, schedule.updates, schedule.microbatches),
+        "cuts": stage.cuts_name,
+        "optimizer": _optimizer_name(schedule),
     }
-    try:
-        if is_first:
-            (path / ".metadata").unlink(missing_ok=True)  # of the same step: not complete until all is written again
-        with _alone():
-            save_distributed(
-                values, checkpoint_id=path, planner=DefaultSavePlanner(flatten_state_dict=False), **_within(schedule)
-            )
-    except (OSError, CheckpointException) as error:
-        raise DniFxError(f"cannot write the checkpoint {path}: {first_line(error)}") from None
-    except RuntimeError as error:
-        raise schedule.lost(error) from None
     if is_first:
-        for old in _complete(Path(folder))[:-_KEPT]:
+        shutil.rmtree(_unfinished(path), ignore_errors=True)
+    planner = DefaultSavePlanner(flatten_state_dict=False)
+    try:
+        with _alone():
+            save_distributed(values, storage_writer=_Writer(path), planner=planner, **_within(schedule))
+    except (OSError, CheckpointException) as error:
+        raise DniFxError(f"cannot write the checkpoint {path}: {_reason(error)}") from None
+    if is_first:
+        for old in _complete(folder)[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+class _Writer(FileSystemWriter):
+    """Writes to a folder beside `path`, which takes its place when all is written, also if it is there already."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(_unfinished(path))
+        self._end = path
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        super().finish(metadata, results)
+        old = self._end.with_suffix(".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self._end.exists():
+            self._end.rename(old)
+        _unfinished(self._end).rename(self._end)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_suffix(".new")
 
 
 def latest(folder: str | Path) -> Path | None:
@@ -95,24 +127,33 @@ def load(folder: str | Path, schedule: ScheduleDecoupled) -> int:
         DniFxError: If the checkpoint is of another model, or cannot be read.
         PeerError: If another process is gone.
     """
-    path = latest(folder)
-    if path is None:
-        return 0
     if dist.is_initialized():
         schedule.connect()
+    try:
+        _check_folder(Path(folder), schedule)
+        path = latest(folder)
+        return 0 if path is None else _load(path, schedule)
+    except RuntimeError as error:
+        raise schedule.lost(error) from None
+    except BaseException as error:
+        schedule.stop(error)
+        raise
+
+
+def _load(path: Path, schedule: ScheduleDecoupled) -> int:
     stage = schedule.stage
     try:
         there = FileSystemReader(path).read_metadata().state_dict_metadata
     except Exception as error:  # a damaged pickle may raise any error
-        raise DniFxError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
+        raise DniFxError(_damaged(path, error)) from None
     model = {f"model.{name}": value for name, value in stage.state_dict().items()}
-    missing = [name for name in model if name not in there and not name.startswith("model.dni.")]
-    if missing:
-        raise DniFxError(f"the checkpoint {path} is of another model: it has no {missing[0].removeprefix('model.')}")
+    if missing := [name.removeprefix("model.") for name in model if name not in there]:
+        what = "other cuts or synthesizers" if missing[0].startswith("dni.") else "another model"
+        raise DniFxError(f"the checkpoint {path} is of {what}: it has no {missing[0]}")
     own = _own_key(stage)
     first = next(key for key in there if key.startswith("stage."))
     wanted = dict(stage.named_parameters())
-    values: dict[str, Any] = {name: value for name, value in model.items() if name in there}
+    values: dict[str, Any] = dict(model)
     for key, data in there.items():
         parameter = wanted.get(key.split("/")[0].removeprefix("optimizer."))
         of_optimizer = key.startswith("optimizer.") and parameter is not None
@@ -124,12 +165,44 @@ def load(folder: str | Path, schedule: ScheduleDecoupled) -> int:
     try:
         with _alone():
             load_distributed(values, checkpoint_id=path, planner=_load_planner(), **_within(schedule))
-    except RuntimeError as error:
-        raise schedule.lost(error) from None
+    except RuntimeError:
+        raise
     except (Exception, CheckpointException) as error:  # a damaged file may raise any error
-        raise DniFxError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
-    _restore(schedule, values, values.get(own) or values[first], exactly=own in there and not _is_copy(schedule))
+        raise DniFxError(_damaged(path, error)) from None
+    found = values.get(own) or values[first]
+    for what, value in (("cuts", stage.cuts_name), ("optimizer", _optimizer_name(schedule))):
+        if found[what] != value:
+            raise DniFxError(f"the checkpoint {path} has the {what} {found[what]}, and this run has {value}")
+    _restore(schedule, values, found, exactly=own in there and not _is_copy(schedule))
     return schedule.steps
+
+
+def _check_folder(folder: Path, schedule: ScheduleDecoupled) -> None:
+    """Raise a DniFxError if it is a file, or other processes have another one, or another checkpoint in it."""
+    if folder.exists() and not folder.is_dir():
+        raise DniFxError(f"{folder} is a file; a folder of checkpoints is needed")
+    if not dist.is_initialized():
+        return
+    last = latest(folder)
+    found: list[Any] = [None] * dist.get_world_size(schedule.group)
+    dist.all_gather_object(found, f"{folder}{f' with {last.name}' if last else ''}", group=schedule.group)
+    if len({*found}) > 1:
+        raise DniFxError(f"the processes have other checkpoints: {', '.join(sorted({*found}))}")
+
+
+def _damaged(path: Path, error: BaseException) -> str:
+    return f"cannot read the checkpoint {path}: {_reason(error)}. Delete it to go on from the one before"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, or of the first one of those that a CheckpointException holds."""
+    while isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _optimizer_name(schedule: ScheduleDecoupled) -> str:
+    return "none" if schedule.optimizer is None else type(schedule.optimizer).__name__
 
 
 def _restore(schedule: ScheduleDecoupled, values: Mapping[str, Any], stage: Mapping[str, Any], exactly: bool) -> None:

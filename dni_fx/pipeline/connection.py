@@ -39,6 +39,7 @@ class Description(NamedTuple):
     learns: bool
     groups: int = 0  # of torch, in the process
     split: tuple[int, ...] = ()  # the shape of the mesh over which `fully_shard` has split it
+    replicas: tuple[int, ...] = ()  # the sizes of the groups of its replicas
 
     def __str__(self) -> str:
         return str(Peer(self.stage, self.rank))
@@ -112,7 +113,8 @@ class Connection:
         (index, rank), net = self.own, stage.net_name
         split = next((tuple(mesh.shape) for mesh in meshes_in(stage)), ())
         ends = stage.takes, stage.gives, learns
-        own = Description(stage.index, rank, stage.count, microbatches, sync, net, *ends, groups.count(), split)
+        counts = tuple(group.size() for group in self.replicas.groups)
+        own = Description(stage.index, rank, stage.count, microbatches, sync, net, *ends, groups.count(), split, counts)
         found = self.watch.exchange(own)
         check_descriptions(found)
         groups.fill(max(one.groups for one in found))
@@ -131,7 +133,8 @@ class Connection:
             self.targets = Receiver(peer, down, device, self.timeout, **waiting)
             self._links += [self.to_above, self.targets]
         alike = ("stage", "stages", "microbatches", "sync", "net")
-        self.replicas.begin(stage, {name: getattr(own, name) for name in alike})
+        values = {name: getattr(own, name) for name in alike}
+        self.replicas.begin(stage, values | {"parameters": sum(p.numel() for p in stage.parameters())})
 
     def _take_group(self) -> dist.ProcessGroup:
         """A group of all processes of the pipeline, until this connection ends.
@@ -253,7 +256,7 @@ def check_descriptions(found: Sequence[Description]) -> None:
     for number, one in enumerate(found):
         if one.stage != number:
             raise DniFxError(f"the process with rank {number} has {one}: it runs stages(net)[{number}]")
-        for what in ("stages", "microbatches", "sync", "split"):
+        for what in ("stages", "microbatches", "sync", "split", "replicas"):
             if getattr(one, what) != getattr(first, what):
                 values = getattr(first, what), getattr(one, what)
                 raise DniFxError(f"{first} has {what}={values[0]}, and {one} has {what}={values[1]}")

@@ -29,7 +29,6 @@ class Replica(Peer):
 
 def prepare_split(
     stage: Stage,
-    optimizer: torch.optim.Optimizer | None,
     sync: bool,
     group: dist.ProcessGroup | None,
     replicas: dist.ProcessGroup | None,
@@ -38,7 +37,7 @@ def prepare_split(
 
     Args:
         group: The processes of the pipeline.
-        optimizer, sync, replicas: As for `ScheduleDecoupled`.
+        sync, replicas: As for `ScheduleDecoupled`.
 
     Raises:
         DniFxError: If it cannot train with these arguments.
@@ -57,9 +56,6 @@ def prepare_split(
     check_means(stage)
     if replicas is not None:
         raise DniFxError("fully_shard has split the stage over its replicas, and averages gradients: omit replicas=")
-    here = {*stage.parameters()}
-    if optimizer is not None and any(p not in here for group in optimizer.param_groups for p in group["params"]):
-        raise DniFxError("the optimizer has parameters that are not of the stage: make it after fully_shard(stage)")
     if not sync and any(map(is_shard, stage.late_parameters)):
         raise DniFxError(
             f"gradients come late to the synthesizers of stage {stage.index}, at other times in each replica: call "

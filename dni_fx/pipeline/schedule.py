@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dni_fx.errors import DniFxError, PeerError, described, first_line
-from dni_fx.model import own_part
+from dni_fx.model import is_sharded, own_part
 from dni_fx.pipeline.actions import Action, Kind, actions, evaluation
 from dni_fx.pipeline.batch import Batch
 from dni_fx.pipeline.connection import Connection
@@ -161,6 +161,11 @@ class ScheduleDecoupled:
         dropped = {"dropped": self._dropped} if self.elastic else {}
         return {"updates": self.updates, **sent, "waited": waited, **learned, **dropped}
 
+    def stop(self, error: BaseException) -> None:
+        """Tell the other processes that this one stops, and why. After an error in `step` or `eval` they know it."""
+        if self._connection is not None and self._connection.failure is None and not self._closed:
+            self._connection.failed(error)
+
     def lost(self, error: Exception) -> BaseException:
         """The error to raise when a collective of torch has failed: it names the process that is gone."""
         connection, text = self._connection, f"another process is gone: {first_line(error)}"
@@ -174,7 +179,7 @@ class ScheduleDecoupled:
             raise DniFxError("the schedule is closed: make a new one")
         if self._connection is None:
             end_backward(self.stage)
-            prepare_split(self.stage, self.optimizer, self.sync, self.group, self.replicas)
+            prepare_split(self.stage, self.sync, self.group, self.replicas)
             replicas = replica_groups(self.stage, self.replicas)
             self._connection = Connection(self.group, replicas, self.timeout, self.elastic)
             try:
@@ -249,14 +254,20 @@ class ScheduleDecoupled:
 
     def _receive(self, k: int, batch: Batch, connection: Connection) -> None:
         if self.elastic and self.stage.training:
-            batch.given, batch.targets[k] = self._replay.take(connection.activations, batch.targets[k])
+            (mode, *batch.given), batch.targets[k] = self._replay.take(connection.activations, batch.targets[k])
         else:
-            batch.given = connection.activations.take()
+            mode, *batch.given = connection.activations.take()
+        if mode != self.stage.training:
+            below, own = ("step", "eval") if mode else ("eval", "step")
+            raise DniFxError(
+                f"{connection.activations.peer} runs {below}, and {connection.own} runs {own}: call them in one order "
+                "in all processes"
+            )
 
     def _send(self, values: Sequence[Any]) -> None:
         begin = time.perf_counter()
         try:
-            self.connect().to_above.send(values)
+            self.connect().to_above.send([self.stage.training, *values])
         except LinkError:
             if not self.elastic:
                 raise
@@ -303,6 +314,10 @@ def _check_stage(stage: Any, loss_fn: Any, optimizer: Any, sync: bool) -> None:
         raise DniFxError("each microbatch updates the weights: give optimizer=, or sync=True")
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise DniFxError(f"optimizer={described(optimizer)}: expected a torch optimizer of the parameters of the stage")
+    parameters = {*stage.parameters()}
+    if optimizer is not None and any(p not in parameters for group in optimizer.param_groups for p in group["params"]):
+        where = "after fully_shard(stage)" if is_sharded(stage) else "of stage.parameters()"
+        raise DniFxError(f"the optimizer has parameters that are not of stage {stage.index}: make it {where}")
     for weight in [] if sync else stage.shared:
         if len(weight.owners) > 1:
             one, other = (f"{weight.names[index]} of stage {index}" for index in weight.owners[:2])

@@ -86,6 +86,7 @@ class Stage(fx.GraphModule):
         takes_context: Whether it takes `dni_context` as its last argument: the first stage alone.
         predicted: The places, among its arguments, of the tensors whose gradients the stage below predicts.
         net_name: What distinguishes the net from others: its fingerprint, and its cuts.
+        cuts_name: The tensors that cross the cuts of the net, with their synthesizers.
         gives: The values that the stage above takes: names, and for activations dtypes and shapes.
         takes: Those of the stage below.
         shared: The parameters that other stages have, too.
@@ -108,6 +109,8 @@ class Stage(fx.GraphModule):
         self.takes: tuple[str, ...] = ()
         self.gives = tuple(node.name for node in part.passed or ())
         self.net_name = f"{net.dni.plan.fingerprint} {[cut.after for cut in net.dni.plan.cuts]}"
+        synthesizers = net.dni.rewrite.synthesizers
+        self.cuts_name = ", ".join(f"{name} by {synthesizers[name]}" for name in synthesizers)
         self.predicted: tuple[int, ...] = ()
         self.shared: tuple[SharedWeight, ...] = ()
         self.of_later: frozenset[str] = frozenset()

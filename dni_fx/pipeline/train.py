@@ -1,8 +1,10 @@
 """Train a model in a pipeline: what each of its processes does, from the model and the data to the weights."""
 
+import contextlib
+import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,11 @@ class Run:
     seed: int = 0
     timeout: float = 60.0
 
+    def __post_init__(self) -> None:
+        for name, least in (("stages", 2), ("steps", 1), ("microbatches", 1), ("every", 1)):
+            if (value := getattr(self, name)) < least:
+                raise DniFxError(f"{name}={value}: {least} or more")
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -98,27 +105,29 @@ def train(model: nn.Module, data: Any, run: Run, progress: Callable[[int, float]
     every = stages(net, run.stages)
     ends = [net.dni.plan.cuts[one.cut.segment.index].after for one in every if one.cut is not None]
     stage = every[dist.get_rank()]
-    optimizer = run.optimizer(stage.parameters())
+    with _of_the_person("the optimizer"):
+        optimizer = run.optimizer(stage.parameters())
     schedule = ScheduleDecoupled(
         stage, run.microbatches, objective.function, optimizer=optimizer, sync=run.sync, timeout=run.timeout
     )
     torch.manual_seed(run.seed + dist.get_rank())
     begun = 0 if run.folder is None else load(run.folder, schedule)
+    if begun > run.steps:
+        raise DniFxError(f"{run.folder} has a checkpoint of {begun} steps, and the run has {run.steps}")
     losses: list[float] = []
     begin = time.perf_counter()
-    for step in range(1, run.steps + 1):
-        if step > 1:
-            with draw:
-                batch = stream.next()
-        if step <= begun:
-            continue
-        found: list[Tensor] = []
-        schedule.step(*batch.inputs.args, target=batch.target, losses=found, **batch.inputs.kwargs)
-        if stage.is_last:
-            losses.append(float(torch.stack(found).mean()))
-            progress(step, losses[-1])
-        if run.folder is not None and (step % run.every == 0 or step == run.steps):
-            save(run.folder, schedule)
+    try:
+        for step in range(1, run.steps + 1):
+            if step > 1:
+                with draw, _of_the_person("the data"):
+                    batch = stream.next()
+            if step > begun:
+                losses += _step(schedule, batch, step, run)
+                if losses:
+                    progress(step, losses[-1])
+    except BaseException as error:
+        schedule.stop(error)
+        raise
     seconds = time.perf_counter() - begin
     metrics = schedule.metrics()
     schedule.close()
@@ -126,8 +135,34 @@ def train(model: nn.Module, data: Any, run: Run, progress: Callable[[int, float]
     return Trained(net, ends, losses, begun, samples, _gathered(net, stage, metrics))
 
 
+def _step(schedule: ScheduleDecoupled, batch: Batch, step: int, run: Run) -> list[float]:
+    """Train on a batch, and save a checkpoint when it is time: the mean loss, in the process of the last stage."""
+    found: list[Tensor] = []
+    with _of_the_person(f"step {step}"):
+        schedule.step(*batch.inputs.args, target=batch.target, losses=found, **batch.inputs.kwargs)
+    losses = [float(torch.stack(found).mean())] if found else []
+    if losses and not math.isfinite(losses[0]):
+        raise DniFxError(f"the loss of step {step} is {losses[0]}")
+    if run.folder is not None and (step % run.every == 0 or step == run.steps):
+        save(run.folder, schedule)
+    return losses
+
+
+@contextlib.contextmanager
+def _of_the_person(what: str) -> Iterator[None]:
+    """The model, the loss, the data and the optimizer are the person's code, which may raise any error."""
+    try:
+        yield
+    except DniFxError:
+        raise
+    except Exception as error:
+        raise DniFxError(f"{what} failed: {type(error).__name__}: {first_line(error)}") from error
+
+
 def _cut(model: nn.Module, example: Batch, run: Run, loss: Any) -> DecoupledModule:
-    options: dict[str, Any] = {"cuts": run.stages, "objective": "throughput"} | dict(run.rewrite)
+    options: dict[str, Any] = {"cuts": run.stages} | dict(run.rewrite)
+    if isinstance(options["cuts"], int) or options["cuts"] == "auto":
+        options.setdefault("objective", "throughput")
     if loss is not None:
         options.setdefault("loss", loss)
     with warnings.catch_warnings():

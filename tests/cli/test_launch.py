@@ -48,8 +48,12 @@ def test_the_torchrun_command(net: str, monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stages", "1", "--data", "x:y"], "--stages 1: a pipeline has 2 stages or more"),
+        (["--stages", "1", "--data", "x:y"], "stages=1: 2 or more"),
         (["--data", "x"], "--data x"),
+        (["--steps", "0", "--data", "x:y"], "steps=0: 1 or more"),
+        (["--microbatches", "0", "--data", "x:y"], "microbatches=0: 1 or more"),
+        (["--speeds", "1,2,3", "--data", "x:y"], "--speeds 1,2,3: 3 numbers for --stages 2"),
+        (["--checkpoints", __file__, "--data", "x:y"], "it is a file; give a folder"),
     ],
 )
 def test_wrong_options(
@@ -70,7 +74,7 @@ def test_a_run_that_fails_goes_on_from_its_checkpoint(net: str, tmp_path: Path) 
     failed = launched(net, "--data", f"{net}:broken", *folders)
     lines = [line for line in failed.stderr.splitlines() if not line.startswith("step ")]
     assert failed.returncode in (2, 3) and lines[0].startswith("error: ") and "the disk is gone" in lines[0]
-    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-000001"]
+    assert [path.name for path in (tmp_path / "steps").glob("step*")] == ["step-000001"]
 
     done = launched(net, "--data", f"{net}:batches", *folders, "-o", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr

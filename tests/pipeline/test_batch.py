@@ -23,6 +23,8 @@ def test_microbatches_of_different_sizes() -> None:
         (gradient,) = above.gradients()
         assert gradient is not None and gradient.shape == above.given[0].shape
     assert sizes == [3, 3, 2] and above.joined_outputs().shape == (8, 5, 3) and below.joined_outputs() is None
+    above.outputs = [{"logits": output} for output in above.outputs]
+    assert above.joined_outputs()["logits"].shape == (8, 5, 3)
     assert len(above.losses) == 3 and not sent
 
 
@@ -52,7 +54,9 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(DniFxError, match="a batch of 8 samples does not split into 9 microbatches"):
         Batch(first, 9, [X], None, {})
     with pytest.raises(DniFxError, match="the tensors of a batch have 8 and 20 rows"):
-        Batch(first, 2, [X, torch.zeros(20)], None, {})
+        Batch(stages(made("labels"))[0], 2, [X], torch.zeros(20), {})
+    with pytest.raises(DniFxError, match=r"the net takes 1 arguments, and got 2: step\(x, target=y\)"):
+        Batch(first, 2, [X, X], None, {})
     with pytest.raises(DniFxError, match=r"the first stage needs the arguments of the net"):
         Batch(first, 2, [], None, {})
     with pytest.raises(DniFxError, match="the net has no argument mask"):

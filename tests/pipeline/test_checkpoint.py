@@ -43,19 +43,23 @@ def test_a_checkpoint_of_another_run_is_not_deleted(tmp_path: Path) -> None:
     assert latest(tmp_path) == tmp_path / "step-000010"
 
 
-def test_the_same_step_again_is_complete_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_step_again_replaces_it_when_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = schedule_of()
     path = save(tmp_path, schedule)
 
+    before = (path / ".metadata").stat().st_ino
+
     def fails(*_: Any, **__: Any) -> None:
-        assert latest(tmp_path) is None
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(checkpoint, "save_distributed", fails)
+    monkeypatch.setattr(checkpoint.FileSystemWriter, "finish", fails)
     with pytest.raises(DniFxError, match="the disk is full"):
         save(tmp_path, schedule)
     monkeypatch.undo()
-    assert latest(tmp_path) is None and save(tmp_path, schedule) == latest(tmp_path) == path
+    assert latest(tmp_path) == path and load(tmp_path, schedule_of()) == 0
+    assert (path / ".metadata").stat().st_ino == before
+    assert save(tmp_path, schedule) == latest(tmp_path) == path
+    assert (path / ".metadata").stat().st_ino != before and len([*tmp_path.iterdir()]) == 1
 
 
 def test_each_entry_is_written_by_the_last_stage_that_has_it() -> None:
@@ -78,6 +82,12 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     stage = stages(other)[0]
     with pytest.raises(DniFxError, match=r"is of another model: it has no 0\.weight"):
         load(tmp_path, ScheduleDecoupled(stage, 2, optimizer=optimizer_of(stage)))
+    with pytest.raises(DniFxError, match="has the cuts cut0_add_1 by linear, and this run has cut0_add_1 by exit"):
+        load(tmp_path, schedule_of("tail"))
+    schedule = schedule_of()
+    schedule.optimizer = torch.optim.Adam(schedule.stage.parameters())
+    with pytest.raises(DniFxError, match="has the optimizer SGD, and this run has Adam"):
+        load(tmp_path, schedule)
     (tmp_path / "step-000000" / ".metadata").write_bytes(b"no pickle")
     with pytest.raises(DniFxError, match=r"cannot read the checkpoint .*step-000000"):
         load(tmp_path, schedule_of())
