@@ -82,8 +82,12 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     stage = stages(other)[0]
     with pytest.raises(DniFxError, match=r"is of another model: it has no 0\.weight"):
         load(tmp_path, ScheduleDecoupled(stage, 2, optimizer=optimizer_of(stage)))
-    with pytest.raises(DniFxError, match="has the cuts cut0_add_1 by linear, and this run has cut0_add_1 by exit"):
-        load(tmp_path, schedule_of("tail"))
+    with pytest.raises(DniFxError, match=r"is of other cuts or synthesizers: it has no dni\.cut0_add_1"):
+        load(tmp_path, schedule_of("labels"))
+    schedule = schedule_of()
+    schedule.stage.cuts_name = "cut0_add_1 by zero"
+    with pytest.raises(DniFxError, match="has the cuts cut0_add_1 by linear, and this run has cut0_add_1 by zero"):
+        load(tmp_path, schedule)
     schedule = schedule_of()
     schedule.optimizer = torch.optim.Adam(schedule.stage.parameters())
     with pytest.raises(DniFxError, match="has the optimizer SGD, and this run has Adam"):
