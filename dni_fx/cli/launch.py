@@ -50,7 +50,10 @@ def launch(
     microbatches: Annotated[int, typer.Option(help="The parts of a batch. Each stage updates after each part.")] = 4,
     sync: Annotated[
         bool,
-        typer.Option("--sync", help="Update once a step, after all gradients have come: the results of one process."),
+        typer.Option(
+            "--sync",
+            help="Update once a step, after all gradients have come: the results of the cut net in one process.",
+        ),
     ] = False,
     cuts: Annotated[
         str | None,
@@ -249,11 +252,13 @@ def _show(trained: "Trained", run: Any) -> None:
     from dni_fx.units import bytes_text
 
     if trained.losses:
-        out.print(f"loss {trained.losses[-1]:.4g} after {run.steps} steps; {trained.samples:,.0f} samples a second")
+        loss = f"loss {trained.losses[-1]:.4g} of step {run.steps}, before its updates"
+        out.print(f"{loss}; {trained.samples:,.0f} samples a second")
     out.print(f"cut after {', '.join(trained.ends)}")
     table = plain_table("", ("stage", "updates", "time waited", "sent up", "sent down", "gradients", "mean age"))
     for index, one in enumerate(trained.metrics):
-        learned = (str(one["gradients"]), f"{one['mean_age']:.1f}") if "gradients" in one else ("", "")
+        late = "gradients" in one and not run.sync
+        learned = (str(one["gradients"]), f"{one['mean_age']:.1f}") if late else ("", "")
         sent = bytes_text(one["bytes_up"]), bytes_text(one["bytes_down"])
         add_row(table, str(index), f"{one['updates']:,}", f"{100 * one['waited']:.0f} %", *sent, *learned)
     out.print(table)

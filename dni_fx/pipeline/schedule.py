@@ -38,7 +38,7 @@ class ScheduleDecoupled:
         optimizer: Of the parameters of the stage. With `sync`, None: gradients are left in the parameters, the mean
             over the microbatches, and the training loop steps and erases them.
         sync: All microbatches of a step see the same weights; then the stage waits for all gradients, and updates once.
-            The results are those of the net in one process.
+            The results are those of the cut net in one process.
         max_age: The most updates after which a gradient from above still trains a synthesizer; the activations of so
             many microbatches are kept for it. None: 8 for each stage.
         refresh: An exit that uses weights of a later stage has copies of them, renewed after so many updates of that
