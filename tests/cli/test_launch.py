@@ -1,5 +1,6 @@
 """`dni-fx launch` on a file of a person's own."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.run
 from command_line import run
+from filelock import FileLock
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import dni_fx
 
@@ -61,6 +65,29 @@ def test_wrong_options(
 ) -> None:
     assert run(monkeypatch, "launch", net, *options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_checkpoints_is_for_one_run(
+    net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "steps"
+    folder.mkdir()
+    with FileLock(folder / ".lock"):
+        assert run(monkeypatch, "launch", net, "--data", f"{net}:batches", "--checkpoints", str(folder)) == 2
+    assert "another run writes to it" in capsys.readouterr().err
+
+
+def test_a_stage_that_is_killed_is_named(
+    net: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_arguments: Any) -> None:
+        raise ChildFailedError("launch", {1: ProcessFailure(1, 0, -signal.SIGKILL, "")})
+
+    monkeypatch.setattr(torch.distributed.run, "run", fails)
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # the command sets it: undone after the test
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert run(monkeypatch, "launch", net, "--data", f"{net}:batches") == 3
+    assert "the process of stage 1 was ended by SIGKILL" in capsys.readouterr().err
 
 
 def launched(net: str, *options: str) -> "subprocess.CompletedProcess[str]":
