@@ -171,7 +171,7 @@ def _load(path: Path, schedule: ScheduleDecoupled) -> int:
         raise DniFxError(_damaged(path, error)) from None
     found = values.get(own) or values[first]
     for what, value in (("cuts", stage.cuts_name), ("optimizer", _optimizer_name(schedule))):
-        if found[what] != value:
+        if found[what] != value and value is not None:
             raise DniFxError(f"the checkpoint {path} has the {what} {found[what]}, and this run has {value}")
     _restore(schedule, values, found, exactly=own in there and not _is_copy(schedule))
     return schedule.steps
@@ -201,8 +201,8 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _optimizer_name(schedule: ScheduleDecoupled) -> str:
-    return "none" if schedule.optimizer is None else type(schedule.optimizer).__name__
+def _optimizer_name(schedule: ScheduleDecoupled) -> str | None:
+    return None if schedule.optimizer is None else type(schedule.optimizer).__name__
 
 
 def _restore(schedule: ScheduleDecoupled, values: Mapping[str, Any], stage: Mapping[str, Any], exactly: bool) -> None:
