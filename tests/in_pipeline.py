@@ -230,7 +230,7 @@ def process(rank: int) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "stage"))
     group = mesh["stage"].get_group()
     folder = Path(os.environ["PIPELINE_FOLDER"])
-    found: dict[str, Any] = {"resumed": {}}
+    found: dict[str, Any] = {"resumed": {}, "folder": str(folder)}
     if rank < 2:
         found["synced"] = synced(group)
         found["unsynced"] = {name: unsynced(group, name) for name in (*NAMES, "copy")}

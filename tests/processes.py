@@ -1,16 +1,27 @@
 """Run a function in two processes of one group."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import distributed, multiprocessing
 
 
 def in_processes(function: Callable[[int], Any], folder: Path, count: int = 2) -> list[Any]:
-    """What `function` returns for the ranks 0 and 1, or for more. A process imports it by its name."""
-    multiprocessing.spawn(_process, (function, str(folder), count), nprocs=count)
+    """What `function` returns for the ranks 0 and 1, or for more. A process imports it by its name.
+
+    It runs once: workers of pytest-xdist that have tests of one file share the results.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent.parent / f"{function.__module__}.{function.__qualname__}"
+    folder.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            multiprocessing.spawn(_process, (function, str(folder), count), nprocs=count)
+            (folder / "done").touch()
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 
 

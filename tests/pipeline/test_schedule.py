@@ -53,12 +53,8 @@ def test_no_gloo() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pipeline")
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPELINE_FOLDER", str(folder / "checkpoints"))
         return in_processes(process, folder, 4)
@@ -136,10 +132,10 @@ def test_a_copy_of_weights_that_are_split(found: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_whole_stages_go_on_where_split_ones_were(folder: Path, found: list[dict[str, Any]]) -> None:
+def test_whole_stages_go_on_where_split_ones_were(found: list[dict[str, Any]]) -> None:
     stage = stages(made("unit", 3), 2)[1]
     schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer_of(stage), sync=True)
-    assert load(folder / "checkpoints" / "unit", schedule) == 2 * STEPS
+    assert load(Path(found[0]["folder"]) / "unit", schedule) == 2 * STEPS
     wanted = found[1]["resumed"]["unit"]["stopped"]
     assert all(torch.equal(value, wanted[key]) for key, value in stage.state_dict().items())
 
@@ -175,7 +171,7 @@ def test_a_run_that_goes_on_has_the_same_numbers(name: str, found: list[dict[str
 
 
 @pytest.mark.slow
-def test_another_number_of_stages_goes_on(folder: Path, found: list[dict[str, Any]]) -> None:
+def test_another_number_of_stages_goes_on(found: list[dict[str, Any]]) -> None:
     """A checkpoint of two processes, read as three stages: weights and momentum of each parameter are there."""
     ends = [here["resumed"]["linear"] for here in found[:2]]
     wanted = ends[0]["stopped"] | ends[1]["stopped"]
@@ -183,7 +179,7 @@ def test_another_number_of_stages_goes_on(folder: Path, found: list[dict[str, An
     for stage in stages(made("linear", 3)):
         optimizer = optimizer_of(stage)
         schedule = ScheduleDecoupled(stage, MICROBATCHES, loss_of, optimizer=optimizer, sync=True)
-        assert load(folder / "checkpoints" / "linear", schedule) == 2 * STEPS
+        assert load(Path(found[0]["folder"]) / "linear", schedule) == 2 * STEPS
         assert all(torch.equal(value, wanted[key]) for key, value in stage.state_dict().items())
         for name, parameter in stage.named_parameters():
             assert torch.equal(optimizer.state[parameter]["momentum_buffer"], momentum[name])
