@@ -20,6 +20,7 @@ from dni_fx.pipeline.targets import Targets
 NAMES = ("linear", "labels", "tail", "unit")
 MICROBATCHES = 4
 STEPS = 3
+SYNCED = (*((name, 2) for name in NAMES), ("linear", 3), ("tail", 3))
 # Name, segments, how: see `replicated`.
 REPLICATED = (("linear", 2, "averaged"), ("linear", 3, "split"), ("unit", 2, "split"))
 
@@ -60,7 +61,7 @@ def in_sync(group: Any, name: str, segments: int, count: int) -> dict[str, Tenso
 
 
 def synced(group: Any) -> dict[str, Any]:
-    return {f"{name} {segments}": in_sync(group, name, segments, 2) for name in NAMES for segments in (2, 3)}
+    return {f"{name} {segments}": in_sync(group, name, segments, 2) for name, segments in SYNCED}
 
 
 def one_by_one(name: str, segments: int) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ from dni_fx.passes.reorder_nodes import ReorderNodes
 from dni_fx.settings import Settings
 from dni_fx.synthesizers.exits import WEIGHTS
 
-MODELS = {"auto": 28, "modules": 28, "export": 12}
+MODELS = {"auto": 36, "modules": 40, "export": 16}
 FLOOR = {"auto": 0.9, "modules": 0.6, "export": 0.6}  # the least share of a part's models that is cut and checked
 PARTS = 4
 RECOMPUTES = 0.1  # the share of the models whose segments compute their activations again

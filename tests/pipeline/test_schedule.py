@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_pipeline import MICROBATCHES, NAMES, REPLICATED, STEPS, one_by_one, optimizer_of, process, trained
+from in_pipeline import MICROBATCHES, NAMES, REPLICATED, STEPS, SYNCED, one_by_one, optimizer_of, process, trained
 from in_stages import loss_of, made
 from processes import in_processes
 from torch import distributed
@@ -61,8 +61,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("segments", [2, 3])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "segments"), SYNCED)
 def test_in_sync_the_weights_are_those_of_one_process(name: str, segments: int, found: list[dict[str, Any]]) -> None:
     """Also with more segments than stages, and with weights that two stages have."""
     wanted = trained(name, segments)
