@@ -138,7 +138,6 @@ IN_TWO: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "mean": (bert, {}, {}),
     "mean, clipped": (bert, {"synthesizer": "linear"}, {"max_grad_norm": 0.1}),
     "part of a sum": (gpt, {}, {}),
-    "part of a sum, unlock none": (gpt, {"unlock": "none"}, {}),
     "part of a sum, accumulated": (gpt, {}, {"gradient_accumulation_steps": 2}),
     "part of a sum, stepping": (
         gpt,
