@@ -56,7 +56,8 @@ def cases(ranks: int, arguments: argparse.Namespace) -> Iterator[Case]:
     base = Case(ranks, arguments.middle, arguments.width)
     for m in arguments.microbatches:
         yield dataclasses.replace(base, microbatches=m)
-        yield dataclasses.replace(base, microbatches=m, milliseconds=pipeline_report.LINKS[-1][0])
+        if not arguments.quick:
+            yield dataclasses.replace(base, microbatches=m, milliseconds=pipeline_report.LINKS[-1][0])
     first = -1 if arguments.quick else 0
     for milliseconds, megabytes in pipeline_report.LINKS[first:]:
         yield dataclasses.replace(base, milliseconds=milliseconds, megabytes=megabytes)
