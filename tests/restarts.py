@@ -1,6 +1,6 @@
 """Two processes with a stage each, which start again when one is killed: `python tests/restarts.py FOLDER`.
 
-It is as `torchrun --max-restarts 2`, without the start of new interpreters. FOLDER/killed and FOLDER/through have the
+It is as `torchrun --max-restarts 3`, without the start of new interpreters. FOLDER/killed and FOLDER/through have the
 checkpoints of a run with kills and of one without, and the last weights of each rank.
 """
 
@@ -52,7 +52,7 @@ def train(folder: Path, is_killed: bool) -> None:
 def main(folder: Path) -> None:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     options: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": "fork"}
-    config = LaunchConfig(1, 1, 2, max_restarts=2, monitor_interval=0.05, **options)
+    config = LaunchConfig(1, 1, 2, max_restarts=3, monitor_interval=0.05, **options)
     for name in ("through", "killed"):
         (folder / name).mkdir()
         elastic_launch(config, train)(folder / name, name == "killed")
