@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["launch"]
 
-_LINES = 10  # of progress in a run; more, if
-_SILENCE = 10.0  # seconds have passed
+_LINES = 10  # of progress in a run, at least
+_SILENCE = 10.0  # seconds after a line, after which there is one more
 _OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # else processes that restart find the addresses of those before
 _FIRST = 5.0  # seconds for the first process to report an error that all have, which ends the others
 

@@ -52,8 +52,15 @@ def save(folder: str | Path, schedule: ScheduleDecoupled) -> Path:
     path = Path(folder) / f"step-{schedule.steps:06}"
     if _is_copy(schedule):
         return path
-    try:
+    with _all_stop(schedule):
         return _save(path, schedule)
+
+
+@contextlib.contextmanager
+def _all_stop(schedule: ScheduleDecoupled) -> Iterator[None]:
+    """An error in one process stops all, which else would wait for it."""
+    try:
+        yield
     except RuntimeError as error:
         raise schedule.lost(error) from None
     except BaseException as error:
@@ -129,15 +136,10 @@ def load(folder: str | Path, schedule: ScheduleDecoupled) -> int:
     """
     if dist.is_initialized():
         schedule.connect()
-    try:
+    with _all_stop(schedule):
         _check_folder(Path(folder), schedule)
         path = latest(folder)
         return 0 if path is None else _load(path, schedule)
-    except RuntimeError as error:
-        raise schedule.lost(error) from None
-    except BaseException as error:
-        schedule.stop(error)
-        raise
 
 
 def _load(path: Path, schedule: ScheduleDecoupled) -> int:

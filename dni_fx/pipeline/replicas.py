@@ -179,7 +179,7 @@ class Replicas:
 
     def _wait(self, work: Any, tensor: Tensor) -> None:
         try:
-            # NCCL would block the program until the device is done.
+            # With a limit, NCCL blocks the program until the device is done.
             work.wait(*([timedelta(seconds=self.timeout)] if tensor.device.type == "cpu" else []))
         except RuntimeError as error:
             text = f"a replica of the stage took no part within {self.timeout:g} seconds: {first_line(error)}"
