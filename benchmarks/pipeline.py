@@ -48,16 +48,21 @@ from dni_fx.bench.live_bytes import training_peak
 RUNS = Path(__file__).parent / "results" / "pipeline.jsonl"
 TIMEOUT = datetime.timedelta(seconds=60)
 BLOCKS = 12
+WIDTH, NARROW = 256, 64  # of the net
 Result = dict[str, Any]
 
 
 def cases(ranks: int, arguments: argparse.Namespace) -> Iterator[Case]:
-    """All numbers of micro-batches on a free and on a slow link; other links and uneven stages with one of them."""
+    """All numbers of micro-batches on a free and on a slow link; other links and uneven stages with one of them.
+
+    A narrow net on the slow link: how far the latency counts depends on how long a micro-batch takes.
+    """
     base = Case(ranks, arguments.middle, arguments.width)
     for m in arguments.microbatches:
         yield dataclasses.replace(base, microbatches=m)
         if not arguments.quick:
-            yield dataclasses.replace(base, microbatches=m, milliseconds=pipeline_report.LINKS[-1][0])
+            slow = dataclasses.replace(base, microbatches=m, milliseconds=pipeline_report.LINKS[-1][0])
+            yield from (slow, dataclasses.replace(slow, width=NARROW))
     first = -1 if arguments.quick else 0
     for milliseconds, megabytes in pipeline_report.LINKS[first:]:
         yield dataclasses.replace(base, milliseconds=milliseconds, megabytes=megabytes)
@@ -262,7 +267,7 @@ def main() -> None:
     arguments.stages = arguments.stages or ([2] if arguments.quick else [2, 3])
     arguments.microbatches = arguments.microbatches or ([1, 4] if arguments.quick else [1, 2, 4, 8, 16])
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
-    arguments.width = 64 if arguments.quick else 256
+    arguments.width = NARROW if arguments.quick else WIDTH
     arguments.middle = 4 if arguments.quick else 8
     if arguments.quick:
         with tempfile.TemporaryDirectory() as folder:

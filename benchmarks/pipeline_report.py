@@ -42,12 +42,15 @@ def report(path: Path) -> Iterator[str]:
     yield "percentile). Bubble: the part of the time in which the busiest rank does not compute. Lost: the"
     yield "part of the time of all ranks in which they do not compute, or compute exits and synthesizers. MB sent in a"
     yield "step: up (to a higher rank) and down. Memory: the most MB of live tensors on a rank.\n"
-    for ranks in sorted({case.ranks for case in found}):
-        own = {case: record["ways"] for case, record in found.items() if case.ranks == ranks}
-        yield f"## {ranks} processes, width {next(iter(own)).width}\n"
+    nets = {(case.ranks, case.width) for case in found}
+    for ranks, width in sorted(nets, key=lambda net: (net[0], -net[1])):  # wide first
+        own = {case: record["ways"] for case, record in found.items() if (case.ranks, case.width) == (ranks, width)}
+        yield f"## {ranks} processes, width {width}\n"
         if ranks > (os.cpu_count() or 1):
             yield "There are more processes than cores: waits for a core count as computing.\n"
-        yield from table_of_microbatches({case: ways for case, ways in own.items() if plain(case)})
+        even = {case: ways for case, ways in own.items() if plain(case)}
+        if even:
+            yield from table_of_microbatches(even)
         latency = LINKS[-1][0]
         slow = {case: ways for case, ways in own.items() if (case.milliseconds, case.megabytes) == (latency, 0)}
         if len(slow) > 1:

@@ -10,6 +10,10 @@ from filelock import FileLock
 from torch import distributed, multiprocessing
 
 
+# Imported once for all processes.
+PRELOADED = ["dni_fx.pipeline", "torch.distributed.fsdp", "torch.distributed.pipelining"]
+
+
 def in_processes(function: Callable[[int], Any], folder: Path, count: int = 2) -> list[Any]:
     """What `function` returns for the ranks 0 and 1, or for more. A process imports it by its name.
 
@@ -20,7 +24,9 @@ def in_processes(function: Callable[[int], Any], folder: Path, count: int = 2) -
     folder.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
-            multiprocessing.spawn(_process, (function, str(folder), count), nprocs=count)
+            multiprocessing.set_forkserver_preload(PRELOADED)
+            arguments = (function, str(folder), count)
+            multiprocessing.start_processes(_process, arguments, nprocs=count, start_method="forkserver")
             (folder / "done").touch()
     return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 

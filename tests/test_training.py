@@ -33,7 +33,7 @@ def _fit(net: nn.Module, digits: Any, steps: int, *, labels: bool) -> float:
     torch.manual_seed(1)
     opt = torch.optim.Adam(net.parameters(), lr=1e-3)
     for _ in range(steps):
-        rows = torch.randint(len(digits.train_y), (256,))
+        rows = torch.randint(len(digits.train_y), (128,))
         x, y = digits.train_x[rows], digits.train_y[rows]
         opt.zero_grad()
         loss = nn.functional.cross_entropy(net(x, dni_context=y) if labels else net(x), y)
@@ -50,7 +50,7 @@ def _digits() -> Any:
 
 @pytest.mark.slow
 def test_with_labels_it_comes_within_a_point_of_backprop() -> None:
-    """MNIST, 784-3x256-10, 1,000 steps of batch 256; scikit-learn's digits where there is no MNIST."""
+    """MNIST, 784-3x256-10, 1,000 steps of batch 128; scikit-learn's digits where there is no MNIST."""
     digits = _digits()
     torch.manual_seed(0)
     model = _mlp(digits.side**2)
