@@ -9,7 +9,6 @@ import torch
 from filelock import FileLock
 from torch import distributed, multiprocessing
 
-
 # Imported once for all processes.
 PRELOADED = ["dni_fx.pipeline", "torch.distributed.fsdp", "torch.distributed.pipelining"]
 
