@@ -39,7 +39,10 @@ from dni_fx.pipeline import ScheduleDecoupled, stages
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "benchmarks" / "results" / "pipeline_learning.jsonl"
-RATES = {"digits": (2.5e-4, 5e-4, 1e-3, 2e-3), "characters": (1e-3, 2e-3, 4e-3)}
+RATES = {
+    "digits": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3),
+    "characters": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+}
 STEPS = {"digits": 800, "characters": 250}
 TIMED = {"digits": 101, "characters": 21}  # steps of the short runs; the first does not count
 IN_ONE_PROCESS = ("backprop, each micro-batch", "PipeDream-2BW")
