@@ -15,7 +15,7 @@ import torch.distributed as dist
 from dni_fx.errors import DniFxError, PeerError, first_line
 from dni_fx.model import meshes_in
 from dni_fx.pipeline import groups
-from dni_fx.pipeline.link import EQUALLY_OFTEN, LinkError, Peer, Receiver, Sender, break_off
+from dni_fx.pipeline.link import AHEAD, EQUALLY_OFTEN, LinkError, Peer, Receiver, Sender, break_off
 from dni_fx.pipeline.replicas import Replicas
 from dni_fx.pipeline.stage import Stage
 from dni_fx.pipeline.watch import Report, Watch, next_tag
@@ -123,14 +123,14 @@ class Connection:
         waiting = {"limit": microbatches} if sync else {}  # else each of two neighbours could wait for the other
         if index > 0:
             peer = Peer(index - 1, self.ranks[index - 1])
-            self.activations = Receiver(peer, up, device, self.timeout)
-            self.to_below = Sender(peer, down, self.timeout, **waiting)
+            self.activations = Receiver(peer, up, device, self.timeout, ahead=AHEAD)
+            self.to_below = Sender(peer, down, self.timeout, **waiting, ahead=AHEAD)
             self.learns_below = found[index - 1].learns
             self._links += [self.activations, self.to_below]
         if index < stage.count - 1:
             peer = Peer(index + 1, self.ranks[index + 1])
-            self.to_above = Sender(peer, up, self.timeout)
-            self.targets = Receiver(peer, down, device, self.timeout, **waiting)
+            self.to_above = Sender(peer, up, self.timeout, ahead=AHEAD)
+            self.targets = Receiver(peer, down, device, self.timeout, **waiting, ahead=AHEAD)
             self._links += [self.to_above, self.targets]
         alike = ("stage", "stages", "microbatches", "sync", "net")
         values = {name: getattr(own, name) for name in alike}

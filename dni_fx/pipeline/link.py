@@ -1,7 +1,6 @@
 """Messages between two processes: lists of tensors and other values, in order, over torch.distributed."""
 
 import contextlib
-import pickle
 import queue
 import threading
 import time
@@ -14,19 +13,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dni_fx.errors import DniFxError, PeerError, first_line
+from dni_fx.errors import PeerError, first_line
+from dni_fx.pipeline.messages import HEADER, Capacity, Message, pack, pack_last, payload, unpack
 
-__all__ = ["EQUALLY_OFTEN", "LinkError", "Peer", "Receiver", "Sender", "break_off", "read"]
+__all__ = ["AHEAD", "EQUALLY_OFTEN", "LinkError", "Peer", "Reader", "Receiver", "Sender", "break_off"]
 
 EQUALLY_OFTEN = "call step() equally often in all processes"
 
-LIMIT = 2  # messages on each side of a link that wait for the other side
+LIMIT = 1  # messages on each side of a link that wait for the other side
+AHEAD = 6  # messages that a stage asks for before it needs them: one every third of a latency keeps it busy
 
 _FOREVER = timedelta(days=365)  # a thread waits for the next message; who asks for it has a timeout
 
 _NEVER_SENT = 2**30  # the tag of no message
 
-_HEADER = 4096  # bytes of the message before the tensors: shapes, dtypes, and the values that are no tensors
+_FOLLOWS = 2**28  # added to the tag of a message, for what does not fit into its first part
 
 
 class Peer(NamedTuple):
@@ -44,17 +45,6 @@ class Peer(NamedTuple):
         return f"stage {self.stage} (rank {self.rank})"
 
 
-class _TensorHere(NamedTuple):
-    """Stands for a tensor, which follows."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class _Last(NamedTuple):
-    """The last message of a link: the sender has no more to send."""
-
-
 class LinkError(PeerError):
     """A wait for another process that came to no good end.
 
@@ -67,43 +57,24 @@ class LinkError(PeerError):
         self.suspect = suspect
 
 
-class _Message(NamedTuple):
-    """What a thread sends.
-
-    Attributes:
-        items: The values, with `_TensorHere` for tensors; or `_Last`.
-        event: When the tensors are there, on a device.
-    """
-
-    items: "list[Any] | _Last"
-    tensors: tuple[Tensor, ...]
-    event: torch.cuda.Event | None = None
-
-    @classmethod
-    def of(cls, values: Sequence[Any]) -> "_Message":
-        # A copy: it may be a view of a weight that is updated, or of a batch in a buffer that the loop fills again.
-        tensors = tuple(_copy(value) for value in values if isinstance(value, Tensor))
-        items = [_TensorHere(tuple(v.shape), v.dtype) if isinstance(v, Tensor) else v for v in values]
-        if (size := len(pickle.dumps(items))) > _HEADER:
-            raise DniFxError(f"the values beside tensors in a message take {size} bytes, more than {_HEADER}")
-        device = next((t.device for t in tensors if t.device.type == "cuda"), None)
-        event = None if device is None else torch.cuda.current_stream(device).record_event()
-        return cls(items, tuple(_as_bytes(t) for t in tensors if t.numel()), event)
-
-
 class Sender:
     """Sends messages to a process in a thread of its own, and lets at most `limit` of them wait for it.
+
+    Args:
+        ahead: What its `Reader` there has.
 
     Attributes:
         bytes: Sent so far, without headers.
         error: Why no more can be sent.
     """
 
-    def __init__(self, peer: Peer, group: dist.ProcessGroup, timeout: float, limit: int = LIMIT, tag: int = 0) -> None:
-        self.peer, self.group, self.timeout, self.tag = peer, group, timeout, tag
+    def __init__(
+        self, peer: Peer, group: dist.ProcessGroup, timeout: float, limit: int = LIMIT, tag: int = 0, ahead: int = 1
+    ) -> None:
+        self.peer, self.group, self.timeout, self.tag, self.ahead = peer, group, timeout, tag, ahead
         self.bytes = 0
         self.error: LinkError | None = None
-        self._waiting: queue.Queue[_Message] = queue.Queue(limit)
+        self._waiting: queue.Queue[Message] = queue.Queue(limit)
         self._ended = False
         self._thread = threading.Thread(target=self._send, name=f"to {peer}", daemon=True)
         self._thread.start()
@@ -114,7 +85,7 @@ class Sender:
         Raises:
             LinkError: If the process is gone, or takes no message within the timeout.
         """
-        message = _Message.of(values)
+        message = pack(values)
         end = time.monotonic() + self.timeout
         while self.error is None:
             try:
@@ -124,7 +95,7 @@ class Sender:
                     what = f"{self.peer} took no message for {self.timeout:g} seconds"
                     self.error = LinkError(what, self.peer.stage)
             else:
-                self.bytes += sum(tensor.nbytes for tensor in message.tensors)
+                self.bytes += message.nbytes
                 return
         raise self.error
 
@@ -137,26 +108,28 @@ class Sender:
         """Send the last message, as soon as there is room for it; return whether all are sent, or cannot be."""
         if not self._ended:
             with contextlib.suppress(queue.Full):
-                self._waiting.put_nowait(_Message(_Last(), ()))
+                self._waiting.put_nowait(pack_last())
                 self._ended = True
         return self.error is not None or not self._thread.is_alive()
 
     def _send(self) -> None:
         posted: deque[list[dist.Work]] = deque()
+        capacity = Capacity(self.ahead)
         try:
             while True:
                 message = self._waiting.get()
                 if message.event is not None:
                     message.event.synchronize()
-                header = torch.zeros(_HEADER, dtype=torch.uint8)
-                packed = pickle.dumps(message.items)
-                header[: len(packed)] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-                posted.append([post(t, self.peer, self.group, self.tag) for t in (header, *message.tensors)])
-                is_last = isinstance(message.items, _Last)
-                while len(posted) > (0 if is_last else LIMIT):
+                for one in [message] * (self.ahead if message.is_last else 1):  # for all that are asked for
+                    first, rest = one.packed.tensor_split([capacity.of_next(len(one.packed) - HEADER)])
+                    follows = [t for t in (rest, *one.tensors) if t.numel()]
+                    works = [post(first, self.peer, self.group, self.tag)]
+                    works += [post(t, self.peer, self.group, self.tag + _FOLLOWS) for t in follows]
+                    posted.append(works)
+                while len(posted) > (0 if message.is_last else LIMIT):
                     for work in posted.popleft():
                         work.wait(_FOREVER)
-                if is_last:
+                if message.is_last:
                     return
         except Exception as error:  # any error of a backend; the thread that sends messages raises it
             self.error = _gone(self.peer, error)
@@ -165,16 +138,25 @@ class Sender:
 class Receiver:
     """Receives messages from a process in a thread of its own, before they are asked for.
 
+    Args:
+        limit: The most messages that wait here, beside those that it asks for.
+
     Attributes:
-        limit: The most messages that wait here.
         dropped: The number of messages that came after `end`.
         error: Why no more messages come.
     """
 
     def __init__(
-        self, peer: Peer, group: dist.ProcessGroup, device: torch.device, timeout: float, limit: int = LIMIT
+        self,
+        peer: Peer,
+        group: dist.ProcessGroup,
+        device: torch.device,
+        timeout: float,
+        limit: int = LIMIT,
+        ahead: int = 1,
     ) -> None:
-        self.peer, self.group, self.device, self.timeout = peer, group, device, timeout
+        self.peer, self.timeout = peer, timeout
+        self._reader = Reader(peer, group, device, ahead=ahead)
         self.dropped = 0
         self.error: LinkError | None = None
         self._found: queue.Queue[list[Any] | LinkError] = queue.Queue(limit)
@@ -215,7 +197,7 @@ class Receiver:
 
     def _receive(self) -> None:
         try:
-            while (found := read(self.peer, self.group, self.device)) is not None:
+            while (found := self._reader.read()) is not None:
                 self._found.put(found)
             end = LinkError(f"{self.peer} has ended its training, and sends no more: {EQUALLY_OFTEN}", None)
         except Exception as error:  # any error of a backend; the thread that takes messages raises it
@@ -223,22 +205,45 @@ class Receiver:
         self._found.put(end)
 
 
-def read(peer: Peer, group: dist.ProcessGroup, device: torch.device, tag: int = 0) -> list[Any] | None:
-    """Wait for the next message of a process; None: the last one."""
-    header = torch.empty(_HEADER, dtype=torch.uint8)
-    _read_into(header, peer, group, tag)
-    items = pickle.loads(header.numpy().tobytes())  # from a process of the same run
-    if isinstance(items, _Last):
-        return None
-    for index, item in enumerate(items):
-        if isinstance(item, _TensorHere):
-            items[index] = tensor = torch.empty(item.shape, dtype=item.dtype, device=device)
-            if tensor.numel():
-                _read_into(_as_bytes(tensor), peer, group, tag)
-            if tensor.device.type == "cuda":
-                # Another thread uses it, on a stream of its own.
-                torch.cuda.current_stream(tensor.device).synchronize()
-    return list(items)
+class Reader:
+    """Reads the messages of a process.
+
+    It asks for the first parts of the next `ahead` messages at once: gloo sends none before it is asked for, so that
+    over a link with latency one message that was asked for at a time would come in two to four latencies.
+    """
+
+    def __init__(
+        self, peer: Peer, group: dist.ProcessGroup, device: torch.device, tag: int = 0, ahead: int = 1
+    ) -> None:
+        self.peer, self.group, self.device, self.tag, self.ahead = peer, group, device, tag, ahead
+        self._asked: deque[tuple[Tensor, dist.Work]] = deque()
+        self._longest = 0
+
+    def read(self) -> list[Any] | None:
+        """Wait for the next message; None: the last one."""
+        while len(self._asked) < self.ahead:
+            room = torch.empty(HEADER + self._longest, dtype=torch.uint8)
+            self._asked.append((room, self.group.recv([room], self.peer.stage, self.tag)))
+        packed, work = self._asked.popleft()
+        work.wait(_FOREVER)
+        size = payload(packed)
+        if (missing := HEADER + size - len(packed)) > 0:
+            packed = torch.cat([packed, torch.empty(missing, dtype=torch.uint8)])
+            self._follow(packed[-missing:])
+        self._longest = max(self._longest, size)
+        values, tensors = unpack(packed, self.device)
+        for tensor in tensors:
+            self._follow(tensor)
+        if tensors and self.device.type == "cuda":
+            # Another thread uses them, on a stream of its own.
+            torch.cuda.current_stream(self.device).synchronize()
+        if values is None:
+            for _, work in self._asked:
+                work.wait(_FOREVER)
+        return values
+
+    def _follow(self, tensor: Tensor) -> None:
+        self.group.recv([tensor], self.peer.stage, self.tag + _FOLLOWS).wait(_FOREVER)
 
 
 def break_off(group: dist.ProcessGroup) -> None:
@@ -256,19 +261,6 @@ def post(tensor: Tensor, peer: Peer, group: dist.ProcessGroup, tag: int) -> dist
     """Begin to send a tensor."""
     # A method of the group: a program may have called destroy_process_group() when the last message goes.
     return group.send([tensor], peer.stage, tag)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _as_bytes(tensor: Tensor) -> Tensor:
-    """The memory of a contiguous tensor: gloo sends no bool, and no bfloat16."""
-    return tensor.reshape(-1).view(torch.uint8)
-
-
-def _read_into(tensor: Tensor, peer: Peer, group: dist.ProcessGroup, tag: int) -> None:
-    group.recv([tensor], peer.stage, tag).wait(_FOREVER)
 
 
 def _gone(peer: Peer, error: Exception) -> LinkError:

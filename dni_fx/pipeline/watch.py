@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from dni_fx.pipeline.link import LinkError, Peer, Sender, break_off, read
+from dni_fx.pipeline.link import LinkError, Peer, Reader, Sender, break_off
 
 __all__ = ["Report", "Watch", "cause", "next_tag"]
 
@@ -154,8 +154,9 @@ class Watch:
             sender.offer([packed])
 
     def _listen(self, peer: Peer) -> None:
+        reader = Reader(peer, self.group, torch.device("cpu"), self.tag)
         try:
-            while (found := read(peer, self.group, torch.device("cpu"), self.tag)) is not None:
+            while (found := reader.read()) is not None:
                 value = pickle.loads(found[0].numpy().tobytes())  # from a process of the same run
                 if isinstance(value, Report):
                     self._failed(peer, value)

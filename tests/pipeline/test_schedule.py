@@ -151,7 +151,7 @@ def test_a_slow_stage_slows_those_below(found: list[dict[str, Any]]) -> None:
     """Few microbatches wait between two stages."""
     passed, begun = (here["slow"] for here in found[:2])
     ahead = [sum(time < begin for time in passed) - k for k, begin in enumerate(begun)]
-    assert len(begun) == 30 and 3 <= max(ahead) <= 9
+    assert len(begun) == 30 and 3 <= max(ahead) <= 11
 
 
 @pytest.mark.slow

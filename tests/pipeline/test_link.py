@@ -1,0 +1,79 @@
+"""Two ends of a link, in one process."""
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import distributed
+
+from dni_fx.pipeline.link import AHEAD, LIMIT, LinkError, Peer, Receiver, Sender, break_off
+
+SIZES = [1, 1, 3000, 2, 5000, 0, 7, 7, 100_000, 4, 4, 4, 4, 4, 4, 4, 200_000, 1]
+Groups = list[distributed.ProcessGroup]
+
+
+@pytest.fixture
+def groups() -> Iterator[Groups]:
+    """One for each rank."""
+    store = distributed.HashStore()
+    made: dict[int, distributed.ProcessGroup] = {}
+
+    def make(rank: int) -> None:
+        made[rank] = distributed.ProcessGroupGloo(store, rank, 2, timedelta(seconds=20))
+
+    threads = [threading.Thread(target=make, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    yield [made[rank] for rank in range(2)]
+    for group in made.values():
+        break_off(group)  # a thread that waits inside of torch would make the program abort
+
+
+def ends(groups: Groups, ahead: int) -> tuple[Sender, Receiver]:
+    sender = Sender(Peer(1, 1), groups[0], timeout=5.0, ahead=ahead)
+    return sender, Receiver(Peer(0, 0), groups[1], torch.device("cpu"), timeout=5.0, ahead=ahead)
+
+
+def end(sender: Sender, receiver: Receiver) -> None:
+    """Wait until both have ended: then the groups are free for others."""
+    while not (sender.end() and receiver.end()):
+        pass
+
+
+@pytest.mark.parametrize("ahead", [1, 2, AHEAD])
+def test_messages_of_all_sizes_come_in_order(ahead: int, groups: Groups) -> None:
+    """On the same groups again and again: no end asks for more than the other one sends."""
+    for repetition in range(3):
+        sender, receiver = ends(groups, ahead)
+        wanted = [[k, torch.arange(size) + repetition, torch.ones(k)] for k, size in enumerate(SIZES)]
+        thread = threading.Thread(target=lambda sent, by: [by.send(one) for one in sent], args=(wanted, sender))
+        thread.start()
+        for number, *tensors in wanted:
+            found = receiver.take()
+            assert found[0] == number
+            assert all(torch.equal(one, other) for one, other in zip(found[1:], tensors, strict=True))
+        thread.join()
+        assert sender.bytes == sum(8 * size + 4 * k for k, size in enumerate(SIZES))
+        end(sender, receiver)
+        assert receiver.dropped == 0
+        with pytest.raises(LinkError, match=r"stage 0 \(rank 0\) has ended its training, and sends no more"):
+            receiver.take()
+
+
+def test_few_messages_wait(groups: Groups) -> None:
+    """Those that are asked for come before they are needed; then the sender waits."""
+    sender, receiver = ends(groups, AHEAD)
+    for _ in range(2 * AHEAD):  # until there is room for them
+        sender.send([torch.ones(10)])
+        receiver.take()
+    sender.timeout = 0.5
+    passed = 0
+    with pytest.raises(LinkError, match=r"stage 1 \(rank 1\) took no message for 0.5 seconds"):
+        while True:
+            sender.send([torch.ones(10)])
+            passed += 1
+    assert AHEAD < passed <= AHEAD + 4 * LIMIT
