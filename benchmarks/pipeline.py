@@ -2,11 +2,12 @@
 
 Run:  python benchmarks/pipeline.py            writes benchmarks/results/pipeline.jsonl and .md; hours; can be stopped
       python benchmarks/pipeline.py --quick    a narrow net and few cases, under a minute; writes no file
+      python benchmarks/pipeline.py --tcp      the slow links are TCP; writes pipeline_tcp.jsonl and .md; Linux, as root
 
 Each rank is a process with one thread. All ways of a case are in one set of processes and take turns, so that a slow
-moment slows all alike. A turn has eight micro-batches, in as many steps, and one step at least. Before, the first
-update of each exact way is compared with that of one process. After, a further step of a case with even stages and a
-free link counts the live bytes of each rank.
+moment slows all alike. A turn has eight micro-batches, of the narrow net 64, in as many steps, and one step at least.
+Before, the first update of each exact way is compared with that of one process. After, a further step of a case with
+even stages and a free link counts the live bytes of each rank.
 
 The bubble is 1 - (the seconds that the busiest rank computes) / (the seconds of the turn). Computing is the forward and
 backward passes, the loss and the optimizer's step. Lost time is the part of the time of all ranks in which they do not
@@ -15,15 +16,17 @@ Bytes sent go up (to a higher rank) or down, summed over the ranks. Memory is th
 the most: weights, their other versions, the optimizer's state, gradients, activations.
 
 pipeline_net.py has the net and what a way is, pipeline_rivals.py and pipeline_decoupled.py the ways, pipeline_links.py
-the links.
+the links, a delay in what sends, and pipeline_tcp.py those of TCP.
 """
 
 import argparse
 import copy
 import dataclasses
 import datetime
+import itertools
 import json
 import math
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -34,6 +37,7 @@ from typing import Any
 import pipeline_links
 import pipeline_net
 import pipeline_report
+import pipeline_tcp
 import runs
 import torch
 import torch.distributed as dist
@@ -46,6 +50,7 @@ from torch import nn
 from dni_fx.bench.live_bytes import training_peak
 
 RUNS = Path(__file__).parent / "results" / "pipeline.jsonl"
+TCP_RUNS = RUNS.with_name("pipeline_tcp.jsonl")
 TIMEOUT = datetime.timedelta(seconds=60)
 BLOCKS = 12
 WIDTH, NARROW = 256, 64  # of the net
@@ -58,6 +63,10 @@ def cases(ranks: int, arguments: argparse.Namespace) -> Iterator[Case]:
     A narrow net on the slow link: how far the latency counts depends on how long a micro-batch takes.
     """
     base = Case(ranks, arguments.middle, arguments.width)
+    if arguments.tcp:
+        for width, link, m in itertools.product((WIDTH, NARROW), pipeline_report.TCP_LINKS, arguments.microbatches):
+            yield dataclasses.replace(base, width=width, milliseconds=link, microbatches=m)
+        return
     for m in arguments.microbatches:
         yield dataclasses.replace(base, microbatches=m)
         if not arguments.quick:
@@ -90,11 +99,25 @@ def make(way: str, net: nn.Sequential, setting: Setting) -> Trainee:
     return WAYS[way](copy.deepcopy(net), setting)
 
 
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """What the processes of a pipeline share; they are forked.
+
+    Attributes:
+        network: Its link is slow, where that is TCP.
+        wait: Until all are here; it takes no time on a link.
+    """
+
+    network: pipeline_tcp.Network | None
+    wait: Callable[[], object]
+
+
 class Bench:
     """One rank's ways in a case."""
 
-    def __init__(self, case: Case, links: pipeline_links.Links) -> None:
-        self.case, self.links = case, links
+    def __init__(self, case: Case, links: pipeline_links.Links, together: Together) -> None:
+        self.case, self.links, self.wait = case, links, together.wait
+        self.slow = together.network or links
         self.clock = Clock()
         torch.manual_seed(0)
         self.net = pipeline_net.network(case.width, BLOCKS)
@@ -134,13 +157,13 @@ class Bench:
 
     def turn(self, trainee: Trainee, steps: int) -> Result:
         """Train for some steps: the numbers of this rank."""
-        dist.barrier()
+        self.wait()
         self.clock.seconds.clear()
         self.links.sent.clear()
         start = time.perf_counter()
         for _ in range(steps):
             trainee.step(self.x, self.target)
-        dist.barrier()
+        self.wait()
         seconds = (time.perf_counter() - start) / steps
         sent = {"up": 0.0, "down": 0.0}
         for rank, size in self.links.sent.items():
@@ -160,11 +183,15 @@ class Bench:
         return measured.peak + measured.outside
 
     def run(self, rounds: int, microbatches: int) -> dict[str, Result]:
-        """What all ranks found, by way."""
+        """What all ranks found, by way.
+
+        Args:
+            microbatches: In a turn.
+        """
         steps = max(1, microbatches // self.case.microbatches)
         self.check()
         self.clock.half_speed = self.case.stages == "last at half speed" and dist.get_rank() == self.case.ranks - 1
-        self.links.link = pipeline_links.Link(self.case.milliseconds / 1e3, self.case.megabytes * 1e6 or math.inf)
+        self.slow.link = pipeline_links.Link(self.case.milliseconds / 1e3, self.case.megabytes * 1e6 or math.inf)
         for trainee in self.trainees.values():  # once without being counted
             self.turn(trainee, 1)
         turns: dict[str, list[Result]] = {way: [] for way in self.trainees}
@@ -183,7 +210,7 @@ class Bench:
             if way in self.refused:
                 found[way] = {"refused": self.refused[way]}
             else:
-                found[way] = together([own_turns[way] for own_turns, _ in everywhere])
+                found[way] = joined([own_turns[way] for own_turns, _ in everywhere])
                 if peaks:
                     found[way]["peaks"] = [own_peaks[way] for _, own_peaks in everywhere]
         return found
@@ -193,13 +220,13 @@ class Bench:
             if isinstance(trainee, Decoupled):
                 trainee.close()
         self.links.stop()
-        self.links.link = pipeline_links.Link()
+        self.slow.link = pipeline_links.Link()
         dist.barrier()
         for group in self.groups:
             dist.destroy_process_group(group)
 
 
-def together(ranks: Sequence[Sequence[Result]]) -> Result:
+def joined(ranks: Sequence[Sequence[Result]]) -> Result:
     """The numbers of all ranks' turns: seconds of each, and medians."""
     seconds = [turn["seconds"] for turn in ranks[0]]
     computing = [[turn["computing"] for turn in turns] for turns in zip(*ranks, strict=True)]  # by turn and rank
@@ -219,16 +246,21 @@ def together(ranks: Sequence[Sequence[Result]]) -> Result:
     }
 
 
-def process(rank: int, folder: str, path: Path, todo: Sequence[Case], arguments: argparse.Namespace) -> None:
+def process(
+    rank: int, folder: str, path: Path, todo: Sequence[Case], arguments: argparse.Namespace, together: Together
+) -> None:
     """One rank: all cases with this number of ranks. Rank 0 adds a line to the file for each."""
     torch.set_num_threads(1)
+    if together.network is not None:
+        together.network.enter(rank)
     store = f"file://{folder}/store{todo[0].ranks}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=todo[0].ranks, timeout=TIMEOUT)
     links = pipeline_links.Links()
     links.install()
     for case in todo:
-        bench = Bench(case, links)
-        found = bench.run(arguments.rounds, arguments.middle)
+        bench = Bench(case, links, together)
+        longer = 8 if case.width < arguments.width else 1  # or else a latency would be a part of a turn that counts
+        found = bench.run(arguments.rounds, longer * arguments.middle)
         bench.close()
         if rank == 0:
             record = {"run": dataclasses.asdict(case), "torch": torch.__version__, "ways": found}
@@ -244,12 +276,16 @@ def run(path: Path, arguments: argparse.Namespace) -> None:
     for ranks in arguments.stages:
         todo = [case for case in dict.fromkeys(cases(ranks, arguments)) if case not in finished]
         if todo:
+            network = pipeline_tcp.Network(ranks) if arguments.tcp else None
+            together = Together(network, multiprocessing.get_context("fork").Barrier(ranks).wait)
             with tempfile.TemporaryDirectory() as folder:
                 # If a process fails, the others are ended; daemons end with this process. It has computed nothing, so
                 # it can fork, which spares each process the imports.
                 torch.multiprocessing.start_processes(
-                    process, (folder, path, todo, arguments), nprocs=ranks, daemon=True, start_method="fork"
+                    process, (folder, path, todo, arguments, together), nprocs=ranks, daemon=True, start_method="fork"
                 )
+            if network is not None:
+                network.stop()
 
 
 def numbers(text: str) -> list[int]:
@@ -262,9 +298,11 @@ def main() -> None:
     parser.add_argument("--stages", type=numbers, help="numbers of processes (default: 2,3; quick: 2)")
     parser.add_argument("--microbatches", type=numbers, help="in a step (default: 1,2,4,8,16; quick: 1,4)")
     parser.add_argument("--rounds", type=int, help="turns of each way (default: 5; quick: 2)")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="the file of runs (default: %(default)s)")
+    parser.add_argument("--tcp", action="store_true", help="few cases, with slow links that are TCP; needs root")
+    parser.add_argument("--runs", type=Path, help=f"the file of runs (default: {RUNS}, or {TCP_RUNS})")
     arguments = parser.parse_args()
-    arguments.stages = arguments.stages or ([2] if arguments.quick else [2, 3])
+    arguments.runs = arguments.runs or (TCP_RUNS if arguments.tcp else RUNS)
+    arguments.stages = arguments.stages or ([2] if arguments.quick or arguments.tcp else [2, 3])
     arguments.microbatches = arguments.microbatches or ([1, 4] if arguments.quick else [1, 2, 4, 8, 16])
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
     arguments.width = NARROW if arguments.quick else WIDTH
@@ -276,7 +314,7 @@ def main() -> None:
             print("\n".join(pipeline_report.report(path)))
     else:
         run(arguments.runs, arguments)
-        runs.write_report(arguments.runs, pipeline_report.report(arguments.runs))
+        runs.write_report(arguments.runs, pipeline_report.report(arguments.runs, tcp=arguments.tcp))
 
 
 if __name__ == "__main__":

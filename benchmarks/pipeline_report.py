@@ -16,6 +16,7 @@ Result = dict[str, Any]
 Ways = dict[str, Result]
 OURS = ("decoupled, exits", "decoupled, shared head", "decoupled, linear")  # without sync
 LINKS = [(milliseconds, megabytes) for milliseconds in (0, 5, 20) for megabytes in (0, 100, 10)]
+TCP_LINKS = (5, 20)  # milliseconds
 STAGES = ["lower 30 % larger", "upper 30 % larger", "last at half speed"]
 
 
@@ -31,12 +32,13 @@ class Case:
     stages: str = "even"
 
 
-def report(path: Path) -> Iterator[str]:
+def report(path: Path, tcp: bool = False) -> Iterator[str]:
     found = dict(runs.done(path, Case))
     torch_version = next(iter(found.values()))["torch"]
-    yield "# Training in a pipeline of processes\n"
-    yield f"`python benchmarks/pipeline.py`; torch {torch_version}, gloo, {platform.machine()}, {os.cpu_count()} cores,"
-    yield f"one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples,"
+    title, option = (" on TCP links with latency", " --tcp") if tcp else ("", "")
+    yield f"# Training in a pipeline of processes{title}\n"
+    yield f"`python benchmarks/pipeline.py{option}`; torch {torch_version}, gloo, {platform.machine()},"
+    yield f"{os.cpu_count()} cores, one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples,"
     yield "SGD with momentum, whose step is in every time. `one process` is the whole net in one process."
     yield "Samples a second: median of turns. Ratio: seconds beside GPipe's of the same turn, median (10th to 90th"
     yield "percentile). Bubble: the part of the time in which the busiest rank does not compute. Lost: the"
@@ -51,12 +53,14 @@ def report(path: Path) -> Iterator[str]:
         even = {case: ways for case, ways in own.items() if plain(case)}
         if even:
             yield from table_of_microbatches(even)
-        latency = LINKS[-1][0]
-        slow = {case: ways for case, ways in own.items() if (case.milliseconds, case.megabytes) == (latency, 0)}
-        if len(slow) > 1:
-            yield f"### A link with {latency} ms: samples a second (bubble)\n"
-            by_microbatches = dict(sorted(slow.items(), key=lambda item: item[0].microbatches))
-            yield from table_of_cases(by_microbatches, lambda case: f"{case.microbatches} micro-batches")
+        for latency in TCP_LINKS if tcp else LINKS[-1][:1]:
+            slow = {case: ways for case, ways in own.items() if (case.milliseconds, case.megabytes) == (latency, 0)}
+            if len(slow) > 1:
+                yield f"### A link with {latency} ms: samples a second (bubble)\n"
+                by_microbatches = dict(sorted(slow.items(), key=lambda item: item[0].microbatches))
+                yield from table_of_cases(by_microbatches, lambda case: f"{case.microbatches} micro-batches")
+        if tcp:
+            continue
         m = Counter(case.microbatches for case in own if not plain(case)).most_common(1)[0][0]
         delayed = {case: ways for case, ways in own.items() if case.stages == "even" and case.microbatches == m}
         if len(delayed) > 1:
