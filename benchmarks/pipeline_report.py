@@ -38,8 +38,9 @@ def report(path: Path, tcp: bool = False) -> Iterator[str]:
     title, option = (" on TCP links with latency", " --tcp") if tcp else ("", "")
     yield f"# Training in a pipeline of processes{title}\n"
     yield f"`python benchmarks/pipeline.py{option}`; torch {torch_version}, gloo, {platform.machine()},"
-    yield f"{os.cpu_count()} cores, one thread a process. 12 pre-norm residual MLP blocks and a head, micro-batches of {MICROBATCH} samples,"
-    yield "SGD with momentum, whose step is in every time. `one process` is the whole net in one process."
+    yield f"{os.cpu_count()} cores, one thread a process. 12 pre-norm residual MLP blocks and a head,"
+    yield f"micro-batches of {MICROBATCH} samples, SGD with momentum, whose step is in every time."
+    yield "`one process` is the whole net in one process."
     yield "Samples a second: median of turns. Ratio: seconds beside GPipe's of the same turn, median (10th to 90th"
     yield "percentile). Bubble: the part of the time in which the busiest rank does not compute. Lost: the"
     yield "part of the time of all ranks in which they do not compute, or compute exits and synthesizers. MB sent in a"
