@@ -5,7 +5,7 @@ Run:  python benchmarks/pipeline.py            writes benchmarks/results/pipelin
       python benchmarks/pipeline.py --tcp      the slow links are TCP; writes pipeline_tcp.jsonl and .md; Linux, as root
 
 Each rank is a process with one thread. All ways of a case are in one set of processes and take turns, so that a slow
-moment slows all alike. A turn has eight micro-batches, of the narrow net 64, in as many steps, and one step at least.
+moment slows all alike. A turn has eight micro-batches, of the narrow net 32, in as many steps, and one step at least.
 Before, the first update of each exact way is compared with that of one process. After, a further step of a case with
 even stages and a free link counts the live bytes of each rank.
 
@@ -64,8 +64,10 @@ def cases(ranks: int, arguments: argparse.Namespace) -> Iterator[Case]:
     """
     base = Case(ranks, arguments.middle, arguments.width)
     if arguments.tcp:
-        for width, link, m in itertools.product((WIDTH, NARROW), pipeline_report.TCP_LINKS, arguments.microbatches):
-            yield dataclasses.replace(base, width=width, milliseconds=link, microbatches=m)
+        tcp = [(WIDTH, milliseconds) for milliseconds in pipeline_report.TCP_LINKS]
+        tcp.append((NARROW, pipeline_report.TCP_LINKS[-1]))
+        for (width, milliseconds), m in itertools.product(tcp, arguments.microbatches):
+            yield dataclasses.replace(base, width=width, milliseconds=milliseconds, microbatches=m)
         return
     for m in arguments.microbatches:
         yield dataclasses.replace(base, microbatches=m)
@@ -259,7 +261,7 @@ def process(
     links.install()
     for case in todo:
         bench = Bench(case, links, together)
-        longer = 8 if case.width < arguments.width else 1  # or else a latency would be a part of a turn that counts
+        longer = 4 if case.width < arguments.width else 1  # or else a latency would be a part of a turn that counts
         found = bench.run(arguments.rounds, longer * arguments.middle)
         bench.close()
         if rank == 0:

@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "benchmarks" / "results" / "pipeline_learning.jsonl"
 RATES = {
     "digits": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3),
-    "characters": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "characters": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
 }
 STEPS = {"digits": 800, "characters": 250}
 TIMED = {"digits": 101, "characters": 21}  # steps of the short runs; the first does not count
