@@ -14,7 +14,7 @@ PRELOADED = ["dni_fx.pipeline", "torch.distributed.fsdp", "torch.distributed.pip
 
 
 def in_processes(function: Callable[[int], Any], folder: Path, count: int = 2) -> list[Any]:
-    """What `function` returns for the ranks 0 and 1, or for more. A process imports it by its name.
+    """What `function` returns for the ranks 0 and 1, or for more, in `folder`. A process imports it by its name.
 
     It runs once: workers of pytest-xdist that have tests of one file share the results.
     """
@@ -31,6 +31,7 @@ def in_processes(function: Callable[[int], Any], folder: Path, count: int = 2) -
 
 
 def _process(rank: int, function: Callable[[int], Any], folder: str, count: int) -> None:
+    os.chdir(folder)
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     torch.save(function(rank), Path(folder) / f"{rank}.pt")

@@ -2,6 +2,7 @@
 
 import contextlib
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -11,23 +12,25 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dni_fx.errors import PeerError, first_line
-from dni_fx.pipeline.messages import HEADER, Capacity, Message, pack, pack_last, payload, unpack
+from dni_fx.pipeline.messages import HEADER, Header, Message, Room, pack, pack_last
 
 __all__ = ["AHEAD", "EQUALLY_OFTEN", "LinkError", "Peer", "Reader", "Receiver", "Sender", "break_off"]
 
 EQUALLY_OFTEN = "call step() equally often in all processes"
 
-LIMIT = 1  # messages on each side of a link that wait for the other side
-AHEAD = 6  # messages that a stage asks for before it needs them: one every third of a latency keeps it busy
+LIMIT = 1  # messages that wait on each side of a link, beside those that the receiver asks for
+AHEAD = 6  # messages that a stage asks for before it needs them: in two latencies so many come
 
 _FOREVER = timedelta(days=365)  # a thread waits for the next message; who asks for it has a timeout
 
 _NEVER_SENT = 2**30  # the tag of no message
 
-_FOLLOWS = 2**28  # added to the tag of a message, for what does not fit into its first part
+_FOLLOWING = 2**28  # added to the tag of a message, for what there was no room for
+
+_EXACT = sys.platform != "linux"  # elsewhere gloo needs as many bytes as the receiver has room for
 
 
 class Peer(NamedTuple):
@@ -61,7 +64,7 @@ class Sender:
     """Sends messages to a process in a thread of its own, and lets at most `limit` of them wait for it.
 
     Args:
-        ahead: What its `Reader` there has.
+        ahead: That of the `Reader` at the other end.
 
     Attributes:
         bytes: Sent so far, without headers.
@@ -114,18 +117,17 @@ class Sender:
 
     def _send(self) -> None:
         posted: deque[list[dist.Work]] = deque()
-        capacity = Capacity(self.ahead)
+        room, unread = Room(), deque[int]()
         try:
             while True:
                 message = self._waiting.get()
                 if message.event is not None:
                     message.event.synchronize()
                 for one in [message] * (self.ahead if message.is_last else 1):  # for all that are asked for
-                    first, rest = one.packed.tensor_split([capacity.of_next(len(one.packed) - HEADER)])
-                    follows = [t for t in (rest, *one.tensors) if t.numel()]
-                    works = [post(first, self.peer, self.group, self.tag)]
-                    works += [post(t, self.peer, self.group, self.tag + _FOLLOWS) for t in follows]
-                    posted.append(works)
+                    if len(unread) == self.ahead:
+                        room.has_read(unread.popleft())
+                    unread.append(len(one.packed) - HEADER)
+                    posted.append(self._post(one, room.bytes))
                 while len(posted) > (0 if message.is_last else LIMIT):
                     for work in posted.popleft():
                         work.wait(_FOREVER)
@@ -133,6 +135,15 @@ class Sender:
                     return
         except Exception as error:  # any error of a backend; the thread that sends messages raises it
             self.error = _gone(self.peer, error)
+
+    def _post(self, message: Message, room: int) -> list[dist.Work]:
+        """Begin to send the first part of a message, and what there was no room for."""
+        first, rest = message.packed[:room], message.packed[room:]
+        if _EXACT:
+            first = nn.functional.pad(first, (0, room - len(first)))
+        works = [post(first, self.peer, self.group, self.tag)]
+        following = [tensor for tensor in (rest, *message.tensors) if tensor.numel()]
+        return works + [post(tensor, self.peer, self.group, self.tag + _FOLLOWING) for tensor in following]
 
 
 class Receiver:
@@ -208,8 +219,8 @@ class Receiver:
 class Reader:
     """Reads the messages of a process.
 
-    It asks for the first parts of the next `ahead` messages at once: gloo sends none before it is asked for, so that
-    over a link with latency one message that was asked for at a time would come in two to four latencies.
+    It asks for the first parts of the next `ahead` messages at once. gloo sends none before it is asked for: if one was
+    asked for at a time, each would take two latencies of the link. Tensors on a device are asked for one by one.
     """
 
     def __init__(
@@ -217,33 +228,39 @@ class Reader:
     ) -> None:
         self.peer, self.group, self.device, self.tag, self.ahead = peer, group, device, tag, ahead
         self._asked: deque[tuple[Tensor, dist.Work]] = deque()
-        self._longest = 0
+        self._room = Room()
 
     def read(self) -> list[Any] | None:
         """Wait for the next message; None: the last one."""
-        while len(self._asked) < self.ahead:
-            room = torch.empty(HEADER + self._longest, dtype=torch.uint8)
-            self._asked.append((room, self.group.recv([room], self.peer.stage, self.tag)))
+        try:
+            while len(self._asked) < self.ahead:
+                packed = torch.empty(self._room.bytes, dtype=torch.uint8, device="cpu")
+                self._asked.append((packed, self.group.recv([packed], self.peer.stage, self.tag)))
+        except RuntimeError:  # the process is gone; messages of it may have come before
+            if not self._asked:
+                raise
         packed, work = self._asked.popleft()
         work.wait(_FOREVER)
-        size = payload(packed)
-        if (missing := HEADER + size - len(packed)) > 0:
-            packed = torch.cat([packed, torch.empty(missing, dtype=torch.uint8)])
-            self._follow(packed[-missing:])
-        self._longest = max(self._longest, size)
-        values, tensors = unpack(packed, self.device)
+        header = Header.of(packed)
+        if header.values is None:
+            for _, work in self._asked:  # of which each brings the last message, too
+                work.wait(_FOREVER)
+            return None
+        self._room.has_read(header.payload)
+        missing = HEADER + header.payload - len(packed)
+        if missing > 0:
+            packed = torch.cat([packed, torch.empty(missing, dtype=torch.uint8, device="cpu")])
+            self._read_following(packed[-missing:])
+        values, tensors = header.unpack(packed, self.device)
         for tensor in tensors:
-            self._follow(tensor)
+            self._read_following(tensor)
         if tensors and self.device.type == "cuda":
             # Another thread uses them, on a stream of its own.
             torch.cuda.current_stream(self.device).synchronize()
-        if values is None:
-            for _, work in self._asked:
-                work.wait(_FOREVER)
         return values
 
-    def _follow(self, tensor: Tensor) -> None:
-        self.group.recv([tensor], self.peer.stage, self.tag + _FOLLOWS).wait(_FOREVER)
+    def _read_following(self, tensor: Tensor) -> None:
+        self.group.recv([tensor], self.peer.stage, self.tag + _FOLLOWING).wait(_FOREVER)
 
 
 def break_off(group: dist.ProcessGroup) -> None:
@@ -254,7 +271,7 @@ def break_off(group: dist.ProcessGroup) -> None:
     for rank in range(group.size()):
         if rank != group.rank():
             with contextlib.suppress(RuntimeError):
-                group.recv([torch.empty(1)], rank, _NEVER_SENT).wait(timedelta(milliseconds=1))
+                group.recv([torch.empty(1, device="cpu")], rank, _NEVER_SENT).wait(timedelta(milliseconds=1))
 
 
 def post(tensor: Tensor, peer: Peer, group: dist.ProcessGroup, tag: int) -> dist.Work:

@@ -63,7 +63,8 @@ class Watch:
         self._descriptions: dict[int, Any] = {}
         self._listening = {peer.stage for peer in peers}
         self._changed = threading.Condition()
-        self._senders = [Sender(peer, group, timeout, tag=tag) for peer in peers]
+        # A description, a report, the last message.
+        self._senders = [Sender(peer, group, timeout, limit=3, tag=tag) for peer in peers]
         for peer in peers:
             threading.Thread(target=self._listen, args=(peer,), name=f"watches {peer}", daemon=True).start()
 

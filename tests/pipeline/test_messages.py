@@ -1,14 +1,13 @@
 """What is packed comes out again, in memory of its own; both ends compute the same room for it."""
 
-import random
-from collections import deque
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from dni_fx import DniFxError
-from dni_fx.pipeline.messages import HEADER, Capacity, pack, pack_last, payload, unpack
+from dni_fx.pipeline.messages import HEADER, Header, Message, pack, pack_last
 
 CPU = torch.device("cpu")
 TENSORS = [
@@ -27,11 +26,18 @@ TENSORS = [
 ]
 
 
+def unpacked(message: Message) -> list[Any]:
+    header = Header.of(message.packed)
+    assert header.payload == len(message.packed) - HEADER
+    found, missing = header.unpack(message.packed, CPU)
+    assert missing == []
+    return found
+
+
 def test_what_is_packed_comes_out() -> None:
     values = [7, TENSORS[0], None, *TENSORS[1:], "text"]
     message = pack(values)
-    found, away = unpack(message.packed, CPU)
-    assert found is not None and away == [] and payload(message.packed) == len(message.packed) - HEADER
+    found = unpacked(message)
     assert message.nbytes == sum(tensor.nbytes for tensor in TENSORS)
     for value, one in zip(values, found, strict=True):
         if isinstance(value, Tensor):
@@ -45,13 +51,11 @@ def test_a_message_is_a_copy() -> None:
     value = torch.zeros(3)
     message = pack([value])
     value += 1
-    found, _ = unpack(message.packed, CPU)
-    assert found is not None and found[0].tolist() == [0, 0, 0]
+    assert unpacked(message)[0].tolist() == [0, 0, 0]
 
 
 def test_a_write_in_place_does_not_concern_the_other_tensors() -> None:
-    found, _ = unpack(pack([torch.ones(2), torch.ones(2)]).packed, CPU)
-    assert found is not None
+    found = unpacked(pack([torch.ones(2), torch.ones(2)]))
     weight = torch.ones(2, requires_grad=True)
     product = (found[0] * weight).sum()
     found[1].add_(1)
@@ -61,7 +65,7 @@ def test_a_write_in_place_does_not_concern_the_other_tensors() -> None:
 
 def test_the_last_message() -> None:
     message = pack_last()
-    assert message.is_last and len(message.packed) == HEADER and unpack(message.packed, CPU) == (None, [])
+    assert message.is_last and len(message.packed) == HEADER and Header.of(message.packed) == (0, None)
 
 
 def test_too_many_other_values() -> None:
@@ -69,14 +73,21 @@ def test_too_many_other_values() -> None:
         pack(["x" * 5000])
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 6])
-def test_both_ends_know_the_room(ahead: int) -> None:
-    """The receiver asks for a message with the room for the longest that it has read."""
-    rng = random.Random(0)
-    sizes = [rng.choice([0, 10, 20, 30, 40]) for _ in range(60)]
-    capacity, asked, longest = Capacity(ahead), deque[int](), 0
-    for size in sizes:
-        while len(asked) < ahead:
-            asked.append(HEADER + longest)
-        assert capacity.of_next(size) == asked.popleft()
-        longest = max(longest, size)
+def test_tensors_on_a_device_follow() -> None:
+    """Those on the host are in the message."""
+    values = [torch.rand(3), torch.empty(2, 5, device="meta"), torch.empty(0, 2, device="meta"), torch.rand(4)]
+    message = pack(values)
+    assert [tensor.numel() for tensor in message.tensors] == [4 * 2 * 5]
+    found, missing = Header.of(message.packed).unpack(message.packed, torch.device("meta"))
+    assert [tensor.shape for tensor in found] == [tensor.shape for tensor in values]
+    assert [tensor.numel() for tensor in missing] == [4 * 2 * 5]
+
+
+def test_a_message_is_on_the_host_whatever_the_default_device_is() -> None:
+    with torch.device("meta"):
+        assert pack([]).packed.device == pack_last().packed.device == CPU
+
+
+def test_many_tensors() -> None:
+    values = [torch.full((1, k + 1), k) for k in range(200)]
+    assert all(torch.equal(one, other) for one, other in zip(unpacked(pack(values)), values, strict=True))

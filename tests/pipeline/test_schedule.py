@@ -54,10 +54,7 @@ def test_no_gloo() -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("pipeline")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIPELINE_FOLDER", str(folder / "checkpoints"))
-        return in_processes(process, folder, 4)
+    return in_processes(process, tmp_path_factory.mktemp("pipeline"), 4)
 
 
 @pytest.mark.slow
