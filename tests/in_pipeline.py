@@ -211,14 +211,15 @@ def unsynced_replicated(mesh: DeviceMesh, name: str, how: str) -> dict[str, Any]
 
 
 def copied(mesh: DeviceMesh) -> list[Tensor]:
-    """After each step: the shard of the last layer in the upper stage; in the lower one, that of its copy."""
+    """After each update: the shard of the last layer in the upper stage; in the lower one, that of its copy."""
     stage, schedule = replicated(mesh, "tail", 2, "split", steps=0, refresh=1)
     replica = mesh.get_local_rank("replica")
     shard = dict(stage.named_parameters())["4.weight"].to_local()
     found = [shard.detach().clone()]
+    assert schedule.optimizer is not None
+    schedule.optimizer.register_step_post_hook(lambda *_: found.append(shard.detach().clone()))
     for _ in range(STEPS):
         schedule.step(X.chunk(2)[replica], target=Y.chunk(2)[replica])
-        found.append(shard.detach().clone())
         distributed.barrier()
         time.sleep(0.1)  # for the weights to come
     schedule.close()
