@@ -27,6 +27,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -303,6 +304,8 @@ def main() -> None:
     parser.add_argument("--tcp", action="store_true", help="few cases, with slow links that are TCP; needs root")
     parser.add_argument("--runs", type=Path, help=f"the file of runs (default: {RUNS}, or {TCP_RUNS})")
     arguments = parser.parse_args()
+    if arguments.tcp and os.geteuid() != 0:
+        parser.error("--tcp makes network namespaces: run it as root")
     arguments.runs = arguments.runs or (TCP_RUNS if arguments.tcp else RUNS)
     arguments.stages = arguments.stages or ([2] if arguments.quick or arguments.tcp else [2, 3])
     arguments.microbatches = arguments.microbatches or ([1, 4] if arguments.quick else [1, 2, 4, 8, 16])

@@ -3,36 +3,21 @@
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed
+from in_threads import Groups, groups_of
 
 from dni_fx.pipeline import link
 from dni_fx.pipeline.link import AHEAD, LIMIT, LinkError, Peer, Receiver, Sender, break_off
 
 SIZES = [1, 1, 3000, 2, 5000, 0, 7, 7, 100_000, 4, 4, 4, 4, 4, 4, 4, 200_000, 1]
-Groups = list[distributed.ProcessGroup]
 
 
 @pytest.fixture
 def groups() -> Iterator[Groups]:
-    """One for each rank."""
-    store = distributed.HashStore()
-    made: dict[int, distributed.ProcessGroup] = {}
-
-    def make(rank: int) -> None:
-        made[rank] = distributed.ProcessGroupGloo(store, rank, 2, timedelta(seconds=20))
-
-    threads = [threading.Thread(target=make, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    yield [made[rank] for rank in range(2)]
-    for group in made.values():
-        break_off(group)  # a thread that waits inside of torch would make the program abort
+    with groups_of(2) as made:
+        yield made
 
 
 def ends(groups: Groups, ahead: int) -> tuple[Sender, Receiver]:
