@@ -77,6 +77,7 @@ class Sender:
         self.peer, self.group, self.timeout, self.tag, self.ahead = peer, group, timeout, tag, ahead
         self.bytes = 0
         self.error: LinkError | None = None
+        self._room, self._unread = Room(), deque[int]()
         self._waiting: queue.Queue[Message] = queue.Queue(limit)
         self._ended = False
         self._thread = threading.Thread(target=self._send, name=f"to {peer}", daemon=True)
@@ -117,17 +118,13 @@ class Sender:
 
     def _send(self) -> None:
         posted: deque[list[dist.Work]] = deque()
-        room, unread = Room(), deque[int]()
         try:
             while True:
                 message = self._waiting.get()
                 if message.event is not None:
                     message.event.synchronize()
-                for one in [message] * (self.ahead if message.is_last else 1):  # for all that are asked for
-                    if len(unread) == self.ahead:
-                        room.has_read(unread.popleft())
-                    unread.append(len(one.packed) - HEADER)
-                    posted.append(self._post(one, room.bytes))
+                # The last one answers all that the reader has asked for.
+                posted += [self._post(message) for _ in range(self.ahead if message.is_last else 1)]
                 while len(posted) > (0 if message.is_last else LIMIT):
                     for work in posted.popleft():
                         work.wait(_FOREVER)
@@ -136,8 +133,12 @@ class Sender:
         except Exception as error:  # any error of a backend; the thread that sends messages raises it
             self.error = _gone(self.peer, error)
 
-    def _post(self, message: Message, room: int) -> list[dist.Work]:
-        """Begin to send the first part of a message, and what there was no room for."""
+    def _post(self, message: Message) -> list[dist.Work]:
+        """Begin to send the first part of a message, and what there is no room for."""
+        if len(self._unread) == self.ahead:  # the reader has read the first of them before it asked for this one
+            self._room.has_read(self._unread.popleft())
+        self._unread.append(len(message.packed) - HEADER)
+        room = self._room.bytes
         first, rest = message.packed[:room], message.packed[room:]
         if _EXACT:
             first = nn.functional.pad(first, (0, room - len(first)))
@@ -219,8 +220,8 @@ class Receiver:
 class Reader:
     """Reads the messages of a process.
 
-    It asks for the first parts of the next `ahead` messages at once. gloo sends none before it is asked for: if one was
-    asked for at a time, each would take two latencies of the link. Tensors on a device are asked for one by one.
+    It asks for the first parts of the next `ahead` messages at once. gloo sends none before it is asked for: if it
+    asked for one at a time, each would take two latencies of the link. Tensors on a device are asked for one by one.
     """
 
     def __init__(
@@ -243,7 +244,7 @@ class Reader:
         work.wait(_FOREVER)
         header = Header.of(packed)
         if header.values is None:
-            for _, work in self._asked:  # of which each brings the last message, too
+            for _, work in self._asked:  # all bring the last message
                 work.wait(_FOREVER)
             return None
         self._room.has_read(header.payload)
